@@ -1,0 +1,145 @@
+"""What a task is: rows that can be drawn again at will, and an exact score."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from torch import Tensor
+
+from tasks.registry import Options, Registry, UsageError, split_spec
+
+IGNORE = -100
+"""The target where nothing is scored (the `ignore_index` of torch's cross entropy)."""
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+class Batch(NamedTuple):
+    """`n` rows of a task. All tensors have the row first.
+
+    Attributes:
+        inputs: (n, L) int64 token ids.
+        targets: (n, L) int64 token ids, `IGNORE` where nothing is scored. Under the layout `next_token` the target at
+            position t is what the model should predict having read inputs up to t; under `fill_in` it is the
+            content of cell t.
+        slices: figures of each row by which scores are split, each (n,): number of pairs, clues, path length.
+        timespans: (n, L) time since the previous token, for tasks with irregular times.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    slices: dict[str, Tensor] = {}
+    timespans: Tensor | None = None
+
+
+class Task(ABC):
+    """A generator of examples and their exact score.
+
+    Row i of a stream depends only on (split, seed, start + i). Rows of the three splits are disjoint, unless the
+    class says why not in `overlap`.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[Options]]
+    layout: ClassVar[Literal["next_token", "fill_in", "reconstruct"]]
+    overlap: ClassVar[str | None] = None
+
+    vocab_size: int
+    """Number of token ids; every input and target is below it."""
+    seq_len: int
+    """Length L of every row."""
+
+    def __init__(self, config: Options):
+        self.config = config
+
+    @abstractmethod
+    def sample(self, n: int, *, split: Split, seed: int, start: int = 0) -> Batch:
+        """Rows start, start + 1, ... start + n - 1 of the stream (split, seed).
+
+        Raises:
+            UsageError: an unknown split, or `n` or `start` out of range.
+        """
+
+    def score(self, batch: Batch, predictions: Tensor) -> dict[str, Any]:
+        """Exact scores of predicted token ids.
+
+        Args:
+            batch: rows as `sample` gave them.
+            predictions: (n, L) int64, read only where `batch.targets` is not `IGNORE`.
+
+        Returns:
+            `accuracy` (share of scored positions that are right, averaged per row), `exact` (share of rows with every
+            scored position right), `n` (rows), what the task adds, and `slices`:
+            `{slice name: {value: {the same figures}}}`.
+        """
+        scored = batch.targets != IGNORE
+        right = (predictions == batch.targets) & scored
+        figures = {
+            "accuracy": right.sum(1).double() / scored.sum(1).clamp(min=1),
+            "exact": (right.sum(1) == scored.sum(1)).double(),
+            **self.row_scores(batch, predictions),
+        }
+        return _summary(figures, batch.slices)
+
+    def row_scores(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
+        """Further figures of each row, each (n,), averaged by `score`; none by default."""
+        return {}
+
+    @abstractmethod
+    def render(self, batch: Batch, row: int = 0, predictions: Tensor | None = None) -> str:
+        """One row drawn as text for a terminal, beside its answer and, where given, a model's predictions (n, L)."""
+
+    def draw(self, batch: Batch, row: int = 0, predictions: Tensor | None = None):
+        """One row drawn as a matplotlib figure; by default the text of `render`."""
+        from matplotlib.figure import Figure
+
+        text = self.render(batch, row, predictions)
+        lines = text.splitlines() or [""]
+        figure = Figure(figsize=(0.09 * max(map(len, lines)) + 0.4, 0.2 * len(lines) + 0.4))
+        figure.text(0.02, 0.98, text, family="monospace", fontsize=9, va="top")
+        return figure
+
+
+def _summary(figures: dict[str, Tensor], slices: dict[str, Tensor]) -> dict[str, Any]:
+    def mean(rows: Tensor | slice) -> dict[str, Any]:
+        picked = {k: v[rows] for k, v in figures.items()}
+        return {k: v.double().mean().item() for k, v in picked.items()} | {"n": len(picked["exact"])}
+
+    result: dict[str, Any] = mean(slice(None))
+    result["slices"] = {
+        name: {str(value): mean(values == value) for value in values.unique().tolist()} for name, values in slices.items()
+    }
+    return result
+
+
+registry: Registry[type[Task]] = Registry("task", "tasks")
+register = registry.register
+
+
+def check_split(split: str) -> None:
+    """Raises UsageError unless `split` is one of `SPLITS`."""
+    from tasks.registry import unknown
+
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+
+
+def list_tasks(pattern: str = "*") -> list[str]:
+    """Names of the tasks that match a shell pattern."""
+    return registry.names(pattern)
+
+
+def create_task(spec: Any, **options: Any) -> Task:
+    """A task from its name and options, or from a mapping with the key `name`.
+
+    Raises:
+        UsageError: unknown task or option, wrong type, or sizes the task cannot hold.
+    """
+    name, options = split_spec(spec, options, "task")
+    cls = registry[name]
+    return cls(cls.Config(**options))
+
+
+__all__ = ["IGNORE", "SPLITS", "Batch", "Split", "Task", "UsageError", "check_split", "create_task", "list_tasks", "register"]

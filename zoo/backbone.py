@@ -1,0 +1,183 @@
+"""The residual stack: any mixers, in the order of a pattern."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tasks.registry import UsageError
+from zoo.pattern import Parallel, Pattern, Shortcut, StepOptions, Word
+from zoo.protocol import Context, Mixer, Place, State
+from zoo.registry import create_mixer, mixer_of
+
+
+class Step(nn.Module):
+    """One residual step over the sum of one or more mixers.
+
+    pre: x + f(norm(x)); post: norm(x + f(x)); sandwich: x + norm(f(norm(x))).
+    """
+
+    def __init__(self, words: tuple[Word, ...], d_model: int, defaults: StepOptions, place: Place, norm_eps: float):
+        super().__init__()
+        options = [StepOptions(**{**defaults.changed(), **word.step.changed()}) for word in words]
+        shared = {(o.placement, o.norm, o.norm_axis) for o in options}
+        if len(shared) > 1:
+            names = " | ".join(w.name for w in words)
+            raise UsageError(f"({names}) share one norm: placement, norm and norm_axis must be the same for all of them.")
+        self.placement = options[0].placement or "pre"
+        kind, axis = options[0].norm or "rmsnorm", options[0].norm_axis or "channels"
+        if axis == "time" and place.causal:
+            raise UsageError('norm_axis="time" looks ahead: it needs a model with causal=False.')
+        self.scales = [(o.in_scale, o.out_scale) for o in options]
+        self.mixers = nn.ModuleList(create_mixer(w.config, d_model, place=place) for w in words)
+        for mixer, word in zip(self.mixers, words, strict=True):
+            _check_causality(mixer, word, place)
+        self.norm_in = make_norm(kind, d_model, norm_eps, axis) if self.placement != "post" else None
+        self.norm_out = make_norm(kind, d_model, norm_eps, axis) if self.placement != "pre" else None
+
+    def forward(self, x: Tensor, states: tuple[State, ...] | None, context: Context) -> tuple[Tensor, tuple[State, ...]]:
+        h = x if self.norm_in is None else self.norm_in(x)
+        total, new_states = None, []
+        for i, mixer in enumerate(self.mixers):
+            in_scale, out_scale = self.scales[i]
+            y, state = mixer(h if in_scale is None else h * in_scale, None if states is None else states[i], context)
+            y = y if out_scale is None else y * out_scale
+            total = y if total is None else total + y
+            new_states.append(state)
+        if self.placement == "pre":
+            return x + total, tuple(new_states)
+        if self.placement == "post":
+            return self.norm_out(x + total), tuple(new_states)
+        return x + self.norm_out(total), tuple(new_states)
+
+    def init_state(self, batch_size: int, **options: Any) -> tuple[State, ...]:
+        return tuple(mixer.init_state(batch_size, **options) for mixer in self.mixers)
+
+
+class ShortcutStep(nn.Module):
+    """x_0 -> body(x_0) + branch(norm(x_0)): the branch reads the stream early and is added late."""
+
+    def __init__(self, branch: Step, body: Backbone):
+        super().__init__()
+        if branch.placement != "pre":
+            raise UsageError(f'The branch of a shortcut takes placement="pre", not {branch.placement!r}.')
+        self.branch, self.body = branch, body
+
+    def forward(self, x: Tensor, states: Any, context: Context) -> tuple[Tensor, tuple[State, State]]:
+        branch_state, body_state = (None, None) if states is None else states
+        total, branch_state = self.branch(x, branch_state, context)
+        y, body_state = self.body(x, body_state, context)
+        return y + (total - x), (branch_state, body_state)
+
+    def init_state(self, batch_size: int, **options: Any) -> tuple[State, State]:
+        return self.branch.init_state(batch_size, **options), self.body.init_state(batch_size, **options)
+
+
+class Backbone(nn.Module):
+    """x (B, T, D) through every step of a pattern; its state is the tuple of theirs.
+
+    Args:
+        pattern: the layer pattern.
+        d_model: D.
+        causal: whether outputs may depend on earlier inputs only.
+        defaults: step options for words that do not set them.
+        norm_eps: epsilon of the norms.
+
+    Raises:
+        UsageError: a mixer that cannot keep `causal`, with the word that can.
+    """
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        d_model: int,
+        *,
+        causal: bool = True,
+        defaults: StepOptions = StepOptions(),
+        norm_eps: float = 1e-5,
+        place: Place | None = None,
+    ):
+        super().__init__()
+        self.causal = causal
+        n_layers = sum(_is_sequence(w) for w in pattern.words())
+        layer = place.layer if place else 0
+        total = place.n_layers if place else max(n_layers, 1)
+
+        def step(words: tuple[Word, ...], layer: int) -> Step:
+            return Step(words, d_model, defaults, Place(layer, total, causal), norm_eps)
+
+        seen = 0  # sequence mixers so far; a channel mixer belongs to the block before it
+        self.steps = nn.ModuleList()
+        for node in pattern.steps():
+            if isinstance(node, Shortcut):
+                at = Place(layer + seen, total, causal)
+                branch = step((node.branch,), max(layer + seen - (not _is_sequence(node.branch)), 0))
+                body = Backbone(node.body, d_model, causal=causal, defaults=defaults, norm_eps=norm_eps, place=at)
+                self.steps.append(ShortcutStep(branch, body))
+                seen += sum(_is_sequence(w) for w in (node.branch, *node.body.words()))
+                continue
+            words = node.words if isinstance(node, Parallel) else (node,)
+            n_sequence = sum(map(_is_sequence, words))
+            self.steps.append(step(words, layer + seen if n_sequence else max(layer + seen - 1, 0)))
+            seen += n_sequence
+
+    def forward(
+        self, x: Tensor, state: tuple[State, ...] | None = None, context: Context | None = None
+    ) -> tuple[Tensor, tuple[State, ...]]:
+        context = Context() if context is None else context
+        new_states = []
+        for i, step in enumerate(self.steps):
+            x, new_state = step(x, None if state is None else state[i], context)
+            new_states.append(new_state)
+        return x, tuple(new_states)
+
+    def init_state(self, batch_size: int, **options: Any) -> tuple[State, ...]:
+        """The state at rest, as `Mixer.init_state`."""
+        return tuple(step.init_state(batch_size, **options) for step in self.steps)
+
+    def mixers(self) -> list[Mixer]:
+        """All mixers, in order."""
+        return [m for m in self.modules() if isinstance(m, Mixer) and not _inside_mixer(self, m)]
+
+
+def _inside_mixer(root: nn.Module, mixer: Mixer) -> bool:
+    return any(m is not mixer and any(c is mixer for c in m.modules()) for m in root.modules() if isinstance(m, Mixer))
+
+
+def _is_sequence(word: Word) -> bool:
+    return mixer_of(word.config).kind == "sequence"
+
+
+def _check_causality(mixer: Mixer, word: Word, place: Place) -> None:
+    if place.causal and not mixer.causal:
+        raise UsageError(f"{word.name} looks ahead here, but the model is causal: set causal=False on the model.")
+    if not place.causal and mixer.causal and mixer.kind == "sequence":
+        raise UsageError(
+            f"{word.name} reads left to right only, but the model has causal=False: write bidirectional({word.name})."
+        )
+
+
+class TimeNorm(nn.Module):
+    """RMS normalisation of each channel along time, without weights (x: (B, T, D))."""
+
+    def __init__(self, eps: float):
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + self.eps).to(x.dtype)
+
+
+def make_norm(
+    kind: Literal["rmsnorm", "layernorm", "none"], d_model: int, eps: float = 1e-5, axis: str = "channels"
+) -> nn.Module:
+    """A normalisation layer on (B, T, D)."""
+    if kind == "none":
+        return nn.Identity()
+    if axis == "time":
+        if kind != "rmsnorm":
+            raise UsageError(f'norm_axis="time" is offered for norm="rmsnorm", not {kind!r}.')
+        return TimeNorm(eps)
+    return nn.RMSNorm(d_model, eps=eps) if kind == "rmsnorm" else nn.LayerNorm(d_model, eps=eps)

@@ -1,0 +1,1 @@
+"""Feed-forward family, one file each, same contract as sequence mixers."""

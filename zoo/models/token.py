@@ -1,0 +1,317 @@
+"""The token model: embedding, backbone, head; and the one way to create it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from tasks.registry import Options, UsageError, closest
+from zoo.backbone import Backbone, make_norm
+from zoo.models.families import families
+from zoo.pattern import Pattern, StepOptions, from_data, parse
+from zoo.pattern import swap as swap_words
+from zoo.protocol import (
+    Context,
+    Mixer,
+    State,
+    document_positions,
+    first_parameter_like,
+    next_position,
+    tree_bytes,
+)
+
+
+class ModelConfig(Options):
+    """A token model.
+
+    Attributes:
+        pattern: the layer pattern; YAML lists become their text.
+        d_model: width D, even, from 16.
+        vocab_size: number of token ids.
+        causal: read left to right only.
+        norm: of every step and before the head, unless a word says otherwise.
+        placement: of the norms, unless a word says otherwise.
+        norm_eps: epsilon of the norms.
+        positions: added to the embedding; attention words bring rotary positions of their own.
+        max_len: number of positions that `positions="learned"` can tell apart.
+        tie_embeddings: the head uses the embedding's weights.
+        embedding_scale: factor on the embedding.
+        dropout: probability, after the embedding.
+        logit_softcap: c in c * tanh(logits / c).
+    """
+
+    pattern: str
+    d_model: int = Field(default=128, ge=16, multiple_of=2)
+    vocab_size: int = Field(ge=1)
+    causal: bool = True
+    norm: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm"
+    placement: Literal["pre", "post", "sandwich"] = "pre"
+    norm_eps: float = Field(default=1e-5, gt=0)
+    positions: Literal["none", "learned", "sinusoidal"] = "none"
+    max_len: int | None = Field(default=None, ge=1)
+    tie_embeddings: bool = False
+    embedding_scale: float = 1.0
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    logit_softcap: float | None = Field(default=None, gt=0)
+
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> str:
+        pattern = from_data(value)  # refuses unknown words and options before anything is built
+        return value if isinstance(value, str) else str(pattern)
+
+
+ModelConfig._label = "model"  # type: ignore[attr-defined]
+
+
+class ModelState(NamedTuple):
+    """position: (B,) int64, steps of the current document already seen; layers: the backbone's state."""
+
+    position: Tensor
+    layers: State
+
+
+class TokenModel(nn.Module):
+    """Token ids (B, T) to logits (B, T, vocab_size), with a state to go on from."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.causal = config.causal
+        if config.positions == "learned" and config.max_len is None:
+            raise UsageError('positions="learned" needs max_len, the number of positions to learn.')
+        d = config.d_model
+        self.embedding = nn.Embedding(config.vocab_size, d)
+        self.positions = nn.Embedding(config.max_len, d) if config.positions == "learned" and config.max_len else None
+        self.backbone = Backbone(
+            parse(config.pattern),
+            d,
+            causal=config.causal,
+            defaults=StepOptions(norm=config.norm, placement=config.placement),
+            norm_eps=config.norm_eps,
+        )
+        self.norm = make_norm(config.norm if config.placement != "post" else "none", d, config.norm_eps)
+        self.head = None if config.tie_embeddings else nn.Linear(d, config.vocab_size, bias=False)
+        self._init_own()
+
+    def _init_own(self) -> None:
+        nn.init.normal_(self.embedding.weight, std=0.02 if self.head is None else 1.0)
+        if self.positions is not None:
+            nn.init.normal_(self.positions.weight, std=0.02)
+        if self.head is not None:
+            nn.init.normal_(self.head.weight, std=self.config.d_model**-0.5)
+
+    def forward(
+        self, tokens: Tensor, state: ModelState | tuple[()] | None = None, context: Context | None = None
+    ) -> tuple[Tensor, ModelState | tuple[()]]:
+        """tokens (B, T) int64, from `state` (rest by default; consumed) to logits (B, T, vocab_size) and the next state.
+
+        A model that is not causal takes no state and returns `()`.
+        """
+        hidden, state = self.features(tokens, state, context)
+        return self.logits(hidden), state
+
+    def features(
+        self, tokens: Tensor, state: ModelState | tuple[()] | None = None, context: Context | None = None
+    ) -> tuple[Tensor, ModelState | tuple[()]]:
+        """As `forward`, up to the normed hidden states (B, T, D) that `logits` reads."""
+        context = Context() if context is None else context
+        carried = state if isinstance(state, ModelState) else None
+        if not self.causal and carried is not None:
+            raise UsageError("A model with causal=False reads whole sequences and takes no state.")
+        start = carried.position if carried else torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
+        positions = document_positions(start, tokens.shape[1], context.resets)
+        x = self.embed(tokens, positions)
+        x, layers = self.backbone(x, carried.layers if carried else None, context)
+        x = self.norm(x)
+        return x, ModelState(next_position(positions, start, context.lengths), layers) if self.causal else ()
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """tokens, positions (B, T) to (B, T, D)."""
+        x = self.embedding(tokens) * self.config.embedding_scale
+        if self.positions is not None:
+            if tokens.shape[1] > self.positions.num_embeddings:
+                raise UsageError(f"{tokens.shape[1]} tokens are more than max_len={self.positions.num_embeddings}.")
+            x = x + self.positions(positions)
+        elif self.config.positions == "sinusoidal":
+            x = x + sinusoidal(positions, self.config.d_model).to(x.dtype)
+        return F.dropout(x, self.config.dropout, self.training)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Normed hidden states (..., D) to logits (..., vocab_size)."""
+        logits = F.linear(hidden, self.embedding.weight if self.head is None else self.head.weight)
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def init_state(
+        self,
+        batch_size: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> ModelState | tuple[()]:
+        """The state at rest, as `Mixer.init_state`; `()` for a model that is not causal."""
+        if not self.causal:
+            return ()
+        device, dtype = first_parameter_like(self, device, dtype)
+        layers = self.backbone.init_state(batch_size, capacity=capacity, device=device, dtype=dtype)
+        return ModelState(torch.zeros(batch_size, dtype=torch.int64, device=device), layers)
+
+    def step(
+        self, tokens: Tensor, state: ModelState, context: Context | None = None
+    ) -> tuple[Tensor, ModelState | tuple[()]]:
+        """`forward` at T = 1: tokens (B,) to (logits (B, vocab_size), next state)."""
+        logits, state = self(tokens[:, None], state, context)
+        return logits.squeeze(1), state
+
+    def mixers(self) -> list[Mixer]:
+        """All mixers, in order."""
+        return self.backbone.mixers()
+
+    def n_parameters(self) -> int:
+        """Number of parameters, shared ones once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def flops_per_token(self, context_length: int) -> int:
+        """Matmul FLOPs (multiply-add = 2) to read one token at a context of `context_length`, head included."""
+        head = 2 * self.config.d_model * self.config.vocab_size
+        return head + sum(m.flops_per_token(context_length) for m in self.mixers())
+
+    def state_bytes(self, batch_size: int, context_length: int, dtype: torch.dtype = torch.float32) -> int:
+        """Bytes of the state after `context_length` tokens; 0 for a model that is not causal."""
+        if not self.causal:
+            return 0
+        position = tree_bytes(torch.empty(batch_size, dtype=torch.int64, device="meta"))
+        return position + sum(m.state_bytes(batch_size, context_length, dtype) for m in self.mixers())
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Tensor | Sequence[Tensor],
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor | list[Tensor]:
+        """Prompts continued token by token.
+
+        Args:
+            prompts: (B, T) int64, or a list of 1-D prompts of any lengths from 1, each continued as if alone.
+            max_new_tokens: number of tokens to add.
+            temperature: 0 takes the most probable token, otherwise logits are divided by it and sampled.
+            generator: source of the samples.
+
+        Returns:
+            (B, T + max_new_tokens), or a list of 1-D tensors: prompts with their continuations.
+
+        Raises:
+            UsageError: a model that is not causal, an empty prompt, a negative temperature.
+        """
+        if not self.causal:
+            raise UsageError("generate reads left to right and needs a model with causal=True.")
+        if temperature < 0:
+            raise UsageError(f"temperature={temperature} is not allowed: it should be 0 (greedy) or above.")
+        if max_new_tokens < 0:
+            raise UsageError(f"max_new_tokens={max_new_tokens} is not allowed: it should be 0 or above.")
+        device = self.embedding.weight.device
+        rows = [torch.as_tensor(p, dtype=torch.int64, device=device) for p in prompts]
+        if not rows or min(map(len, rows)) < 1:
+            raise UsageError("generate needs at least one prompt, each of at least one token.")
+        lengths = torch.tensor([len(r) for r in rows], device=device)
+        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        ragged = Context(lengths=lengths) if len(set(lengths.tolist())) > 1 else None
+        was_training = self.training
+        self.eval()
+        try:
+            new = self._continue(tokens, lengths, ragged, max_new_tokens, temperature, generator)
+        finally:
+            self.train(was_training)
+        if isinstance(prompts, Tensor):
+            return torch.cat([tokens, new], 1)
+        return [torch.cat([row, added]) for row, added in zip(rows, new, strict=True)]
+
+    def _continue(
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        context: Context | None,
+        n: int,
+        temperature: float,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        state: Any = self.init_state(len(tokens), capacity=tokens.shape[1] + n)
+        hidden, state = self.features(tokens, state, context)
+        logits = self.logits(hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1])
+        new: list[Tensor] = []
+        while len(new) < n:
+            if temperature == 0:
+                new.append(logits.argmax(-1))
+            else:
+                p = torch.softmax(logits.float() / temperature, -1)
+                new.append(torch.multinomial(p, 1, generator=generator).squeeze(1))
+            if len(new) < n:
+                logits, state = self.step(new[-1], state)
+        return torch.stack(new, 1) if new else tokens[:, :0]
+
+
+def sinusoidal(positions: Tensor, d_model: int) -> Tensor:
+    """Sines and cosines of (B, T) positions, (B, T, D) float32 (Vaswani et al. 2017, section 3.5)."""
+    frequency = torch.exp(torch.arange(0, d_model, 2, device=positions.device) * (-math.log(10000.0) / d_model))
+    angle = positions[..., None].float() * frequency
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the families' sizes, such as `mamba2-tiny`."""
+    return families.names(pattern)
+
+
+def create_model(spec: str | Pattern | Mapping[str, Any] | ModelConfig | Sequence[Any], **options: Any) -> TokenModel:
+    """A model from a pattern, a family-size name, or a config.
+
+    Args:
+        spec: `"4*(mamba2 swiglu)"`, `"mamba2-tiny"`, a mapping of model options, or a `ModelConfig`.
+        **options: model options, over those of `spec`.
+
+    Raises:
+        UsageError: unknown word, option or family, a wrong type, or sizes that do not fit together.
+    """
+    return TokenModel(model_config(spec, **options))
+
+
+def model_config(spec: str | Pattern | Mapping[str, Any] | ModelConfig | Sequence[Any], **options: Any) -> ModelConfig:
+    """The config that `spec` and keyword `options` stand for."""
+    if isinstance(spec, ModelConfig):
+        return ModelConfig(**{**spec.changed(), **options}) if options else spec
+    if isinstance(spec, Mapping):
+        data = {**spec, **options}
+        if family := data.pop("family", None):
+            data = {**families[family](), **data}
+        return ModelConfig(**data)
+    if isinstance(spec, str) and (spec in families or _looks_like_family(spec)):
+        return ModelConfig(**{**families[spec](), **options})
+    return ModelConfig(pattern=spec if isinstance(spec, str) else str(from_data(spec)), **options)
+
+
+def _looks_like_family(spec: str) -> bool:
+    return "-" in spec and bool(closest(spec, families.names())) and not set(spec) & set("()*|= ")
+
+
+def swap(spec: Any, words: Mapping[str, str]) -> Any:
+    """`spec` (a pattern text, a `Pattern` or a `ModelConfig`) with words replaced: `swap("gqa swiglu", {"gqa": "mla"})`.
+
+    Raises:
+        UsageError: a name that the pattern does not hold, or an unknown replacement.
+    """
+    if isinstance(spec, ModelConfig):
+        return ModelConfig(**{**spec.changed(), "pattern": swap(spec.pattern, words)})
+    if isinstance(spec, Pattern):
+        return swap_words(spec, words)
+    return str(swap_words(from_data(spec), words))

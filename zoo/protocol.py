@@ -1,0 +1,232 @@
+"""The contract every mixer keeps, and the laws it can be held to.
+
+Shape legend: B batch, T time, D model width, H heads, G groups of keys (G divides H), K key width of a head, V value
+width of a head, W convolution width.
+
+A mixer maps (B, T, D) to (B, T, D) and takes its past as an explicit state, so that one body serves training, chunked
+prefill and step-by-step decoding. What must hold for every mixer, and is tested for each (`tests/test_laws.py`):
+
+1. Chunk consistency: cutting a sequence anywhere and carrying the state changes neither outputs nor final state.
+2. Causality: no output of a causal mixer depends on a later input.
+3. Batch independence: no output depends on another row.
+4. Forms: reference, chunked and fused forms agree in value and in gradient.
+5. Purity: inputs are never changed (a consumed state aside) and uninitialised memory is never read.
+6. Cost: `state_bytes` and `flops_per_token` equal what is measured.
+7. Training: gradients reach every parameter and pass through the state; compilation and autocast work.
+8. Any size: odd head widths, lengths that no chunk divides, batch 1, T = 1.
+9. Packing: with `resets`, a packed row equals its documents run alone.
+10. Raggedness: with `lengths`, each row equals that row run alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from tasks.registry import Options
+
+State = Any
+"""A NamedTuple of tensors (or a nest of them), batch first in every leaf; `()` when stateless."""
+
+
+class Place(NamedTuple):
+    """Where a mixer stands in its model: for inits that depend on depth, and for words that inherit causality.
+
+    Attributes:
+        layer: number of sequence mixers before this one's block (a channel mixer belongs to the block before it).
+        n_layers: number of sequence mixers in the model.
+        causal: whether the model reads left to right only.
+    """
+
+    layer: int = 0
+    n_layers: int = 1
+    causal: bool = True
+
+
+@dataclass(eq=False)
+class Context:
+    """What one pass shares with all layers of a model; made anew for every forward.
+
+    Attributes:
+        lengths: (B,) int64, number of valid steps of each row of a right-padded batch; all of them by default.
+        resets: (B, T) bool, true where a packed document starts: nothing before that step is seen from it on.
+        timespans: (B, T) time since the previous step, for continuous-time mixers; 1 by default.
+        shared: named tensors that one layer leaves for later ones.
+        losses: auxiliary losses, each a scalar tensor, to be added to the objective's.
+        metrics: figures worth logging, each a scalar tensor.
+    """
+
+    lengths: Tensor | None = None
+    resets: Tensor | None = None
+    timespans: Tensor | None = None
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    losses: list[Tensor] = field(default_factory=list)
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Mixer(nn.Module, ABC):
+    """Mixes a sequence over time (`kind` "sequence") or over channels (`kind` "channel").
+
+    A subclass declares its options once, in a nested frozen `Config(Options)`, and enters the registry with
+    `@register("name")`. A concrete mixer is final.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
+    Config: ClassVar[type[Options]]
+    compiles: ClassVar[str | None] = None
+    """Why `torch.compile(fullgraph=True)` does not work, where it does not."""
+
+    d_model: int
+    causal: bool = True
+    """Whether the outputs depend on no later input. A mixer that is not causal has no state."""
+
+    def __init__(self, d_model: int, config: Options, *, place: Place = Place()):
+        super().__init__()
+        self.d_model = d_model
+        self.config = config
+
+    @abstractmethod
+    def init_state(
+        self,
+        batch_size: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        """The state at rest.
+
+        Args:
+            batch_size: B.
+            capacity: number of steps that a growing state (a key-value cache) sets aside; fixed-size states ignore it.
+            device: that of the parameters by default.
+            dtype: compute dtype, that of the parameters by default; recurrent states take
+                `promote_types(float32, dtype)`.
+        """
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
+        """Mixes x (B, T, D), T >= 1, from `state` (rest by default; consumed) to ((B, T, D), next state)."""
+
+    def step(self, x_t: Tensor, state: State, context: Context | None = None) -> tuple[Tensor, State]:
+        """`forward` at T = 1: x_t (B, D) to ((B, D), next state). Fields of `context` keep their T axis, of length 1."""
+        y, state = self(x_t.unsqueeze(1), state, context)
+        return y.squeeze(1), state
+
+    @abstractmethod
+    def flops_per_token(self, context_length: int) -> int:
+        """Matmul FLOPs (multiply-add = 2) of the step of the reference form that brings one row's context to
+        `context_length` tokens, the new one included."""
+
+    @abstractmethod
+    def state_bytes(self, batch_size: int, context_length: int, dtype: torch.dtype) -> int:
+        """Bytes of `init_state(batch_size, capacity=context_length, dtype=dtype)`."""
+
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        """Option sets for the laws: the defaults, and every option off its default at least once."""
+        return [{}]
+
+
+def first_parameter_like(module: nn.Module, device: Any, dtype: torch.dtype | None) -> tuple[Any, torch.dtype]:
+    """(device, dtype), taken from the module's first parameter where not given."""
+    parameter = next(module.parameters(), None)
+    if parameter is None:
+        return device, dtype or torch.get_default_dtype()
+    return (parameter.device if device is None else device), dtype or parameter.dtype
+
+
+def recurrent_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a recurrent state at a compute dtype: at least float32."""
+    return torch.promote_types(torch.float32, dtype)
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all tensors of a state."""
+    return sum(t.numel() * t.element_size() for t in tree_leaves(tree) if isinstance(t, Tensor))
+
+
+def fork(state: State) -> State:
+    """A copy of `state` to branch from: consuming one leaves the other as it is."""
+    return tree_map(torch.clone, state)
+
+
+def select(state: State, rows: Tensor | Sequence[int]) -> State:
+    """The state of the batch rows `rows` (indices, repeats allowed, or a bool mask), copied."""
+
+    def pick(leaf: Tensor) -> Tensor:
+        index = torch.as_tensor(rows, device=leaf.device)
+        return leaf[index].clone()
+
+    return tree_map(pick, state)
+
+
+def join(states: Sequence[State]) -> State:
+    """One state holding the rows of all, in order. Buffers of unequal capacity are padded with zeros."""
+    if not states:
+        raise ValueError("join needs at least one state.")
+
+    def cat(*leaves: Tensor) -> Tensor:
+        if len({leaf.shape[1:] for leaf in leaves}) > 1:
+            size = max(leaf.shape[1] for leaf in leaves)
+            leaves = tuple(grow(leaf, size) for leaf in leaves)
+        return torch.cat(leaves)
+
+    return tree_map(cat, *states)
+
+
+def grow(buffer: Tensor, size: int) -> Tensor:
+    """`buffer` (B, n, ...) with zeros appended to (B, size, ...)."""
+    if buffer.shape[1] >= size:
+        return buffer
+    return torch.cat([buffer, buffer.new_zeros(buffer.shape[0], size - buffer.shape[1], *buffer.shape[2:])], 1)
+
+
+def canonical(state: State) -> State:
+    """The written part of a state in time order: two states of the same past compare equal.
+
+    A state type whose tensors have unwritten rows or a rotated order defines `canonical(self)`; all others are
+    canonical as they stand.
+    """
+    if hasattr(state, "canonical"):
+        return state.canonical()
+    if isinstance(state, tuple):
+        parts = [canonical(part) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    return state
+
+
+def document_positions(start: Tensor, length: int, resets: Tensor | None) -> Tensor:
+    """Position of each of `length` new steps in its document, (B, T) int64.
+
+    Args:
+        start: (B,) int64, number of steps of the current document already seen.
+        length: T.
+        resets: (B, T) bool, true where a document starts.
+    """
+    t = torch.arange(length, device=start.device)
+    if resets is None:
+        return start[:, None] + t
+    last = torch.where(resets, t, -1).cummax(1).values
+    return torch.where(last >= 0, t - last, start[:, None] + t)
+
+
+def next_position(positions: Tensor, start: Tensor, lengths: Tensor | None) -> Tensor:
+    """Steps of the current document seen after a pass, (B,): 1 + the position of each row's last valid step.
+
+    Args:
+        positions: (B, T) as from `document_positions`.
+        start: (B,) as given to it; kept by rows of length 0.
+        lengths: (B,) valid steps, or None for all.
+    """
+    if lengths is None:
+        return positions[:, -1] + 1
+    last = positions.gather(1, (lengths - 1).clamp(min=0)[:, None]).squeeze(1) + 1
+    return torch.where(lengths > 0, last, start)

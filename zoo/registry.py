@@ -1,0 +1,74 @@
+"""Mixers by name: register, list, create. Imports no mixer; every file of the mixer packages registers itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from tasks.registry import Options, Registry, UsageError, split_spec
+from zoo.protocol import Mixer, Place
+
+mixers: Registry[type[Mixer]] = Registry("mixer", "zoo.mixers", "zoo.channel_mixers")
+register = mixers.register
+"""Class decorator `@register("name")`."""
+
+MIN_WIDTH = 16
+
+
+def list_mixers(pattern: str = "*", kind: Literal["sequence", "channel"] | None = None) -> list[str]:
+    """Names of the registered mixers that match a shell pattern; wrappers are not listed.
+
+    Raises:
+        UsageError: an unknown kind.
+    """
+    if kind not in (None, "sequence", "channel"):
+        raise UsageError(f"Unknown kind {kind!r}. Available: sequence, channel.")
+    found = [n for n in mixers.names(pattern) if not wraps(mixers[n])]
+    return [n for n in found if kind in (None, mixers[n].kind)]
+
+
+def wraps(cls: type[Mixer]) -> bool:
+    """Whether a mixer class wraps another word: its Config names that option in `positional`."""
+    return bool(getattr(cls.Config, "positional", ()))
+
+
+def create_mixer(
+    spec: str | Mapping[str, Any] | Options, d_model: int, *, place: Place = Place(), **options: Any
+) -> Mixer:
+    """A mixer from one word (`"gqa(n_kv_heads=2)"`), a mapping with the key `name`, or its config.
+
+    Raises:
+        UsageError: unknown mixer or option, wrong type, or a width the options cannot hold.
+    """
+    config = mixer_config(spec, **options)
+    if isinstance(d_model, bool) or not isinstance(d_model, int) or d_model < MIN_WIDTH or d_model % 2:
+        raise UsageError(f"d_model={d_model!r} is not allowed: it should be an even whole number from {MIN_WIDTH}.")
+    return mixer_of(config)(d_model, config, place=place)
+
+
+def mixer_config(spec: str | Mapping[str, Any] | Options, **options: Any) -> Options:
+    """The config that `spec` and keyword `options` stand for."""
+    if isinstance(spec, str) and spec.strip() not in mixers:
+        from zoo.pattern import parse_word
+
+        word = parse_word(spec)
+        if word.step.changed():
+            raise UsageError(f"{spec!r} sets step options, which belong to a word of a model's pattern.")
+        spec = word.config
+    if isinstance(spec, Options):
+        return type(spec)(**{**spec.changed(), **options}) if options else spec
+    name, options = split_spec(spec.strip() if isinstance(spec, str) else spec, options, "mixer")
+    return mixers[name].Config(**options)
+
+
+def mixer_of(config: Options) -> type[Mixer]:
+    """The mixer class whose Config `config` is."""
+    for name in mixers.names():
+        if mixers[name].Config is type(config):
+            return mixers[name]
+    raise UsageError(f"{type(config).__qualname__} is the config of no registered mixer.")
+
+
+def derive_heads(d_model: int, head_dim: int = 64) -> int:
+    """The largest number of heads of at least `head_dim` channels that divides `d_model`, for configs that name none."""
+    return next(n for n in range(max(1, d_model // head_dim), 0, -1) if d_model % n == 0)
