@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from tasks.registry import Options, Registry, UsageError, split_spec
+from tasks.registry import Options, Registry, UsageError, split_spec, unknown
 
 IGNORE = -100
 """The target where nothing is scored (the `ignore_index` of torch's cross entropy)."""
@@ -120,10 +120,15 @@ register = registry.register
 
 def check_split(split: str) -> None:
     """Raises UsageError unless `split` is one of `SPLITS`."""
-    from tasks.registry import unknown
-
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
+
+
+def check_request(n: int, split: str, start: int) -> None:
+    """Raises UsageError unless `sample` can give `n` rows from `start` on of this split."""
+    check_split(split)
+    if n < 1 or start < 0:
+        raise UsageError(f"sample: n={n} must be at least 1 and start={start} at least 0.")
 
 
 def list_tasks(pattern: str = "*") -> list[str]:
@@ -142,4 +147,16 @@ def create_task(spec: Any, **options: Any) -> Task:
     return cls(cls.Config(**options))
 
 
-__all__ = ["IGNORE", "SPLITS", "Batch", "Split", "Task", "UsageError", "check_split", "create_task", "list_tasks", "register"]
+__all__ = [
+    "IGNORE",
+    "SPLITS",
+    "Batch",
+    "Split",
+    "Task",
+    "UsageError",
+    "check_request",
+    "check_split",
+    "create_task",
+    "list_tasks",
+    "register",
+]

@@ -1,0 +1,86 @@
+"""Counter-based random numbers: any row of any stream can be drawn alone.
+
+Every number is a hash of a key and a counter (the splitmix64 finaliser of Steele, Lea and Flood, 2014), so nothing
+depends on what was drawn before, on the batch, or on the process. All keys are uint64 arrays.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tasks.protocol import SPLITS, Split
+
+Keys = NDArray[np.uint64]
+
+GAMMA = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+SPLIT_SALT = np.uint64(0x5EED)
+
+
+def mix(x: ArrayLike) -> Keys:
+    """The splitmix64 finaliser: a bijection of uint64 whose every output bit depends on every input bit."""
+    z = np.array(x, dtype=np.uint64, ndmin=1)  # at least 1-D: numpy warns of overflow in scalars only
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z
+
+
+def row_keys(split: Split, seed: int, start: int, n: int) -> Keys:
+    """(n,) the keys of rows start ... start + n - 1 of the stream (split, seed)."""
+    stream = fold(mix(seed & _MASK), SPLITS.index(split))
+    return fold(stream, np.arange(start, start + n, dtype=np.uint64))
+
+
+def fold(keys: Keys, tag: ArrayLike) -> Keys:
+    """New keys from old ones and tags (broadcast): one for each purpose that must not share its numbers."""
+    return mix(keys + mix(np.asarray(tag, dtype=np.uint64) + np.uint64(1)))
+
+
+def bits(keys: Keys, count: int) -> Keys:
+    """(..., count) random words of each key (...): the first `count` outputs of splitmix64 seeded with it."""
+    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GAMMA)
+    return mix(keys[..., None] + steps)
+
+
+def below(words: Keys, bound: ArrayLike) -> NDArray[np.int64]:
+    """Integers in [0, bound), bound < 2**31, from random words; the bias is under bound / 2**32."""
+    return (((words >> np.uint64(32)) * np.asarray(bound, dtype=np.uint64)) >> np.uint64(32)).astype(np.int64)
+
+
+def uniform(words: Keys) -> NDArray[np.float64]:
+    """Floats in the open interval (0, 1) from random words."""
+    return ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+
+
+def distinct(keys: Keys, count: int, bound: int) -> NDArray[np.int64]:
+    """(n, count) different integers in [0, bound) for each of n keys, in random order; needs count <= bound.
+
+    The first `count` new values of an endless stream of independent draws, which is sampling without replacement and
+    costs nothing for the values not drawn.
+    """
+    draws = count + count * count // bound + 8
+    while True:
+        values = below(bits(keys, draws), bound)
+        order = np.argsort(values, axis=1, kind="stable")
+        ordered = np.take_along_axis(values, order, axis=1)
+        repeated = np.zeros(values.shape, dtype=bool)
+        np.put_along_axis(repeated, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+        rank = np.cumsum(~repeated, axis=1)
+        if (rank[:, -1] >= count).all():
+            return values[~repeated & (rank <= count)].reshape(len(keys), count)
+        draws *= 2
+
+
+def split_of(fingerprints: Keys) -> NDArray[np.int64]:
+    """The index in `SPLITS` to which instances belong: 3/4 train, 1/8 validation, 1/8 test, by hash."""
+    eighth = (mix(fingerprints ^ SPLIT_SALT) >> np.uint64(61)).astype(np.int64)
+    return np.clip(eighth - 5, 0, 2)
+
+
+def permutation(key: Keys, n: int) -> NDArray[np.int64]:
+    """A random order of 0 ... n - 1 from one key (1,)."""
+    return np.argsort(bits(key, n)[0], kind="stable")

@@ -1,0 +1,155 @@
+"""The task `sudoku`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from tasks import random
+from tasks.protocol import Batch, Split, Task, check_request, register
+from tasks.registry import Options, UsageError
+from tasks.sudoku.boards import BOXES, FEWEST, Boards
+from tasks.sudoku.solver import augment
+from tasks.sudoku.sources import FromFile, Generator, Source
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLANK = 1
+"""The token of a blank cell; digit d is the token d + 1, and 0 is padding."""
+_MOST_GIVENS = {4: 8, 6: 18, 9: 36}
+_N_TRAIN = 50_000
+
+
+@register("sudoku")
+class Sudoku(Task):
+    """Fill a Sudoku that has exactly one solution.
+
+    size=4, n_givens=4, as a person sees it, and the first row as tokens (0 padding, 1 blank, digit d as d + 1):
+
+        ```
+        . . | . 2        1 4 | 3 2
+        3 . | . .        3 2 | 1 4        inputs   1 1 1 3 ...
+        ----+----   ->   ----+----        targets  2 5 4 3 ...
+        . 1 | . .        4 1 | 2 3
+        . . | 4 .        2 3 | 4 1
+        ```
+
+    Every cell is a target, givens included; `exact` wants all of them right. Training rows are `n_puzzles` base puzzles
+    over and over, each time under a new random symmetry; rows of the other splits are puzzles as they are. Splits are
+    disjoint up to symmetry: by the puzzle's canonical form for 4x4 and 6x6, by the solution's invariants for 9x9.
+    Slices: `givens`, and `guesses` of the solver (the difficulty), rounded down to 0 or a power of two.
+    """
+
+    class Config(Options):
+        """Options of `sudoku`."""
+
+        size: Literal[4, 6, 9] = 9
+        """Digits; 6 has boxes two high and three wide."""
+        n_givens: PositiveInt | None = None
+        """Exactly so many givens. From about 22 down, 9x9 puzzles are too rare to be generated: use `path`."""
+        max_givens: PositiveInt | None = None
+        """At most so many givens: the number is drawn, then approached as far as the puzzle allows."""
+        minimal: bool = False
+        """Only puzzles of which no given can be left out."""
+        min_guesses: NonNegativeInt = 0
+        """Only puzzles at least so hard."""
+        n_puzzles: Annotated[int, Field(ge=1)] | None = None
+        """Base puzzles of the training split; by default 50,000, or all that the file has."""
+        augment: bool = True
+        """A random symmetry for each training row."""
+        path: str | None = None
+        """A file of puzzles to use instead of the generator: CSV `source,question,answer,rating`, or plain lines."""
+        test_path: str | None = None
+        """A second file, whose puzzles are the test split; any equal to them leaves the other splits."""
+
+    layout = "fill_in"
+    config: Config
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.vocab_size = config.size + 2
+        self.seq_len = config.size**2
+        self._source = self._open()
+
+    def _open(self) -> Source:
+        c = self.config
+        if c.path is not None:
+            steering = {"n_givens", "max_givens", "minimal", "min_guesses"} & c.changed().keys()
+            if steering:
+                raise UsageError(f"sudoku: {sorted(steering)[0]} steers the generator and cannot go with path={c.path!r}.")
+            return FromFile(c.size, c.path, c.test_path, c.n_puzzles)
+        if c.test_path is not None:
+            raise UsageError(f"sudoku: test_path={c.test_path!r} needs `path`, the file of the other splits.")
+        for name in ("n_givens", "max_givens"):
+            value = getattr(c, name)
+            if value is not None and not FEWEST[c.size] <= value <= c.size**2:
+                raise UsageError(
+                    f"sudoku: {name}={value} is not allowed for size={c.size}: with fewer than {FEWEST[c.size]} givens no"
+                    f" puzzle has one solution, and the board has {c.size**2} cells."
+                )
+        if c.n_givens is not None and c.max_givens is not None:
+            raise UsageError(f"sudoku: n_givens={c.n_givens} and max_givens={c.max_givens} exclude each other.")
+        lowest = c.n_givens or FEWEST[c.size]
+        highest = c.n_givens or c.max_givens or (c.size**2 if c.minimal else _MOST_GIVENS[c.size])
+        return Generator(c.size, lowest, highest, c.minimal, c.min_guesses, c.n_puzzles or _N_TRAIN)
+
+    def sample(self, n: int, *, split: Split, seed: int, start: int = 0) -> Batch:
+        check_request(n, split, start)
+        puzzles, solutions, guesses = self._source.take(start, n, split, seed)
+        if split == "train" and self.config.augment:
+            keys = random.fold(random.row_keys(split, seed, start, n), 2)
+            puzzles, solutions = augment(puzzles, solutions, keys)
+        slices = {"givens": (puzzles > 0).sum(1), "guesses": _bucket(guesses)}
+        return Batch(_tokens(puzzles), _tokens(solutions), {k: torch.from_numpy(v) for k, v in slices.items()})
+
+    def render(self, batch: Batch, row: int = 0, predictions: Tensor | None = None) -> str:
+        puzzle, answer = _digits(batch.inputs[row]), _digits(batch.targets[row])
+        boards = {"puzzle": (puzzle, puzzle), "answer": (answer, answer)}
+        if predictions is not None:
+            boards["predicted (! wrong)"] = (_digits(predictions[row]), answer)
+        columns = [[title, *_lines(board, right, self.config.size)] for title, (board, right) in boards.items()]
+        width = max(len(line) for column in columns for line in column) + 3
+        return "\n".join("".join(cell.ljust(width) for cell in line).rstrip() for line in zip(*columns, strict=True))
+
+    def draw(self, batch: Batch, row: int = 0, predictions: Tensor | None = None) -> Figure:
+        from tasks.sudoku.picture import draw_board
+
+        puzzle, answer = _digits(batch.inputs[row]), _digits(batch.targets[row])
+        filled = answer if predictions is None else _digits(predictions[row])
+        return draw_board(puzzle, answer, filled, self.config.size)
+
+
+def _bucket(guesses: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, or the greatest power of two that is not more."""
+    return np.where(guesses > 0, 1 << np.frexp(np.maximum(guesses, 1))[1].astype(np.int64) - 1, 0)
+
+
+def _tokens(boards: Boards) -> Tensor:
+    return torch.from_numpy(boards.astype(np.int64) + BLANK)
+
+
+def _digits(tokens: Tensor) -> NDArray[np.int64]:
+    """Digits of a row of tokens; 0 for a token that is no digit."""
+    return (tokens.cpu().numpy() - BLANK).clip(min=0)
+
+
+def _lines(board: NDArray[np.int64], right: NDArray[np.int64], size: int) -> list[str]:
+    """A board as text, wrong cells marked."""
+    height, width = BOXES[size]
+    cells = ["." if d == 0 else str(d) for d in board]
+    marked = [c + ("!" if d != r else " ") for c, d, r in zip(cells, board, right, strict=True)]
+    lines = []
+    for i in range(size):
+        if i and i % height == 0:
+            lines.append("+".join(["-" * (2 * width + 1)] * (size // width))[1:])
+        row = marked[i * size : (i + 1) * size]
+        lines.append("| ".join("".join(row[k : k + width]) for k in range(0, size, width)))
+    return lines
+
+
