@@ -1,0 +1,109 @@
+"""Causal depthwise convolution over a short window: y_t = activation(bias + sum_w weight[:, w] * x_{t - W + 1 + w}).
+
+The short convolution before the mixing in Mamba (Gu and Dao 2023), H3 (Fu et al. 2023) and most linear-time mixers.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tasks.registry import UsageError, unknown
+from zoo.ops import common
+from zoo.ops.common import blank
+
+ACTIVATIONS = (None, "silu")
+FEW_STEPS = 4
+LEGEND = "x (B, T, D); weight (D, W); bias (D,); state (B, W - 1, D); lengths (B,) whole numbers; resets (B, T) bool."
+
+
+@common.without_autocast
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    state: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    chunk_size: int | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """y_t = activation(bias + sum_w weight[:, w] * x_{t - W + 1 + w}), the window reaching back into the state.
+
+    Args:
+        x: (B, T, D).
+        weight: (D, W), the last column for the present step.
+        bias: (D,).
+        state: (B, W - 1, D), the W - 1 inputs before x in time order, float32 (float64 for float64 inputs); None for
+            zeros. Not changed.
+        activation: None or "silu".
+        lengths: (B,) valid steps of a right-padded batch; later steps stay out of the state and give zeros.
+        resets: (B, T) bool; the window is forgotten before a step where it is true.
+        chunk_size: taken for the sake of one signature for all ops, and without effect: nothing is cut here. (A
+            `scale` is not taken: it would be a factor on the weight.)
+        backend: "auto", "reference" (one step at a time) or "chunked" (all steps at once).
+    Returns:
+        y (B, T, D) in x's dtype, state (B, W - 1, D): the last W - 1 inputs, zeros where forgotten.
+    """
+    if x.ndim != 3 or weight.ndim != 2 or 0 in x.shape or 0 in weight.shape:
+        raise UsageError(f"causal_conv1d: x {tuple(x.shape)}, weight {tuple(weight.shape)}. Expected shapes: {LEGEND}")
+    (B, T, D), W = x.shape, weight.shape[1]
+    common.check("causal_conv1d", LEGEND, "weight", weight, x, (D, W))
+    common.check("causal_conv1d", LEGEND, "bias", bias, x, (D,))
+    common.check("causal_conv1d", LEGEND, "state", state, x, (B, W - 1, D))
+    common.check_packing("causal_conv1d", LEGEND, x, lengths, resets)
+    dtype = common.state_dtype(x)
+    common.check_dtypes("causal_conv1d", state, dtype, x=x, weight=weight, bias=bias)
+    if activation not in ACTIVATIONS:
+        raise unknown("activation", activation, [str(name) for name in ACTIVATIONS])
+    common.chunk_length(chunk_size, T, T)
+
+    inputs = x.to(dtype)
+    if state is None:
+        state = inputs.new_zeros(B, W - 1, D)
+    if lengths is not None:
+        padding = ~common.valid_steps(lengths, T)
+        inputs = blank(inputs, padding)
+        resets = None if resets is None else resets & ~padding
+    form = _reference if common.choose_form(backend, T, FEW_STEPS) == "reference" else _chunked
+    y, state = form(inputs, weight.to(dtype), state, lengths, resets)
+    y = y if bias is None else y + bias.to(dtype)
+    y = F.silu(y) if activation == "silu" else y
+    return (y if lengths is None else blank(y, padding)).to(x.dtype), state
+
+
+def _reference(
+    x: Tensor, weight: Tensor, state: Tensor, lengths: Tensor | None, resets: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The definition, one step at a time."""
+    outputs = []
+    for t in range(x.shape[1]):
+        if resets is not None:
+            state = blank(state, resets[:, t])
+        window = torch.cat([state, x[:, t, None]], 1)
+        outputs.append((window * weight.T).sum(1))
+        state = window[:, 1:] if lengths is None else torch.where((t < lengths)[:, None, None], window[:, 1:], state)
+    return torch.stack(outputs, 1), state.clone()
+
+
+def _chunked(
+    x: Tensor, weight: Tensor, state: Tensor, lengths: Tensor | None, resets: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """All steps at once, one tap of the window after the other."""
+    (B, T, D), reach = x.shape, weight.shape[1] - 1
+    window = torch.cat([state, x], 1)
+    if resets is None:
+        y = sum(window[:, w : w + T] * weight[:, w] for w in range(reach + 1))
+    else:
+        document = F.pad(resets.cumsum(1), (reach, 0))  # of every place in the window
+        y = x * weight[:, reach]
+        for w in range(reach):
+            y = y + blank(window[:, w : w + T], document[:, w : w + T] != document[:, reach:]) * weight[:, w]
+        window = blank(window, document != document[:, -1:])
+    if lengths is None:
+        return y, window[:, T:].clone()
+    last = lengths[:, None] + torch.arange(reach, device=x.device)
+    return y, window.gather(1, last[..., None].expand(-1, -1, D))

@@ -1,0 +1,180 @@
+"""What every op shares: checks with one clear message, the choice of a form, and the cut into chunks.
+
+Shape legend: B batch, T time, H heads, G groups (dividing H; R = H / G heads share a group's q and k), K key and
+V value width, n chunks of C steps.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, ParamSpec, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tasks.registry import UsageError, unknown
+
+P = ParamSpec("P")
+Out = TypeVar("Out")
+
+BACKENDS = ("auto", "reference", "chunked")
+
+
+def state_dtype(*inputs: Tensor) -> torch.dtype:
+    """The dtype of an op's state and of its arithmetic: that of its inputs, and float32 at least."""
+    return functools.reduce(torch.promote_types, (x.dtype for x in inputs), torch.float32)
+
+
+def choose_form(backend: str, n_steps: int, few_steps: int) -> str:
+    """`"reference"` or `"chunked"`: the one asked for; under "auto" the step form where there are only a few steps."""
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
+    if backend == "auto":
+        return "reference" if n_steps <= few_steps else "chunked"
+    return backend
+
+
+def chunk_length(chunk_size: int | None, default: int, n_steps: int) -> int:
+    """Steps per chunk: a power of two (a chunk's decays are built by doubling), no longer than T needs."""
+    if chunk_size is not None and (not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1):
+        raise UsageError(f"chunk_size={chunk_size!r} is not allowed: it should be a whole number of steps, at least 1.")
+    wanted = min(chunk_size or default, n_steps)
+    return 1 << (wanted - 1).bit_length()
+
+
+LEGEND = (
+    "q, k (B, T, G, K) with G dividing H; v (B, T, H, V); log_decay (B, T, H) or (B, T, H, K); beta (B, T, H); "
+    "state (B, H, K, V); lengths (B,) whole numbers; resets (B, T) bool."
+)
+
+
+def check(op: str, legend: str, name: str, tensor: Tensor | None, like: Tensor, *shapes: tuple[int, ...]) -> None:
+    """`tensor` (None passes) has one of `shapes` and lies on the device of `like`, else a `UsageError`."""
+    if tensor is None:
+        return
+    if tuple(tensor.shape) not in shapes:
+        wanted = " or ".join(str(s) for s in shapes)
+        raise UsageError(f"{op}: {name} has shape {tuple(tensor.shape)}, expected {wanted}. Shapes: {legend}")
+    if tensor.device != like.device:
+        raise UsageError(f"{op}: {name} is on {tensor.device}, the other inputs are on {like.device}.")
+
+
+def check_dtypes(op: str, state: Tensor | None, dtype: torch.dtype, **inputs: Tensor | None) -> None:
+    """Inputs are real floating point, and the state has the dtype that the op returns it in."""
+    for name, tensor in inputs.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise UsageError(f"{op}: {name} is {tensor.dtype}, expected a floating-point tensor.")
+    if state is not None and state.dtype != dtype:
+        raise UsageError(f"{op}: state is {state.dtype}, expected {dtype}: float32, or float64 for float64 inputs.")
+
+
+def check_packing(op: str, legend: str, x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> None:
+    """`lengths` (B,) counts the steps of x (B, T, ...), `resets` (B, T) is a mask."""
+    check(op, legend, "lengths", lengths, x, tuple(x.shape[:1]))
+    check(op, legend, "resets", resets, x, tuple(x.shape[:2]))
+    if lengths is not None and (lengths.is_floating_point() or lengths.dtype == torch.bool):
+        raise UsageError(f"{op}: lengths is {lengths.dtype}, expected the whole number of valid steps of each row.")
+    if resets is not None and resets.dtype != torch.bool:
+        raise UsageError(f"{op}: resets is {resets.dtype}, expected bool, true where a document starts.")
+
+
+class Heads(NamedTuple):
+    """The inputs of a recurrence over heads, checked, in its arithmetic's dtype, heads cut into (G, R)."""
+
+    q: Tensor  # (B, T, G, K)
+    k: Tensor  # (B, T, G, K)
+    v: Tensor  # (B, T, G, R, V)
+    g: Tensor | None  # (B, T, G, R, K), or (B, T, G, R, 1) for one decay a head
+    beta: Tensor | None  # (B, T, G, R, 1)
+    state: Tensor  # (B, G, R, K, V)
+    resets: Tensor | None  # (B, T)
+
+
+def prepare_heads(
+    op: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    beta: Tensor | None = None,
+) -> Heads:
+    """Check the arguments of an op over heads and bring them into one form, padded steps blanked out.
+
+    A blank step (k, g, beta and its reset all zero) leaves the state as it is; q is zero there, so its output is too.
+    """
+    if q.ndim != 4 or v.ndim != 4 or 0 in q.shape or 0 in v.shape or v.shape[2] % q.shape[2]:
+        raise UsageError(f"{op}: q {tuple(q.shape)} and v {tuple(v.shape)} do not go together. Shapes: {LEGEND}")
+    (B, T, H, V), (G, K) = v.shape, q.shape[2:]
+    check(op, LEGEND, "q", q, v, (B, T, G, K))
+    check(op, LEGEND, "k", k, v, (B, T, G, K))
+    check(op, LEGEND, "log_decay", log_decay, v, (B, T, H), (B, T, H, K))
+    check(op, LEGEND, "beta", beta, v, (B, T, H))
+    check(op, LEGEND, "state", state, v, (B, H, K, V))
+    check_packing(op, LEGEND, v, lengths, resets)
+    dtype = state_dtype(q, k, v)
+    check_dtypes(op, state, dtype, q=q, k=k, v=v, log_decay=log_decay, beta=beta)
+
+    if state is None:
+        state = v.new_zeros(B, H, K, V, dtype=dtype)
+    inputs = [None if x is None else x.to(dtype) for x in (q, k, v, log_decay, beta)]
+    if lengths is not None:
+        padding = ~valid_steps(lengths, T)
+        inputs = [None if x is None else blank(x, padding) for x in inputs]
+        resets = None if resets is None else resets & ~padding
+    q, k, v, log_decay, beta = inputs
+    per_head = [None if x is None else x.reshape(B, T, G, H // G, -1) for x in (v, log_decay, beta)]
+    return Heads(q, k, *per_head, state.unflatten(1, (G, H // G)), resets)
+
+
+def valid_steps(lengths: Tensor, n_steps: int) -> Tensor:
+    """(B,) -> (B, T) bool, true at the steps of each row that are not padding."""
+    return torch.arange(n_steps, device=lengths.device) < lengths[:, None]
+
+
+def blank(x: Tensor, where: Tensor) -> Tensor:
+    """x (B, T, ...) with zeros where the mask (B, T) is true, whatever x holds there; the same for (B, ...), (B,)."""
+    return x.masked_fill(where.reshape(where.shape + (1,) * (x.ndim - where.ndim)), 0)
+
+
+def to_chunks(x: Tensor, chunk: int, value: float = 0.0) -> Tensor:
+    """(B, T, heads..., D) -> (n, B, heads..., C, D), the last chunk filled up with `value`.
+
+    Chunks come first so that the loop over them reads and writes whole blocks of memory.
+    """
+    if missing := -x.shape[1] % chunk:
+        x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing), value=value)
+    x = x.unflatten(1, (-1, chunk))
+    return x.movedim(1, 0).movedim(2, -2).contiguous()
+
+
+def from_chunks(x: Tensor, n_steps: int) -> Tensor:
+    """(n, B, heads..., C, D) -> (B, T, heads..., D): undoes `to_chunks`."""
+    return x.movedim(-2, 2).movedim(0, 1).flatten(1, 2)[:, :n_steps]
+
+
+def chunk_decays(heads: Heads, chunk: int) -> Tensor | None:
+    """exp(g), zero where a document starts, as (n, B, G, R, C, K or 1); None where nothing is ever forgotten."""
+    g, resets = heads.g, heads.resets
+    if g is None and resets is None:
+        return None
+    a = heads.v.new_ones(*heads.v.shape[:2], 1, 1, 1) if g is None else g.exp()
+    return to_chunks(a if resets is None else blank(a, resets), chunk, value=1.0)
+
+
+def without_autocast(function: Callable[P, Out]) -> Callable[P, Out]:
+    """Run with autocast off, so that only inputs that come in low precision are multiplied in low precision."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> Out:
+        device = next(a.device.type for a in args if isinstance(a, Tensor))
+        if not torch.amp.is_autocast_available(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return run

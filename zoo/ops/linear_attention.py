@@ -1,0 +1,147 @@
+"""Linear attention with an optional decay: S_t = diag(exp g_t) S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t.
+
+One recurrence for linear attention (Katharopoulos et al. 2020), retention (Sun et al. 2023, eq. 5), the state-space
+duality of Mamba-2 (Dao and Gu 2024, section 6: k = B, q = C, v = dt x) and, with a decay per channel, gated linear
+attention (Yang et al. 2024, eq. 3; its chunked form is their section 4).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from zoo.ops import common
+from zoo.ops.common import Heads, blank, from_chunks, to_chunks
+from zoo.ops.decay import pair_decays, pair_scores
+
+CHUNK = 64
+FEW_STEPS = 4  # up to here the step form is the faster one
+
+
+@common.without_autocast
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None = None,
+    state: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    scale: float | None = None,
+    chunk_size: int | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """S_t = diag(exp g_t) S_{t-1} + k_t v_t^T ; o_t = scale * S_t^T q_t.
+
+    Args:
+        q, k: (B, T, G, K), G dividing H; consecutive H / G heads share a group.
+        v: (B, T, H, V).
+        log_decay: g <= 0, (B, T, H) for one decay a head, (B, T, H, K) for one a channel; None for none.
+        state: S_0 (B, H, K, V), float32 (float64 for float64 inputs); None for zeros. Not changed.
+        lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
+        resets: (B, T) bool; the state is forgotten before a step where it is true.
+        scale: K ** -0.5 by default.
+        chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
+        backend: "auto", "reference" (one step at a time) or "chunked".
+    Returns:
+        o (B, T, H, V) in v's dtype, S_T (B, H, K, V).
+    """
+    heads = common.prepare_heads("linear_attention", q, k, v, log_decay, state, lengths, resets)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if common.choose_form(backend, v.shape[1], FEW_STEPS) == "reference":
+        o, state = _reference(heads, scale)
+    else:
+        o, state = _chunked(heads, scale, common.chunk_length(chunk_size, CHUNK, v.shape[1]))
+    return o.flatten(2, 3).to(v.dtype), state.flatten(1, 2)
+
+
+def _reference(heads: Heads, scale: float) -> tuple[Tensor, Tensor]:
+    """The definition, one step at a time."""
+    q, k, v, g, _, state, resets = heads
+    outputs = []
+    for t in range(v.shape[1]):
+        if resets is not None:
+            state = blank(state, resets[:, t])
+        if g is not None:
+            state = g[:, t, ..., None].exp() * state
+        state = state + k[:, t, :, None, :, None] * v[:, t, ..., None, :]
+        outputs.append(scale * (q[:, t, :, None, None, :] @ state).squeeze(-2))
+    return torch.stack(outputs, 1), state
+
+
+def _chunked(heads: Heads, scale: float, chunk: int) -> tuple[Tensor, Tensor]:
+    """Attention inside each chunk, all chunks at once; the recurrence runs only from chunk to chunk.
+
+    With E_i the decay since the chunk's start, X_j that until its end, D_ij that from j to i and S the state before:
+    o_i = (E_i q_i)^T S + sum_{j <= i} (q_i^T D_ij k_j) v_j ;  S' = E_C S + sum_j (X_j k_j) v_j^T.
+    One decay a head is applied to v and o, which have heads, not to the q and k that a group shares.
+    """
+    n_steps, a = heads.v.shape[1], common.chunk_decays(heads, chunk)
+    q, k, v = to_chunks(heads.q * scale, chunk), to_chunks(heads.k, chunk), to_chunks(heads.v, chunk)
+    q, k = q.unsqueeze(3), k.unsqueeze(3)  # (n, B, G, 1, C, K) beside v (n, B, G, R, C, V)
+    if a is None:
+        scores = (q @ k.mT) * torch.ones(chunk, chunk, dtype=q.dtype, device=q.device).tril()
+        before, state = running_state(_writes(k, v), None, heads.state)
+        read = _reads(q, before)
+    elif a.shape[-1] == 1:
+        decays, ends = pair_decays(a)
+        scores = (q @ k.mT) * decays
+        before, state = running_state(_writes(k, v * ends.until_end), ends.total, heads.state)
+        read = _reads(q, before) * ends.since_start
+    else:
+        (scores,), ends = pair_scores([q], k, a)
+        before, state = running_state(_writes(k * ends.until_end, v), ends.total, heads.state)
+        read = _reads(q * ends.since_start, before)
+    o = read + torch.einsum("nbgrij,nbgrjv->nbgriv", scores, v)
+    return from_chunks(o, n_steps), state
+
+
+def _writes(k: Tensor, v: Tensor) -> Tensor:
+    """sum_j k_j v_j^T of every chunk, (n, B, G, R, K, V)."""
+    return torch.einsum("nbgrjk,nbgrjv->nbgrkv", k, v)
+
+
+def _reads(q: Tensor, state: Tensor) -> Tensor:
+    """S^T q_i of every chunk, (n, B, G, R, C, V)."""
+    return torch.einsum("nbgrik,nbgrkv->nbgriv", q, state)
+
+
+def running_state(writes: Tensor, total: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+    """S_{c+1} = diag(total_c) S_c + writes_c from chunk to chunk: the states before each chunk, and the last one.
+
+    Args:
+        writes: (n, B, G, R, K, V); total: (n, B, G, R, 1, K or 1), or None for no decay; state: S_0 (B, G, R, K, V).
+    """
+    return _RunningState.apply(writes, None if total is None else total.mT, state)
+
+
+class _RunningState(torch.autograd.Function):
+    """`running_state` with its own backward pass: one buffer each way, where autograd would copy at every chunk."""
+
+    @staticmethod
+    def forward(writes: Tensor, total: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+        states = torch.cat([state[None], writes])
+        for c in range(len(writes)):
+            _accumulate(states[c + 1], states[c], None if total is None else total[c])
+        return states[:-1], states[-1].clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1], output[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_states: Tensor, d_last: Tensor):
+        total, states = ctx.saved_tensors
+        adjoint = torch.cat([d_states, d_last[None]])  # of every S_c, summed from the last one back
+        for c in reversed(range(len(states))):
+            _accumulate(adjoint[c], adjoint[c + 1], None if total is None else total[c])
+        d_total = (adjoint[1:] * states).sum_to_size(total.shape) if ctx.needs_input_grad[1] else None
+        return adjoint[1:], d_total, adjoint[0]
+
+
+def _accumulate(target: Tensor, source: Tensor, factor: Tensor | None) -> None:
+    """target += factor * source, in place."""
+    target.add_(source) if factor is None else target.addcmul_(source, factor)
