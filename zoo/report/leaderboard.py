@@ -1,0 +1,198 @@
+"""The table of runs, declared once as columns: for terminals, Markdown, CSV, JSON and the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from zoo.report import units
+from zoo.report.runs import Run, labels, printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of every run.
+
+    Attributes:
+        key: its name for `Run.figure`, in JSON and CSV.
+        title: its heading; a line break where a narrow table may break it.
+        text: a value as people read it.
+        best: which value is the best one, if any.
+        help: what it says, in one sentence.
+        instead_of: key of a better column; this one is shown only where that has no data.
+        page: shown on the page only, where there is room.
+    """
+
+    key: str
+    title: str
+    text: Callable[[float], str]
+    best: Literal["max", "min"] | None
+    help: str
+    instead_of: str = ""
+    page: bool = False
+
+
+COLUMNS = (
+    Column("n_parameters", "params", units.count, "min", "Number of trained weights."),
+    Column("accuracy", "accuracy", units.percent, "max", "Share of scored positions that are right."),
+    Column("exact", "exact", units.percent, "max", "Share of examples with every position right."),
+    Column("seconds_to_target", "time to\ntarget", units.duration, "min", "Training time until the target was met."),
+    Column("steps", "steps", units.count, None, "Optimizer steps.", instead_of="seconds_to_target"),
+    Column("seconds", "trained\nfor", units.duration, None, "Training time.", page=True),
+    Column("tokens_per_second", "train\ntok/s", units.count, "max", "Tokens a second in training."),
+    Column("decode_tokens_per_second", "decode\ntok/s", units.count, "max", "Tokens a second, one after another."),
+    Column("state_bytes", "state", units.size, "min", "Memory that one sequence carries at its full length."),
+    Column("peak_memory_bytes", "peak\nmemory", units.size, "min", "Most memory in use while training."),
+)
+
+
+class Cell(NamedTuple):
+    """A figure, its text, and whether it is the best of its column."""
+
+    value: float | None
+    text: str
+    best: bool
+
+
+class Line(NamedTuple):
+    """A run in the table."""
+
+    run: Run
+    label: str
+    cells: list[Cell]
+
+
+def ordered(runs: Sequence[Run]) -> list[Run]:
+    """The runs, most accurate first; of equals the one that was sooner there."""
+
+    def rank(run: Run) -> tuple[float, float, float]:
+        accuracy, *times = (run.figure(key) for key in ("accuracy", "seconds_to_target", "seconds"))
+        first, second = (float("inf") if t is None else t for t in times)
+        return -1.0 if accuracy is None else -accuracy, first, second
+
+    return sorted(runs, key=lambda run: (run.figure("accuracy") is None, *rank(run)))
+
+
+def lines(runs: Sequence[Run], *, page: bool = False) -> tuple[list[Column], list[Line]]:
+    """The columns that have data, and the runs in order with a cell for each."""
+    runs = ordered(runs)
+    with_data = {c.key for c in COLUMNS if any(run.figure(c.key) is not None for run in runs)}
+    columns = [
+        c
+        for c in COLUMNS
+        if c.key in with_data and c.instead_of not in with_data and (page or not c.page)
+    ]
+    by_column = [_cells(column, runs) for column in columns]
+    return columns, [
+        Line(run, label, list(cells))
+        for run, label, *cells in zip(runs, labels(runs), *by_column, strict=True)
+    ]
+
+
+def _cells(column: Column, runs: Sequence[Run]) -> list[Cell]:
+    values = [run.figure(column.key) for run in runs]
+    texts = [units.MISSING if v is None else column.text(v) for v in values]
+    known = [v for v in values if v is not None]
+    best = None
+    if column.best and len(set(known)) > 1:  # among equals there is no best
+        best = column.text(max(known) if column.best == "max" else min(known))
+    # Compared as shown: what looks equal is marked as equal.
+    return [Cell(v, t, v is not None and t == best) for v, t in zip(values, texts, strict=True)]
+
+
+def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The table as plain data, for JSON and CSV: exact figures, None where a run has none."""
+    runs = ordered(runs)
+    return [
+        {
+            "name": label,
+            "status": run.status,
+            "pattern": run.pattern,
+            "split": run.scores()[1],
+            **{key: run.figure(key) for key in (*(c.key for c in COLUMNS), "tokens", "context_length", "flops_per_token")},
+            "seed": run.seed,
+            "precision": run.result.get("precision"),
+            "commit": run.result.get("commit"),
+            "path": str(run.path),
+        }
+        for run, label in zip(runs, labels(runs), strict=True)
+    ]
+
+
+def table(runs: Sequence[Run]) -> Table:
+    """The table for a terminal of 80 columns or more; the best figure of each column is bold."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    columns, body = lines(runs)
+    show_status = any(is_partial(line.run) for line in body)
+    result = Table(box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False, caption=note(runs) or None)
+    result.caption_justify = "left"
+    result.add_column("model\nlayers", overflow="fold", min_width=12)
+    if show_status:
+        result.add_column("status")
+    for column in columns:
+        result.add_column(column.title, justify="right", no_wrap=True, vertical="top")
+    for line in body:
+        name = Text(line.label)
+        if line.run.pattern:  # below the name: beside it, the figures would not fit
+            name.append("\n" + printable(line.run.pattern), style="dim")
+        status = [Text(printable(line.run.status))] if show_status else []
+        figures = [Text(cell.text, style="bold green" if cell.best else "") for cell in line.cells]
+        result.add_row(name, *status, *figures)
+    return result
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """The table in GitHub's Markdown, the best figure of each column in bold."""
+    columns, body = lines(runs)
+    head = ["model", "layers", *(c.title.replace("\n", " ") for c in columns)]
+    text = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * len(columns)]
+    for line in body:
+        name = _markdown(line.label) + (f" ({_markdown(line.run.status)})" if is_partial(line.run) else "")
+        pattern = printable(line.run.pattern).replace("`", "'").replace("|", r"\|")
+        figures = [f"**{c.text}**" if c.best else c.text for c in line.cells]
+        text.append("| " + " | ".join([name, f"`{pattern}`" if pattern else "", *figures]) + " |")
+    if remark := note(runs):
+        text += ["", _markdown(remark)]
+    return "\n".join(text) + "\n"
+
+
+def to_csv(runs: Sequence[Run]) -> str:
+    """`rows` as CSV with a heading."""
+    data = rows(runs)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(data[0]) if data else ["name"], lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(data)
+    return out.getvalue()
+
+
+def is_partial(run: Run) -> bool:
+    """Whether the run ended before its time, so that its figures are not its last word."""
+    return run.status not in ("finished", "target", "time_budget")
+
+
+def note(runs: Sequence[Run]) -> str:
+    """What the figures of the table are of, in a line; empty where nothing is known."""
+    splits = sorted({split for run in runs if (split := run.scores()[1])})
+    contexts = sorted({int(c) for run in runs if (c := run.figure("context_length")) is not None})
+    parts = []
+    if splits:
+        parts.append(f"accuracy and exact on {' or '.join(splits)} examples")
+    if contexts and any(run.figure("state_bytes") is not None for run in runs):
+        parts.append(f"state of one sequence at {' or '.join(map(str, contexts))} tokens")
+    text = "; ".join(parts)
+    return text[:1].upper() + text[1:]
+
+
+def _markdown(text: str) -> str:
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
+    return "".join("\\" + c if c in r"\`*_{}[]|#~$" else c for c in text)

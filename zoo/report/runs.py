@@ -1,0 +1,235 @@
+"""Run folders, read back: whole ones, interrupted ones, and a clear word about damaged ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+
+from tasks.registry import UsageError, closest
+from zoo.report.units import number
+
+DEPTH = 3
+"""How many levels of folders below a given one may lie between it and its runs."""
+
+_EXPECTED = "expected a run folder (with config.yaml, as `zoo train` writes it) or a folder of run folders"
+_LIVE = {"steps": "step", "tokens": "tokens", "seconds": "seconds"}  # in metrics.jsonl while there is no result
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        path: the folder.
+        name: what to call it, printable and on one line.
+        config: `config.yaml`.
+        result: `result.json`, empty where the run has none yet.
+        metrics: lines of `metrics.jsonl`, in order.
+    """
+
+    path: Path
+    name: str
+    config: dict[str, Any]
+    result: dict[str, Any]
+    metrics: list[dict[str, Any]]
+
+    @property
+    def status(self) -> str:
+        """How the run ended; `unfinished` where it has not said so."""
+        return str(self.result.get("status") or "unfinished")
+
+    @property
+    def pattern(self) -> str:
+        """The layers as text, empty if unknown."""
+        model = self.section("model")
+        return str(model.get("pattern") or model.get("family") or "")
+
+    @property
+    def seed(self) -> Any:
+        """The seed, None if unknown."""
+        return self.result.get("seed", self.config.get("seed"))
+
+    def section(self, key: str) -> dict[str, Any]:
+        """A mapping of the result, else of the config, else empty: `task`, `model`, `machine`."""
+        for source in (self.result, self.config):
+            if isinstance(source.get(key), Mapping):
+                return dict(source[key])
+        return {}
+
+    def scores(self) -> tuple[dict[str, Any], str]:
+        """The figures to compare and the split they are of: test, else validation, else the last one while training."""
+        for split in ("test", "validation"):
+            figures = self.result.get(split)
+            if isinstance(figures, dict) and number(figures.get("accuracy")) is not None:
+                return figures, split
+        for line in reversed(self.metrics):
+            if line.get("split") == "validation" and number(line.get("accuracy")) is not None:
+                return line, "validation"
+        return {}, ""
+
+    def figure(self, key: str) -> float | None:
+        """A figure of the result by its key there; of an unfinished run, what its metrics tell. None if unknown."""
+        if key in ("accuracy", "exact"):
+            return number(self.scores()[0].get(key))
+        value = number(self.result.get(key))
+        if value is None and key in _LIVE:
+            known = [v for line in self.metrics if (v := number(line.get(_LIVE[key]))) is not None]
+            value = max(known, default=None)
+        if value is None and key == "tokens_per_second":
+            rates = [v for line in self.metrics if (v := number(line.get(key))) is not None]
+            value = median(rates) if rates else None
+        return value
+
+    def series(self, split: str, x: str, y: str) -> tuple[list[float], list[float]]:
+        """Two figures of a split over training. A step that was run twice, as after a resume, counts once: the last."""
+        points: dict[Any, tuple[float, float]] = {}
+        for line in self.metrics:
+            at, value = number(line.get(x)), number(line.get(y))
+            if line.get("split") == split and at is not None and value is not None:
+                points[line.get("step", at)] = (at, value)
+        ordered = sorted(points.values())
+        return [p[0] for p in ordered], [p[1] for p in ordered]
+
+
+def load_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """The runs at `paths`, each once.
+
+    Args:
+        paths: run folders, or folders of run folders (up to `DEPTH` levels down).
+
+    Raises:
+        UsageError: nothing given, nothing there, not a run folder, or a damaged file.
+    """
+    if isinstance(paths, str | Path):
+        paths = [paths]
+    if not paths:
+        raise UsageError(f"No run was given: {_EXPECTED}.")
+    folders: dict[Path, Path] = {}
+    for given in paths:
+        for folder in _find(Path(given)):
+            folders.setdefault(folder.resolve(), folder)
+    return [_load(folder) for folder in folders.values()]
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A distinct name for each run: its own, where several share it with their seeds, else with their folders."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.name, []).append(run)
+
+    def label(run: Run) -> str:
+        group = groups[run.name]
+        if len(group) == 1:
+            return run.name
+        seeds = {str(other.seed) for other in group}
+        what = f"seed {run.seed}" if len(seeds) == len(group) else run.path
+        return printable(f"{run.name} ({what})")
+
+    return [label(run) for run in runs]
+
+
+def printable(value: object) -> str:
+    """One line without control characters, whatever was given."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(value).split()))
+
+
+def _find(given: Path) -> list[Path]:
+    """The run folders at or below `given`."""
+    if given.is_file():
+        hint = f" Did you mean {str(given.parent)!r}, the folder that holds it?" if _is_run(given.parent) else ""
+        raise UsageError(f"{str(given)!r} is a file: {_EXPECTED}.{hint}")
+    if not given.is_dir():
+        siblings = [p.name for p in given.parent.iterdir() if p.is_dir()] if given.parent.is_dir() else []
+        raise UsageError(f"There is nothing at {str(given)!r}: {_EXPECTED}.{closest(given.name, siblings)}")
+    found = list(_search(given, DEPTH))
+    if not found:
+        raise UsageError(f"{str(given)!r} holds no run: {_EXPECTED}; none is here or up to {DEPTH} levels below.")
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
+
+
+def _search(folder: Path, depth: int) -> Iterator[Path]:
+    if _is_run(folder):  # its checkpoints are its own affair
+        yield folder
+    elif depth:
+        for child in sorted(folder.iterdir()):
+            if child.is_dir() and not child.name.startswith("."):
+                yield from _search(child, depth - 1)
+
+
+def _load(folder: Path) -> Run:
+    config = _read_config(folder / "config.yaml")
+    result = _read_result(folder / "result.json")
+    name = result.get("name") or config.get("name") or folder.resolve().name
+    return Run(folder, printable(name), config, result, _read_metrics(folder / "metrics.jsonl"))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(_read(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{str(path)!r} is damaged{where}: {getattr(error, 'problem', None) or 'not YAML'}.") from None
+    if not isinstance(config, dict):
+        raise UsageError(f"{str(path)!r} is not a run's config: expected a mapping with task, model and train.")
+    return config
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        result = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise _damaged(path, error) from None
+    if not isinstance(result, dict):
+        raise UsageError(f"{str(path)!r} is not a run's result: expected one JSON object, not a {type(result).__name__}.")
+    return result
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    *whole, last = _read(path).split("\n")
+    metrics = []
+    for n, text in enumerate(whole, 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise _damaged(path, error, n) from None
+        if not isinstance(line, dict):
+            raise UsageError(f"{str(path)!r} is damaged at line {n}: expected one JSON object, not {text[:40]!r}.")
+        metrics.append(line)
+    # A line without its line end was being written when the run was killed, or is right now: no damage.
+    try:
+        line = json.loads(last)
+    except json.JSONDecodeError:
+        return metrics
+    return [*metrics, line] if isinstance(line, dict) else metrics
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{str(path)!r} is damaged: not text in UTF-8.") from None
+    except OSError as error:
+        raise UsageError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
+
+
+def _damaged(path: Path, error: json.JSONDecodeError, line: int | None = None) -> UsageError:
+    where = f"line {line or error.lineno}, column {error.colno}"
+    hint = "" if line else " Delete it to compare what metrics.jsonl holds, or resume the run to write it again."
+    return UsageError(f"{str(path)!r} is damaged at {where}: {error.msg}.{hint}")
