@@ -73,7 +73,9 @@ class MQAR(Task):
     def _check(self) -> None:
         c, most = self.config, max(self._choices)
         if c.seq_len % 2:
-            raise UsageError(f"mqar: seq_len={c.seq_len} is odd; keys and values come in twos, so take {c.seq_len + 1}.")
+            raise UsageError(
+                f"mqar: seq_len={c.seq_len} is odd; keys and values come in twos, so take {c.seq_len + 1}."
+            )
         if c.vocab_size <= c.seq_len:
             raise UsageError(
                 f"mqar: vocab_size={c.vocab_size} must be more than seq_len={c.seq_len}; take at least {c.seq_len + 1}."
@@ -88,7 +90,9 @@ class MQAR(Task):
             )
         keys, values = c.vocab_size // 2 - 1, c.vocab_size - c.vocab_size // 2
         if min(keys, values) < most:
-            raise UsageError(f"mqar: vocab_size={c.vocab_size} has only {keys} keys for n_pairs={most}; take {2 * most + 2}.")
+            raise UsageError(
+                f"mqar: vocab_size={c.vocab_size} has only {keys} keys for n_pairs={most}; take {2 * most + 2}."
+            )
         for n in self._choices:
             instances = math.comb(keys, n) * math.perm(values, n)
             if instances < _MIN_INSTANCES:
@@ -169,7 +173,9 @@ class MQAR(Task):
                     given = int(predictions[row, position])
                     cell += " ok" if given == target else f" not {given}"
             cells.append(cell)
-        pairs = "  ".join(f"{k}>{v}" for k, v in zip(inputs[0 : 2 * n_pairs : 2], inputs[1 : 2 * n_pairs : 2], strict=True))
+        pairs = "  ".join(
+            f"{k}>{v}" for k, v in zip(inputs[0 : 2 * n_pairs : 2], inputs[1 : 2 * n_pairs : 2], strict=True)
+        )
         width = max(map(len, cells)) + 1
         columns = max(1, 100 // width)
         lines = ["".join(c.rjust(width) for c in cells[i : i + columns]) for i in range(0, len(cells), columns)]

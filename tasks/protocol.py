@@ -109,7 +109,8 @@ def _summary(figures: dict[str, Tensor], slices: dict[str, Tensor]) -> dict[str,
 
     result: dict[str, Any] = mean(slice(None))
     result["slices"] = {
-        name: {str(value): mean(values == value) for value in values.unique().tolist()} for name, values in slices.items()
+        name: {str(value): mean(values == value) for value in values.unique().tolist()}
+        for name, values in slices.items()
     }
     return result
 

@@ -44,7 +44,9 @@ def describe(error: ValidationError, model: type[BaseModel], what: str) -> str:
     if first["type"] == "extra_forbidden":
         owner = _model_at(model, path[:-1])
         allowed = list(owner.model_fields) if owner else []
-        return str(unknown(f"option of {what}" if len(path) < 2 else f"key in {'.'.join(path[:-1])}", path[-1], allowed))
+        return str(
+            unknown(f"option of {what}" if len(path) < 2 else f"key in {'.'.join(path[:-1])}", path[-1], allowed)
+        )
     if first["type"] == "missing":
         return f"{what} needs {where!r}, which was not given."
     cause = (first.get("ctx") or {}).get("error")
@@ -54,7 +56,9 @@ def describe(error: ValidationError, model: type[BaseModel], what: str) -> str:
     prefix = f"{what}: {where}={first['input']!r}" if where else f"{what}"
     hint = ""
     if first["type"] == "literal_error" and isinstance(first["input"], str):
-        hint = closest(first["input"], [w.strip("' ") for w in first["ctx"]["expected"].replace(" or ", ",").split(",")])
+        hint = closest(
+            first["input"], [w.strip("' ") for w in first["ctx"]["expected"].replace(" or ", ",").split(",")]
+        )
     return f"{prefix} is not allowed: it should be {message}.{hint}" if where else f"{what}: {message}"
 
 
@@ -83,7 +87,11 @@ class Options(BaseModel):
     def changed(self) -> dict[str, Any]:
         """The options that differ from their defaults, in order of declaration."""
         fields = type(self).model_fields
-        return {k: getattr(self, k) for k, f in fields.items() if getattr(self, k) != f.get_default(call_default_factory=True)}
+        return {
+            k: getattr(self, k)
+            for k, f in fields.items()
+            if getattr(self, k) != f.get_default(call_default_factory=True)
+        }
 
 
 def discover(package: str) -> None:

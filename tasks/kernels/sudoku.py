@@ -169,9 +169,7 @@ def solve(boards, peers, units, limit, solutions, n_solutions, guesses):
     state = np.zeros(1, dtype=np.uint64)
     for i in range(boards.shape[0]):
         pending = _load(boards[i], levels[0], queue, size)
-        n_solutions[i], guesses[i] = _search(
-            levels, queue, pending, peers, units, limit, solutions[i], state, False
-        )
+        n_solutions[i], guesses[i] = _search(levels, queue, pending, peers, units, limit, solutions[i], state, False)
 
 
 @compiled

@@ -86,5 +86,7 @@ def as_boards(puzzles: ArrayLike) -> tuple[Boards, int]:
     if size is None:
         raise UsageError(f"sudoku: boards come as (n, 16), (n, 36) or (n, 81), not {boards.shape}.")
     if boards.size and not (0 <= boards.min() and boards.max() <= size):
-        raise UsageError(f"sudoku: cells of a {size}x{size} board are 0 to {size}, not {boards.min()} to {boards.max()}.")
+        raise UsageError(
+            f"sudoku: cells of a {size}x{size} board are 0 to {size}, not {boards.min()} to {boards.max()}."
+        )
     return np.ascontiguousarray(boards, dtype=np.uint8), size

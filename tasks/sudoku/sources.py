@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks import random
+from tasks.filing import Shelves
+from tasks.paging import Pages
 from tasks.protocol import SPLITS, Split
 from tasks.registry import UsageError
-from tasks.sudoku.boards import Boards, tables
-from tasks.sudoku.files import PuzzleFile, check_unique, read_puzzles
+from tasks.sudoku.boards import SIZE_OF, Boards, tables
+from tasks.sudoku.files import check_unique, read_puzzles
 from tasks.sudoku.solver import fingerprint, solve
 
 
@@ -31,35 +33,17 @@ class Source(Protocol):
 
 
 class Generator:
-    """Puzzles made to order, each from its own key; made once, then kept."""
+    """Puzzles made to order."""
 
-    _PAGE = 32
     _MAX_TRIES = 10_000
-    _KEPT_EVALUATION_PAGES = 512
 
     def __init__(self, size: int, lowest: int, highest: int, minimal: bool, min_guesses: int, n_train: int):
         """Puzzles with lowest <= givens <= highest and at least `min_guesses`; `n_train` in a training epoch."""
         self._size, self._range, self._minimal, self._min_guesses = size, (lowest, highest), minimal, min_guesses
-        self._n_train = n_train
-        self._max_pages = n_train // self._PAGE + 1 + self._KEPT_EVALUATION_PAGES
-        self._pages: dict[tuple[Split, int, int], Puzzles] = {}
+        self._pages = Pages(self._make, n_train)
 
     def take(self, start: int, n: int, split: Split, seed: int) -> Puzzles:
-        rows = np.arange(start, start + n)
-        if split == "train":
-            rows %= self._n_train
-        numbers, places = np.unique(rows // self._PAGE, return_inverse=True)
-        pages = [self._page(split, seed, int(number)) for number in numbers]
-        picked = places * self._PAGE + rows % self._PAGE
-        return Puzzles(*(np.concatenate(parts)[picked] for parts in zip(*pages, strict=True)))
-
-    def _page(self, split: Split, seed: int, number: int) -> Puzzles:
-        key = (split, seed, number)
-        if key not in self._pages:
-            if len(self._pages) >= self._max_pages:
-                del self._pages[next(iter(self._pages))]  # the oldest
-            self._pages[key] = self._make(random.row_keys(split, seed, number * self._PAGE, self._PAGE), split)
-        return self._pages[key]
+        return Puzzles(*self._pages.take(start, n, split, seed))
 
     def _make(self, keys: random.Keys, split: Split) -> Puzzles:
         from tasks.kernels import sudoku as kernels
@@ -67,8 +51,8 @@ class Generator:
         n, cells = len(keys), self._size**2
         made = Puzzles(np.zeros((n, cells), np.uint8), np.zeros((n, cells), np.uint8), np.zeros(n, np.int64))
         finished = kernels.generate(
-            random.fold(keys, 0), *self._range, self._minimal, self._min_guesses, SPLITS.index(split),
-            random.SPLIT_SALT, self._MAX_TRIES, *tables(self._size), *made,
+            keys, *self._range, self._minimal, self._min_guesses, SPLITS.index(split), random.SPLIT_SALT,
+            self._MAX_TRIES, *tables(self._size), *made,
         )  # fmt: skip
         if finished < n:
             lowest, highest = self._range
@@ -91,53 +75,29 @@ class FromFile:
         Raises:
             UsageError: a file is unreadable or wrong, or holds puzzles of another size.
         """
-        self._n_train = n_train
-        self._order: tuple[int, NDArray[np.int64]] | None = None
-        main = _Shelf(path, read_puzzles(path), size)
-        member = random.split_of(main.fingerprints)
-        self._shelves = {split: main for split in SPLITS}
-        self._members = {split: np.flatnonzero(member == i) for i, split in enumerate(SPLITS)}
-        if test_path is not None:
-            test = _Shelf(test_path, read_puzzles(test_path), size)
-            free = ~np.isin(main.fingerprints, test.fingerprints)
-            self._shelves["test"] = test
-            self._members = {
-                "train": np.flatnonzero(free & (member != SPLITS.index("validation"))),
-                "validation": np.flatnonzero(free & (member == SPLITS.index("validation"))),
-                "test": np.arange(len(test.fingerprints)),
-            }
+        self._files = [_RatedFile(p, size) for p in (path, test_path) if p is not None]
+        self._shelves = Shelves(path, *(f.fingerprints for f in self._files), n_train=n_train)
 
     def take(self, start: int, n: int, split: Split, seed: int) -> Puzzles:
-        shelf, members = self._shelves[split], self._members[split]
-        if not len(members):
-            raise UsageError(f"sudoku: no puzzle of {shelf.path!r} falls into the split {split!r}; give more puzzles.")
-        if split == "train":
-            members = self._shuffled(members, seed)
-        return shelf.take(members[np.arange(start, start + n) % len(members)])
-
-    def _shuffled(self, members: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-        if self._order is None or self._order[0] != seed:
-            key = random.fold(random.row_keys("train", seed, 0, 1), 1)
-            self._order = seed, members[random.permutation(key, len(members))[: self._n_train]]
-        return self._order[1]
+        second, rows = self._shelves.rows(start, n, split, seed)
+        return self._files[second].take(rows)
 
 
-class _Shelf:
+class _RatedFile:
     """The puzzles of one file; rated, and checked to have one solution, when first taken."""
 
-    def __init__(self, path: str, file: PuzzleFile, size: int):
-        cells = file.puzzles.shape[1]
-        if cells != size * size:
-            given = round(cells**0.5)
+    def __init__(self, path: str, size: int):
+        self._path, self._file = path, read_puzzles(path)
+        given = SIZE_OF[self._file.puzzles.shape[1]]
+        if given != size:
             raise UsageError(f"sudoku: {path!r} holds {given}x{given} puzzles and size is {size}; set size={given}.")
-        self.path, self._file = path, file
-        self._guesses = np.full(len(file.puzzles), -1, dtype=np.int64)
-        self.fingerprints = fingerprint(file.puzzles, file.solutions)
+        self._guesses = np.full(len(self._file.puzzles), -1, dtype=np.int64)
+        self.fingerprints = fingerprint(self._file.puzzles, self._file.solutions)
 
     def take(self, rows: NDArray[np.int64]) -> Puzzles:
         new = rows[self._guesses[rows] < 0]
         if len(new):
             solved = solve(self._file.puzzles[new])
-            check_unique(self.path, self._file.lines[new], solved.n_solutions)
+            check_unique(self._path, self._file.lines[new], solved.n_solutions)
             self._guesses[new] = solved.guesses
         return Puzzles(self._file.puzzles[rows], self._file.solutions[rows], self._guesses[rows])

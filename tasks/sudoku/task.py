@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from tasks import random
@@ -59,7 +59,7 @@ class Sudoku(Task):
         """Only puzzles of which no given can be left out."""
         min_guesses: NonNegativeInt = 0
         """Only puzzles at least so hard."""
-        n_puzzles: Annotated[int, Field(ge=1)] | None = None
+        n_puzzles: PositiveInt | None = None
         """Base puzzles of the training split; by default 50,000, or all that the file has."""
         augment: bool = True
         """A random symmetry for each training row."""
@@ -82,7 +82,9 @@ class Sudoku(Task):
         if c.path is not None:
             steering = {"n_givens", "max_givens", "minimal", "min_guesses"} & c.changed().keys()
             if steering:
-                raise UsageError(f"sudoku: {sorted(steering)[0]} steers the generator and cannot go with path={c.path!r}.")
+                raise UsageError(
+                    f"sudoku: {sorted(steering)[0]} steers the generator and cannot go with path={c.path!r}."
+                )
             return FromFile(c.size, c.path, c.test_path, c.n_puzzles)
         if c.test_path is not None:
             raise UsageError(f"sudoku: test_path={c.test_path!r} needs `path`, the file of the other splits.")
@@ -151,5 +153,3 @@ def _lines(board: NDArray[np.int64], right: NDArray[np.int64], size: int) -> lis
         row = marked[i * size : (i + 1) * size]
         lines.append("| ".join("".join(row[k : k + width]) for k in range(0, size, width)))
     return lines
-
-

@@ -1,0 +1,53 @@
+"""A maze as a figure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.maze.grids import GOAL, PATH, START, WALL
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BLACK, _WHITE, _BLUE, _RED, _PALE = (
+    (0.13, 0.13, 0.15),
+    (1, 1, 1),
+    (0.36, 0.62, 0.9),
+    (0.85, 0.25, 0.2),
+    (0.78, 0.87, 0.97),
+)
+_LEGEND = "blue: path as in the answer, red: differs, pale: missing"
+
+
+def draw_maze(answer: NDArray[np.int64], predicted: NDArray[np.int64] | None, verdict: str) -> Figure:
+    """Walls black and the path blue; of a prediction, cells that differ red, and path cells it misses pale.
+
+    Both are (height, width) tokens.
+    """
+    from matplotlib.figure import Figure
+
+    height, width = answer.shape
+    picture = np.full((height, width, 3), _WHITE, dtype=float)
+    picture[answer == WALL] = _BLACK
+    if predicted is None:
+        picture[answer == PATH] = _BLUE
+    else:
+        picture[predicted != answer] = _RED
+        picture[(predicted != answer) & (answer == PATH)] = _PALE
+        picture[(predicted == answer) & (answer == PATH)] = _BLUE
+    scale = 6 / max(height, width)
+    figure = Figure(figsize=(width * scale, height * scale + 0.5))
+    axes = figure.add_subplot()
+    axes.imshow(picture, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for token, letter in ((START, "S"), (GOAL, "G")):
+        for y, x in np.argwhere(answer == token):
+            axes.text(x, y, letter, ha="center", va="center", weight="bold", fontsize=min(16, 45 * scale))
+    if predicted is not None:
+        axes.set_title(verdict, fontsize=11)
+        axes.set_xlabel(_LEGEND, fontsize=8)
+    return figure

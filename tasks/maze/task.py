@@ -1,0 +1,172 @@
+"""The task `maze`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, PositiveInt, field_validator
+from torch import Tensor
+
+from tasks import random
+from tasks.maze.grids import CHARACTERS, GOAL, OPEN, PATH, START, WALL, is_valid, symmetries
+from tasks.maze.sources import FromFile, Generator, Source
+from tasks.protocol import Batch, Split, Task, check_request, register
+from tasks.registry import Options, UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+_INK = {0: "??", WALL: "██", OPEN: "  ", START: "S ", GOAL: "G ", PATH: "· "}
+
+
+@register("maze")
+class Maze(Task):
+    """Draw the shortest path from S to G.
+
+    size=9, kind="perfect", as text, and the first rows as tokens (0 padding, then `# SGo` as 1 to 5):
+
+        ```
+        #########       #########
+        #     # #       #ooooo# #
+        # ### # #       #o###o# #
+        # #S# # #       #o#S#o# #       inputs   1 1 1 1 1 1 1 1 1 1 2 2 2 2 2 1 2 1 ...
+        # # # # #  ->   #o#o#o# #       targets  1 1 1 1 1 1 1 1 1 1 5 5 5 5 5 1 2 1 ...
+        # #   # #       #ooo #o #
+        # ##### #        ...
+        #      G#
+        #########
+        ```
+
+    `perfect` mazes are trees of corridors (random depth-first search), so the path is the only one; with size=30,
+    min_length=100, max_length=140 they are Maze-Unique. `random_walls` scatters walls over a share of the cells that is
+    uniform in `walls`; with size=30, min_length=111 they are Maze-Hard. Their shortest path need not be the only one, so
+    besides `exact` the score has `valid`: any shortest path, all else unchanged. Splits are disjoint up to turns,
+    flips and swapping S and G. Slices: `length`, the steps of the path,
+    rounded down to multiples of half the longer side.
+    """
+
+    class Config(Options):
+        """Options of `maze`."""
+
+        size: PositiveInt = 9
+        """Height and width of the grid, outer walls included."""
+        height: PositiveInt | None = None
+        """Instead of `size`."""
+        width: PositiveInt | None = None
+        """Instead of `size`."""
+        kind: Literal["perfect", "random_walls"] = "perfect"
+        """How walls are laid."""
+        walls: tuple[Share, Share] = (0.3, 0.5)
+        """Least and greatest share of wall cells, for `random_walls`."""
+        min_length: PositiveInt | None = None
+        """Fewest steps from S to G; by default the longer side."""
+        max_length: PositiveInt | None = None
+        """Most steps; where given, the length is uniform from `min_length` to it."""
+        n_puzzles: PositiveInt | None = None
+        """Mazes of the training split, over and over; by default all that the file has, or ever new ones."""
+        augment: bool = True
+        """A random turn or flip for each training row that can come again."""
+        path: str | None = None
+        """A file of mazes to use instead of the generator: CSV `source,question,answer,rating`."""
+        test_path: str | None = None
+        """A second file, whose mazes are the test split; any equal to them leaves the other splits."""
+
+        @field_validator("walls", mode="before")
+        @classmethod
+        def _from_list(cls, value: Any) -> Any:
+            return tuple(value) if isinstance(value, list) else value
+
+    layout = "fill_in"
+    config: Config
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.height, self.width = config.height or config.size, config.width or config.size
+        self.vocab_size = len(CHARACTERS) + 1
+        self.seq_len = self.height * self.width
+        self._source = self._open()
+        self._repeats = config.path is not None or config.n_puzzles is not None
+
+    def _open(self) -> Source:
+        c = self.config
+        if c.path is not None:
+            steering = {"kind", "walls", "min_length", "max_length"} & c.changed().keys()
+            if steering:
+                raise UsageError(
+                    f"maze: {sorted(steering)[0]} steers the generator and cannot go with path={c.path!r}."
+                )
+            return FromFile(self.height, self.width, c.path, c.test_path, c.n_puzzles)
+        if c.test_path is not None:
+            raise UsageError(f"maze: test_path={c.test_path!r} needs `path`, the file of the other splits.")
+        if c.walls[0] > c.walls[1]:
+            raise UsageError(f"maze: walls={c.walls} should be the least share, then the greatest.")
+        shortest = c.min_length or max(self.height, self.width)
+        if c.kind == "perfect":
+            # Rooms are two apart, and the path visits each at most once.
+            bound = 2 * (((self.height - 1) // 2) * ((self.width - 1) // 2) - 1)
+        else:
+            bound = self.seq_len - 1
+        if shortest > bound:
+            size = f"{self.height}x{self.width}"
+            raise UsageError(
+                f"maze: no path of a {size} maze has min_length={shortest} steps; the most is {max(bound, 0)}."
+            )
+        if c.max_length is not None and c.max_length < shortest:
+            raise UsageError(f"maze: max_length={c.max_length} is less than min_length={shortest}.")
+        longest = None if c.max_length is None else min(c.max_length, bound)
+        return Generator(self.height, self.width, c.kind == "perfect", c.walls, shortest, longest, c.n_puzzles)
+
+    def sample(self, n: int, *, split: Split, seed: int, start: int = 0) -> Batch:
+        check_request(n, split, start)
+        grids, answers, lengths = self._source.take(start, n, split, seed)
+        if split == "train" and self._repeats and self.config.augment:
+            maps = symmetries(self.height, self.width)
+            words = random.fold(random.row_keys(split, seed, start, n), 2)
+            picked = maps[random.below(words, len(maps))]
+            grids, answers = np.take_along_axis(grids, picked, 1), np.take_along_axis(answers, picked, 1)
+        step = max(1, max(self.height, self.width) // 2)
+        inputs, targets = (torch.from_numpy(tokens.astype(np.int64)) for tokens in (grids, answers))
+        return Batch(inputs, targets, {"length": torch.from_numpy(lengths // step * step)})
+
+    def row_scores(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
+        """`valid`: a shortest path, whichever, and everything else as it was."""
+        valid = is_valid(batch.inputs.cpu().numpy(), predictions.cpu().numpy(), self.height, self.width)
+        return {"valid": torch.from_numpy(valid).double()}
+
+    def render(self, batch: Batch, row: int = 0, predictions: Tensor | None = None) -> str:
+        lines = self._lines(batch.targets[row])
+        if predictions is None:
+            return "\n".join(lines)
+        wrong = (predictions[row] != batch.targets[row]).cpu().numpy()
+        right = self._lines(predictions[row], wrong)
+        titles = ["answer", f"predicted: {self._verdict(batch, row, predictions)} (! differs)"]
+        rows = zip([titles[0], *lines], [titles[1], *right], strict=True)
+        return "\n".join(f"{left.ljust(2 * self.width)}   {line}".rstrip() for left, line in rows)
+
+    def draw(self, batch: Batch, row: int = 0, predictions: Tensor | None = None) -> Figure:
+        from tasks.maze.picture import draw_maze
+
+        shape = (self.height, self.width)
+        answer = batch.targets[row].cpu().numpy().reshape(shape)
+        if predictions is None:
+            return draw_maze(answer, None, "")
+        return draw_maze(answer, predictions[row].cpu().numpy().reshape(shape), self._verdict(batch, row, predictions))
+
+    def _lines(self, tokens: Tensor, wrong: NDArray[np.bool_] | None = None) -> list[str]:
+        ink = [_INK.get(token, "??") for token in tokens.tolist()]
+        if wrong is not None:
+            ink = [cell[0] + "!" if bad else cell for cell, bad in zip(ink, wrong, strict=True)]
+        return ["".join(ink[i : i + self.width]) for i in range(0, self.seq_len, self.width)]
+
+    def _verdict(self, batch: Batch, row: int, predictions: Tensor) -> str:
+        if bool((predictions[row] == batch.targets[row]).all()):
+            return "right"
+        scores = self.row_scores(
+            Batch(batch.inputs[row : row + 1], batch.targets[row : row + 1]), predictions[row : row + 1]
+        )
+        return "another shortest path" if bool(scores["valid"][0]) else "wrong"
