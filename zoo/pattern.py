@@ -15,6 +15,7 @@ form (options in order of declaration, defaults left out). `to_data` and `from_d
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -138,6 +139,7 @@ _TOKEN = re.compile(
 )
 _CONSTANTS = {"True": True, "False": False, "None": None}
 MAX_STEPS = 10_000
+MAX_DEPTH = 100
 
 
 class _Parser:
@@ -153,6 +155,12 @@ class _Parser:
             self.tokens.append((kind, match[kind], match.start(kind)))
             at = match.end()
         self.at = 0
+        if (depth := self.depth()) > MAX_DEPTH:
+            raise UsageError(f"Pattern {text[:40]!r}... is nested {depth:,} deep; at most {MAX_DEPTH} is allowed.")
+
+    def depth(self) -> int:
+        marks = (token for kind, token, _ in self.tokens if kind == "mark")
+        return max(itertools.accumulate((token in "([") - (token in ")]") for token in marks), default=0)
 
     def peek(self, offset: int = 0) -> tuple[str, str]:
         i = self.at + offset
@@ -289,13 +297,22 @@ def parse(text: str) -> Pattern:
     pattern = parser.pattern()
     if parser.peek()[0] != "end":
         raise parser.error("nothing is open that this could close")
-    if _count(pattern) > MAX_STEPS:
-        raise UsageError(f"Pattern {text!r} has {_count(pattern):,} steps; at most {MAX_STEPS:,} are allowed.")
+    return _limited(pattern, text)
+
+
+def _limited(pattern: Pattern, given: Any) -> Pattern:
+    if (n := _count(pattern)) > MAX_STEPS:
+        raise UsageError(f"Pattern {given!r} has {n:,} steps; at most {MAX_STEPS:,} are allowed.")
     return pattern
 
 
 def _count(pattern: Pattern) -> int:
-    return sum(node.count * _count(node.body) if isinstance(node, Repeat) else 1 for node in pattern.nodes)
+    def steps(node: Node) -> int:
+        if isinstance(node, Repeat):
+            return node.count * _count(node.body)
+        return 1 + _count(node.body) if isinstance(node, Shortcut) else 1
+
+    return sum(map(steps, pattern.nodes))
 
 
 def parse_word(text: str) -> Word:
@@ -374,19 +391,19 @@ def from_data(data: Any) -> Pattern:
     if isinstance(data, Pattern):
         return data
     if isinstance(data, Mapping):
-        return Pattern((_node(data),))
+        return _limited(Pattern((_node(data),)), data)
     if not isinstance(data, list | tuple) or not data:
         raise UsageError(f"A pattern is a text or a list of steps, not {data!r}.")
     nodes: list[Node] = []
     for item in data:
         nodes.extend(parse(item).nodes if isinstance(item, str) else (_node(item),))
-    return Pattern(tuple(nodes))
+    return _limited(Pattern(tuple(nodes)), data)
 
 
 def _node(item: Any) -> Node:
     forms: dict[frozenset[str], Callable[[], Node]] = {
         frozenset({"repeat", "body"}): lambda: Repeat(_positive(item["repeat"]), from_data(item["body"])),
-        frozenset({"parallel"}): lambda: Parallel(tuple(map(_word, item["parallel"]))),
+        frozenset({"parallel"}): lambda: _parallel(item["parallel"]),
         frozenset({"shortcut", "body"}): lambda: Shortcut(_word(item["shortcut"]), from_data(item["body"])),
     }
     if not isinstance(item, Mapping):
@@ -397,6 +414,13 @@ def _node(item: Any) -> Node:
         return make()
     allowed = "{name, options...}, {repeat, body}, {parallel} or {shortcut, body}"
     raise UsageError(f"A step given as a mapping is {allowed}, not one with the keys {', '.join(map(str, item)) or 'none'}.")
+
+
+def _parallel(words: Any) -> Word | Parallel:
+    if not isinstance(words, list | tuple) or not words:
+        raise UsageError(f"parallel is a list of words, not {words!r}.")
+    found = tuple(map(_word, words))
+    return found[0] if len(found) == 1 else Parallel(found)
 
 
 def _positive(count: Any) -> int:
