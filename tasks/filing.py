@@ -43,7 +43,7 @@ def read_rows(path: str | Path, *, plain: bool) -> Rows:
                 for fields in reader:
                     if len(fields) != len(HEADER):
                         raise at_line(path, reader.line_num, f"{len(fields)} fields, where {','.join(HEADER)} makes 4")
-                    rows.append((reader.line_num, *fields[1:]))
+                    rows.append((reader.line_num, fields[1], fields[2], fields[3]))
             elif plain:
                 rows = [(number, line.strip(), "", "") for number, line in enumerate(file, 1) if line.strip()]
             else:

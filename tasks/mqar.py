@@ -85,8 +85,8 @@ class MQAR(Task):
             allowed = c.seq_len // block
             fix = f"at most {allowed} pairs, or seq_len={block * most}" if allowed else f"seq_len={block * most}"
             raise UsageError(
-                f"mqar: n_pairs={most} with n_passes={c.n_passes} needs {block * most} positions and seq_len is {c.seq_len};"
-                f" take {fix}."
+                f"mqar: n_pairs={most} with n_passes={c.n_passes} needs {block * most} positions and seq_len is"
+                f" {c.seq_len}; take {fix}."
             )
         keys, values = c.vocab_size // 2 - 1, c.vocab_size - c.vocab_size // 2
         if min(keys, values) < most:
@@ -97,8 +97,8 @@ class MQAR(Task):
             instances = math.comb(keys, n) * math.perm(values, n)
             if instances < _MIN_INSTANCES:
                 raise UsageError(
-                    f"mqar: vocab_size={c.vocab_size} with n_pairs={n} has only {instances} different sets of pairs, too few"
-                    f" for disjoint splits (at least {_MIN_INSTANCES}); raise vocab_size or n_pairs."
+                    f"mqar: vocab_size={c.vocab_size} with n_pairs={n} has only {instances} different sets of pairs,"
+                    f" too few for disjoint splits (at least {_MIN_INSTANCES}); raise vocab_size or n_pairs."
                 )
 
     def sample(self, n: int, *, split: Split, seed: int, start: int = 0) -> Batch:

@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
     inputs: Tensor
     targets: Tensor
-    slices: dict[str, Tensor] = {}
+    slices: dict[str, Tensor] = {}  # noqa: RUF012 - never written to
     timespans: Tensor | None = None
 
 

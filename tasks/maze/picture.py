@@ -19,13 +19,13 @@ _BLACK, _WHITE, _BLUE, _RED, _PALE = (
     (0.85, 0.25, 0.2),
     (0.78, 0.87, 0.97),
 )
-_LEGEND = "blue: path as in the answer, red: differs, pale: missing"
+_GREEN, _AMBER = (0.35, 0.75, 0.4), (0.98, 0.7, 0.25)
 
 
-def draw_maze(answer: NDArray[np.int64], predicted: NDArray[np.int64] | None, verdict: str) -> Figure:
-    """Walls black and the path blue; of a prediction, cells that differ red, and path cells it misses pale.
+def draw_maze(answer: NDArray[np.int64], predicted: NDArray[np.int64] | None, verdict: str, valid: bool) -> Figure:
+    """Walls black and the path blue; of a prediction, path cells it misses pale, other cells that differ red.
 
-    Both are (height, width) tokens.
+    Both are (height, width) tokens. The cells of another valid path are blue, too.
     """
     from matplotlib.figure import Figure
 
@@ -35,19 +35,20 @@ def draw_maze(answer: NDArray[np.int64], predicted: NDArray[np.int64] | None, ve
     if predicted is None:
         picture[answer == PATH] = _BLUE
     else:
-        picture[predicted != answer] = _RED
+        picture[predicted != answer] = _BLUE if valid else _RED
         picture[(predicted != answer) & (answer == PATH)] = _PALE
         picture[(predicted == answer) & (answer == PATH)] = _BLUE
     scale = 6 / max(height, width)
-    figure = Figure(figsize=(width * scale, height * scale + 0.5))
+    figure = Figure(figsize=(width * scale, height * scale + 0.6), layout="constrained")
     axes = figure.add_subplot()
+    picture[answer == START], picture[answer == GOAL] = _GREEN, _AMBER
     axes.imshow(picture, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     for token, letter in ((START, "S"), (GOAL, "G")):
         for y, x in np.argwhere(answer == token):
-            axes.text(x, y, letter, ha="center", va="center", weight="bold", fontsize=min(16, 45 * scale))
+            axes.text(x, y, letter, ha="center", va="center", weight="bold", fontsize=min(16, 50 * scale))
     if predicted is not None:
         axes.set_title(verdict, fontsize=11)
-        axes.set_xlabel(_LEGEND, fontsize=8)
+        axes.set_xlabel("blue: path, pale: path of the answer that is missing, red: wrong", fontsize=8)
     return figure

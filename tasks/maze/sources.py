@@ -46,7 +46,7 @@ class Generator:
         longest: int | None,
         n_train: int | None,
     ):
-        """Path lengths drawn from [shortest, longest], or any from `shortest` on; `n_train` mazes in a training epoch."""
+        """Path lengths uniform in [shortest, longest], or any from `shortest` on; `n_train` mazes in an epoch."""
         self._size, self._perfect, self._walls = (height, width), perfect, walls
         self._shortest, self._longest = shortest, longest
         self._pages = Pages(self._make, n_train)
@@ -58,7 +58,9 @@ class Generator:
         from tasks.kernels import maze as kernels
 
         n, (height, width) = len(keys), self._size
-        made = Mazes(*(np.empty((n, height * width), np.uint8) for _ in range(2)), np.empty(n, np.int64))
+        made = Mazes(
+            np.empty((n, height * width), np.uint8), np.empty((n, height * width), np.uint8), np.empty(n, np.int64)
+        )
         longest = -1 if self._longest is None else self._longest
         finished = kernels.generate(
             keys, height, width, self._perfect, *self._walls, self._shortest, longest, SPLITS.index(split),
@@ -67,8 +69,8 @@ class Generator:
         if finished < n:
             bounds = f"min_length={self._shortest}" + ("" if self._longest is None else f", max_length={self._longest}")
             raise UsageError(
-                f"maze: found no {height}x{width} maze with {bounds} for the split {split!r} in {self._MAX_TRIES} tries;"
-                " ask for shorter paths or a larger maze."
+                f"maze: found no {height}x{width} maze with {bounds} for the split {split!r} in {self._MAX_TRIES}"
+                " tries; ask for shorter paths or a larger maze."
             )
         return made
 
@@ -84,8 +86,10 @@ class FromFile:
         """
         files = [read_mazes(p, height, width) for p in (path, test_path) if p is not None]
         self._files = [Mazes(file.grids, file.answers, file.lengths) for file in files]
-        self._shelves = Shelves(path, *(fingerprint(file.grids, height, width) for file in files), n_train=n_train)
+        prints = [fingerprint(file.grids, height, width) for file in files]
+        self._shelves = Shelves(path, prints[0], prints[1] if test_path else None, n_train)
 
     def take(self, start: int, n: int, split: Split, seed: int) -> Mazes:
         second, rows = self._shelves.rows(start, n, split, seed)
-        return Mazes(*(field[rows] for field in self._files[second]))
+        grids, answers, lengths = self._files[second]
+        return Mazes(grids[rows], answers[rows], lengths[rows])

@@ -43,10 +43,10 @@ class Maze(Task):
         ```
 
     `perfect` mazes are trees of corridors (random depth-first search), so the path is the only one; with size=30,
-    min_length=100, max_length=140 they are Maze-Unique. `random_walls` scatters walls over a share of the cells that is
-    uniform in `walls`; with size=30, min_length=111 they are Maze-Hard. Their shortest path need not be the only one, so
-    besides `exact` the score has `valid`: any shortest path, all else unchanged. Splits are disjoint up to turns,
-    flips and swapping S and G. Slices: `length`, the steps of the path,
+    min_length=100, max_length=140 they are Maze-Unique. `random_walls` scatters walls over a share of the cells that
+    is uniform in `walls`; with size=30, min_length=111 they are Maze-Hard, rare enough to want `n_puzzles`. Their
+    shortest path need not be the only one, so besides `exact` the score has `valid`: any shortest path, all else
+    unchanged. Splits are disjoint up to turns, flips and swapping S and G. Slices: `length`, the steps of the path,
     rounded down to multiples of half the longer side.
     """
 
@@ -154,8 +154,9 @@ class Maze(Task):
         shape = (self.height, self.width)
         answer = batch.targets[row].cpu().numpy().reshape(shape)
         if predictions is None:
-            return draw_maze(answer, None, "")
-        return draw_maze(answer, predictions[row].cpu().numpy().reshape(shape), self._verdict(batch, row, predictions))
+            return draw_maze(answer, None, "", True)
+        verdict = self._verdict(batch, row, predictions)
+        return draw_maze(answer, predictions[row].cpu().numpy().reshape(shape), verdict, verdict != "wrong")
 
     def _lines(self, tokens: Tensor, wrong: NDArray[np.bool_] | None = None) -> list[str]:
         ink = [_INK.get(token, "??") for token in tokens.tolist()]

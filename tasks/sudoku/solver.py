@@ -85,7 +85,7 @@ def as_boards(puzzles: ArrayLike) -> tuple[Boards, int]:
     size = SIZE_OF.get(boards.shape[1]) if boards.ndim == 2 else None
     if size is None:
         raise UsageError(f"sudoku: boards come as (n, 16), (n, 36) or (n, 81), not {boards.shape}.")
-    if boards.size and not (0 <= boards.min() and boards.max() <= size):
+    if boards.size and (boards.min() < 0 or boards.max() > size):
         raise UsageError(
             f"sudoku: cells of a {size}x{size} board are 0 to {size}, not {boards.min()} to {boards.max()}."
         )

@@ -76,7 +76,8 @@ class FromFile:
             UsageError: a file is unreadable or wrong, or holds puzzles of another size.
         """
         self._files = [_RatedFile(p, size) for p in (path, test_path) if p is not None]
-        self._shelves = Shelves(path, *(f.fingerprints for f in self._files), n_train=n_train)
+        prints = [file.fingerprints for file in self._files]
+        self._shelves = Shelves(path, prints[0], prints[1] if test_path else None, n_train)
 
     def take(self, start: int, n: int, split: Split, seed: int) -> Puzzles:
         second, rows = self._shelves.rows(start, n, split, seed)

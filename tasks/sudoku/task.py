@@ -92,8 +92,8 @@ class Sudoku(Task):
             value = getattr(c, name)
             if value is not None and not FEWEST[c.size] <= value <= c.size**2:
                 raise UsageError(
-                    f"sudoku: {name}={value} is not allowed for size={c.size}: with fewer than {FEWEST[c.size]} givens no"
-                    f" puzzle has one solution, and the board has {c.size**2} cells."
+                    f"sudoku: {name}={value} is not allowed for size={c.size}: it should be {FEWEST[c.size]} (fewer"
+                    f" never leave one solution) to {c.size**2}."
                 )
         if c.n_givens is not None and c.max_givens is not None:
             raise UsageError(f"sudoku: n_givens={c.n_givens} and max_givens={c.max_givens} exclude each other.")
