@@ -15,12 +15,25 @@ from zoo.registry import register
 
 @register("swiglu")
 class SwiGLU(Mixer):
-    """y = W_down (silu(W_gate x) * W_up x) (Shazeer 2020, arXiv 2002.05202, equation 6)."""
+    """y = W_down (silu(W_gate x) * W_up x) (Shazeer 2020, arXiv 2002.05202, equation 6).
+
+    Width 8/3 D keeps the weights of a 4 D perceptron (there: section 3; rounding as in Llama). Init: normal with std
+    fan_in^-0.5, W_down divided by sqrt(2 n_layers) (GPT-2).
+
+    | state | cost per token | parallel form      | cannot             |
+    |-------|----------------|--------------------|--------------------|
+    | none  | 6 D d_hidden   | every step at once | see any other step |
+    """
 
     kind = "channel"
 
     class Config(Options):
-        """d_hidden: inner width, by default 8/3 D rounded up to a multiple of 32; bias: on all three projections."""
+        """The options.
+
+        Attributes:
+            d_hidden: inner width, by default 8/3 D rounded up to a multiple of 32.
+            bias: on all three projections.
+        """
 
         d_hidden: int | None = Field(default=None, ge=1)
         bias: bool = False
@@ -28,8 +41,13 @@ class SwiGLU(Mixer):
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
         self.d_hidden = config.d_hidden or -(-8 * d_model // 3 // 32) * 32
-        self.in_proj = nn.Linear(d_model, 2 * self.d_hidden, bias=config.bias)
+        self.in_proj = nn.Linear(d_model, 2 * self.d_hidden, bias=config.bias)  # gate and up in one
         self.out_proj = nn.Linear(self.d_hidden, d_model, bias=config.bias)
+        nn.init.normal_(self.in_proj.weight, std=d_model**-0.5)
+        nn.init.normal_(self.out_proj.weight, std=(2 * place.n_layers * self.d_hidden) ** -0.5)
+        if config.bias:
+            nn.init.zeros_(self.in_proj.bias)
+            nn.init.zeros_(self.out_proj.bias)
 
     def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> State:
         return ()

@@ -1,0 +1,121 @@
+"""Parts that several recurrent mixers share: short convolution, gated norm, published inits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tasks.registry import UsageError
+from zoo.ops import causal_conv1d
+from zoo.protocol import Context, Place, recurrent_dtype
+
+Backend = Literal["auto", "reference", "chunked"]
+
+
+def packing(context: Context | None) -> dict[str, Any]:
+    """What every op is told about rows of unequal length and packed documents."""
+    return {} if context is None else {"lengths": context.lengths, "resets": context.resets}
+
+
+def precise(x: Tensor) -> Tensor:
+    """x in the dtype of recurrent states, for what does not bear rounding: step sizes, decays, norms."""
+    return x.to(recurrent_dtype(x.dtype))
+
+
+def whole(mixer: str, what: str, value: float) -> int:
+    """`value` as a whole number, at least 1.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if value < 1 or not math.isclose(value, round(value), rel_tol=1e-9):
+        raise UsageError(f"{mixer}: {what} = {value:g} is not allowed: it should be a whole number, at least 1.")
+    return round(value)
+
+
+def check_range(mixer: str, option: str, bounds: tuple[float, float], *, zero: bool = False) -> None:
+    """`bounds` is [low, high] with 0 < low <= high (0 <= low where `zero`), else a `UsageError`."""
+    low, high = bounds
+    if not (0 <= low <= high < math.inf and (low or zero)):
+        least = "0 <=" if zero else "0 <"
+        raise UsageError(
+            f"{mixer}: {option}=[{low:g}, {high:g}] is not allowed: it should be [low, high], {least} low <= high."
+        )
+
+
+class CausalConv(nn.Module):
+    """Depthwise causal convolution with torch's own Conv1d init, its state the last W - 1 inputs (B, W - 1, D)."""
+
+    def __init__(self, width: int, size: int, *, bias: bool, activation: Literal["silu"] | None, backend: Backend):
+        super().__init__()
+        self.activation, self.backend = activation, backend
+        self.weight = nn.Parameter(torch.empty(width, size).uniform_(-(size**-0.5), size**-0.5))
+        self.bias = nn.Parameter(torch.empty(width).uniform_(-(size**-0.5), size**-0.5)) if bias else None
+
+    def forward(self, x: Tensor, state: Tensor | None, context: Context | None) -> tuple[Tensor, Tensor]:
+        return causal_conv1d(
+            x, self.weight, self.bias, state, activation=self.activation, backend=self.backend, **packing(context)
+        )
+
+    def state_shape(self, batch_size: int) -> tuple[int, int, int]:
+        width, size = self.weight.shape
+        return batch_size, size - 1, width
+
+
+class GatedRMSNorm(nn.Module):
+    """RMS norm of each of `n_groups` parts of the last axis, with a gate: norm(x) * silu(z), or norm(x * silu(z)).
+
+    Works in float32 at least and returns that.
+    """
+
+    def __init__(self, width: int, *, n_groups: int = 1, eps: float = 1e-5, norm_before_gate: bool = True):
+        super().__init__()
+        self.n_groups, self.eps, self.norm_before_gate = n_groups, eps, norm_before_gate
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        x = precise(x)
+        gate = None if z is None else F.silu(z.to(x.dtype))
+        if gate is not None and not self.norm_before_gate:
+            x, gate = x * gate, None
+        weight = self.weight.to(x.dtype)
+        if self.n_groups == 1:
+            y = F.rms_norm(x, weight.shape, weight, self.eps)
+        else:
+            parts = x.unflatten(-1, (self.n_groups, -1))
+            y = F.rms_norm(parts, parts.shape[-1:], None, self.eps).flatten(-2) * weight
+        return y if gate is None else y * gate
+
+
+def step_bias(n: int, low: float = 1e-3, high: float = 1e-1, floor: float = 1e-4) -> Tensor:
+    """Biases b whose step sizes softplus(b) are log-uniform in [low, high] (Gu and Dao 2023, section 3.6)."""
+    dt = torch.exp(torch.rand(n) * (math.log(high) - math.log(low)) + math.log(low)).clamp(min=floor)
+    return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus
+
+
+def log_rates(n: int, low: float, high: float) -> Tensor:
+    """Logarithms of decay rates uniform in [low, high]; a rate of exactly 0 has none and is lifted."""
+    return torch.empty(n).uniform_(low, high).clamp(min=1e-6).log()
+
+
+def init_projections(in_proj: nn.Linear, out_proj: nn.Linear, place: Place) -> None:
+    """Normal with std fan_in^-0.5, the output scaled down by the root of the number of residual steps.
+
+    The published std of 0.02 is that of a width of about 2,000 under this rule; at the widths of small models a fixed
+    0.02 would start them near zero. Output: GPT-2's 1 / sqrt(2 n_layers), two residual steps a layer.
+    """
+    nn.init.normal_(in_proj.weight, std=in_proj.in_features**-0.5)
+    nn.init.normal_(out_proj.weight, std=(2 * place.n_layers * out_proj.in_features) ** -0.5)
+    for layer in (in_proj, out_proj):
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(|x|^2 + eps) along the last axis, in float32 at least."""
+    x = precise(x)
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)

@@ -1,0 +1,144 @@
+"""DeltaNet: a fast-weight memory that overwrites what it holds under a key."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+
+from tasks.registry import Options, UsageError
+from zoo.mixers._parts import Backend, CausalConv, GatedRMSNorm, init_projections, l2_norm, packing, precise, whole
+from zoo.ops import delta_rule
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
+from zoo.registry import derive_heads, register
+
+
+class DeltaState(NamedTuple):
+    conv: Tensor  # (B, W - 1, channels of q, k, v): the last inputs of the convolution
+    memory: Tensor  # (B, H, K, V)
+
+
+@register("deltanet")
+class DeltaNet(Mixer):
+    """The DeltaNet layer (Yang et al. 2024, arXiv 2406.06484, section 3.3), options as in flash-linear-attention.
+
+        q, k, v = silu(conv(W x)) ;  q, k = q / |q|, k / |k| ;  beta = sigmoid(w_b x)
+        S_t = (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T ;  o_t = S_t^T q_t / sqrt(K)
+        y = W_out RMSNorm_head(o), with `gate`: W_out (RMSNorm_head(o) * silu(W_g x))
+
+    Schlag et al. 2021 (arXiv 2102.11174) is `qk_activation="elu", qk_norm="sum", conv_size=0`.
+
+    | state                     | cost per token          | parallel form (WY)           |
+    |---------------------------|-------------------------|------------------------------|
+    | H K V + (W - 1) channels | 8 D^2 + 4 H K V         | chunked matmuls, O(T) in all |
+
+    Cannot forget everything at once (there is no decay), and holds at most K associations a head without interference;
+    with beta <= 1 it cannot solve parity, with `allow_neg_eigval` it can (Grazzi et al. 2025, arXiv 2411.12537).
+    """
+
+    class Config(Options):
+        """The options.
+
+        Attributes:
+            n_heads: H, by default such that a head has at least 128 channels (as published) and H divides D.
+            expand_k: channels of q and of k, as a multiple of D.
+            expand_v: channels of v, as a multiple of D.
+            conv_size: W, steps in the window of the convolution; 0 for none.
+            conv_bias: on the convolution.
+            qk_activation: on q and k; v has silu.
+            qk_norm: q and k divided by their length, or by their sum (with an activation that is positive).
+            gate: an output gate.
+            allow_neg_eigval: beta in (0, 2), so that a step can reflect.
+            backend: form of the ops.
+        """
+
+        n_heads: int | None = Field(default=None, ge=1)
+        expand_k: float = Field(default=1.0, gt=0)
+        expand_v: float = Field(default=1.0, gt=0)
+        conv_size: int = Field(default=4, ge=0)
+        conv_bias: bool = False
+        qk_activation: Literal["silu", "relu", "elu", "identity"] = "silu"
+        qk_norm: Literal["l2", "sum"] = "l2"
+        gate: bool = False
+        allow_neg_eigval: bool = False
+        backend: Backend = "auto"
+
+    def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
+        super().__init__(d_model, config, place=place)
+        c = config
+        self.n_heads = c.n_heads or derive_heads(d_model, 128)
+        head = f" * {d_model} / {self.n_heads} heads"
+        self.d_key = whole("deltanet", f"expand_k{head}", c.expand_k * d_model / self.n_heads)
+        self.d_value = whole("deltanet", f"expand_v{head}", c.expand_v * d_model / self.n_heads)
+        if c.qk_norm == "sum" and c.qk_activation != "elu":
+            raise UsageError(
+                f'deltanet: qk_norm="sum" needs qk_activation="elu", not {c.qk_activation!r}: sums must be positive.'
+            )
+        keys, values = self.n_heads * self.d_key, self.n_heads * self.d_value
+        self.qkv_parts = [keys, keys, values]
+        self.parts = [sum(self.qkv_parts), values if c.gate else 0, self.n_heads]  # q k v, gate, beta
+        self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)
+        self.conv = None
+        if c.conv_size:
+            activation = "silu" if c.qk_activation == "silu" else None
+            self.conv = CausalConv(
+                self.parts[0], c.conv_size, bias=c.conv_bias, activation=activation, backend=c.backend
+            )
+        self.norm = GatedRMSNorm(self.d_value)
+        self.out_proj = nn.Linear(values, d_model, bias=False)
+        init_projections(self.in_proj, self.out_proj, place)
+
+    def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> DeltaState:
+        device, dtype = first_parameter_like(self, device, dtype)
+        shapes = self._state_shapes(batch_size)
+        return DeltaState(*(torch.zeros(s, device=device, dtype=recurrent_dtype(dtype)) for s in shapes))
+
+    def _state_shapes(self, batch_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        conv = (batch_size, max(self.config.conv_size - 1, 0), self.parts[0])
+        return conv, (batch_size, self.n_heads, self.d_key, self.d_value)
+
+    def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
+        c = self.config
+        state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
+        qkv, gate, beta = self.in_proj(x).split(self.parts, -1)
+        qkv, conv_state = self.conv(qkv, state.conv, context) if self.conv else (qkv, state.conv)
+        q, k, v = (rearrange(m, "b t (h d) -> b t h d", h=self.n_heads) for m in qkv.split(self.qkv_parts, -1))
+        if not (self.conv and self.conv.activation):
+            q, k, v = _ACTIVATIONS[c.qk_activation](q), _ACTIVATIONS[c.qk_activation](k), F.silu(v)
+        q, k = _NORMS[c.qk_norm](q), _NORMS[c.qk_norm](k)
+
+        beta = precise(beta).sigmoid() * (2 if c.allow_neg_eigval else 1)
+        o, memory = delta_rule(q, k, v, beta, state=state.memory, backend=c.backend, **packing(context))
+        o = self.norm(o, rearrange(gate, "b t (h v) -> b t h v", h=self.n_heads) if c.gate else None)
+        return self.out_proj(o.flatten(-2).to(x.dtype)), DeltaState(conv_state, memory)
+
+    def flops_per_token(self, context_length: int) -> int:
+        projections = 2 * self.d_model * (sum(self.parts) + self.qkv_parts[2])
+        return projections + 4 * self.n_heads * self.d_key * self.d_value  # recall of k, read of q
+
+    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
+        return sum(map(math.prod, self._state_shapes(batch_size))) * recurrent_dtype(dtype).itemsize
+
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        return [
+            {},
+            {"n_heads": 2, "expand_k": 0.5, "expand_v": 2.0, "gate": True, "allow_neg_eigval": True},
+            {"conv_size": 3, "conv_bias": True, "qk_activation": "relu", "backend": "reference"},
+            {"conv_size": 0, "qk_activation": "elu", "qk_norm": "sum"},
+            {"qk_activation": "identity", "conv_size": 1, "backend": "chunked"},
+        ]
+
+
+def _sum_norm(x: Tensor) -> Tensor:
+    x = precise(x)
+    return x / x.sum(-1, keepdim=True)
+
+
+_ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "elu": lambda x: F.elu(x) + 1, "identity": lambda x: x}
+_NORMS = {"l2": l2_norm, "sum": _sum_norm}

@@ -1,0 +1,149 @@
+"""Gated DeltaNet: the delta rule on a memory that also fades."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+
+from tasks.registry import Options, UsageError
+from zoo.mixers._parts import (
+    Backend,
+    CausalConv,
+    GatedRMSNorm,
+    check_range,
+    init_projections,
+    l2_norm,
+    log_rates,
+    packing,
+    precise,
+    step_bias,
+    whole,
+)
+from zoo.mixers.deltanet import DeltaState
+from zoo.ops import delta_rule
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
+from zoo.registry import register
+
+
+@register("gated_deltanet")
+class GatedDeltaNet(Mixer):
+    """The Gated DeltaNet layer (Yang et al. 2025, arXiv 2412.06464, equation 10 and figure 1).
+
+        q, k, v = silu(conv(W x)) ;  q, k = q / |q|, k / |k| ;  beta = sigmoid(w_b x)
+        g = -exp(A_log) softplus(w_a x + dt_bias)
+        S_t = (I - beta_t k_t k_t^T) exp(g_t) S_{t-1} + beta_t k_t v_t^T ;  o_t = S_t^T q_t / sqrt(K)
+        y = W_out (RMSNorm_head(o) * silu(W_g x))
+
+    Sizes as published: n_heads K = 0.75 D and V = 2 K, so that a layer has about 6 D^2 weights; heads of about 256
+    channels. Qwen3-Next is `n_heads=16, n_v_heads=32, head_dim=128, expand_v=1.0`. Published inits: rates exp(A_log) ~
+    U(0, 16), softplus(dt_bias) log-uniform in [1e-3, 1e-1].
+
+    | state                         | cost per token        | parallel form (WY)           |
+    |-------------------------------|-----------------------|------------------------------|
+    | H K V + (W - 1) channels      | 12 D^2 + 4 H K V      | chunked matmuls, O(T) in all |
+
+    Cannot hold more than K associations a head without interference; with beta <= 1 it cannot solve parity, with
+    `allow_neg_eigval` it can (Grazzi et al. 2025, arXiv 2411.12537).
+    """
+
+    class Config(Options):
+        """The options.
+
+        Attributes:
+            n_heads: heads of q and k, by default 0.75 D / 256, rounded, at least 1.
+            head_dim: K, by default 0.75 D / n_heads, rounded.
+            n_v_heads: H, heads of v, beta and g; a multiple of n_heads, which is the default.
+            expand_v: V / K.
+            conv_size: W, steps in the window of the convolution; 0 for none.
+            conv_bias: on the convolution.
+            gate: the output gate.
+            allow_neg_eigval: beta in (0, 2), so that a step can reflect.
+            A_init_range: the decay rates start uniform between these.
+            dt_init_range: the step sizes start log-uniform between these.
+            backend: form of the ops.
+        """
+
+        n_heads: int | None = Field(default=None, ge=1)
+        head_dim: int | None = Field(default=None, ge=1)
+        n_v_heads: int | None = Field(default=None, ge=1)
+        expand_v: float = Field(default=2.0, gt=0)
+        conv_size: int = Field(default=4, ge=0)
+        conv_bias: bool = False
+        gate: bool = True
+        allow_neg_eigval: bool = False
+        A_init_range: tuple[float, float] = (0.0, 16.0)
+        dt_init_range: tuple[float, float] = (0.001, 0.1)
+        backend: Backend = "auto"
+
+    def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
+        super().__init__(d_model, config, place=place)
+        c = config
+        check_range("gated_deltanet", "A_init_range", c.A_init_range, zero=True)
+        check_range("gated_deltanet", "dt_init_range", c.dt_init_range)
+        self.n_key_heads = c.n_heads or max(1, round(0.75 * d_model / 256))
+        self.d_key = c.head_dim or max(1, round(0.75 * d_model / self.n_key_heads))
+        self.n_heads = c.n_v_heads or self.n_key_heads
+        if self.n_heads % self.n_key_heads:
+            raise UsageError(f"gated_deltanet: n_v_heads={self.n_heads} is no multiple of n_heads={self.n_key_heads}.")
+        self.d_value = whole(
+            "gated_deltanet", f"expand_v * head_dim = {c.expand_v:g} * {self.d_key}", c.expand_v * self.d_key
+        )
+        keys, values = self.n_key_heads * self.d_key, self.n_heads * self.d_value
+        self.qkv_parts = [keys, keys, values]
+        self.parts = [sum(self.qkv_parts), values if c.gate else 0, self.n_heads, self.n_heads]  # q k v, gate, beta, g
+        self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)
+        self.conv = None
+        if c.conv_size:
+            self.conv = CausalConv(self.parts[0], c.conv_size, bias=c.conv_bias, activation="silu", backend=c.backend)
+        self.A_log = nn.Parameter(log_rates(self.n_heads, *c.A_init_range))
+        self.dt_bias = nn.Parameter(step_bias(self.n_heads, *c.dt_init_range))
+        self.norm = GatedRMSNorm(self.d_value)
+        self.out_proj = nn.Linear(values, d_model, bias=False)
+        init_projections(self.in_proj, self.out_proj, place)
+
+    def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> DeltaState:
+        device, dtype = first_parameter_like(self, device, dtype)
+        shapes = self._state_shapes(batch_size)
+        return DeltaState(*(torch.zeros(s, device=device, dtype=recurrent_dtype(dtype)) for s in shapes))
+
+    def _state_shapes(self, batch_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        conv = (batch_size, max(self.config.conv_size - 1, 0), self.parts[0])
+        return conv, (batch_size, self.n_heads, self.d_key, self.d_value)
+
+    def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
+        c = self.config
+        state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
+        qkv, gate, beta, a = self.in_proj(x).split(self.parts, -1)
+        qkv, conv_state = self.conv(qkv, state.conv, context) if self.conv else (F.silu(qkv), state.conv)
+        q, k, v = qkv.split(self.qkv_parts, -1)
+        q, k = (l2_norm(rearrange(m, "b t (g k) -> b t g k", g=self.n_key_heads)) for m in (q, k))
+        v = rearrange(v, "b t (h v) -> b t h v", h=self.n_heads)
+
+        beta = precise(beta).sigmoid() * (2 if c.allow_neg_eigval else 1)
+        log_decay = -precise(self.A_log).exp() * F.softplus(precise(a) + self.dt_bias)
+        o, memory = delta_rule(q, k, v, beta, log_decay, state.memory, backend=c.backend, **packing(context))
+        o = self.norm(o, rearrange(gate, "b t (h v) -> b t h v", h=self.n_heads) if c.gate else None)
+        return self.out_proj(o.flatten(-2).to(x.dtype)), DeltaState(conv_state, memory)
+
+    def flops_per_token(self, context_length: int) -> int:
+        projections = 2 * self.d_model * (sum(self.parts) + self.qkv_parts[2])
+        return projections + 4 * self.n_heads * self.d_key * self.d_value  # recall of k, read of q
+
+    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
+        return sum(map(math.prod, self._state_shapes(batch_size))) * recurrent_dtype(dtype).itemsize
+
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        return [
+            {},
+            {"n_heads": 2, "n_v_heads": 4, "head_dim": 5, "expand_v": 1.0, "conv_bias": True, "allow_neg_eigval": True},
+            {"gate": False, "conv_size": 3, "A_init_range": (1.0, 2.0), "dt_init_range": (0.01, 1.0)},
+            {"n_heads": 3, "conv_size": 0, "backend": "reference"},
+            {"n_heads": 2, "conv_size": 1, "backend": "chunked"},
+        ]

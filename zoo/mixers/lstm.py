@@ -1,0 +1,175 @@
+"""The long short-term memory."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from tasks.registry import Options
+from zoo.mixers._parts import precise
+from zoo.ops.common import valid_steps, without_autocast
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
+from zoo.registry import register
+
+
+class LSTMState(NamedTuple):
+    h: Tensor  # (B, d_hidden)
+    c: Tensor  # (B, d_hidden)
+
+
+@register("lstm")
+class LSTM(Mixer):
+    """The LSTM with forget gate (Gers et al. 2000), its parameters those of torch.nn.LSTM, under the same names.
+
+        i, f, g, o = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh
+        c_t = sigmoid(f) * c_{t-1} + sigmoid(i) * tanh(g) ;  h_t = sigmoid(o) * tanh(c_t)
+        y_t = h_t, or W_out h_t where d_hidden differs from D
+
+    | state      | cost per token            | parallel form                | cannot                              |
+    |------------|---------------------------|------------------------------|-------------------------------------|
+    | 2 d_hidden | 8 d_hidden (D + d_hidden) | none: one step after another | recall more than its state can hold |
+
+    The recurrence runs in float32 at least, under autocast too: rounding feeds back at every step.
+    """
+
+    class Config(Options):
+        """The options.
+
+        Attributes:
+            d_hidden: width of the state, D by default; any other width is projected back to D.
+            forget_bias: initial bias of the forget gate (Jozefowicz et al. 2015: 1); None for torch's own init.
+            bias: both biases.
+            backend: "reference" is one step at a time, "fused" torch's own LSTM; "auto" fuses where it can.
+        """
+
+        d_hidden: int | None = Field(default=None, ge=1)
+        forget_bias: float | None = 1.0
+        bias: bool = True
+        backend: Literal["auto", "reference", "fused"] = "auto"
+
+    def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
+        super().__init__(d_model, config, place=place)
+        self.d_hidden = config.d_hidden or d_model
+        self.cell = nn.LSTM(d_model, self.d_hidden, bias=config.bias, batch_first=True)
+        if config.bias and config.forget_bias is not None:
+            with torch.no_grad():
+                for name, value in (("bias_ih_l0", config.forget_bias), ("bias_hh_l0", 0.0)):
+                    getattr(self.cell, name)[self.d_hidden : 2 * self.d_hidden] = value
+        self.out_proj = nn.Linear(self.d_hidden, d_model, bias=False) if self.d_hidden != d_model else None
+
+    def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> LSTMState:
+        device, dtype = first_parameter_like(self, device, dtype)
+        zeros = torch.zeros(batch_size, self.d_hidden, device=device, dtype=recurrent_dtype(dtype))
+        return LSTMState(zeros, zeros.clone())
+
+    def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
+        state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
+        lengths, resets = (None, None) if context is None else (context.lengths, context.resets)
+        weights = [precise(w) for w in self.cell.all_weights[0]]
+        form = self._form(x.shape[1], resets)
+        h, state = form(precise(x), state, weights, lengths, resets)
+        h = h.to(x.dtype)
+        return h if self.out_proj is None else self.out_proj(h), state
+
+    def _form(self, n_steps: int, resets: Tensor | None):
+        if self.config.backend != "auto":
+            return reference if self.config.backend == "reference" else fused
+        return reference if n_steps == 1 or resets is not None or torch.compiler.is_compiling() else fused
+
+    def flops_per_token(self, context_length: int) -> int:
+        gates = 8 * self.d_hidden * (self.d_model + self.d_hidden)
+        return gates + (2 * self.d_hidden * self.d_model if self.out_proj is not None else 0)
+
+    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
+        return 2 * batch_size * self.d_hidden * recurrent_dtype(dtype).itemsize
+
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        return [
+            {},
+            {"d_hidden": 24, "forget_bias": None, "backend": "reference"},
+            {"bias": False, "backend": "fused"},
+        ]
+
+
+@without_autocast
+def reference(
+    x: Tensor, state: LSTMState, weights: list[Tensor], lengths: Tensor | None, resets: Tensor | None
+) -> tuple[Tensor, LSTMState]:
+    """The definition, one step at a time; only the input's part of the gates is taken for all steps at once."""
+    w_ih, w_hh, *biases = weights
+    gates = F.linear(x, w_ih, sum(biases) if biases else None)
+    valid = None if lengths is None else valid_steps(lengths, x.shape[1])
+    if valid is not None and resets is not None:
+        resets = resets & valid
+    h, c = state
+    outputs = []
+    for t in range(x.shape[1]):
+        if resets is not None:
+            h, c = (s.masked_fill(resets[:, t, None], 0) for s in (h, c))
+        i, f, g, o = torch.addmm(gates[:, t], h, w_hh.T).chunk(4, -1)
+        new_c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        new_h = o.sigmoid() * new_c.tanh()
+        outputs.append(new_h)
+        if valid is not None:
+            new_h, new_c = (torch.where(valid[:, t, None], new, old) for new, old in ((new_h, h), (new_c, c)))
+        h, c = new_h, new_c
+    return torch.stack(outputs, 1), LSTMState(h, c)
+
+
+@without_autocast
+def fused(
+    x: Tensor, state: LSTMState, weights: list[Tensor], lengths: Tensor | None, resets: Tensor | None
+) -> tuple[Tensor, LSTMState]:
+    """torch's own LSTM. It knows neither lengths nor resets: documents become rows, and padding is frozen."""
+    if resets is not None:
+        return _by_document(x, state, weights, lengths, resets)
+    if lengths is not None:
+        padding = ~valid_steps(lengths, x.shape[1])
+        x, weights = _freeze(x, padding, weights)
+    h, last_h, last_c = torch.lstm(
+        x, (state.h[None], state.c[None]), weights, len(weights) == 4, 1, 0.0, False, False, True
+    )
+    last_h = last_h.squeeze(0)
+    if lengths is not None:
+        last_h = h.gather(1, (lengths - 1).clamp(min=0)[:, None, None].expand(-1, -1, h.shape[-1])).squeeze(1)
+        last_h = torch.where(lengths[:, None] > 0, last_h, state.h)
+    return h, LSTMState(last_h, last_c.squeeze(0))
+
+
+def _freeze(x: Tensor, padding: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """One more input, 1 on padding, that shuts the input gate and opens the forget gate: c stays, to the bit."""
+    x = torch.cat([x.masked_fill(padding[..., None], 0), padding[..., None].to(x.dtype)], -1)
+    w_ih, *rest = weights
+    shut = w_ih.new_zeros(4, len(w_ih) // 4)
+    shut[0], shut[1] = -1e4, 1e4
+    return x, [torch.cat([w_ih, shut.flatten()[:, None]], 1), *rest]
+
+
+def _by_document(
+    x: Tensor, state: LSTMState, weights: list[Tensor], lengths: Tensor | None, resets: Tensor
+) -> tuple[Tensor, LSTMState]:
+    """Every document as a row of its own; the first of a row goes on from the state unless it starts one."""
+    B, T, _ = x.shape
+    lengths = x.new_full((B,), T, dtype=torch.long) if lengths is None else lengths
+    starts = resets.clone()
+    starts[:, 0] = True
+    row, start = (starts & valid_steps(lengths, T)).nonzero(as_tuple=True)
+    if not len(row):
+        return x.new_zeros(B, T, state.h.shape[1]), state
+    last = torch.cat([row[1:] != row[:-1], row.new_ones(1, dtype=torch.bool)])
+    end = torch.where(last, lengths[row], start.roll(-1))
+    goes_on = ~resets[row, start][:, None]
+    size = end - start
+    steps = start[:, None] + torch.arange(int(size.max()), device=x.device)
+    documents = x[row[:, None], steps.clamp(max=T - 1)]
+    first = LSTMState(*(torch.where(goes_on, s[row], 0) for s in state))
+    h, after = fused(documents, first, weights, size, None)
+    inside = steps < end[:, None]
+    y = h.new_zeros(B, T, h.shape[-1]).index_put((row[:, None].expand_as(steps)[inside], steps[inside]), h[inside])
+    ended = [s.index_put((row[last],), a[last]) for s, a in zip(state, after, strict=True)]
+    return y, LSTMState(*ended)

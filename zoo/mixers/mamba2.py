@@ -1,0 +1,165 @@
+"""Mamba-2: state-space duality with one decay per head."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+
+from tasks.registry import Options, UsageError
+from zoo.mixers._parts import (
+    Backend,
+    CausalConv,
+    GatedRMSNorm,
+    check_range,
+    log_rates,
+    packing,
+    precise,
+    step_bias,
+    whole,
+)
+from zoo.ops import linear_attention
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
+from zoo.registry import derive_heads, register
+
+
+class Mamba2State(NamedTuple):
+    conv: Tensor  # (B, W - 1, d_inner + 2 G N): the last inputs of the convolution
+    ssm: Tensor  # (B, H, N, V)
+
+
+@register("mamba2")
+class Mamba2(Mixer):
+    """The Mamba-2 block (Dao and Gu 2024, arXiv 2405.21060, section 7.1 and equation 15), as in `mamba_ssm` 2.
+
+        z, u, B, C, dt = W_in x ;  u, B, C = silu(conv(u, B, C)) ;  dt = softplus(dt + dt_bias)
+        S_t = exp(-exp(A_log) dt_t) S_{t-1} + B_t (dt_t u_t)^T ;  o_t = S_t^T C_t + D u_t
+        y = W_out RMSNorm(o * silu(z))
+
+    which is linear attention with q = C, k = B (shared by the heads of a group), v = dt u. Sizes: d_inner = expand D,
+    H = d_inner / head_dim, N = d_state, V = head_dim. Published inits: rates exp(A_log) ~ U(1, 16), dt log-uniform in
+    [1e-3, 1e-1], D = 1, W_out divided by the root of the number of layers.
+
+    | state                               | cost per token                | parallel form              |
+    |-------------------------------------|-------------------------------|----------------------------|
+    | d_inner N + (W - 1)(d_inner + 2 G N) | 6 expand D^2 + 2 d_inner N | chunked matmuls, O(T) in all |
+
+    Cannot overwrite what it has stored under a key (it only fades), nor track states such as parity: its decays are
+    positive and do not depend on the state (Grazzi et al. 2025, arXiv 2411.12537).
+    """
+
+    class Config(Options):
+        """The options.
+
+        Attributes:
+            d_state: N, width of keys and queries.
+            expand: d_inner / D.
+            head_dim: V, by default the smallest width of at least 64 that cuts d_inner into equal heads.
+            n_groups: G, number of B's and C's; each serves H / G heads and is normalised apart.
+            conv_size: W, steps in the window of the convolution.
+            A_init_range: the decay rates start uniform between these.
+            dt_init_range: the step sizes start log-uniform between these.
+            dt_limit: bounds of the step sizes; none by default.
+            rms_norm: the gated norm before W_out; without it there is only the gate.
+            norm_before_gate: norm(o) * silu(z) in place of norm(o * silu(z)).
+            bias: on both projections.
+            conv_bias: on the convolution.
+            backend: form of the ops.
+        """
+
+        d_state: int = Field(default=128, ge=1)
+        expand: float = Field(default=2.0, gt=0)
+        head_dim: int | None = Field(default=None, ge=1)
+        n_groups: int = Field(default=1, ge=1)
+        conv_size: int = Field(default=4, ge=1)
+        A_init_range: tuple[float, float] = (1.0, 16.0)
+        dt_init_range: tuple[float, float] = (0.001, 0.1)
+        dt_limit: tuple[float, float] | None = None
+        rms_norm: bool = True
+        norm_before_gate: bool = False
+        bias: bool = False
+        conv_bias: bool = True
+        backend: Backend = "auto"
+
+    def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
+        super().__init__(d_model, config, place=place)
+        c = config
+        check_range("mamba2", "A_init_range", c.A_init_range)
+        check_range("mamba2", "dt_init_range", c.dt_init_range)
+        if c.dt_limit:
+            check_range("mamba2", "dt_limit", c.dt_limit, zero=True)
+        self.d_inner = whole("mamba2", f"expand * d_model = {c.expand:g} * {d_model}", c.expand * d_model)
+        if c.head_dim and self.d_inner % c.head_dim:
+            raise UsageError(f"mamba2: head_dim={c.head_dim} does not divide expand * d_model = {self.d_inner}.")
+        self.n_heads = self.d_inner // c.head_dim if c.head_dim else derive_heads(self.d_inner, 64)
+        if self.n_heads % c.n_groups:
+            raise UsageError(f"mamba2: n_groups={c.n_groups} does not divide the number of heads, {self.n_heads}.")
+        keys = c.n_groups * c.d_state
+        self.conv_parts = [self.d_inner, keys, keys]  # u, B, C
+        self.parts = [self.d_inner, sum(self.conv_parts), self.n_heads]  # z, what is convolved, dt
+
+        self.in_proj = nn.Linear(d_model, sum(self.parts), bias=c.bias)
+        self.conv = CausalConv(
+            sum(self.conv_parts), c.conv_size, bias=c.conv_bias, activation="silu", backend=c.backend
+        )
+        self.dt_bias = nn.Parameter(step_bias(self.n_heads, *c.dt_init_range))
+        self.A_log = nn.Parameter(log_rates(self.n_heads, *c.A_init_range))
+        self.D = nn.Parameter(torch.ones(self.n_heads))
+        if c.rms_norm:
+            self.norm = GatedRMSNorm(self.d_inner, n_groups=c.n_groups, norm_before_gate=c.norm_before_gate)
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=c.bias)
+        with torch.no_grad():
+            self.out_proj.weight /= math.sqrt(place.n_layers)
+            if c.bias:
+                self.in_proj.bias.zero_()
+                self.out_proj.bias.zero_()
+
+    def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> Mamba2State:
+        device, dtype = first_parameter_like(self, device, dtype)
+        shapes = self._state_shapes(batch_size)
+        return Mamba2State(*(torch.zeros(s, device=device, dtype=recurrent_dtype(dtype)) for s in shapes))
+
+    def _state_shapes(self, batch_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        ssm = (batch_size, self.n_heads, self.config.d_state, self.d_inner // self.n_heads)
+        return self.conv.state_shape(batch_size), ssm
+
+    def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
+        conv_state, ssm_state = (None, None) if state is None else state
+        z, u, dt = self.in_proj(x).split(self.parts, -1)
+        u, conv_state = self.conv(u, conv_state, context)
+        u, b, c = u.split(self.conv_parts, -1)
+        u = rearrange(u, "b t (h v) -> b t h v", h=self.n_heads)
+        b, c = (rearrange(m, "b t (g n) -> b t g n", g=self.config.n_groups) for m in (b, c))
+
+        dt = F.softplus(precise(dt) + self.dt_bias)
+        if self.config.dt_limit:
+            dt = dt.clamp(*self.config.dt_limit)
+        log_decay = -precise(self.A_log).exp() * dt
+        o, ssm_state = linear_attention(
+            c, b, u * dt[..., None], log_decay, ssm_state, scale=1.0, backend=self.config.backend, **packing(context)
+        )
+        o = (o + self.D[:, None] * u).flatten(-2)
+        o = self.norm(o, z) if self.config.rms_norm else o * F.silu(z)
+        return self.out_proj(o.to(x.dtype)), Mamba2State(conv_state, ssm_state)
+
+    def flops_per_token(self, context_length: int) -> int:
+        projections = 2 * self.d_model * (sum(self.parts) + self.d_inner)
+        return projections + 2 * self.d_inner * self.config.d_state  # the read S^T C; the outer product is no matmul
+
+    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
+        return sum(map(math.prod, self._state_shapes(batch_size))) * recurrent_dtype(dtype).itemsize
+
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        return [
+            {},
+            {"d_state": 5, "expand": 1.5, "head_dim": 3, "n_groups": 2, "conv_size": 3, "backend": "reference"},
+            {"d_state": 16, "norm_before_gate": True, "bias": True, "conv_bias": False, "backend": "chunked"},
+            {"d_state": 8, "rms_norm": False, "A_init_range": (0.5, 2.0), "dt_init_range": (0.01, 1.0)},
+            {"d_state": 16, "dt_limit": (0.002, 0.05), "n_groups": 2, "head_dim": 8, "norm_before_gate": True},
+        ]
