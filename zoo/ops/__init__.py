@@ -1,7 +1,8 @@
 """Pure functions, one file per recurrence, each with a step-by-step `reference` and a fast `chunked` form."""
 
+from zoo.ops.attention import attention
 from zoo.ops.causal_conv1d import causal_conv1d
 from zoo.ops.delta_rule import delta_rule
 from zoo.ops.linear_attention import linear_attention
 
-__all__ = ["causal_conv1d", "delta_rule", "linear_attention"]
+__all__ = ["attention", "causal_conv1d", "delta_rule", "linear_attention"]

@@ -1,0 +1,244 @@
+"""Softmax attention with rotary positions: multi-head, multi-query, grouped-query, and over a sliding window.
+
+`mha`: Vaswani et al. 2017. `mqa`: Shazeer 2019, arXiv 1911.02150. `gqa`: Ainslie et al. 2023, arXiv 2305.13245.
+`swa`: Beltagy et al. 2020, arXiv 2004.05150, as in Mistral 7B (arXiv 2310.06825). They differ in how many heads share
+their keys and values, and in how far back they look; everything else is one implementation.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from tasks.registry import Options, UsageError
+from zoo.ops.attention import attention, init_cache
+from zoo.ops.rotary import rotary_table, rotary_width, rotate
+from zoo.protocol import Context, Mixer, Place, State, document_positions, first_parameter_like
+from zoo.registry import derive_heads, register
+
+
+class AttentionOptions(Options):
+    """What every attention word can set.
+
+    Attributes:
+        n_heads: H, by default the most heads of at least 64 channels, or d_model / head_dim where that is given.
+        head_dim: K, by default d_model / n_heads.
+        window: each step sees itself and the window - 1 steps before it (and as many after it if not causal).
+        rope: rotary positions; without them order shows through the causal mask alone.
+        rope_base: the slowest rotation takes about 2 pi base steps.
+        rope_fraction: share of each head's channels that is rotated (NeoX: 0.25).
+        rope_interleaved: rotate neighbouring channels (GPT-J) instead of the two halves of a head (Llama).
+        qk_norm: RMSNorm on each head's query and key, before the rotation (Qwen3, Gemma 3).
+        bias: on the projections.
+        causal: whether steps see the past only; None is as the model says.
+        softcap: c in c tanh(logits / c) (Gemma 2).
+        sinks: one learned logit a head that takes attention without giving a value (GPT-OSS).
+        backend: form of the op, see `zoo.ops.attention`.
+    """
+
+    n_heads: int | None = Field(default=None, ge=1)
+    head_dim: int | None = Field(default=None, ge=1)
+    window: int | None = Field(default=None, ge=1)
+    rope: bool = True
+    rope_base: float = Field(default=10000.0, gt=0)
+    rope_fraction: float = Field(default=1.0, gt=0, le=1)
+    rope_interleaved: bool = False
+    qk_norm: bool = False
+    bias: bool = False
+    causal: bool | None = None
+    softcap: float | None = Field(default=None, gt=0)
+    sinks: bool = False
+    backend: Literal["auto", "reference", "chunked", "sdpa"] = "auto"
+
+
+class Attention(Mixer):
+    """y = W_o concat_h softmax(q_h K_g^T / sqrt(K)) V_g with q, k, v = W_qkv x; heads h share the keys of group g.
+
+    Inits: W_qkv normal with std 1 / sqrt(D), so that logits have unit scale at any width (GPT-2's 0.02 does so near
+    D = 2500 only, and starves narrow models); W_o normal with std 1 / sqrt(H K) / sqrt(2 n_layers), which keeps the
+    residual stream's scale at any depth (Radford et al. 2019, section 2.3); biases and sinks zero.
+    """
+
+    NORM_EPS = 1e-6
+
+    def __init__(self, d_model: int, config: AttentionOptions, *, place: Place = Place()):
+        super().__init__(d_model, config, place=place)
+        self.causal = place.causal if config.causal is None else config.causal
+        self.window = config.window
+        self.n_heads, self.head_dim = self._head_shape()
+        self.n_kv_heads = self._n_kv_heads()
+        if self.n_heads % self.n_kv_heads:
+            raise UsageError(
+                f"{self.name}: n_heads={self.n_heads} is not divisible by n_kv_heads={self.n_kv_heads}; "
+                f"allowed: {', '.join(str(n) for n in range(1, self.n_heads + 1) if self.n_heads % n == 0)}."
+            )
+        for option in ("softcap", "sinks"):
+            if config.backend == "sdpa" and getattr(config, option):
+                raise UsageError(f'{self.name}: backend="sdpa" does not know {option}: take "auto" or "chunked".')
+
+        H, G, K = self.n_heads, self.n_kv_heads, self.head_dim
+        self.rotated = rotary_width(K, config.rope_fraction) if config.rope else 0
+        self.in_proj = nn.Linear(d_model, (H + 2 * G) * K, bias=config.bias)
+        self.out_proj = nn.Linear(H * K, d_model, bias=config.bias)
+        self.q_norm = nn.Parameter(torch.ones(K)) if config.qk_norm else None
+        self.k_norm = nn.Parameter(torch.ones(K)) if config.qk_norm else None
+        self.sinks = nn.Parameter(torch.zeros(H)) if config.sinks else None
+        nn.init.normal_(self.in_proj.weight, std=d_model**-0.5)
+        nn.init.normal_(self.out_proj.weight, std=(H * K * 2 * place.n_layers) ** -0.5)
+        if config.bias:
+            nn.init.zeros_(self.in_proj.bias)
+            nn.init.zeros_(self.out_proj.bias)
+
+    def _head_shape(self) -> tuple[int, int]:
+        n_heads, head_dim = self.config.n_heads, self.config.head_dim
+        if n_heads is None:
+            n_heads = derive_heads(self.d_model) if head_dim is None else max(1, self.d_model // head_dim)
+        if head_dim is None:
+            if self.d_model % n_heads:
+                raise UsageError(
+                    f"{self.name}: d_model={self.d_model} is not divisible by n_heads={n_heads}: "
+                    f"take another number of heads, or set head_dim."
+                )
+            head_dim = self.d_model // n_heads
+        return n_heads, head_dim
+
+    def _n_kv_heads(self) -> int:
+        """G: that of the config where it has one, else one a head."""
+        return getattr(self.config, "n_kv_heads", None) or self.n_heads
+
+    def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> State:
+        if not self.causal:
+            return ()
+        device, dtype = first_parameter_like(self, device, dtype)
+        G, K = self.n_kv_heads, self.head_dim
+        return init_cache(batch_size, G, K, K, capacity=capacity, window=self.window, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
+        context = Context() if context is None else context
+        state = state or None  # `()` is the state of attention that is not causal
+        H, G = self.n_heads, self.n_kv_heads
+        qk, v = self.in_proj(x).unflatten(-1, (-1, self.head_dim)).split([H + G, G], 2)
+        if self.q_norm is not None:
+            q, k = qk.split([H, G], 2)
+            qk = torch.cat([self._norm(q, self.q_norm), self._norm(k, self.k_norm)], 2)
+        if self.rotated:
+            cos, sin = self._angles(x, state, context)
+            qk = rotate(qk, cos, sin, interleaved=self.config.rope_interleaved)
+        q, k = qk.split([H, G], 2)
+        o, state = attention(
+            q,
+            k,
+            v,
+            state,
+            causal=self.causal,
+            window=self.window,
+            sinks=self.sinks,
+            softcap=self.config.softcap,
+            lengths=context.lengths,
+            resets=context.resets,
+            backend=self.config.backend,
+        )
+        return self.out_proj(o.flatten(2)), state
+
+    def step(self, x_t: Tensor, state: State, context: Context | None = None) -> tuple[Tensor, State]:
+        if not self.causal:
+            raise UsageError(f"{self.name} with causal=False looks ahead, so it cannot go step by step: use forward.")
+        return super().step(x_t, state, context)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        dtype = torch.promote_types(torch.float32, x.dtype)
+        return F.rms_norm(x.to(dtype), (self.head_dim,), weight.to(dtype), self.NORM_EPS).to(x.dtype)
+
+    def _angles(self, x: Tensor, state: State | None, context: Context) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the T new steps, each at its position in its document."""
+        if state is not None:
+            positions = document_positions(state.length, x.shape[1], context.resets)
+            return rotary_table(positions, self.rotated, base=self.config.rope_base)
+        table = rotary_table(torch.arange(x.shape[1], device=x.device)[None], self.rotated, base=self.config.rope_base)
+        if context.resets is None:
+            return table
+        start = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        positions = document_positions(start, x.shape[1], context.resets)
+        return table[0][0, positions], table[1][0, positions]
+
+    def flops_per_token(self, context_length: int) -> int:
+        seen = min(context_length, self.window or context_length)
+        projections = self.in_proj.weight.numel() + self.out_proj.weight.numel()
+        return 2 * projections + 4 * self.n_heads * self.head_dim * seen
+
+    def state_bytes(self, batch_size: int, context_length: int, dtype: torch.dtype) -> int:
+        if not self.causal:
+            return 0
+        rows = min(context_length, self.window or context_length)
+        keys_and_values = 2 * rows * self.n_kv_heads * self.head_dim * dtype.itemsize
+        return batch_size * (keys_and_values + torch.int64.itemsize)
+
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        cases: list[dict[str, Any]] = [
+            {},
+            {
+                "n_heads": 4,
+                "head_dim": 7,
+                "window": 5,
+                "rope_base": 500.0,
+                "rope_fraction": 0.6,
+                "rope_interleaved": True,
+                "bias": True,
+                "backend": "reference",
+            },
+            {"n_heads": 2, "rope": False, "qk_norm": True, "softcap": 2.0, "sinks": True, "backend": "chunked"},
+            {"n_heads": 2, "window": 9, "backend": "sdpa"},
+            {"n_heads": 2, "causal": False},
+        ]
+        if "n_kv_heads" in cls.Config.model_fields:
+            cases[1]["n_kv_heads"] = 2
+        return cases
+
+
+@register("mha")
+class MultiHeadAttention(Attention):
+    """Every head has keys and values of its own: G = H."""
+
+    class Config(AttentionOptions):
+        """See `AttentionOptions`."""
+
+
+@register("mqa")
+class MultiQueryAttention(Attention):
+    """All heads share one key and one value: G = 1."""
+
+    class Config(AttentionOptions):
+        """See `AttentionOptions`."""
+
+    def _n_kv_heads(self) -> int:
+        return 1
+
+
+@register("gqa")
+class GroupedQueryAttention(Attention):
+    """Groups of heads share keys and values."""
+
+    class Config(AttentionOptions):
+        """n_kv_heads: G, by default the divisor of n_heads nearest to n_heads / 4 (Llama 3 8B: 32 and 8)."""
+
+        n_kv_heads: int | None = Field(default=None, ge=1)
+
+    def _n_kv_heads(self) -> int:
+        H = self.n_heads
+        return self.config.n_kv_heads or min((n for n in range(1, H + 1) if H % n == 0), key=lambda n: abs(n - H / 4))
+
+
+@register("swa")
+class SlidingWindowAttention(Attention):
+    """Attention over the last `window` steps, whose state stops growing there."""
+
+    class Config(AttentionOptions):
+        """n_kv_heads: G, by default n_heads; window: steps seen, 64 by default (Griffin takes 1024, Mistral 7B 4096)."""
+
+        n_kv_heads: int | None = Field(default=None, ge=1)
+        window: int = Field(default=64, ge=1)
