@@ -69,7 +69,7 @@ def write_csv(
 ) -> None:
     """Write puzzles, solutions (n, cells) and ratings (n,) in the public CSV form."""
     questions, answers = map(to_text, as_boards(puzzles)[0]), map(to_text, as_boards(solutions)[0])
-    write_rows(path, source, questions, answers, np.asarray(ratings).tolist())
+    write_rows(path, source, questions, answers, np.asarray(ratings, dtype=np.int64).tolist())
 
 
 def write_lines(path: str | Path, puzzles: ArrayLike) -> None:

@@ -1,0 +1,144 @@
+"""What every task owes, whichever it is: new tasks are covered by being registered."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+import tasks
+from tasks.protocol import IGNORE, SPLITS
+
+NAMES = tasks.list_tasks()
+
+
+@pytest.fixture(params=NAMES)
+def task(request):
+    return tasks.create_task(request.param)
+
+
+def equal(a: tasks.Batch, b: tasks.Batch) -> bool:
+    slices = a.slices.keys() == b.slices.keys() and all(torch.equal(a.slices[k], b.slices[k]) for k in a.slices)
+    return torch.equal(a.inputs, b.inputs) and torch.equal(a.targets, b.targets) and slices
+
+
+def part(batch: tasks.Batch, rows: slice) -> tasks.Batch:
+    return tasks.Batch(batch.inputs[rows], batch.targets[rows], {k: v[rows] for k, v in batch.slices.items()})
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_rows_depend_only_on_their_number(task, split):
+    whole = task.sample(30, split=split, seed=3)
+    assert equal(whole, task.sample(30, split=split, seed=3))
+    assert equal(part(whole, slice(7, 30)), task.sample(23, split=split, seed=3, start=7))
+    fresh = tasks.create_task({"name": task.name})
+    assert equal(part(whole, slice(29, 30)), fresh.sample(1, split=split, seed=3, start=29))
+
+
+def test_seeds_and_splits_give_other_rows(task):
+    rows = {(s, seed): task.sample(8, split=s, seed=seed).inputs for s in SPLITS for seed in (0, 1, -5, 2**63)}
+    keys = list(rows)
+    for i, a in enumerate(keys):
+        for b in keys[i + 1 :]:
+            assert not torch.equal(rows[a], rows[b]), (a, b)
+
+
+def test_no_row_is_in_two_splits(task):
+    if task.overlap:
+        pytest.skip(task.overlap)
+    seen: dict[str, set[bytes]] = {}
+    for split in SPLITS:
+        batch = task.sample(300, split=split, seed=0)
+        seen[split] = {row.numpy().tobytes() for row in batch.inputs}
+        assert len(seen[split]) > 250, "rows of a stream should differ"
+    assert not seen["train"] & seen["validation"]
+    assert not seen["train"] & seen["test"]
+    assert not seen["validation"] & seen["test"]
+
+
+def test_shapes_and_ranges(task):
+    batch = task.sample(16, split="train", seed=0)
+    for tokens in (batch.inputs, batch.targets):
+        assert tokens.shape == (16, task.seq_len)
+        assert tokens.dtype == torch.int64
+    assert batch.inputs.min() >= 0
+    assert batch.inputs.max() < task.vocab_size
+    scored = batch.targets[batch.targets != IGNORE]
+    assert scored.min() >= 0
+    assert scored.max() < task.vocab_size
+    assert (batch.targets != IGNORE).any(1).all(), "every row asks something"
+    assert all(v.shape == (16,) for v in batch.slices.values())
+    assert task.layout in ("next_token", "fill_in", "reconstruct")
+
+
+def test_scores(task):
+    batch = task.sample(32, split="validation", seed=0)
+    right = task.score(batch, batch.targets)
+    assert right["accuracy"] == right["exact"] == 1.0
+    assert right["n"] == 32
+    for values in right["slices"].values():
+        assert sum(figures["n"] for figures in values.values()) == 32
+    wrong = torch.where(batch.targets == 1, 2, 1)
+    assert task.score(batch, wrong)["exact"] == 0.0
+    mixed = torch.cat([batch.targets[:8], wrong[8:]])
+    assert task.score(batch, mixed)["exact"] == 0.25
+    elsewhere = torch.where(batch.targets == IGNORE, 1, batch.targets)
+    assert task.score(batch, elsewhere) == right, "predictions are read only where a target stands"
+
+
+def test_pictures(task):
+    batch = task.sample(3, split="test", seed=0)
+    wrong = torch.where(batch.targets == 1, 2, 1)
+    for predictions in (None, batch.targets.clamp(min=0), wrong):
+        assert task.render(batch, 2, predictions).strip()
+        assert isinstance(task.draw(batch, 2, predictions), Figure)
+
+
+def test_docstring_draws_an_example(task):
+    assert "inputs " in type(task).__doc__
+    assert "targets " in type(task).__doc__
+
+
+def test_pickles(task):
+    batch = task.sample(4, split="train", seed=0)
+    assert equal(batch, pickle.loads(pickle.dumps(task)).sample(4, split="train", seed=0))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"n": 4, "split": "valid", "seed": 0}, "Did you mean 'validation'"),
+        ({"n": 0, "split": "train", "seed": 0}, "n=0"),
+        ({"n": 4, "split": "train", "seed": 0, "start": -1}, "start=-1"),
+    ],
+)
+def test_wrong_requests(task, call, message):
+    with pytest.raises(tasks.UsageError, match=message) as error:
+        task.sample(**call)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_options(name):
+    with pytest.raises(tasks.UsageError, match="no_such_option"):
+        tasks.create_task(name, no_such_option=1)
+
+
+def test_unknown_task():
+    with pytest.raises(tasks.UsageError, match="Did you mean 'sudoku'"):
+        tasks.create_task("sodoku")
+
+
+def test_compiler_is_not_imported_before_it_is_needed():
+    code = """
+import sys, tasks
+for name in tasks.list_tasks():
+    tasks.create_task(name)
+tasks.create_task("mqar").sample(4, split="train", seed=0)
+assert "numba" not in sys.modules and "matplotlib" not in sys.modules and "zoo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
