@@ -1,4 +1,4 @@
-"""Run folders as training writes them, with made-up but lifelike figures. Draw some: `python report_samples.py FOLDER`."""
+"""Run folders as training writes them, with made-up but lifelike figures: `python report_samples.py FOLDER`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,14 @@ MODELS: dict[str, dict[str, Any]] = {
         "accuracy": 0.312, "solved_at": 1_900, "rate": 11_700, "decode": 2_890, "state": 2_048, "parameters": 494_080,
     },
 }  # fmt: skip
-TASK = {"name": "mqar", "vocab_size": 256, "seq_len": 64, "n_pairs": [2, 4, 8], "power_a": 0.01, "random_non_queries": True}
+TASK = {
+    "name": "mqar",
+    "vocab_size": 256,
+    "seq_len": 64,
+    "n_pairs": [2, 4, 8],
+    "power_a": 0.01,
+    "random_non_queries": True,
+}
 TOKENS_PER_STEP, LAST_STEP, TARGET = 4096, 2000, 0.99
 
 
@@ -42,19 +49,25 @@ def write_samples(folder: Path) -> list[Path]:
     return [write_sample(folder / name, name) for name in MODELS]
 
 
-def write_sample(folder: Path, name: str = "attention", *, result: bool = True, **changes: Any) -> Path:
+def write_sample(folder: Path, like: str = "attention", *, result: bool = True, **changes: Any) -> Path:
     """One run folder; `changes` go over the entries of its result."""
     folder.mkdir(parents=True)
-    model = MODELS[name]
+    model = MODELS[like]
     config = {
-        "name": name,
+        "name": like,
         "task": TASK,
         "model": {"pattern": model["pattern"], "d_model": 128, "vocab_size": 256},
         "objective": {"name": "next_token"},
-        "train": {"steps": LAST_STEP, "batch_size": 64, "lr": 0.003, "target": {"accuracy": TARGET}, "time_budget": 120},
+        "train": {
+            "steps": LAST_STEP,
+            "batch_size": 64,
+            "lr": 0.003,
+            "target": {"accuracy": TARGET},
+            "time_budget": 120,
+        },
         "seed": 0,
     }
-    metrics, reached = _metrics(name)
+    metrics, reached = _metrics(like)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
     if result:

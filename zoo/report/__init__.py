@@ -14,4 +14,15 @@ from zoo.report.pareto import pareto_front
 from zoo.report.plots import PLOTS, save_plots
 from zoo.report.runs import Run, load_runs
 
-__all__ = ["PLOTS", "Run", "load_runs", "markdown", "pareto_front", "rows", "save_plots", "table", "to_csv", "write_report"]
+__all__ = [
+    "PLOTS",
+    "Run",
+    "load_runs",
+    "markdown",
+    "pareto_front",
+    "rows",
+    "save_plots",
+    "table",
+    "to_csv",
+    "write_report",
+]

@@ -17,7 +17,9 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
     """
     path = Path(path)
     if path.is_dir():
-        raise UsageError(f"{str(path)!r} is a folder: expected the name of a file, such as {str(path / 'report.html')!r}.")
+        raise UsageError(
+            f"{str(path)!r} is a folder: expected the name of a file, such as {str(path / 'report.html')!r}."
+        )
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

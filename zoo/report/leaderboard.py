@@ -83,15 +83,10 @@ def lines(runs: Sequence[Run], *, page: bool = False) -> tuple[list[Column], lis
     """The columns that have data, and the runs in order with a cell for each."""
     runs = ordered(runs)
     with_data = {c.key for c in COLUMNS if any(run.figure(c.key) is not None for run in runs)}
-    columns = [
-        c
-        for c in COLUMNS
-        if c.key in with_data and c.instead_of not in with_data and (page or not c.page)
-    ]
+    columns = [c for c in COLUMNS if c.key in with_data and c.instead_of not in with_data and (page or not c.page)]
     by_column = [_cells(column, runs) for column in columns]
     return columns, [
-        Line(run, label, list(cells))
-        for run, label, *cells in zip(runs, labels(runs), *by_column, strict=True)
+        Line(run, label, list(cells)) for run, label, *cells in zip(runs, labels(runs), *by_column, strict=True)
     ]
 
 
@@ -115,7 +110,10 @@ def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "status": run.status,
             "pattern": run.pattern,
             "split": run.scores()[1],
-            **{key: run.figure(key) for key in (*(c.key for c in COLUMNS), "tokens", "context_length", "flops_per_token")},
+            **{
+                key: run.figure(key)
+                for key in (*(c.key for c in COLUMNS), "tokens", "context_length", "flops_per_token")
+            },
             "seed": run.seed,
             "precision": run.result.get("precision"),
             "commit": run.result.get("commit"),
@@ -132,21 +130,19 @@ def table(runs: Sequence[Run]) -> Table:
     from rich.text import Text
 
     columns, body = lines(runs)
-    show_status = any(is_partial(line.run) for line in body)
     result = Table(box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False, caption=note(runs) or None)
     result.caption_justify = "left"
     result.add_column("model\nlayers", overflow="fold", min_width=12)
-    if show_status:
-        result.add_column("status")
     for column in columns:
         result.add_column(column.title, justify="right", no_wrap=True, vertical="top")
     for line in body:
         name = Text(line.label)
+        if is_partial(line.run):
+            name.append(f" ({printable(line.run.status)})", style="yellow")
         if line.run.pattern:  # below the name: beside it, the figures would not fit
             name.append("\n" + printable(line.run.pattern), style="dim")
-        status = [Text(printable(line.run.status))] if show_status else []
         figures = [Text(cell.text, style="bold green" if cell.best else "") for cell in line.cells]
-        result.add_row(name, *status, *figures)
+        result.add_row(name, *figures)
     return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +11,14 @@ from urllib.parse import quote
 import yaml
 
 from tasks.registry import UsageError
-from zoo.report import leaderboard, words
+from zoo.report import leaderboard, units, words
 from zoo.report.files import write_atomically
 from zoo.report.plots import PLOTS
 from zoo.report.runs import Run, labels
 from zoo.report.style import Look, house_style, to_svg
+
+_FACTS = {"Machine": ["machine"], "Software": ["versions", "commit", "precision"], "Backends that ran": ["backends"]}
+_GROUPS = ("machine", "versions", "backends")
 
 
 class Picture(NamedTuple):
@@ -28,11 +31,10 @@ class Picture(NamedTuple):
 
 
 class Fact(NamedTuple):
-    """A setting of machine or software: one value, or where the runs differ one for each."""
+    """A setting of machine or software: its values, each with the runs that have it where these are not all."""
 
     name: str
-    value: str
-    by_run: list[tuple[str, str]]
+    values: dict[str, list[str]]
 
 
 class Example(NamedTuple):
@@ -68,7 +70,7 @@ def render(runs: Sequence[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    task = runs[0].section("task")
+    task = _common_task(runs)
     return environment.get_template("page.html.jinja").render(
         title=_title(runs, task),
         task_options=[f"{k} = {_plain(v)}" for k, v in task.items() if k != "name"],
@@ -89,11 +91,15 @@ def render(runs: Sequence[Run]) -> str:
     )
 
 
+def _common_task(runs: Sequence[Run]) -> dict[str, Any]:
+    """The task of all runs; empty where they differ."""
+    first, *rest = (run.section("task") for run in runs)
+    return first if all(task == first for task in rest) else {}
+
+
 def _title(runs: Sequence[Run], task: Mapping[str, Any]) -> str:
-    names = {str(run.section("task").get("name", "")) for run in runs}
-    about = str(task.get("name", "")) if len(names) == 1 else ""
-    models = "1 model" if len(runs) == 1 else f"{len(runs)} models"
-    return f"{about}: {models} compared" if about else f"{models} compared"
+    subject = f"{len(runs)} models compared" if len(runs) > 1 else runs[0].name
+    return f"{task['name']}: {subject}" if "name" in task else subject
 
 
 def _pictures(runs: Sequence[Run]) -> list[Picture]:
@@ -101,7 +107,9 @@ def _pictures(runs: Sequence[Run]) -> list[Picture]:
     for plot in PLOTS:
         figure = plot.draw(runs)
         if figure is not None:
-            pictures.append(Picture(plot.name, plot.title, plot.caption, to_svg(figure, plot.name, plot.describe(runs))))
+            pictures.append(
+                Picture(plot.name, plot.title, plot.caption, to_svg(figure, plot.name, plot.describe(runs)))
+            )
     return pictures
 
 
@@ -140,25 +148,35 @@ def _recipe(run: Run, label: str) -> dict[str, str]:
     }
 
 
-def _facts(runs: Sequence[Run]) -> list[Fact]:
-    """Machine, versions and backends, each stated once where all runs agree."""
-    each = [dict(_flat({k: run.result.get(k) for k in ("machine", "versions", "backends", "precision", "commit")})) for run in runs]
-    found = []
-    for key in dict.fromkeys(key for facts in each for key in facts):
-        values = [(label, facts[key]) for label, facts in zip(labels(runs), each, strict=True) if key in facts]
-        agree = len({value for _, value in values}) == 1
-        found.append(Fact(key, values[0][1] if agree else "", [] if agree else values))
-    return found
+def _facts(runs: Sequence[Run]) -> dict[str, list[Fact]]:
+    """Machine, versions and backends, each value stated once."""
+    told = [(label, run.result) for run, label in zip(runs, labels(runs), strict=True) if run.result]
+    groups: dict[str, list[Fact]] = {}
+    for title, keys in _FACTS.items():
+        each = [
+            (label, dict(_flat({k: v for k in keys if (v := result.get(k)) is not None}))) for label, result in told
+        ]
+        for name in dict.fromkeys(name for _, facts in each for name in facts):
+            values: dict[str, list[str]] = {}
+            for label, facts in each:
+                if name in facts:
+                    values.setdefault(facts[name], []).append(label)
+            if [len(holders) for holders in values.values()] == [len(told)]:
+                values = {value: [] for value in values}
+            groups.setdefault(title, []).append(Fact(name, values))
+    return groups
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    items: list[tuple[str, str]] = []
+def _flat(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values; what lies in a mapping of the result goes by its own name."""
     for key, value in data.items():
+        name = f"{above} {key}".strip().replace("_", " ")
         if isinstance(value, Mapping):
-            items += _flat(value, f"{prefix}{key} ")
+            yield from _flat(value, "" if not above and key in _GROUPS else name)
+        elif name.endswith(" bytes") and units.number(value) is not None:
+            yield name.removesuffix(" bytes"), units.size(value)
         elif value is not None:
-            items.append((f"{prefix}{key}".replace("_", " "), _plain(value)))
-    return items
+            yield name, _plain(value)
 
 
 def _plain(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,8 +128,10 @@ def labels(runs: Sequence[Run]) -> list[str]:
         group = groups[run.name]
         if len(group) == 1:
             return run.name
-        seeds = {str(other.seed) for other in group}
-        what = f"seed {run.seed}" if len(seeds) == len(group) else run.path
+        if len({str(other.seed) for other in group}) == len(group):
+            return printable(f"{run.name} (seed {run.seed})")
+        above = os.path.commonpath([other.path.resolve().parent for other in group])
+        what = run.path.resolve().relative_to(above)
         return printable(f"{run.name} ({what})")
 
     return [label(run) for run in runs]
@@ -193,7 +196,9 @@ def _read_result(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise _damaged(path, error) from None
     if not isinstance(result, dict):
-        raise UsageError(f"{str(path)!r} is not a run's result: expected one JSON object, not a {type(result).__name__}.")
+        raise UsageError(
+            f"{str(path)!r} is not a run's result: expected one JSON object, not a {type(result).__name__}."
+        )
     return result
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -18,7 +20,7 @@ DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.6,
 
 INK, FAINT, GRID = "#1c2330", "#667085", "#e6e9ef"
 
-_RC = {
+_RC: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#b8bfca",
     "axes.grid": True,
@@ -82,7 +84,7 @@ class Look(NamedTuple):
         from matplotlib.markers import MarkerStyle
 
         style = MarkerStyle(self.marker)
-        shape = style.get_path().transformed(style.get_transform()).to_polygons()[0]
+        shape = np.asarray(style.get_path().transformed(style.get_transform()).to_polygons()[0])
         points = " ".join(f"{20 + 12 * x:.1f},{8 - 12 * y:.1f}" for x, y in shape)
         dash = "" if self.dash == "solid" else " ".join(f"{2 * d:g}" for d in self.dash[1])
         return (
@@ -95,11 +97,9 @@ class Look(NamedTuple):
 @contextmanager
 def house_style() -> Iterator[None]:
     """Figures made and saved inside look like the house; what the caller has set elsewhere stays as it is."""
-    from matplotlib import rc_context
+    from matplotlib import rc_context, rcdefaults, rcParams
 
     with rc_context():
-        from matplotlib import rcdefaults, rcParams
-
         rcdefaults()
         rcParams.update(_RC)
         yield

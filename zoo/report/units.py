@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-MISSING = "–"
+MISSING = "—"
 """Stands where a run has no figure."""
 
 
@@ -46,9 +46,11 @@ def size(n_bytes: float) -> str:
 
 
 def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
-    rounded = float(f"{value:.3g}")  # the rounded value picks the unit: 999,999 is 1M, not 1000k
-    power = min(int(math.log(rounded, base) + 1e-9), len(units) - 1) if rounded >= 1 else 0
-    return _short(value / base**power) + units[power]
+    power = 0
+    # What is shown picks the unit: 999,999 is 1M, not 1000k.
+    while power + 1 < len(units) and max(round(value), float(f"{value:.3g}") if base == 1000 else 0) >= base:
+        value, power = value / base, power + 1
+    return _short(value) + units[power]
 
 
 def _short(value: float) -> str:

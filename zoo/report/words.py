@@ -38,7 +38,9 @@ def highlights(runs: Sequence[Run]) -> list[Highlight]:
 
 
 def summary(runs: Sequence[Run]) -> str:
-    """Two sentences: who is most accurate, and who is fastest and smallest."""
+    """Two sentences: who is most accurate, and who is fastest and smallest; of one run, how it did."""
+    if len(runs) == 1:
+        return _portrait(runs[0])
     best = {h.title: h for h in highlights(runs)}
     sentences = []
     if h := best.get("Most accurate"):
@@ -66,6 +68,16 @@ def summary(runs: Sequence[Run]) -> str:
     return " ".join(sentences) or "These runs hold no figures yet."
 
 
+def _portrait(run: Run) -> str:
+    accuracy, sooner, state = (run.figure(key) for key in ("accuracy", "seconds_to_target", "state_bytes"))
+    if accuracy is None:
+        return f"{run.name} has no figures yet."
+    parts = [] if sooner is None else [f"met its target after {units.duration(sooner)}"]
+    parts += [] if state is None else [f"carries a state of {units.size(state)}"]
+    second = f" It {' and '.join(parts)}." if parts else ""
+    return f"{run.name} answers {units.percent(accuracy)} right {_of_examples(run)}.{second}"
+
+
 def caveats(runs: Sequence[Run]) -> list[str]:
     """What keeps the figures from being compared like with like, a sentence each."""
     runs = ordered(runs)
@@ -81,14 +93,16 @@ def caveats(runs: Sequence[Run]) -> list[str]:
         found.append(f"{_list(early)}: accuracy on validation examples, as the test was not read.")
     for run, label in named:
         if is_partial(run):
-            found.append(f"{label} is {printable(run.status)}: its figures are as far as it came.")
+            found.append(f"{label}: {printable(run.status)}; its figures are as far as it came.")
     return found
 
 
 def _best(
     runs: Sequence[Run], key: str, pick: Callable[..., float], text: Callable[[float], str]
 ) -> tuple[list[str], Run, str] | None:
-    known = [(run, label, v) for run, label in zip(runs, labels(runs), strict=True) if (v := run.figure(key)) is not None]
+    known = [
+        (run, label, v) for run, label in zip(runs, labels(runs), strict=True) if (v := run.figure(key)) is not None
+    ]
     if not known:
         return None
     value = text(pick(v for _, _, v in known))

@@ -1,0 +1,27 @@
+"""Sample runs and their page, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from report_samples import write_samples
+
+from zoo.report import Run, load_runs, write_report
+
+
+@pytest.fixture(scope="session")
+def sample_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    write_samples(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample_runs(sample_folder: Path) -> list[Run]:
+    return load_runs([sample_folder])
+
+
+@pytest.fixture(scope="session")
+def sample_page(sample_runs: list[Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(sample_runs, tmp_path_factory.mktemp("page") / "report.html")
