@@ -27,8 +27,8 @@ class MQAR(Task):
 
         ```
                  key val key val              query               query
-        inputs    2   8   4   7   0   0   0   0   4   0   0   0   2   0
-        targets   .   .   .   .   .   .   .   .   7   .   .   .   8   .
+        inputs    2   8   4  15   0   0   0   0   4   0   0   0   2   0
+        targets   .   .   .   .   .   .   .   .  15   .   .   .   8   .
         ```
 
     Keys are different tokens of [1, V/2), values different tokens of [V/2, V). The block of pairs, written `n_passes`

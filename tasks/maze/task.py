@@ -28,18 +28,18 @@ _INK = {0: "??", WALL: "██", OPEN: "  ", START: "S ", GOAL: "G ", PATH: "· 
 class Maze(Task):
     """Draw the shortest path from S to G.
 
-    size=9, kind="perfect", as text, and the first rows as tokens (0 padding, then `# SGo` as 1 to 5):
+    size=9, kind="perfect", as a person sees it, and the second row as tokens (0 padding, then `# SGo` as 1 to 5):
 
         ```
-        #########       #########
-        #     # #       #ooooo# #
-        # ### # #       #o###o# #
-        # #S# # #       #o#S#o# #       inputs   1 1 1 1 1 1 1 1 1 1 2 2 2 2 2 1 2 1 ...
-        # # # # #  ->   #o#o#o# #       targets  1 1 1 1 1 1 1 1 1 1 5 5 5 5 5 1 2 1 ...
-        # #   # #       #ooo #o #
-        # ##### #        ...
-        #      G#
-        #########
+        #########      #########
+        #  G    #      #  Goooo#        inputs   ... 1 2 2 4 2 2 2 2 1 ...
+        ####### #      #######o#        targets  ... 1 2 2 4 5 5 5 5 1 ...
+        #       #      #      o#
+        ####### #  ->  #######o#
+        #  S  # #      #  Soo#o#
+        # ### # #      # ###o#o#
+        #   #   #      #   #ooo#
+        #########      #########
         ```
 
     `perfect` mazes are trees of corridors (random depth-first search), so the path is the only one; with size=30,
