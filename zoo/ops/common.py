@@ -121,14 +121,19 @@ def prepare_heads(
 
     if state is None:
         state = v.new_zeros(B, H, K, V, dtype=dtype)
-    inputs = [None if x is None else x.to(dtype) for x in (q, k, v, log_decay, beta)]
-    if lengths is not None:
-        padding = ~valid_steps(lengths, T)
-        inputs = [None if x is None else blank(x, padding) for x in inputs]
-        resets = None if resets is None else resets & ~padding
-    q, k, v, log_decay, beta = inputs
-    per_head = [None if x is None else x.reshape(B, T, G, H // G, -1) for x in (v, log_decay, beta)]
-    return Heads(q, k, *per_head, state.unflatten(1, (G, H // G)), resets)
+    padding = None if lengths is None else ~valid_steps(lengths, T)
+    if resets is not None and padding is not None:
+        resets = resets & ~padding
+
+    def cleaned(x: Tensor) -> Tensor:
+        return x.to(dtype) if padding is None else blank(x.to(dtype), padding)
+
+    def per_head(x: Tensor) -> Tensor:
+        return cleaned(x).reshape(B, T, G, H // G, -1)
+
+    g = None if log_decay is None else per_head(log_decay)
+    beta = None if beta is None else per_head(beta)
+    return Heads(cleaned(q), cleaned(k), per_head(v), g, beta, state.unflatten(1, (G, H // G)), resets)
 
 
 def valid_steps(lengths: Tensor, n_steps: int) -> Tensor:
@@ -171,8 +176,8 @@ def without_autocast(function: Callable[P, Out]) -> Callable[P, Out]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> Out:
-        device = next(a.device.type for a in args if isinstance(a, Tensor))
-        if not torch.amp.is_autocast_available(device):
+        device = next((a.device.type for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+        if device is None or not torch.amp.is_autocast_available(device):
             return function(*args, **kwargs)
         with torch.autocast(device, enabled=False):
             return function(*args, **kwargs)

@@ -97,6 +97,6 @@ def _join(left: Decays, right: Decays) -> Decays:
 
 
 def join_squares(squares: Tensor, corners: Tensor) -> Tensor:
-    """Lower-triangular (..., m, s, s) and what lies below them in pairs, (..., m / 2, s, s) -> (..., m / 2, 2 s, 2 s)."""
+    """Lower triangles (..., m, s, s) and the corner below each pair, (..., m / 2, s, s) -> (..., m / 2, 2 s, 2 s)."""
     upper, lower = even_odd(squares)
     return torch.cat([torch.cat([upper, torch.zeros_like(corners)], -1), torch.cat([corners, lower], -1)], -2)

@@ -63,6 +63,7 @@ def delta_rule(
 def _reference(heads: Heads, scale: float) -> tuple[Tensor, Tensor]:
     """The definition, one step at a time."""
     q, k, v, g, beta, state, resets = heads
+    assert beta is not None
     outputs = []
     for t in range(v.shape[1]):
         if resets is not None:
@@ -83,6 +84,7 @@ def _chunked(heads: Heads, scale: float, chunk: int) -> tuple[Tensor, Tensor]:
     (I + diag(beta) strictly_lower(k_i^T D_ij k_j)) u = beta (v - (E k)^T S), and with u the rest is linear attention:
     o_i = (E_i q_i)^T S + sum_{j <= i} (q_i^T D_ij k_j) u_j ;  S' = E_C S + sum_j (X_j k_j) u_j^T.
     """
+    assert heads.beta is not None
     n_steps, a = heads.v.shape[1], common.chunk_decays(heads, chunk)
     q, k = to_chunks(heads.q * scale, chunk).unsqueeze(3), to_chunks(heads.k, chunk).unsqueeze(3)
     v, beta = to_chunks(heads.v, chunk), to_chunks(heads.beta, chunk)
@@ -139,12 +141,12 @@ class _CorrectedValues(torch.autograd.Function):
         for c in reversed(range(len(w))):
             d_u[c].baddbmm_(k[c], adjoint[c + 1])
             adjoint[c].addcmul_(adjoint[c + 1], total[c]).baddbmm_(w[c].mT, d_u[c], alpha=-1)
-        d_total = (adjoint[1:] * states).sum_to_size(total.shape)
-        return d_u, -(d_u @ states.mT), values @ adjoint[1:].mT, d_total, adjoint[0]
+        d_total = (adjoint[1:] * states).sum_to_size(total.shape) if ctx.needs_input_grad[3] else None
+        return d_u, (d_u @ states.mT).neg_(), values @ adjoint[1:].mT, d_total, adjoint[0]
 
 
 def unit_lower_inverse(lower: Tensor) -> Tensor:
-    """(I + strictly lower part of (..., C, C))^-1, C a power of two."""
+    """(I + strictly lower part of (n, B, G, R, C, C))^-1, C a power of two."""
     return _UnitLowerInverse.apply(lower)
 
 
@@ -172,4 +174,5 @@ class _UnitLowerInverse(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_inverse: Tensor):
         (inverse,) = ctx.saved_tensors
-        return -(inverse.mT @ d_inverse @ inverse.mT).tril(-1)
+        below = torch.ones_like(inverse[0, 0, 0, 0]).tril(-1)
+        return (inverse.mT @ d_inverse @ inverse.mT).mul_(-below)
