@@ -7,7 +7,8 @@ their keys and values, and in how far back they look; everything else is one imp
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from abc import abstractmethod
+from typing import Any, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,7 @@ class Attention(Mixer):
     """
 
     NORM_EPS = 1e-6
+    config: AttentionOptions
 
     def __init__(self, d_model: int, config: AttentionOptions, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
@@ -106,9 +108,9 @@ class Attention(Mixer):
             head_dim = self.d_model // n_heads
         return n_heads, head_dim
 
+    @abstractmethod
     def _n_kv_heads(self) -> int:
-        """G: that of the config where it has one, else one a head."""
-        return getattr(self.config, "n_kv_heads", None) or self.n_heads
+        """G."""
 
     def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> State:
         if not self.causal:
@@ -122,7 +124,7 @@ class Attention(Mixer):
         state = state or None  # `()` is the state of attention that is not causal
         H, G = self.n_heads, self.n_kv_heads
         qk, v = self.in_proj(x).unflatten(-1, (-1, self.head_dim)).split([H + G, G], 2)
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = qk.split([H, G], 2)
             qk = torch.cat([self._norm(q, self.q_norm), self._norm(k, self.k_norm)], 2)
         if self.rotated:
@@ -200,6 +202,7 @@ class Attention(Mixer):
         return cases
 
 
+@final
 @register("mha")
 class MultiHeadAttention(Attention):
     """Every head has keys and values of its own: G = H."""
@@ -207,7 +210,11 @@ class MultiHeadAttention(Attention):
     class Config(AttentionOptions):
         """See `AttentionOptions`."""
 
+    def _n_kv_heads(self) -> int:
+        return self.n_heads
 
+
+@final
 @register("mqa")
 class MultiQueryAttention(Attention):
     """All heads share one key and one value: G = 1."""
@@ -219,6 +226,7 @@ class MultiQueryAttention(Attention):
         return 1
 
 
+@final
 @register("gqa")
 class GroupedQueryAttention(Attention):
     """Groups of heads share keys and values."""
@@ -228,17 +236,25 @@ class GroupedQueryAttention(Attention):
 
         n_kv_heads: int | None = Field(default=None, ge=1)
 
+    config: Config
+
     def _n_kv_heads(self) -> int:
         H = self.n_heads
         return self.config.n_kv_heads or min((n for n in range(1, H + 1) if H % n == 0), key=lambda n: abs(n - H / 4))
 
 
+@final
 @register("swa")
 class SlidingWindowAttention(Attention):
     """Attention over the last `window` steps, whose state stops growing there."""
 
     class Config(AttentionOptions):
-        """n_kv_heads: G, by default n_heads; window: steps seen, 64 by default (Griffin takes 1024, Mistral 7B 4096)."""
+        """n_kv_heads: G, by default n_heads; window: steps seen, 64 by default (Gemma 3: 1024)."""
 
         n_kv_heads: int | None = Field(default=None, ge=1)
         window: int = Field(default=64, ge=1)
+
+    config: Config
+
+    def _n_kv_heads(self) -> int:
+        return self.config.n_kv_heads or self.n_heads

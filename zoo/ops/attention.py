@@ -1,7 +1,7 @@
-"""Softmax attention: o_t = sum_s softmax_s(scale q_t . k_s) v_s over the keys that step t sees, and its key-value cache.
+"""Softmax attention, o_t = sum_s softmax_s(scale q_t . k_s) v_s over the keys that step t sees, and its cache.
 
-Everything that hides a key (causality, windows, packed documents, padding, unwritten rows of a cache) is one rule here:
-number the new steps 0..T-1 and the cached ones backwards from -1; then query t sees the keys numbered first_t to last_t.
+Whatever hides a key (causality, a window, packed documents, padding, unwritten rows of a cache), it is one rule here:
+number the new steps 0 to T - 1 and the cached ones backwards from -1; query t sees the keys from first_t to last_t.
 
 Shape legend: B batch, T new steps, S keys, H heads, G groups (dividing H; R = H / G heads share a group's k and v),
 K key and V value width of a head, N rows of a cache.
@@ -128,17 +128,17 @@ def attention(
         q, k, v = (blank(x, padding) for x in (q, k, v))
     options = _Options(scale, softcap, sinks, chunk_size, backend)
     if state is not None and q.shape[1] == 1:
-        state = append(state, k, v, window=window, lengths=lengths, resets=resets)
-        o = _decode(q, state, options)
+        after = append(state, k, v, window=window, lengths=lengths, resets=resets)
+        o = _decode(q, after, options)
     else:
         o = _attend(q, k, v, state, causal, window, lengths, resets, options)
         if not causal:
-            state = ()
-        elif state is None:
-            state = _fresh(k, v, window, lengths, resets)
+            return (o if lengths is None else blank(o, padding)), ()
+        if state is None:
+            after = _fresh(k, v, window, lengths, resets)
         else:
-            state = append(state, k, v, window=window, lengths=lengths, resets=resets)
-    return o if lengths is None else blank(o, padding), state
+            after = append(state, k, v, window=window, lengths=lengths, resets=resets)
+    return (o if lengths is None else blank(o, padding)), after
 
 
 class _Options(NamedTuple):
@@ -162,15 +162,15 @@ class _Options(NamedTuple):
 class _Sight(NamedTuple):
     """Query t sees the keys numbered first[t] to last[t], itself (numbered t) always among them."""
 
-    index: Tensor  # (B or 1, S)
+    number: Tensor  # (B or 1, S)
     first: Tensor  # (B or 1, T or 1)
     last: Tensor  # (B or 1, T or 1)
 
     def mask(self, queries: slice = slice(None), keys: slice = slice(None)) -> Tensor:
         """(B or 1, T, S) bool, true where a key is seen."""
         first, last = (x[:, queries] if x.shape[1] > 1 else x for x in (self.first, self.last))
-        index = self.index[:, None, keys]
-        return (index >= first[..., None]) & (index <= last[..., None])
+        number = self.number[:, None, keys]
+        return (number >= first[..., None]) & (number <= last[..., None])
 
 
 def _sight(
@@ -184,18 +184,18 @@ def _sight(
     device: torch.device,
 ) -> _Sight:
     t = torch.arange(n_steps, device=device)[None]
-    index, first = t, torch.zeros_like(t)
+    number, first = t, torch.zeros_like(t)
     if past is not None:
         start, rows = past.length[:, None], torch.arange(n_past, device=device)
         old = -1 - (start - 1 - rows) % past.k.shape[1]  # an unwritten row gets a number before the document's start
-        index, first = torch.cat([old, t.expand(len(old), -1)], 1), -start
+        number, first = torch.cat([old, t.expand(len(old), -1)], 1), -start
     if resets is not None:
         start = past.length if past is not None else t.new_zeros(len(resets))
         first = t - document_positions(start, n_steps, resets)
     if window is not None:
         first = torch.maximum(first, t - window + 1)
     if causal:
-        return _Sight(index, first, t)
+        return _Sight(number, first, t)
     last = torch.full_like(t, n_steps - 1)
     if resets is not None:
         starts = torch.where(resets, t, n_steps).flip(1).cummin(1).values.flip(1)
@@ -204,7 +204,7 @@ def _sight(
         last = torch.minimum(last, t + window - 1)
     if lengths is not None:
         last = torch.minimum(last, lengths[:, None] - 1)
-    return _Sight(index, first, torch.maximum(last, t))
+    return _Sight(number, first, torch.maximum(last, t))
 
 
 def _attend(
@@ -248,23 +248,24 @@ def _attend(
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, causal: bool, options: _Options) -> Tensor:
     """The definition; `seen` (B or 1, T, S)."""
-    dtype = state_dtype(q)
-    q, k, v = (x.to(dtype) for x in (q, k, v))
-    logits = torch.einsum("btgrk,bsgk->bgrts", q.unflatten(2, (k.shape[2], -1)) * options.scale, k)
+    dtype, out = state_dtype(q), q.dtype
+    q, k, v = (x.to(dtype).transpose(1, 2) for x in (q, k, v))  # (B, H, T, K), (B, G, S, K), (B, G, S, V)
+    q = q.unflatten(1, (k.shape[1], -1)) * options.scale
+    logits = _rows(q, k.mT)  # (B, G, R, T, S)
     if options.softcap is not None:
         logits = options.softcap * torch.tanh(logits / options.softcap)
     if seen is not None:
         logits = logits.masked_fill(~seen[:, None, None], -torch.inf)
     p = _softmax(logits, options.sinks)
-    return torch.einsum("bgrts,bsgv->btgrv", p, v).flatten(2, 3).to(q.dtype)
+    return _rows(p, v).flatten(1, 2).transpose(1, 2).to(out)
 
 
 def _softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
     """Softmax of (B, G, R, T, S) along S, the sink's share left out."""
     if sinks is None:
         return logits.softmax(-1)
-    sinks = sinks.to(logits.dtype).view(logits.shape[1:3] + (1, 1))
-    return torch.cat([logits, sinks.expand(logits.shape[:-1] + (1,))], -1).softmax(-1)[..., :-1]
+    sinks = sinks.to(logits.dtype).view(*logits.shape[1:3], 1, 1)
+    return torch.cat([logits, sinks.expand(*logits.shape[:-1], 1)], -1).softmax(-1)[..., :-1]
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, causal: bool, options: _Options) -> Tensor:
@@ -353,8 +354,8 @@ class _Blocked(torch.autograd.Function):
     """Attention by blocks of queries that keeps only the log-sum-exp of each row, and recomputes the scores."""
 
     @staticmethod
-    def forward(q, k, v, sinks, index, first, last, softcap, blocks):
-        sight, total = _Sight(index, first, last), q.new_empty(q.shape[:-1], dtype=state_dtype(q))
+    def forward(q, k, v, sinks, number, first, last, softcap, blocks):
+        sight, total = _Sight(number, first, last), q.new_empty(q.shape[:-1], dtype=state_dtype(q))
         o = q.new_empty(q.shape[:-1] + v.shape[-1:])
         for a, b, lo, hi in blocks:
             logits, _ = _block_logits(q[:, :, a:b], k[:, :, lo:hi], sight, slice(a, b), slice(lo, hi), softcap)
@@ -368,15 +369,15 @@ class _Blocked(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        q, k, v, sinks, index, first, last, ctx.softcap, ctx.blocks = inputs
-        ctx.save_for_backward(q, k, v, sinks, index, first, last, *output)
+        q, k, v, sinks, number, first, last, ctx.softcap, ctx.blocks = inputs
+        ctx.save_for_backward(q, k, v, sinks, number, first, last, *output)
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, do, _):
-        q, k, v, sinks, index, first, last, o, total = ctx.saved_tensors
-        sight, dtype = _Sight(index, first, last), total.dtype
+        q, k, v, sinks, number, first, last, o, total = ctx.saved_tensors
+        sight, dtype = _Sight(number, first, last), total.dtype
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=dtype), torch.zeros_like(v, dtype=dtype)
         do = do.contiguous()
         mean = (do.to(dtype) * o.to(dtype)).sum(-1)  # sum_s p_ts dp_ts
@@ -452,7 +453,8 @@ def append(
             new = new[:, T - len(newest) :]
         else:
             if restarted is not None:
-                buffer = buffer.masked_fill_(restarted[:, None, None, None], 0) if in_place else blank(buffer, restarted)
+                stale = restarted[:, None, None, None]
+                buffer = buffer.masked_fill_(stale, 0) if in_place else buffer.masked_fill(stale, 0)
             fresh = ((step >= 0) & (position >= 0))[..., None, None]
             steps = step.clamp(min=0).expand(len(new), -1)
             new = torch.where(fresh, new[batch, steps], buffer[batch, position % N])
@@ -477,7 +479,7 @@ def _fresh(k: Tensor, v: Tensor, window: int | None, lengths: Tensor | None, res
     if lengths is not None or resets is not None:
         empty = KVCache(k.new_zeros(B, N, *k.shape[2:]), v.new_zeros(B, N, *v.shape[2:]), _counts(k, 0))
         return append(empty, k, v, window=window, lengths=lengths, resets=resets)
-    if N == window:  # a ring is written in place, which must not reach the caller's tensors
+    if window == N:  # a ring is written in place, which must not reach the caller's tensors
         k, v = (torch.roll(x[:, T - N :], T % N, 1) for x in (k, v))
     return KVCache(k, v, _counts(k, T))
 
@@ -491,7 +493,7 @@ def _counts(k: Tensor, n: int) -> Tensor:
 
 def _check(q, k, v, state, causal, window, sinks, softcap, lengths, resets, chunk_size, backend) -> None:
     op = "attention"
-    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or 0 in q.shape or 0 in k.shape or 0 in v.shape or q.shape[2] % k.shape[2]:
+    if not (q.ndim == k.ndim == v.ndim == 4) or 0 in (*q.shape, *k.shape, *v.shape) or q.shape[2] % k.shape[2]:
         shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)}"
         raise UsageError(f"{op}: {shapes} do not go together. Shapes: {LEGEND}")
     (B, T, H, K), (G, V) = q.shape, v.shape[2:]
