@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from report_browser import CHROMIUM, browser
+from report_samples import write_sample
 
-from zoo.report import PLOTS
+from zoo.report import PLOTS, load_runs, write_report
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,6 +33,14 @@ def test_the_page_opens_whole_and_silent(tab, sample_page, width):
         assert tab.evaluate(f"{box}.width") > 0.6 * min(width, 480)
         assert tab.evaluate(f"{box}.height") > 100
         assert tab.evaluate(f"document.querySelectorAll('#{plot.name} svg path').length") > 5
+
+
+def test_an_example_that_the_task_draws_is_a_picture(tab, tmp_path):
+    write_sample(tmp_path / "run", task={"name": "maze"})
+    tab.open(write_report(load_runs([tmp_path]), tmp_path / "report.html"))
+    assert tab.evaluate("document.querySelector('#example figure svg').getBoundingClientRect().height") > 200
+    assert tab.evaluate("document.querySelector('#example details pre').textContent.length") > 50
+    assert tab.told("Log.entryAdded") == []
 
 
 def test_keyboard_alone_reaches_and_opens_the_settings(tab, sample_page):

@@ -13,6 +13,7 @@ from report_samples import write_sample
 from tasks.registry import UsageError
 from zoo.report import PLOTS, load_runs, plots, save_plots, to_csv, write_report
 from zoo.report.drawing import running_mean
+from zoo.report.files import write_atomically
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 NASTY = '<script>alert("x")</script>&"\'$x_1$'
@@ -137,20 +138,31 @@ def test_a_run_without_any_figure_makes_a_page(tmp_path):
     assert "has no figures yet" in write_report(runs, tmp_path / "report.html").read_text()
 
 
-def test_writing_replaces_a_page_in_one_step_and_leaves_no_other_file(sample_runs, tmp_path):
+def test_writing_replaces_a_file_in_one_step_and_leaves_no_other(tmp_path):
     target = tmp_path / "new folder" / "report.html"
-    write_report(sample_runs[:1], target)
-    before = target.read_text()
-    write_report(sample_runs[1:2], target)
-    assert target.read_text() != before
+    for content in (b"old", b"new"):
+        assert write_atomically(target, content).read_bytes() == content
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_where_nothing_can_be_written_is_said_in_one_line(sample_runs, tmp_path):
+def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    target = write_atomically(tmp_path / "report.html", b"old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UsageError, match="No space left"):
+        write_atomically(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_where_nothing_can_be_written_is_said_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     for path, says in ((tmp_path, "is a folder"), (tmp_path / "file" / "report.html", "cannot be written")):
         with pytest.raises(UsageError, match=says):
-            write_report(sample_runs[:1], path)
+            write_atomically(path, b"")
     with pytest.raises(UsageError, match="at least one run"):
         write_report([], tmp_path / "report.html")
 
@@ -184,10 +196,6 @@ def test_running_mean():
 
 
 def test_plotting_is_imported_only_when_it_is_used():
-    code = "import sys, zoo.report; print([m for m in ('matplotlib', 'jinja2', 'rich') if m in sys.modules])"
-    before = "import sys, torch, zoo; print([m for m in ('matplotlib', 'jinja2', 'rich') if m in sys.modules])"
-    loaded = [
-        subprocess.run([sys.executable, "-c", c], capture_output=True, text=True, check=True).stdout
-        for c in (code, before)
-    ]
-    assert loaded[0] == loaded[1]
+    code = "import sys, zoo; before = set(sys.modules); import zoo.report; print(*set(sys.modules) - before)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"matplotlib", "jinja2", "rich"} & set(loaded)

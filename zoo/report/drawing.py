@@ -20,6 +20,8 @@ WIDTH, HEIGHT = 5.0, 3.2  # inches: small, so that text stays readable on a phon
 _LONGEST_LABEL = 24
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 3 * 3600, 10 * 3600, 30 * 3600, 100 * 3600)
 
+_UNITS: dict[float, str] = {60: "1 min", 3600: "1 h"}
+
 
 class Styled(NamedTuple):
     """A run with its label and its look."""
@@ -130,7 +132,7 @@ def seconds_axis(axes: Axes) -> None:
     low, high = axes.get_xlim()
     ticks = [t for t in _SECONDS if low <= t <= high]
     axes.set_xticks(ticks if len(ticks) > 1 else [low * 1.1, high / 1.1])
-    axes.xaxis.set_major_formatter(lambda x, _: units.duration(x))
+    axes.xaxis.set_major_formatter(lambda x, _: _UNITS.get(x) or units.duration(x))
     axes.minorticks_off()
     axes.set_xlabel("training time")
 

@@ -144,7 +144,6 @@ def _recipe(run: Run, label: str) -> dict[str, str]:
         "command": f"zoo train {file}.yaml",
         "config": text,
         "link": _data_link("application/yaml", text),
-        "status": run.status,
     }
 
 
