@@ -1,9 +1,28 @@
 """A zoo of sequence models: one interface, many ways to mix a sequence."""
 
+from typing import TYPE_CHECKING, Any
+
 from tasks.registry import UsageError
 from zoo.models.token import ModelConfig, create_model, list_models, swap
 from zoo.protocol import Context, Mixer, Place, State, canonical, fork, join, select
 from zoo.registry import create_mixer, list_mixers, register
+
+if TYPE_CHECKING:
+    from zoo.objectives import list_objectives
+    from zoo.training.loop import train
+    from zoo.training.run import load
+
+_LATER = {"train": "zoo.training.loop", "load": "zoo.training.run", "list_objectives": "zoo.objectives"}
+
+
+def __getattr__(name: str) -> Any:
+    """Names whose modules take long to import, imported when first used."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LATER[name]), name)
+
 
 __all__ = [
     "Context",
@@ -19,7 +38,10 @@ __all__ = [
     "join",
     "list_mixers",
     "list_models",
+    "list_objectives",
+    "load",
     "register",
     "select",
     "swap",
+    "train",
 ]

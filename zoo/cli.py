@@ -1,0 +1,176 @@
+"""The `zoo` command: parses, calls, prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tasks.registry import UsageError
+
+app = typer.Typer(
+    name="zoo",
+    help="A zoo of sequence models: train, compare and recombine them.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+# typer brings click along under a name of its own; its public exceptions lead to the base class.
+CommandError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options, such as train.steps=500.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(metavar="mixers|models|tasks|objectives|recipes")],
+    pattern: Annotated[str, typer.Argument(help="A shell pattern.")] = "*",
+    as_json: Json = False,
+) -> None:
+    """List what can be named."""
+    from zoo.training.listing import listing
+
+    _print_listing(listing(what, pattern), as_json)
+
+
+@app.command()
+def show(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="A task, or a recipe.")],
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    seed: Annotated[int, typer.Option(help="Seed of the stream of examples.")] = 0,
+    row: Annotated[int, typer.Option(min=0, help="Which example of the stream.")] = 0,
+    picture: Annotated[Path | None, typer.Option(help="Draw into this file (.png, .svg, .pdf) instead.")] = None,
+) -> None:
+    """Draw an example of a task."""
+    from zoo.training.experiment import parse_overrides, read_task
+    from zoo.training.files import save_figure
+
+    chosen = read_task(task, parse_overrides(overrides or []))
+    batch = chosen.sample(1, split=split, seed=seed, start=row)  # type: ignore[arg-type]
+    if picture is None:
+        print(chosen.render(batch))
+    else:
+        save_figure(chosen.draw(batch), picture)
+        print(picture)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, a YAML file, or a run folder.")],
+    overrides: Overrides = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Only this variant; may be repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Insist that there is a run to go on from.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run that the folder holds; start over.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Train a recipe: every variant of it, each in a process of its own.
+
+    A folder that already holds the run is gone on from.
+    """
+    from zoo.training.launch import train_recipe
+
+    results = train_recipe(recipe, overrides or [], variant or [], resume=resume, fresh=fresh, quiet=quiet)
+    for line in results.lines:
+        print(line)
+    raise typer.Exit(results.status)
+
+
+@app.command("eval")
+def eval_(
+    run: Annotated[Path, typer.Argument(help="A run folder, or one of its checkpoints.")],
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
+    which: Annotated[str, typer.Option(help="best or last.")] = "best",
+    as_json: Json = False,
+) -> None:
+    """Score a run's model, on its own task or a changed one (task.n_pairs=8)."""
+    from zoo.training.evaluation import evaluate_run, score_lines
+    from zoo.training.experiment import parse_overrides
+
+    score = evaluate_run(run, parse_overrides(overrides or []), split=split, which=which)
+    print(json.dumps(score, indent=1) if as_json else "\n".join(score_lines(score)))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of run folders.")],
+    report: Annotated[Path | None, typer.Option(help="Write a page with plots, such as report.html.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare runs in a table, and with --report on a page."""
+    from rich.console import Console
+
+    from zoo.report import load_runs, rows, table, write_report
+
+    found = load_runs(runs)
+    if as_json:
+        print(json.dumps(rows(found), indent=1))
+    else:
+        Console().print(table(found))
+    if report is not None:
+        write_report(found, report)
+        print(report, file=sys.stderr if as_json else sys.stdout)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine and installation offer."""
+    from zoo.training.doctor import examine, lines
+
+    facts = examine()
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    found = lines(facts)
+    width = max(len(what) for what, _ in found)
+    for what, finding in found:
+        print(f"{what:<{width}}  {finding}")
+
+
+def _print_listing(found: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    width = max((len(f["name"]) for f in found), default=0)
+    for f in found:
+        print(f"{f['name']:<{width}}  {f['about']}".rstrip())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; wrong use is one line on standard error and exit status 2."""
+    try:
+        status = app(args=(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
+    except UsageError as error:
+        _fail(str(error), 2)
+    except CommandError as error:
+        _fail(error.format_message(), error.exit_code)  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort) as error:
+        _fail(str(error) or "Interrupted.", getattr(error, "exit_status", 130))
+    except BrokenPipeError:  # such as `zoo list tasks | head -1`
+        sys.stderr.close()
+        sys.exit(141)
+    except RuntimeError as error:
+        from zoo.training.files import RunError
+
+        if not isinstance(error, RunError):
+            raise
+        _fail(str(error), 1)
+    else:
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> None:
+    print("zoo: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What this machine and installation offer, and why something is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from zoo.training import machine
+
+FUSED = {
+    "triton": "kernels on GPUs",
+    "fla": "flash-linear-attention: linear attention, delta rule, RWKV-7",
+    "mamba_ssm": "Mamba kernels",
+    "causal_conv1d": "short convolutions",
+    "numba": "compiled CPU kernels",
+}
+SIZES = (128, 512, 2048)
+
+
+def examine() -> dict[str, Any]:
+    """Facts for `zoo doctor`, in seconds."""
+    device = machine.choose_device("auto")
+    return {
+        "python": sys.version.split()[0],
+        "versions": machine.versions(),
+        "machine": machine.describe_machine(device),
+        "devices": machine.available_devices(),
+        "device": device.type,
+        "precision": machine.choose_precision("auto", device),
+        "bfloat16": {
+            "amx": torch.cpu._is_amx_tile_supported(),
+            "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+            "cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        },
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "compiler": next((path for c in ("cc", "gcc", "clang", "cl") if (path := shutil.which(c))), None),
+        "packages": {name: {"for": what, **package(name)} for name, what in FUSED.items()},
+        "matmul_gflops": {
+            f"{device.type} {dtype}": {str(n): round(matmul_rate(device, dtype, n), 1) for n in SIZES}
+            for dtype in ("float32", "bfloat16")
+        },
+    }
+
+
+def package(name: str) -> dict[str, Any]:
+    """Whether a package can be imported, and why not."""
+    if importlib.util.find_spec(name) is None:
+        return {"available": False, "why": "not installed"}
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        return {"available": False, "why": (str(error).splitlines() or [type(error).__name__])[0]}
+    names = metadata.packages_distributions().get(name, [name])
+    return {"available": True, "version": metadata.version(names[0])}
+
+
+def matmul_rate(device: torch.device, dtype: str, n: int, seconds: float = 0.2) -> float:
+    """Billions of operations per second of (n, n) @ (n, n)."""
+    a = torch.randn(n, n, device=device).to(getattr(torch, dtype))
+    rate = _rate(lambda: a @ a, device, seconds)
+    return 2 * n**3 * rate / 1e9
+
+
+def _rate(work: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    work()
+    wait()
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        work()
+        wait()
+        done += 1
+    return done / (time.perf_counter() - start)
+
+
+def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The same for a person: (what, finding) pairs."""
+    m = facts["machine"]
+    found = [("python", facts["python"]), ("torch", facts["versions"]["torch"])]
+    found += [
+        ("cpu", f"{m['cpu']}, {m['cpus']} cores, {m['threads']} threads, {m['memory'] / 2**30:.0f} GiB"),
+        ("device", f"{facts['device']} ({m['device']}); available: {', '.join(facts['devices'])}"),
+        ("bfloat16", ", ".join(k for k, v in facts["bfloat16"].items() if v) or "no hardware for it"),
+        ("precision", f"{facts['precision']} under train.precision=auto"),
+        ("compiler", facts["compiler"] or "none found: train.compile=true needs one (install gcc)"),
+    ]
+    for dtype, rates in facts["matmul_gflops"].items():
+        found.append((f"matmul {dtype}", ", ".join(f"{r:,.0f} GFLOP/s at {n}" for n, r in rates.items())))
+    for name, p in facts["packages"].items():
+        found.append(
+            (name, f"{p['version']}: {p['for']}" if p["available"] else f"not available ({p['why']}): {p['for']}")
+        )
+    return found

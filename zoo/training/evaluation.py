@@ -1,0 +1,155 @@
+"""Scores of a model on a task's held-out rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tasks.protocol import IGNORE, Batch, Task, check_split
+from tasks.registry import unknown
+from zoo.objectives.base import Objective
+from zoo.training.data import split_rows
+from zoo.training.experiment import Experiment, override
+from zoo.training.machine import autocast, choose_device, choose_precision
+from zoo.training.run import find_checkpoint, load, read_config
+
+HELD_OUT_SEED = 0
+"""Runs of all seeds are scored on the same rows."""
+
+
+class Stopped(Exception):
+    """An evaluation that was asked to end early."""
+
+
+def held_out(task: Task, split: Any, n: int) -> Batch:
+    return task.sample(n, split=split, seed=HELD_OUT_SEED)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    objective: Objective,
+    batch: Batch,
+    *,
+    batch_size: int,
+    precision: str = "float32",
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """`Task.score` of the model's predictions, with the mean `loss` of a scored position.
+
+    Raises:
+        Stopped: `stop` said so between two batches.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    predictions, losses, weights = [], [], []
+    try:
+        for part in split_rows(batch, batch_size):
+            if stop():
+                raise Stopped
+            with autocast(precision, device):
+                predicted, loss = objective.evaluate(model, part)
+            predictions.append(predicted)
+            losses.append(loss.double().cpu())
+            weights.append((part.targets != IGNORE).sum())
+    finally:
+        model.train(was_training)
+    weight = torch.stack(weights).double()
+    loss = (torch.stack(losses) * weight).sum() / weight.sum()
+    return {"loss": loss.item(), **objective.task.score(batch, torch.cat(predictions))}
+
+
+def scalars(score: dict[str, Any]) -> dict[str, float]:
+    """The figures of a score without its slices."""
+    return {k: v for k, v in score.items() if k != "slices"}
+
+
+@torch.no_grad()
+def decode_rate(model: Any, context_length: int, *, steps: int = 64, seconds: float = 0.5) -> float | None:
+    """Tokens per second of step-by-step decoding of one row after `context_length` tokens; None if not causal."""
+    if not model.causal:
+        return None
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    tokens = torch.zeros(1, context_length, dtype=torch.int64, device=device)
+    learned = getattr(model.config, "max_len", None)
+    if learned is not None:  # decoding needs positions to go on to
+        tokens = tokens[:, : max(learned - steps, 1)]
+    try:
+        _, state = model.features(tokens, model.init_state(1, capacity=tokens.shape[1] + steps))
+        token, done, start = tokens[:, 0], 0, 0.0
+        for i in range(steps):
+            if i == 2:  # the first steps warm up
+                start = _now(device)
+            logits, state = model.step(token, state)
+            token = logits.argmax(-1)
+            done = i - 1
+            if done > 0 and time.perf_counter() - start > seconds:
+                break
+        return done / (_now(device) - start)
+    finally:
+        model.train(was_training)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+EVALUATION_KEYS = (
+    "task",
+    "objective",
+    *(f"train.{k}" for k in ("eval_rows", "test_rows", "eval_batch_size", "device", "precision", "threads")),
+)
+
+
+def evaluate_run(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, *, split: str = "validation", which: str = "best"
+) -> dict[str, Any]:
+    """The score of a run's model, on its own task or a changed one (`{"task.n_pairs": 8}`).
+
+    Raises:
+        UsageError: no such run or split, a damaged checkpoint, or a key that would change the model.
+    """
+    path = Path(path)
+    check_split(split)
+    for key in overrides or {}:
+        if not any(key == k or key.startswith(k + ".") for k in EVALUATION_KEYS):
+            raise unknown("key of an evaluation", key, EVALUATION_KEYS)
+    model = load(path, which)
+    found = find_checkpoint(path, which)
+    experiment = Experiment(**override(read_config(found.parents[1]), overrides or {}))
+    parts, config = experiment.build(), experiment.train
+    device = choose_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    rows = held_out(parts.task, split, config.test_rows if split == "test" else config.eval_rows)
+    score = evaluate(
+        model.to(device),
+        parts.objective,
+        rows,
+        batch_size=config.eval_batch_size or config.batch_size,
+        precision=choose_precision(config.precision, device),
+    )
+    return {"run": str(path), "checkpoint": str(found), "split": split, **score}
+
+
+def score_lines(score: dict[str, Any]) -> list[str]:
+    """A score for a person: its figures, then each slice."""
+    lines = [f"{k}: {_text(v)}" for k, v in score.items() if k != "slices"]
+    for name, values in score["slices"].items():
+        lines += [
+            f"{name} {value}: " + ", ".join(f"{k} {_text(v)}" for k, v in s.items()) for value, s in values.items()
+        ]
+    return lines
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

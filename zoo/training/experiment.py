@@ -1,0 +1,429 @@
+"""An experiment: one validated config of task, model, objective and training.
+
+It is read from a recipe (a YAML file, shipped or one's own), from the `config.yaml` of a run folder, from a mapping or
+from Python, with `key=value` overrides on top. A recipe may hold `variants`, each a name and its overrides:
+
+    task: {name: mqar, n_pairs: 4}
+    model: {d_model: 64}
+    train: {steps: 1000}
+    variants:
+      attention: {model.pattern: 2*(mha swiglu)}
+      mamba2: {model.pattern: 2*(mamba2 swiglu)}
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from tasks.protocol import Task, create_task
+from tasks.protocol import registry as tasks
+from tasks.registry import Options, UsageError, unknown
+from zoo.models.token import ModelConfig, create_model, model_config
+from zoo.objectives.base import Objective, create_objective
+
+SECTIONS = ("task", "model", "objective")
+CONFIG = "config.yaml"
+
+
+class Target(Options):
+    """metric: a figure of the task's score, or "loss"; value: what ends the training once validation reaches it."""
+
+    metric: str = "accuracy"
+    value: float
+
+
+class TrainConfig(Options):
+    """How a model is trained. A step is one batch.
+
+    Attributes:
+        steps: number of batches.
+        batch_size: rows of a batch.
+        seed: of the initial weights, of the stream of training rows and of dropout.
+        optimizer: adamw, or muon for the hidden matrices with AdamW for the rest.
+        lr: peak learning rate.
+        muon_lr: that of the Muon group, by default `lr` (its updates are scaled to the size of AdamW's).
+        weight_decay: decoupled; not on norms, biases, decays and embeddings.
+        beta1: of AdamW.
+        beta2: of AdamW.
+        eps: of AdamW.
+        momentum: of Muon.
+        clip: largest norm of the gradient; None leaves it.
+        schedule: after the warm-up, cosine to the end; wsd holds and falls linearly over the last `decay_steps`.
+        warmup_steps: linear warm-up.
+        decay_steps: of wsd, by default a fifth of the steps.
+        final_lr: learning rate at the end, as a share of the peak.
+        ema: decay of the running average of the weights, which evaluation then reads.
+        device: auto takes cuda, then mps, then cpu.
+        precision: bfloat16 is autocast; auto takes it on GPUs and CPUs with hardware for it.
+        compile: compile the layers with torch.compile.
+        threads: CPU threads, by default torch's choice.
+        eval_every: steps between evaluations on validation.
+        eval_rows: validation rows.
+        test_rows: test rows, read once at the end with the best weights.
+        eval_batch_size: rows evaluated at once, by default `batch_size`.
+        metric: the validation figure that selects the best weights, by default the target's or accuracy.
+        target: ends the training once reached.
+        time_budget: seconds of training after which it ends.
+        log_every: steps between training lines in metrics.jsonl.
+        checkpoint_every: steps between checkpoints.
+        checkpoint_seconds: seconds between checkpoints.
+        keep: number of latest checkpoints kept, beside the best.
+    """
+
+    steps: int = Field(default=1000, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    seed: int = Field(default=0, ge=0)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    lr: float = Field(default=3e-3, gt=0)
+    muon_lr: float | None = Field(default=None, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.98, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    clip: float | None = Field(default=1.0, gt=0)
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup_steps: int = Field(default=50, ge=0)
+    decay_steps: int | None = Field(default=None, ge=0)
+    final_lr: float = Field(default=0.0, ge=0, le=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    threads: int | None = Field(default=None, ge=1)
+    eval_every: int = Field(default=100, ge=1)
+    eval_rows: int = Field(default=512, ge=1)
+    test_rows: int = Field(default=2048, ge=1)
+    eval_batch_size: int | None = Field(default=None, ge=1)
+    metric: str | None = None
+    target: Target | None = None
+    time_budget: float | None = Field(default=None, gt=0)
+    log_every: int = Field(default=10, ge=1)
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    checkpoint_seconds: float | None = Field(default=30.0, gt=0)
+    keep: int = Field(default=2, ge=1)
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _target(cls, value: Any) -> Any:
+        return Target(**value) if isinstance(value, Mapping) else value
+
+    @property
+    def selection(self) -> str:
+        return self.metric or (self.target.metric if self.target else "accuracy")
+
+
+Target._label = "train.target"  # type: ignore[attr-defined]
+TrainConfig._label = "train"  # type: ignore[attr-defined]
+
+BOOKKEEPING = {"train.keep", "train.checkpoint_every", "train.checkpoint_seconds", "train.time_budget"}
+"""Keys that may change between the parts of one run: none of them changes a weight."""
+
+
+class Parts(NamedTuple):
+    """What an experiment is made of, before any weight exists."""
+
+    task: Task
+    objective: Objective
+    model: ModelConfig
+
+
+class Experiment(Options):
+    """One training run.
+
+    Attributes:
+        name: its name, and by default that of its folder.
+        out: the run folder, by default `runs/<name>`.
+        task: a name, or a mapping of `name` and options.
+        model: a pattern, a family-size, or a mapping of model options with `pattern` or `family`.
+        objective: a name, or a mapping of `name` and options.
+        train: options of `TrainConfig`.
+    """
+
+    name: str = "experiment"
+    out: str | None = None
+    task: dict[str, Any]
+    model: dict[str, Any]
+    objective: dict[str, Any] = Field(default_factory=lambda: {"name": "next_token"})
+    train: TrainConfig = Field(default_factory=TrainConfig)
+
+    @field_validator(*SECTIONS, "train", mode="before")
+    @classmethod
+    def _section(cls, value: Any, info: Any) -> Any:
+        if info.field_name != "train":
+            return as_section(info.field_name, value)
+        return TrainConfig(**value) if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Experiment:
+        if "/" in self.name or self.name in ("", ".", ".."):
+            raise UsageError(
+                f"name={self.name!r} is not allowed: it should be the name of a folder (out= takes a path)."
+            )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out or Path("runs", self.name))
+
+    def build(self) -> Parts:
+        """The task, the objective, and the model's config with what they need filled in.
+
+        Raises:
+            UsageError: any option that is wrong, or parts that do not fit together.
+        """
+        task = create_task(_tuples(self.task))
+        given = dict(self.model)
+        draft = model_config({"vocab_size": 1, **given})  # to learn whether it is causal
+        objective = create_objective(_tuples(self.objective), task, causal=draft.causal)
+        fill: dict[str, Any] = {}
+        if "vocab_size" not in given and "family" not in given:
+            fill["vocab_size"] = objective.vocab_size
+        elif draft.vocab_size < objective.vocab_size:
+            told = f"{task.name} needs {objective.vocab_size}, which is filled in where it is left out"
+            raise UsageError(f"model.vocab_size={draft.vocab_size} is too small: {told}.")
+        if draft.positions == "learned" and draft.max_len is None:
+            fill["max_len"] = objective.length
+        elif draft.positions == "learned" and draft.max_len is not None and draft.max_len < objective.length:
+            told = f"{task.name} under {objective.name} reads {objective.length} tokens"
+            raise UsageError(f"model.max_len={draft.max_len} is too small: {told}.")
+        config = model_config({**given, **fill})
+        with torch.device("meta"):  # sizes that do not fit are refused before anything is written or trained
+            create_model(config)
+        return Parts(task, objective, config)
+
+    def resolved(self, parts: Parts) -> dict[str, Any]:
+        """Every option spelt out, defaults included, as plain data: what `config.yaml` holds."""
+        return {
+            "name": self.name,
+            "task": {"name": parts.task.name, **_plain(parts.task.config)},
+            "model": _plain(parts.model),
+            "objective": {"name": parts.objective.name, **_plain(parts.objective.config)},
+            "train": _plain(self.train),
+        }
+
+
+Experiment._label = "experiment"  # type: ignore[attr-defined]
+
+
+def _tuples(value: Any) -> Any:
+    """YAML's lists as the tuples that strict options ask for."""
+    if isinstance(value, Mapping):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _plain(options: Options) -> dict[str, Any]:
+    return options.model_dump(mode="json")
+
+
+def as_section(section: str, value: Any) -> Any:
+    """A section given as one text, as the mapping it stands for."""
+    if not isinstance(value, str):
+        return dict(value) if isinstance(value, Mapping) else value
+    if section != "model":
+        return {"name": value}
+    config = model_config(value, vocab_size=1)
+    return {"family": value} if value != config.pattern else {"pattern": value}
+
+
+# ---- reading
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 3e-4 as text; here it is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_value(text: str) -> Any:
+    """The value of `key=value`, read as YAML; what is not YAML is text."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
+    """`["train.lr=1e-3", ...]` as a mapping.
+
+    Raises:
+        UsageError: an item that is not `key=value`.
+    """
+    overrides: dict[str, Any] = {}
+    for item in items:
+        key, mark, value = item.partition("=")
+        if not mark or not key.strip():
+            raise UsageError(f"{item!r} is not an override: write key=value, such as train.steps=500.")
+        overrides[key.strip()] = parse_value(value)
+    return overrides
+
+
+def override(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with dotted keys set; a mapping is merged, any other value replaces."""
+    new = copy.deepcopy(dict(data))
+    for section in SECTIONS:
+        if section in new:
+            new[section] = as_section(section, new[section])
+    for key, value in overrides.items():
+        *path, last = key.split(".")
+        where = new
+        for part in path:
+            if not isinstance(where.get(part), dict):
+                where[part] = {}
+            where = where[part]
+        if isinstance(value, Mapping) and isinstance(where.get(last), dict):
+            where[last] = override(where[last], value)
+        else:
+            where[last] = as_section(last, value) if not path and last in SECTIONS else value
+        if key == "model.family":  # a family brings its own pattern
+            new["model"].pop("pattern", None)
+    return new
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(f.name.removesuffix(".yaml") for f in _shipped().iterdir() if f.name.endswith(".yaml"))
+
+
+def recipe_about(name: str) -> str:
+    """The first line of a shipped recipe's opening comment."""
+    first = (_shipped() / f"{name}.yaml").read_text(encoding="utf-8").split("\n", 1)[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _shipped() -> Any:
+    return resources.files("zoo.recipes")
+
+
+def read_recipe(source: str | Path) -> dict[str, Any]:
+    """The mapping in a shipped recipe, a YAML file or a run folder; its name is filled in.
+
+    Raises:
+        UsageError: no such recipe or file, or one that is not a mapping in YAML.
+    """
+    path = Path(source)
+    if str(source) in list_recipes():
+        text, name = (_shipped() / f"{source}.yaml").read_text(encoding="utf-8"), str(source)
+    elif (path / CONFIG).is_file():
+        text, name = (path / CONFIG).read_text(encoding="utf-8"), path.name
+    elif path.is_file():
+        text, name = path.read_text(encoding="utf-8", errors="replace"), path.stem
+    elif path.suffix in (".yaml", ".yml") or "/" in str(source):
+        raise UsageError(f"{source} is neither a recipe file nor a run folder: it does not exist or holds no {CONFIG}.")
+    else:
+        raise unknown("recipe", str(source), list_recipes())
+    try:
+        data = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise UsageError(f"{source} is not valid YAML: {problem}") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{source} should hold a mapping with the keys task, model, train; it holds {data!r:.60}.")
+    if (path / CONFIG).is_file():
+        data["out"] = str(path)
+    return {"name": name, **data}
+
+
+def read_experiments(
+    source: str | Path | Mapping[str, Any] | Experiment,
+    overrides: Mapping[str, Any] | None = None,
+    variants: Iterable[str] = (),
+) -> dict[str, Experiment]:
+    """The experiments of a recipe, one per variant; `{"": experiment}` where it has none.
+
+    Args:
+        source: a recipe's name, a YAML file, a run folder, a mapping, or an experiment.
+        overrides: dotted keys and values, over those of every variant.
+        variants: names of those wanted, all by default.
+
+    Raises:
+        UsageError: a key, name or value that is wrong.
+    """
+    overrides = dict(overrides or {})
+    if isinstance(source, Experiment):
+        return {"": source if not overrides else Experiment(**override(source.model_dump(), overrides))}
+    data = dict(source) if isinstance(source, Mapping) else read_recipe(source)
+    table = data.pop("variants", None) or {}
+    if not isinstance(table, Mapping):
+        raise UsageError("variants should be a mapping of names to overrides.")
+    chosen = [str(v) for v in variants] or [str(v) for v in table]
+    for name in chosen:
+        if name not in table:
+            raise unknown("variant", name, map(str, table))
+    if not chosen:
+        return {"": Experiment(**override(data, overrides))}
+    experiments = {}
+    for name in chosen:
+        merged = override(override(data, table[name] or {}), overrides)
+        base = Path(merged.get("out") or Path("runs", str(merged.get("name", "experiment"))))
+        merged |= {"name": name, "out": str(base / name)}
+        experiments[name] = Experiment(**merged)
+    return experiments
+
+
+def read_experiment(source: Any, overrides: Mapping[str, Any] | None = None, variant: str | None = None) -> Experiment:
+    """As `read_experiments`, where exactly one is meant."""
+    experiments = read_experiments(source, overrides, [variant] if variant else [])
+    if len(experiments) > 1:
+        raise UsageError(f"This recipe has variants; name one of: {', '.join(experiments)}.")
+    return next(iter(experiments.values()))
+
+
+def read_task(source: str, overrides: Mapping[str, Any] | None = None) -> Task:
+    """The task that a task's name with its options, or a recipe with dotted keys, stands for.
+
+    Raises:
+        UsageError: neither a task nor a recipe, or a wrong option.
+    """
+    overrides = dict(overrides or {})
+    if source in tasks or not _is_recipe(source):
+        given = {k.removeprefix("task."): v for k, v in overrides.items()}
+        return create_task(_tuples({"name": source, **given}))
+    return create_task(_tuples(override(read_recipe(source), overrides)["task"]))
+
+
+def _is_recipe(source: str) -> bool:
+    return source in list_recipes() or Path(source).exists()
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two nested mappings."""
+    keys: list[str] = []
+    for key in [*old, *(k for k in new if k not in old)]:
+        path = f"{prefix}{key}"
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            keys += differing(a, b, path + ".")
+        elif a != b:
+            keys.append(path)
+    return keys
+
+
+__all__ = [
+    "Experiment",
+    "Parts",
+    "Target",
+    "TrainConfig",
+    "differing",
+    "list_recipes",
+    "override",
+    "parse_overrides",
+    "read_experiment",
+    "read_experiments",
+    "read_recipe",
+    "read_task",
+    "recipe_about",
+]

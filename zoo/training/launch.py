@@ -1,0 +1,81 @@
+"""Several trainings one after another, each in a process of its own, so that memory is measured from a fresh start."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from zoo.training.experiment import parse_overrides, read_experiments
+from zoo.training.loop import Result, train
+
+
+def run_zoo(arguments: Sequence[str]) -> int:
+    """Run the `zoo` command in a child process with this one's terminal and return its exit status.
+
+    Ctrl-C reaches the child too, which ends in its own way; this process waits for it.
+    """
+    root = str(Path(__file__).resolve().parents[2])  # where this `zoo` lies, installed or not
+    code = f"import sys; sys.path.append({root!r}); from zoo.cli import main; main()"
+    child = subprocess.Popen([sys.executable, "-P", "-c", code, *arguments])
+    asked: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        asked.append(number)
+        child.send_signal(number)  # a child that got the terminal's own Ctrl-C takes this one as the same
+
+    old = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        status = child.wait()
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    if asked:
+        return 128 + asked[0]
+    return 128 - status if status < 0 else status
+
+
+class Launched(NamedTuple):
+    """Exit status, and lines that say what came out."""
+
+    status: int
+    lines: list[str]
+
+
+def train_recipe(
+    source: str, overrides: Sequence[str], variants: Sequence[str], *, resume: bool, fresh: bool, quiet: bool
+) -> Launched:
+    """Train one experiment here, or several, each in a child process; an interruption ends them all.
+
+    Raises:
+        UsageError: any wrong input, in any variant, before the first is trained.
+    """
+    experiments = read_experiments(source, parse_overrides(overrides), variants)
+    for experiment in experiments.values():
+        experiment.build()
+    if len(experiments) == 1:
+        result = train(next(iter(experiments.values())), resume=resume, fresh=fresh, quiet=quiet)
+        return Launched(0, [summary(result)])
+    flags = [flag for flag, on in (("--resume", resume), ("--fresh", fresh), ("--quiet", quiet)) if on]
+    failed = 0
+    for name in experiments:
+        status = run_zoo(["train", source, *overrides, "--variant", name, *flags])
+        if status >= 128:
+            return Launched(status, [])
+        failed = failed or status
+    folder = next(iter(experiments.values())).folder.parent
+    return Launched(failed, [f"Compare them with: zoo compare {folder}"])
+
+
+def summary(result: Result) -> str:
+    """One line about a training that has ended."""
+    score, test = result.metrics["validation"], result.metrics["test"]
+    figures = (
+        f"validation accuracy {score['accuracy']:.4f}, test accuracy {test['accuracy']:.4f}, exact {test['exact']:.4f}"
+    )
+    return (
+        f"{result.path}: {result.status} at step {result.data['steps']} after {result.data['seconds']:.1f} s; {figures}"
+    )

@@ -1,0 +1,45 @@
+"""What can be named, each with a line about it."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from typing import Any
+
+from tasks.protocol import registry as tasks
+from tasks.registry import unknown
+from zoo.models.families import families
+from zoo.models.token import ModelConfig
+from zoo.objectives.base import objectives
+from zoo.registry import list_mixers, mixers
+from zoo.training.experiment import list_recipes, read_recipe, recipe_about
+
+KINDS = ("mixers", "models", "tasks", "objectives", "recipes")
+
+
+def listing(what: str, pattern: str = "*") -> list[dict[str, Any]]:
+    """Entries with `name`, `about` and what else there is to say.
+
+    Raises:
+        UsageError: nothing of that kind is listed.
+    """
+    if what not in KINDS:
+        raise unknown("list", what, KINDS)
+    if what == "mixers":
+        return [{"name": n, "kind": mixers[n].kind, "about": _about(mixers[n])} for n in list_mixers(pattern)]
+    if what == "tasks":
+        return [{"name": n, "layout": tasks[n].layout, "about": _about(tasks[n])} for n in tasks.names(pattern)]
+    if what == "objectives":
+        return [{"name": n, "about": _about(objectives[n])} for n in objectives.names(pattern)]
+    if what == "models":
+        configs = {n: ModelConfig(**families[n]()) for n in families.names(pattern)}
+        return [{"name": n, "about": f"{c.pattern}, d_model {c.d_model}"} for n, c in configs.items()]
+    names = fnmatch.filter(list_recipes(), pattern)
+    return [
+        {"name": n, "variants": list(read_recipe(n).get("variants") or {}), "about": recipe_about(n)} for n in names
+    ]
+
+
+def _about(thing: type) -> str:
+    """The first paragraph of a docstring."""
+    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())

@@ -1,0 +1,146 @@
+"""Parameter groups, optimizers, schedules and the running average of the weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from zoo.training.experiment import TrainConfig
+
+Model = TypeVar("Model", bound=nn.Module)
+
+NO_DECAY = ("A_log", "dt_bias")  # of any shape; a mixer can also set `no_weight_decay = True` on a parameter
+SMALLEST_MATRIX = 8  # a depthwise convolution is no matrix to orthogonalise
+
+
+def parameter_groups(model: nn.Module, *, muon: bool = False) -> dict[str, list[nn.Parameter]]:
+    """Every trainable parameter in exactly one of `matrices` (for Muon), `decay` and `no_decay`.
+
+    Without `muon`, matrices are part of `decay`.
+    """
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    head = getattr(model, "head", None)
+    heads = {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
+    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "decay": [], "no_decay": []}
+    for name, p in model.named_parameters():  # names a shared parameter once
+        if not p.requires_grad:
+            continue
+        exempt = name.rsplit(".", 1)[-1] in NO_DECAY or getattr(p, "no_weight_decay", False)
+        if p.ndim < 2 or exempt or id(p) in embeddings:
+            groups["no_decay"].append(p)
+        elif muon and p.ndim == 2 and min(p.shape) > SMALLEST_MATRIX and id(p) not in heads:
+            groups["matrices"].append(p)
+        else:
+            groups["decay"].append(p)
+    placed = [id(p) for group in groups.values() for p in group]
+    trainable = {id(p) for p in model.parameters() if p.requires_grad}
+    assert len(placed) == len(set(placed)), "a parameter is in two groups"
+    assert set(placed) == trainable, "a parameter is in no group"
+    return groups
+
+
+class Optimizer:
+    """AdamW, or Muon for hidden matrices and AdamW for the rest, under one schedule, with gradient clipping.
+
+    Muon's updates are scaled to the root mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one
+    learning rate serves both.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig):
+        self.config = config
+        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        groups = parameter_groups(model, muon=config.optimizer == "muon")
+        adamw = [
+            {"params": groups["decay"], "weight_decay": config.weight_decay},
+            {"params": groups["no_decay"], "weight_decay": 0.0},
+        ]
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                [g for g in adamw if g["params"]],
+                lr=config.lr,
+                betas=(config.beta1, config.beta2),
+                eps=config.eps,
+                fused=all(p.device.type in ("cpu", "cuda", "mps") for p in self.parameters),
+            )
+        ]
+        self.peaks = [config.lr]
+        if groups["matrices"]:
+            muon = torch.optim.Muon(
+                groups["matrices"],
+                lr=config.muon_lr or config.lr,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+                adjust_lr_fn="match_rms_adamw",
+            )
+            self.parts.append(muon)
+            self.peaks.append(config.muon_lr or config.lr)
+
+    def step(self, index: int) -> Tensor | None:
+        """Clip, update with the learning rate of step `index` (from 0) and drop the gradients.
+
+        Returns:
+            The norm of the gradient before clipping, where clipping is on.
+        """
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = None
+        if self.config.clip is not None:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            # A product with a tensor: no decision in Python, so no wait for the device.
+            torch._foreach_mul_(gradients, (self.config.clip / (norm + 1e-6)).clamp(max=1.0))
+        scale = lr_scale(self.config, index)
+        for part, peak in zip(self.parts, self.peaks, strict=True):
+            for group in part.param_groups:
+                group["lr"] = peak * scale
+            part.step()
+        for p in self.parameters:
+            p.grad = None
+        return norm
+
+    def lr(self, index: int) -> float:
+        return self.config.lr * lr_scale(self.config, index)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
+
+
+def lr_scale(config: TrainConfig, step: int) -> float:
+    """Learning rate of step `step` (from 0) as a share of the peak."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    last = max(config.steps - 1, 1)
+    if config.schedule == "cosine":
+        start = config.warmup_steps
+        share = min(max(step - start, 0) / max(last - start, 1), 1.0)
+        return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * share))
+    decay = config.steps // 5 if config.decay_steps is None else config.decay_steps
+    left = min(max(last - step, 0) / decay, 1.0) if decay else 1.0
+    return config.final_lr + (1 - config.final_lr) * left
+
+
+class Average(Generic[Model]):
+    """A copy of a model, `module`, that follows it by a running average; the first steps are forgotten faster."""
+
+    def __init__(self, model: Model, decay: float):
+        self.decay = decay
+        self.module: Model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._average: list[Tensor] = list(self.module.parameters())
+        self._current: list[Tensor] = list(model.parameters())
+        self._buffers = list(zip(self.module.buffers(), model.buffers(), strict=True))
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after step `step` (from 0)."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._average, self._current, weight)
+        for average, current in self._buffers:
+            average.copy_(current)
