@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.kernels.random import below, compiled, mix, shuffle, word
+from tasks.kernels.random import below, compiled, mix, shuffle, split_of, word
 
 WALL, OPEN, START, GOAL, PATH = np.uint8(1), np.uint8(2), np.uint8(3), np.uint8(4), np.uint8(5)
 _STARTS_PER_MAZE = 8
@@ -164,8 +164,7 @@ def generate(
                     goal = queue[first + below(state, last - first)]
                     _write(open_, distance, start, goal, state, height, width, grids[i], answers[i])
                     lengths[i] = distance[goal]
-                    h = _fingerprint(grids[i], maps)
-                    done = max(np.int64(mix(h ^ salt) >> np.uint64(61)) - 5, 0) == split  # tasks.random.split_of
+                    done = split_of(_fingerprint(grids[i], maps), salt) == split
                     break
                 if 2 * farthest < needed and n_rooms - reached <= needed:
                     break  # neither here nor in the cells not reached is there such a path

@@ -33,6 +33,12 @@ def mix(z):
 
 
 @compiled
+def split_of(fingerprint, salt):
+    """`tasks.random.split_of` for one fingerprint: 0 train, 1 validation, 2 test."""
+    return max(np.int64(mix(fingerprint ^ salt) >> np.uint64(61)) - 5, 0)
+
+
+@compiled
 def word(state):
     """The next random uint64."""
     state[0] += GAMMA

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.kernels.random import below, compiled, mix, shuffle
+from tasks.kernels.random import below, compiled, mix, shuffle, split_of
 
 PLACED = np.uint16(1 << 15)
 _DIGITS = np.uint16((1 << 15) - 1)
@@ -334,7 +334,7 @@ def generate(
             if attempt == max_tries:
                 return i
             _fill(levels, queue, peers, units, solution, state)
-            if size == 9 and _split(fingerprint(board, solution, maps, scratch), salt) != split:
+            if size == 9 and split_of(fingerprint(board, solution, maps, scratch), salt) != split:
                 continue  # known before the costly digging
             goal = 0 if dig_all else lowest + below(state, highest - lowest + 1)
             board[:] = solution
@@ -348,19 +348,13 @@ def generate(
                     givens -= 1
             if givens < lowest or givens > highest:
                 continue
-            if size < 9 and _split(fingerprint(board, solution, maps, scratch), salt) != split:
+            if size < 9 and split_of(fingerprint(board, solution, maps, scratch), salt) != split:
                 continue
             pending = _load(board, levels[0], queue, size)
             guesses[i] = _search(levels, queue, pending, peers, units, 2, scratch, state, False)[1]
             if guesses[i] >= min_guesses:
                 break
     return len(keys)
-
-
-@compiled
-def _split(h, salt):
-    """`tasks.random.split_of` for one fingerprint."""
-    return max(np.int64(mix(h ^ salt) >> np.uint64(61)) - 5, 0)
 
 
 @compiled

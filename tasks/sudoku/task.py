@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BLANK = 1
 """The token of a blank cell; digit d is the token d + 1, and 0 is padding."""
 _MOST_GIVENS = {4: 8, 6: 18, 9: 36}
-_N_TRAIN = 50_000
+_N_TRAIN = 10_000
 
 
 @register("sudoku")
@@ -60,7 +60,7 @@ class Sudoku(Task):
         min_guesses: NonNegativeInt = 0
         """Only puzzles at least so hard."""
         n_puzzles: PositiveInt | None = None
-        """Base puzzles of the training split; by default 50,000, or all that the file has."""
+        """Base puzzles of the training split; by default 10,000, or all that the file has."""
         augment: bool = True
         """A random symmetry for each training row."""
         path: str | None = None

@@ -34,6 +34,11 @@ def test_distinct_is_uniform_sampling_without_replacement(count, bound):
     assert (random.distinct(random.row_keys("train", 1, 5, 2), count, bound) == drawn[5:7]).all()
 
 
+def test_compiled_split_is_the_same():
+    prints = random.row_keys("train", 2, 0, 200)
+    assert [compiled.split_of(f, random.SPLIT_SALT) for f in prints] == random.split_of(prints).tolist()
+
+
 def test_split_shares():
     share = np.bincount(random.split_of(random.row_keys("train", 0, 0, 80_000))) / 80_000
     assert np.allclose(share, [0.75, 0.125, 0.125], atol=0.01)
