@@ -8,8 +8,10 @@ checkpoints/step_300/weights.safetensors    the model
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import itertools
 import json
 import pickle
 import re
@@ -199,11 +201,17 @@ def prune(folder: Path, keep: int) -> None:
     found = steps(folder)
     kept = set(found[-keep:])
     for step in found[-keep:]:
-        data = json.loads((folder / f"step_{step}" / MANIFEST).read_bytes())
-        kept.add(data["best"])
+        with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged one names none
+            kept.add(json.loads((folder / f"step_{step}" / MANIFEST).read_bytes())["best"])
     for step in found:
         if step not in kept:
             shutil.rmtree(folder / f"step_{step}", ignore_errors=True)
+
+
+def aside(path: Path) -> Path:
+    """A free name under which a damaged checkpoint is kept and never looked at again."""
+    names = (path.with_name(f"{path.name}.damaged{n or ''}") for n in itertools.count())
+    return next(name for name in names if not name.exists())
 
 
 def clear_leftovers(folder: Path) -> None:

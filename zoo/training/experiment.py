@@ -40,6 +40,11 @@ class Target(Options):
     metric: str = "accuracy"
     value: float
 
+    def reached_by(self, score: Mapping[str, Any]) -> bool:
+        """Whether a validation score meets it."""
+        figure = score[self.metric]
+        return figure <= self.value if self.metric == "loss" else figure >= self.value
+
 
 class TrainConfig(Options):
     """How a model is trained. A step is one batch.

@@ -80,6 +80,8 @@ class RunFolder:
                 raise UsageError(f"{self.path} holds a run with a different {told}: {fix}.")
         elif not path.exists() and self._foreign():
             raise UsageError(f"{self.path} is not empty and holds no {CONFIG}: choose another folder with out=...")
+        if not checkpoint.steps(self.checkpoints):  # of an attempt that came to nothing
+            (self.path / RESULT).unlink(missing_ok=True)
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         write_atomic(path, text.encode())
 
