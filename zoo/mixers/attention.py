@@ -32,7 +32,8 @@ class AttentionOptions(Options):
         rope: rotary positions; without them order shows through the causal mask alone.
         rope_base: the slowest rotation takes about 2 pi base steps.
         rope_fraction: share of each head's channels that is rotated (NeoX: 0.25).
-        rope_interleaved: rotate neighbouring channels (GPT-J) instead of the two halves of a head (Llama).
+        rope_interleaved: rotate neighbouring channels (the paper) or the two halves of a head (Llama, NeoX): the same
+            model with its channels in another order, so this matters for given weights only.
         qk_norm: RMSNorm on each head's query and key, before the rotation (Qwen3, Gemma 3).
         bias: on the projections.
         causal: whether steps see the past only; None is as the model says.
@@ -47,7 +48,7 @@ class AttentionOptions(Options):
     rope: bool = True
     rope_base: float = Field(default=10000.0, gt=0)
     rope_fraction: float = Field(default=1.0, gt=0, le=1)
-    rope_interleaved: bool = False
+    rope_interleaved: bool = True
     qk_norm: bool = False
     bias: bool = False
     causal: bool | None = None
@@ -64,7 +65,6 @@ class Attention(Mixer):
     residual stream's scale at any depth (Radford et al. 2019, section 2.3); biases and sinks zero.
     """
 
-    NORM_EPS = 1e-6
     config: AttentionOptions
 
     def __init__(self, d_model: int, config: AttentionOptions, *, place: Place = Place()):
@@ -125,8 +125,8 @@ class Attention(Mixer):
         H, G = self.n_heads, self.n_kv_heads
         qk, v = self.in_proj(x).unflatten(-1, (-1, self.head_dim)).split([H + G, G], 2)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = qk.split([H, G], 2)
-            qk = torch.cat([self._norm(q, self.q_norm), self._norm(k, self.k_norm)], 2)
+            weight = torch.cat([self.q_norm.expand(H, -1), self.k_norm.expand(G, -1)])
+            qk = _rms_norm(qk, weight)
         if self.rotated:
             cos, sin = self._angles(x, state, context)
             qk = rotate(qk, cos, sin, interleaved=self.config.rope_interleaved)
@@ -150,10 +150,6 @@ class Attention(Mixer):
         if not self.causal:
             raise UsageError(f"{self.name} with causal=False looks ahead, so it cannot go step by step: use forward.")
         return super().step(x_t, state, context)
-
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        dtype = torch.promote_types(torch.float32, x.dtype)
-        return F.rms_norm(x.to(dtype), (self.head_dim,), weight.to(dtype), self.NORM_EPS).to(x.dtype)
 
     def _angles(self, x: Tensor, state: State | None, context: Context) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the T new steps, each at its position in its document."""
@@ -189,7 +185,7 @@ class Attention(Mixer):
                 "window": 5,
                 "rope_base": 500.0,
                 "rope_fraction": 0.6,
-                "rope_interleaved": True,
+                "rope_interleaved": False,
                 "bias": True,
                 "backend": "reference",
             },
@@ -200,6 +196,12 @@ class Attention(Mixer):
         if "n_kv_heads" in cls.Config.model_fields:
             cases[1]["n_kv_heads"] = 2
         return cases
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """x (B, T, heads, K) normed along K, in float32 at least, times weight (heads, K)."""
+    dtype = torch.promote_types(torch.float32, x.dtype)
+    return (F.rms_norm(x.to(dtype), x.shape[-1:], eps=eps) * weight.to(dtype)).to(x.dtype)
 
 
 @final
