@@ -223,6 +223,13 @@ def test_rows_belong_to_their_split(size):
         assert (random.split_of(fingerprint(*rows)) == i).all()
 
 
+@pytest.mark.parametrize(("options", "classes"), [({"minimal": True}, 36), ({"n_givens": 4}, 13)])
+def test_the_splits_share_out_all_4x4_puzzles(options, classes):
+    """36 essentially different minimal 4x4 puzzles are known, 13 of them with four givens."""
+    prints = [set(fingerprint(*draw(s, 3000, size=4, **options)).tolist()) for s in SPLITS]
+    assert sum(map(len, prints)) == len(set.union(*prints)) == classes
+
+
 def test_few_givens_on_4x4_still_vary():
     puzzles, solutions = draw("train", 2000, size=4, max_givens=5)
     assert len({p.tobytes() for p in puzzles}) > 1500
