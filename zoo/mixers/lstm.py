@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tasks.registry import Options
 from zoo.mixers._parts import precise
-from zoo.ops.common import valid_steps, without_autocast
+from zoo.ops.common import blank, valid_steps, without_autocast
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 from zoo.registry import register
 
@@ -54,11 +54,19 @@ class LSTM(Mixer):
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
         self.d_hidden = config.d_hidden or d_model
-        self.cell = nn.LSTM(d_model, self.d_hidden, bias=config.bias, batch_first=True)
+        if config.backend == "fused":
+            self.compiles = "torch.lstm takes packed documents as rows of their own, whose number depends on the data."
+        shapes = {"weight_ih_l0": (4 * self.d_hidden, d_model), "weight_hh_l0": (4 * self.d_hidden, self.d_hidden)}
+        if config.bias:
+            shapes |= {"bias_ih_l0": (4 * self.d_hidden,), "bias_hh_l0": (4 * self.d_hidden,)}
+        bound = self.d_hidden**-0.5
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
         if config.bias and config.forget_bias is not None:
+            forget = slice(self.d_hidden, 2 * self.d_hidden)
             with torch.no_grad():
-                for name, value in (("bias_ih_l0", config.forget_bias), ("bias_hh_l0", 0.0)):
-                    getattr(self.cell, name)[self.d_hidden : 2 * self.d_hidden] = value
+                self.bias_ih_l0[forget] = config.forget_bias
+                self.bias_hh_l0[forget] = 0.0
         self.out_proj = nn.Linear(self.d_hidden, d_model, bias=False) if self.d_hidden != d_model else None
 
     def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> LSTMState:
@@ -69,10 +77,11 @@ class LSTM(Mixer):
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
         lengths, resets = (None, None) if context is None else (context.lengths, context.resets)
-        weights = [precise(w) for w in self.cell.all_weights[0]]
+        biases = (self.bias_ih_l0, self.bias_hh_l0) if self.config.bias else ()
+        weights = [precise(w) for w in (self.weight_ih_l0, self.weight_hh_l0, *biases)]
         form = self._form(x.shape[1], resets)
         h, state = form(precise(x), state, weights, lengths, resets)
-        h = h.to(x.dtype)
+        h = (h if lengths is None else blank(h, ~valid_steps(lengths, x.shape[1]))).to(x.dtype)
         return h if self.out_proj is None else self.out_proj(h), state
 
     def _form(self, n_steps: int, resets: Tensor | None):
