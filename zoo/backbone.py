@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tasks.registry import UsageError
 from zoo.pattern import Parallel, Pattern, Shortcut, StepOptions, Word
-from zoo.protocol import Context, Mixer, Place, State
+from zoo.protocol import Context, Mixer, Place, State, recurrent_dtype
 from zoo.registry import create_mixer, mixer_of
 
 
@@ -25,7 +25,9 @@ class Step(nn.Module):
         shared = {(o.placement, o.norm, o.norm_axis) for o in options}
         if len(shared) > 1:
             names = " | ".join(w.name for w in words)
-            raise UsageError(f"({names}) share one norm: placement, norm and norm_axis must be the same for all of them.")
+            raise UsageError(
+                f"({names}) share one norm: placement, norm and norm_axis must be the same for all of them."
+            )
         self.placement = options[0].placement or "pre"
         kind, axis = options[0].norm or "rmsnorm", options[0].norm_axis or "channels"
         if axis == "time" and place.causal:
@@ -37,7 +39,9 @@ class Step(nn.Module):
         self.norm_in = make_norm(kind, d_model, norm_eps, axis) if self.placement != "post" else None
         self.norm_out = make_norm(kind, d_model, norm_eps, axis) if self.placement != "pre" else None
 
-    def forward(self, x: Tensor, states: tuple[State, ...] | None, context: Context) -> tuple[Tensor, tuple[State, ...]]:
+    def forward(
+        self, x: Tensor, states: tuple[State, ...] | None, context: Context
+    ) -> tuple[Tensor, tuple[State, ...]]:
         h = x if self.norm_in is None else self.norm_in(x)
         total, new_states = None, []
         for i, mixer in enumerate(self.mixers):
@@ -167,7 +171,8 @@ class TimeNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.float().square().mean(1, keepdim=True) + self.eps).to(x.dtype)
+        wide = x.to(recurrent_dtype(x.dtype))
+        return (wide * torch.rsqrt(wide.square().mean(1, keepdim=True) + self.eps)).to(x.dtype)
 
 
 def make_norm(

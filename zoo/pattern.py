@@ -5,12 +5,12 @@ Grammar (a space is a residual step):
     pattern  = item+
     item     = [N "*"] "(" pattern ")" | N "*" word | step
     step     = word { "|" word } | "(" word { "|" word } ")" | "shortcut" "(" word "," pattern ")"
-    word     = NAME [ "(" [ argument { "," argument } ] ")" ]
+    word     = NAME [ "(" [ argument { "," argument } ] ")" ]      (no space after NAME: `a (b | c)` is two steps)
     argument = word (wrappers only) | NAME "=" literal
     literal  = number | "text" | True | False | None | [ literal, ... ]
 
 `parse` and `to_text` are exact inverses: `parse(to_text(p)) == p`, and `to_text(parse(s)) == s` for a text in canonical
-form (options in order of declaration, defaults left out). `to_data` and `from_data` do the same for YAML.
+form (options in order of declaration). `to_data` and `from_data` do the same for YAML.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from tasks.registry import Options, UsageError, unknown
@@ -52,7 +52,7 @@ class Word:
     """One mixer with its options."""
 
     config: Options
-    step: StepOptions = StepOptions()
+    step: StepOptions = field(default_factory=StepOptions)
 
     @property
     def name(self) -> str:
@@ -166,6 +166,11 @@ class _Parser:
         i = self.at + offset
         return self.tokens[i][:2] if i < len(self.tokens) else ("end", "")
 
+    def adjacent(self) -> bool:
+        """Whether the next token follows the last one without a space: `word(` opens options, `word (` a group."""
+        _, last, start = self.tokens[self.at - 1]
+        return self.at < len(self.tokens) and self.tokens[self.at][2] == start + len(last)
+
     def accept(self, mark: str) -> bool:
         if self.peek() == ("mark", mark):
             self.at += 1
@@ -205,6 +210,8 @@ class _Parser:
                 body = Pattern((self.word(),))
             return (Repeat(count, body),)
         if self.accept("("):
+            if self.peek()[0] == "name" and self.peek(1) == ("mark", "="):
+                raise self.error("options follow their word without a space")
             inner = self.pattern()
             self.expect(")", "to close (")
             if self.peek() == ("mark", "|"):
@@ -234,7 +241,7 @@ class _Parser:
         config_class = mixers[name].Config
         options: dict[str, Any] = {}
         positional = list(getattr(config_class, "positional", ()))
-        if self.accept("("):
+        if self.adjacent() and self.accept("("):
             while not self.accept(")"):
                 if self.peek()[0] == "name" and self.peek(1) != ("mark", "="):
                     if not positional:
@@ -336,7 +343,7 @@ def _literal(value: Any) -> str:
 
 def _word_text(word: Word) -> str:
     positional = getattr(type(word.config), "positional", ())
-    options = {**word.config.changed(), **word.step.changed()}
+    options = {**word.config.given(), **word.step.given()}
     arguments = [_word_text(getattr(word.config, name)) for name in positional]
     arguments += [f"{k}={_literal(v)}" for k, v in options.items() if k not in positional]
     return word.name + (f"({', '.join(arguments)})" if arguments else "")
@@ -360,8 +367,10 @@ def to_text(pattern: Pattern | Node) -> str:
 
 def _word_data(word: Word) -> str | dict[str, Any]:
     positional = getattr(type(word.config), "positional", ())
-    options = {**word.config.changed(), **word.step.changed()}
-    options = {k: _word_data(v) if k in positional else list(v) if isinstance(v, tuple) else v for k, v in options.items()}
+    options = {**word.config.given(), **word.step.given()}
+    options = {
+        k: _word_data(v) if k in positional else list(v) if isinstance(v, tuple) else v for k, v in options.items()
+    }
     return {"name": word.name, **options} if options else word.name
 
 
@@ -413,7 +422,9 @@ def _node(item: Any) -> Node:
     if make := forms.get(frozenset(item)):
         return make()
     allowed = "{name, options...}, {repeat, body}, {parallel} or {shortcut, body}"
-    raise UsageError(f"A step given as a mapping is {allowed}, not one with the keys {', '.join(map(str, item)) or 'none'}.")
+    raise UsageError(
+        f"A step given as a mapping is {allowed}, not one with the keys {', '.join(map(str, item)) or 'none'}."
+    )
 
 
 def _parallel(words: Any) -> Word | Parallel:
