@@ -110,7 +110,7 @@ class TokenModel(nn.Module):
     def forward(
         self, tokens: Tensor, state: ModelState | tuple[()] | None = None, context: Context | None = None
     ) -> tuple[Tensor, ModelState | tuple[()]]:
-        """tokens (B, T) int64, from `state` (rest by default; consumed) to logits (B, T, vocab_size) and the next state.
+        """tokens (B, T) int64, from `state` (rest by default; consumed) to logits (B, T, vocab_size) and next state.
 
         A model that is not causal takes no state and returns `()`.
         """
@@ -127,7 +127,11 @@ class TokenModel(nn.Module):
             raise UsageError("A model with causal=False reads whole sequences and takes no state.")
         start = carried.position if carried else torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
         positions = document_positions(start, tokens.shape[1], context.resets)
-        x = self.embed(tokens, positions)
+        seen = positions
+        if context.lengths is not None:  # padding stands nowhere, and so never beyond max_len
+            padding = torch.arange(tokens.shape[1], device=tokens.device) >= context.lengths[:, None]
+            seen = positions.masked_fill(padding, 0)
+        x = self.embed(tokens, seen)
         x, layers = self.backbone(x, carried.layers if carried else None, context)
         x = self.norm(x)
         return x, ModelState(next_position(positions, start, context.lengths), layers) if self.causal else ()
@@ -136,8 +140,11 @@ class TokenModel(nn.Module):
         """tokens, positions (B, T) to (B, T, D)."""
         x = self.embedding(tokens) * self.config.embedding_scale
         if self.positions is not None:
-            if tokens.shape[1] > self.positions.num_embeddings:
-                raise UsageError(f"{tokens.shape[1]} tokens are more than max_len={self.positions.num_embeddings}.")
+            on_hand = (
+                positions.device.type == "cpu" and not torch.compiler.is_compiling()
+            )  # else it would be waited for
+            if on_hand and (n := int(positions.max()) + 1) > self.positions.num_embeddings:
+                raise UsageError(f"{n} tokens are more than max_len={self.positions.num_embeddings}.")
             x = x + self.positions(positions)
         elif self.config.positions == "sinusoidal":
             x = x + sinusoidal(positions, self.config.d_model).to(x.dtype)
@@ -212,7 +219,8 @@ class TokenModel(nn.Module):
             (B, T + max_new_tokens), or a list of 1-D tensors: prompts with their continuations.
 
         Raises:
-            UsageError: a model that is not causal, an empty prompt, a negative temperature.
+            UsageError: a model that is not causal, an empty prompt, an unknown token, a negative temperature, or more
+                tokens than the model has positions.
         """
         if not self.causal:
             raise UsageError("generate reads left to right and needs a model with causal=True.")
@@ -224,6 +232,15 @@ class TokenModel(nn.Module):
         rows = [torch.as_tensor(p, dtype=torch.int64, device=device) for p in prompts]
         if not rows or min(map(len, rows)) < 1:
             raise UsageError("generate needs at least one prompt, each of at least one token.")
+        low, high = torch.cat(rows).aminmax()
+        if low < 0 or high >= self.config.vocab_size:
+            wrong = int(low if low < 0 else high)
+            raise UsageError(
+                f"Token {wrong} is not one of the vocab_size={self.config.vocab_size} ids, which start at 0."
+            )
+        longest, max_len = max(map(len, rows)), self.config.max_len
+        if self.positions is not None and longest + max_new_tokens - 1 > max_len:  # the last token is not read
+            raise UsageError(f"{longest} prompt tokens and {max_new_tokens} new ones are more than max_len={max_len}.")
         lengths = torch.tensor([len(r) for r in rows], device=device)
         tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         ragged = Context(lengths=lengths) if len(set(lengths.tolist())) > 1 else None
@@ -305,7 +322,7 @@ def _looks_like_family(spec: str) -> bool:
 
 
 def swap(spec: Any, words: Mapping[str, str]) -> Any:
-    """`spec` (a pattern text, a `Pattern` or a `ModelConfig`) with words replaced: `swap("gqa swiglu", {"gqa": "mla"})`.
+    """`spec` (a pattern's text, a `Pattern` or a `ModelConfig`) with words replaced: `swap("gqa mlp", {"gqa": "mla"})`.
 
     Raises:
         UsageError: a name that the pattern does not hold, or an unknown replacement.
