@@ -1,0 +1,375 @@
+"""Token models: what they compute, how they carry on, how they generate, what they cost, what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import zoo
+from zoo.models.token import ModelState, sinusoidal
+from zoo.pattern import make_word, parse, to_text
+from zoo.protocol import Context, tree_bytes
+
+VOCAB = 11
+PATTERNS = [
+    "2*(mamba2 swiglu)",
+    "gated_deltanet (swa(window=5) | short_conv) swiglu",
+    "gqa shortcut(swiglu, lstm swiglu)",
+]
+over_patterns = pytest.mark.parametrize("pattern", PATTERNS)
+
+
+def model_of(pattern: str, dtype: torch.dtype = torch.float64, **options) -> zoo.models.TokenModel:
+    torch.manual_seed(0)
+    model = zoo.create_model(pattern, **{"d_model": 16, "vocab_size": VOCAB, **options}).to(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.1 * torch.randn_like(p)
+    return model
+
+
+def tokens(batch: int, steps: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(VOCAB, (batch, steps), generator=torch.Generator().manual_seed(seed))
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
+
+
+# ---- what is computed
+
+
+def test_forward_by_hand():
+    model = model_of("swiglu", norm="layernorm")
+    x = tokens(2, 5)
+    step, (norm,) = model.backbone.steps[0], [model.norm]
+    h = model.embedding.weight[x]
+    h = h + step.mixers[0](F.layer_norm(h, (16,), step.norm_in.weight, step.norm_in.bias))[0]
+    h = F.layer_norm(h, (16,), norm.weight, norm.bias)
+    logits, state = model(x)
+    close(logits, h @ model.head.weight.T)
+    close(model.logits(model.features(x)[0]), logits)
+    assert type(state) is ModelState
+    assert state.position.tolist() == [5, 5]
+
+
+def test_post_norm_has_no_last_norm():
+    assert isinstance(model_of("swiglu", placement="post").norm, torch.nn.Identity)
+
+
+def test_tied_embeddings():
+    model = model_of("swiglu", tie_embeddings=True)
+    assert model.head is None
+    close(model(tokens(1, 3))[0], model.features(tokens(1, 3))[0] @ model.embedding.weight.T)
+    assert model.n_parameters() == model_of("swiglu").n_parameters() - 16 * VOCAB
+
+
+def test_softcap_bounds_the_logits():
+    model, capped = model_of("swiglu"), model_of("swiglu", logit_softcap=0.5)
+    x = tokens(2, 4)
+    close(capped(x)[0], 0.5 * torch.tanh(model(x)[0] / 0.5))
+    assert capped(x)[0].abs().max() <= 0.5
+
+
+def test_embedding_scale():
+    model, scaled = model_of("swiglu"), model_of("swiglu", embedding_scale=4.0)
+    with torch.no_grad():
+        model.embedding.weight.mul_(4)
+    close(scaled(tokens(1, 4))[0], model(tokens(1, 4))[0])
+
+
+def test_dropout_in_training_only():
+    model = model_of("swiglu", dropout=0.5)
+    x = tokens(2, 6)
+    assert not torch.equal(model(x)[0], model(x)[0])
+    model.eval()
+    assert torch.equal(model(x)[0], model(x)[0])
+
+
+def test_learned_positions_by_hand():
+    model = model_of("swiglu", positions="learned", max_len=6)
+    x = tokens(2, 6)
+    place = torch.arange(6).expand(2, 6)
+    close(model.embed(x, place), model.embedding.weight[x] + model.positions.weight)
+
+
+def test_sinusoidal_positions_by_hand():
+    table = sinusoidal(torch.tensor([[0, 3]]), 4)
+    angle = torch.tensor([3.0, 3.0 / 100])
+    close(table[0, 0], torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    close(table[0, 1], torch.stack([angle.sin(), angle.cos()], -1).flatten())
+    model = model_of("swiglu", positions="sinusoidal")
+    close(
+        model.embed(tokens(1, 2), torch.tensor([[0, 3]])),
+        model.embedding(tokens(1, 2)) + sinusoidal(torch.tensor([[0, 3]]), 16),
+    )
+
+
+# ---- carrying on
+
+
+@over_patterns
+@pytest.mark.parametrize("positions", ["none", "learned", "sinusoidal"])
+def test_state_carries(pattern, positions):
+    model, x = model_of(pattern, positions=positions, max_len=16), tokens(3, 13)
+    whole, state = model(x)
+    first, carried = model(x[:, :6], model.init_state(3))
+    second, carried = model(x[:, 6:], carried)
+    close(torch.cat([first, second], 1), whole)
+    close(tree_leaves(zoo.canonical(carried)), tree_leaves(zoo.canonical(state)))
+    carried, steps = model.init_state(3, capacity=13), []
+    with torch.no_grad():
+        for t in range(13):
+            logits, carried = model.step(x[:, t], carried)
+            steps.append(logits)
+    close(torch.stack(steps, 1), whole)
+
+
+def tree_leaves(tree):
+    return torch.utils._pytree.tree_leaves(tree)
+
+
+@over_patterns
+def test_packed_documents_are_alone(pattern):
+    model, x = model_of(pattern, positions="learned", max_len=16), tokens(2, 12)
+    resets = torch.zeros(2, 12, dtype=torch.bool)
+    resets[0, 5] = resets[1, 9] = True
+    logits, state = model(x, None, Context(resets=resets))
+    for i, at in enumerate((5, 9)):
+        close(logits[[i], :at], model(x[[i], :at])[0])
+        close(logits[[i], at:], model(x[[i], at:])[0])
+    assert state.position.tolist() == [7, 3]
+
+
+@over_patterns
+def test_ragged_rows_are_alone(pattern):
+    model, x, lengths = model_of(pattern, positions="learned", max_len=24), tokens(3, 12), torch.tensor([12, 4, 7])
+    later = tokens(3, 5, seed=1)
+    logits, state = model(x, None, Context(lengths=lengths))
+    assert state.position.tolist() == lengths.tolist()
+    going_on, _ = model(later, state)
+    for i, n in enumerate(lengths.tolist()):
+        alone, _ = model(torch.cat([x[[i], :n], later[[i]]], 1))
+        close(logits[[i], :n], alone[:, :n])
+        close(going_on[[i]], alone[:, n:])
+
+
+@over_patterns
+def test_states_fork_select_and_join(pattern):
+    model, x, later = model_of(pattern), tokens(3, 8), tokens(3, 4, seed=1)
+    with torch.no_grad():
+        _, state = model(x, model.init_state(3, capacity=12))
+        branch = zoo.fork(state)
+        expected, _ = model(later, state)
+        rows = zoo.join([zoo.select(branch, [1, 2]), zoo.select(branch, [0])])
+        close(model(later[[1, 2, 0]], rows)[0], expected[[1, 2, 0]])
+
+
+# ---- generation
+
+
+@over_patterns
+def test_greedy_generation_is_an_argmax_loop(pattern):
+    model, prompt = model_of(pattern), tokens(2, 4)
+    expected = prompt
+    for _ in range(7):
+        expected = torch.cat([expected, model(expected)[0][:, -1:].argmax(-1)], 1)
+    assert torch.equal(model.generate(prompt, max_new_tokens=7), expected)
+
+
+@over_patterns
+def test_ragged_prompts_are_continued_as_if_alone(pattern):
+    model = model_of(pattern, positions="learned", max_len=16)
+    prompts = [tokens(1, n, seed=n)[0] for n in (1, 6, 3)]
+    together = model.generate(prompts, max_new_tokens=8)
+    assert isinstance(together, list)
+    for prompt, row in zip(prompts, together, strict=True):
+        assert torch.equal(row, model.generate(prompt[None], max_new_tokens=8)[0])
+        assert torch.equal(row[: len(prompt)], prompt)
+
+
+def test_sampling_follows_its_generator_and_the_distribution():
+    model, prompt = model_of("short_conv swiglu"), tokens(1, 3).expand(4000, 3)
+
+    def sample(seed: int, temperature: float) -> torch.Tensor:
+        return model.generate(prompt, 1, temperature=temperature, generator=torch.Generator().manual_seed(seed))
+
+    first = sample(0, 2.0)
+    assert torch.equal(first, sample(0, 2.0))
+    assert not torch.equal(first, sample(1, 2.0))
+    frequency = torch.bincount(first[:, -1], minlength=VOCAB) / 4000
+    expected = torch.softmax(model(prompt[:1])[0][0, -1] / 2.0, -1)
+    assert (frequency - expected).abs().max() < 0.03
+
+
+def test_generation_leaves_the_model_as_it_was():
+    model = model_of("short_conv swiglu", dropout=0.5).train()
+    prompt = tokens(1, 3)
+    assert torch.equal(model.generate(prompt, 5), model.generate(prompt, 5))
+    assert model.training
+    assert model.generate(prompt, 0).tolist() == prompt.tolist()
+    assert not model.generate(prompt, 2).requires_grad
+
+
+# ---- models that look ahead
+
+
+def test_a_model_that_looks_ahead():
+    model, x = model_of("bidirectional(lstm) gqa swiglu", causal=False), tokens(2, 7)
+    logits, state = model(x)
+    assert state == ()
+    assert model.init_state(2) == ()
+    assert model.state_bytes(2, 7) == 0
+    changed = x.clone()
+    changed[:, -1] = (x[:, -1] + 1) % VOCAB
+    assert not torch.allclose(model(changed)[0][:, 0], logits[:, 0])
+    close(model(x, ())[0], logits)
+    with pytest.raises(zoo.UsageError, match="generate reads left to right"):
+        model.generate(x, 1)
+    with pytest.raises(zoo.UsageError, match="takes no state"):
+        model(x, ModelState(torch.zeros(2, dtype=torch.int64), ()))
+
+
+# ---- cost
+
+
+@over_patterns
+def test_state_bytes_are_the_states(pattern):
+    model = model_of(pattern, torch.float32)
+    for dtype in (torch.float32, torch.bfloat16):
+        for n in (1, 4, 30):
+            assert model.state_bytes(2, n, dtype) == tree_bytes(model.init_state(2, capacity=n, dtype=dtype))
+
+
+@over_patterns
+def test_flops_are_counted(pattern):
+    formed = [word for word in parse(pattern).words() if "backend" in type(word.config).model_fields]
+    references = {w.name: to_text(make_word(w.name, {**w.config.changed(), "backend": "reference"})) for w in formed}
+    model = model_of(zoo.swap(pattern, references), torch.float32)
+    with torch.no_grad():
+        _, state = model(tokens(1, 9), model.init_state(1, capacity=10))
+        with FlopCounterMode(display=False) as counter:
+            model.step(tokens(1, 1)[0], state)
+    assert model.flops_per_token(10) == counter.get_total_flops()
+
+
+def test_parameters_on_the_meta_device():
+    with torch.device("meta"):
+        shadow = zoo.create_model(PATTERNS[1], d_model=16, vocab_size=VOCAB)
+    assert shadow.n_parameters() == model_of(PATTERNS[1]).n_parameters()
+
+
+# ---- ways to say it, and refusals
+
+
+def test_ways_to_create():
+    expected = zoo.ModelConfig(pattern="2*(mamba2 swiglu)", d_model=32, vocab_size=VOCAB)
+    data = {"pattern": [{"repeat": 2, "body": ["mamba2", "swiglu"]}], "d_model": 32, "vocab_size": VOCAB}
+    for spec, options in [
+        ("2*(mamba2 swiglu)", {"d_model": 32, "vocab_size": VOCAB}),
+        (parse("2*(mamba2 swiglu)"), {"d_model": 32, "vocab_size": VOCAB}),
+        (data["pattern"], {"d_model": 32, "vocab_size": VOCAB}),
+        (data, {}),
+        (data, {"d_model": 32}),
+        (expected, {}),
+        (zoo.ModelConfig(pattern="2*(mamba2 swiglu)", vocab_size=5), {"d_model": 32, "vocab_size": VOCAB}),
+    ]:
+        assert zoo.create_model(spec, **options).config == expected
+
+
+def test_families():
+    names = zoo.list_models()
+    assert "mamba2-tiny" in names
+    assert zoo.list_models("mamba2-1*") == ["mamba2-1.3b", "mamba2-130m"]
+    model = zoo.create_model("mamba2-tiny", d_model=64)
+    assert model.config.d_model == 64
+    assert zoo.create_model({"family": "mamba2-tiny", "vocab_size": 9}).config.vocab_size == 9
+    for name in names:
+        with torch.device("meta"):
+            assert zoo.create_model(name).n_parameters() > 0
+
+
+def test_the_families_size_is_the_papers():
+    with torch.device("meta"):
+        assert abs(zoo.create_model("mamba2-130m").n_parameters() / 129e6 - 1) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("swiglo", {}, "Unknown mixer 'swiglo'. Did you mean 'swiglu'? Available: "),
+        ("mamba2-tny", {}, "Unknown model 'mamba2-tny'. Did you mean 'mamba2-tiny'? Available: "),
+        ("swiglu", {"d_modle": 32}, "Unknown option of model 'd_modle'. Did you mean 'd_model'? Available: pattern, "),
+        ("swiglu", {"d_model": 17}, "model: d_model=17 is not allowed: it should be a multiple of 2."),
+        ("swiglu", {"d_model": 8}, "model: d_model=8 is not allowed: it should be greater than or equal to 16."),
+        ("swiglu", {"d_model": 32.0}, "model: d_model=32.0 is not allowed: it should be a valid integer."),
+        ("swiglu", {"vocab_size": 0}, "model: vocab_size=0 is not allowed"),
+        ("swiglu", {"placement": "pst"}, "Did you mean 'post'?"),
+        ("swiglu", {"dropout": 1.0}, "model: dropout=1.0 is not allowed: it should be less than 1."),
+        ("swiglu", {"positions": "learned"}, 'positions="learned" needs max_len'),
+        ("lstm", {"causal": False}, "write bidirectional(lstm)"),
+        (["swiglu", 3], {}, "A step is a word or a mapping, not 3."),
+        ({"d_model": 32}, {}, "model needs 'pattern', which was not given."),
+        ({"family": "mamba2-tiny", "patern": "lstm"}, {}, "Did you mean 'pattern'?"),
+        ({"family": "mamba3"}, {}, "Unknown model 'mamba3'. Did you mean 'mamba2-"),
+        (None, {}, "A pattern is a text or a list of steps, not None."),
+    ],
+)
+def test_refused_models(spec, options, message):
+    with pytest.raises(zoo.UsageError) as refusal:
+        zoo.create_model(spec, **{"vocab_size": VOCAB, **options})
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_vocabulary_must_be_given():
+    with pytest.raises(zoo.UsageError, match="model needs 'vocab_size', which was not given"):
+        zoo.create_model("swiglu")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([], {}, "at least one prompt, each of at least one token"),
+        (
+            [torch.tensor([1]), torch.tensor([], dtype=torch.int64)],
+            {},
+            "at least one prompt, each of at least one token",
+        ),
+        (torch.ones(1, 2), {"temperature": -1.0}, "temperature=-1.0 is not allowed"),
+        (torch.ones(1, 2), {"max_new_tokens": -1}, "max_new_tokens=-1 is not allowed"),
+        (torch.full((1, 9), 1), {"max_new_tokens": 9}, "max_len=16"),
+        (torch.tensor([[VOCAB]]), {}, f"vocab_size={VOCAB}"),
+        (torch.tensor([[-1]]), {}, f"vocab_size={VOCAB}"),
+    ],
+)
+def test_refused_prompts(prompts, options, message):
+    model = model_of("short_conv", positions="learned", max_len=16)
+    with pytest.raises(zoo.UsageError, match=message):
+        model.generate(prompts, **{"max_new_tokens": 3, **options})
+
+
+def test_more_tokens_than_positions():
+    model = model_of("short_conv", positions="learned", max_len=6)
+    _, state = model(tokens(1, 5))
+    logits, state = model.step(tokens(1, 1)[0], state)
+    assert logits.isfinite().all()
+    with pytest.raises(zoo.UsageError, match="max_len=6"):
+        model.step(tokens(1, 1)[0], state)
+    with pytest.raises(zoo.UsageError, match="7 tokens are more than max_len=6"):
+        model(tokens(1, 7))
+    model(tokens(1, 9), None, Context(resets=torch.arange(9).eq(4)[None]))
+    model(tokens(2, 8), None, Context(lengths=torch.tensor([6, 2])))
+    assert model.generate(tokens(1, 4), 3).shape == (1, 7)
+
+
+def test_autocast_and_compilation():
+    model = model_of("mamba2 swiglu", torch.float32)
+    x = tokens(2, 9)
+    expected, _ = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (model(x)[0].float() - expected).norm() < 0.05 * expected.norm()
+    compiled = torch.compile(lambda x: model(x)[0], fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
