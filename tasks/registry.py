@@ -84,6 +84,10 @@ class Options(BaseModel):
             what = getattr(type(self), "_label", type(self).__name__)
             raise UsageError(describe(error, type(self), what)) from None
 
+    def given(self) -> dict[str, Any]:
+        """The options that were named at construction, defaults or not, in order of declaration."""
+        return {k: getattr(self, k) for k in type(self).model_fields if k in self.model_fields_set}
+
     def changed(self) -> dict[str, Any]:
         """The options that differ from their defaults, in order of declaration."""
         fields = type(self).model_fields

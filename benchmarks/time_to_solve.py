@@ -1,0 +1,119 @@
+"""Wall clock from process start until a model remembers: multi-query recall, to 99 % of the validation answers.
+
+    python -m benchmarks.time_to_solve [--seeds 5] [--budget 60] [--mixers "*"] [--out docs/results]
+
+Vocabulary 256, length 64, 4 pairs, power_a 0.01, random non-queries. Every run is `zoo train` in a process of its own,
+timed from its start to its exit, so imports, data, evaluation and any compilation count. First the recommended recipe
+at each seed; then every sequence mixer, alone and behind a short convolution, with the same settings and a budget.
+`share` is the rate of matrix products in training (3 times the forward pass) over that of large float32 products on
+this machine. Writes time_to_solve.json and time_to_solve.md; the last line printed is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from zoo.registry import list_mixers
+from zoo.training.doctor import examine
+
+RECIPE, VARIANT = "mqar-demo", "conv-attention"
+PATTERNS = ("{mixer}", "short_conv {mixer}")
+
+
+def run(folder: pathlib.Path, *overrides: str) -> dict[str, Any]:
+    """One training in a process of its own, to its `result.json` and `wall_seconds`."""
+    command = [sys.executable, "-m", "zoo", "train", RECIPE, "--variant", VARIANT, "--quiet", f"out={folder}", *overrides]
+    start = time.perf_counter()
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    wall = time.perf_counter() - start
+    files = list(folder.rglob("result.json"))
+    if not files:
+        raise RuntimeError(f"{' '.join(command)} failed: {process.stderr.strip()[-500:]}")
+    return json.loads(files[0].read_text()) | {"wall_seconds": wall}
+
+
+def row(result: dict[str, Any], rate: float) -> dict[str, Any]:
+    """The figures of one run that the tables show."""
+    flops = 3 * result["flops_per_token"] * result["tokens"]
+    return {
+        "pattern": result["model"]["pattern"],
+        "seed": result["seed"],
+        "solved": result["status"] == "target",
+        "wall_seconds": round(result["wall_seconds"], 2),
+        "train_seconds": round(result["seconds"], 2),
+        "steps": result["steps"],
+        "accuracy": result["validation"]["accuracy"],
+        "n_parameters": result["n_parameters"],
+        "state_bytes": result["state_bytes"],
+        "tokens_per_second": round(result["tokens_per_second"]),
+        "share": flops / result["seconds"] / rate,
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a page."""
+    walls = [r["wall_seconds"] for r in report["recommended"]]
+    lines = [
+        "# Time to solve",
+        "",
+        "Multi-query recall (vocabulary 256, length 64, 4 pairs, power_a 0.01, random non-queries) to 99 % of validation",
+        "answers. Wall clock of the whole process: start, imports, training, evaluation, exit.",
+        f"Machine: {report['machine']['cpu']}, {report['machine']['threads']} threads, "
+        f"{report['machine']['matmul_flops'] / 1e9:.0f} GFLOP/s in large float32 products.",
+        "",
+        f"Recommended (`zoo train {RECIPE} --variant {VARIANT}`): median **{statistics.median(walls):.1f} s**, "
+        f"worst **{max(walls):.1f} s** over seeds {', '.join(str(r['seed']) for r in report['recommended'])}.",
+        "",
+        "| pattern | seed | solved | wall s | training s | steps | accuracy | tokens/s | share of matmul rate | state |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in [*report["recommended"], *report["mixers"]]:
+        lines.append(
+            f"| `{r['pattern']}` | {r['seed']} | {'yes' if r['solved'] else 'no'} | {r['wall_seconds']:.1f} "
+            f"| {r['train_seconds']:.1f} | {r['steps']} | {r['accuracy']:.1%} | {r['tokens_per_second']:,} "
+            f"| {r['share']:.1%} | {r['state_bytes'] / 1024:.1f} KiB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... of the recommended recipe")
+    parser.add_argument("--budget", type=float, default=60, help="seconds of training for each mixer")
+    parser.add_argument("--mixers", default="*", help="a shell pattern")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results"))
+    args = parser.parse_args()
+
+    facts = examine()
+    machine = facts["machine"] | {"versions": facts["versions"], "matmul_flops": 1e9 * facts["matmul_gflops"]["cpu float32"]["2048"]}
+    report: dict[str, Any] = {"machine": machine, "recommended": [], "mixers": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch)
+
+        def measured(group: str, name: str, *overrides: str) -> None:
+            r = row(run(folder / name.replace(" ", "-"), *overrides), machine["matmul_flops"])
+            report[group].append(r)
+            print(f"{name:32} {r['accuracy']:6.1%} {r['wall_seconds']:6.1f} s  {r['steps']} steps", flush=True)
+
+        for seed in range(args.seeds):
+            measured("recommended", f"seed {seed}", f"train.seed={seed}")
+        for mixer in list_mixers(args.mixers, kind="sequence"):
+            for pattern in PATTERNS:
+                layers = pattern.format(mixer=mixer)
+                measured("mixers", layers, f"model.pattern={layers}", f"train.time_budget={args.budget}", "train.steps=100000")
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "time_to_solve.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.out / "time_to_solve.md").write_text(markdown(report))
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The README's code runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+COMMANDS = [
+    line for language, code in BLOCKS if language == "sh" for line in code.splitlines() if line.startswith("zoo ")
+]
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=lambda code: next(w for w in code.split("\n") if "=" in w)[:40])
+def test_python_block_runs(code: str, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
+
+
+def test_pattern_block_parses() -> None:
+    from zoo.pattern import parse, to_text
+
+    lines = next(code for language, code in BLOCKS if not language and "mamba2 swiglu" in code).splitlines()
+    patterns = [re.split(r"\s{2,}", line)[0] for line in lines]
+    assert len(patterns) > 4
+    for text in patterns:
+        assert to_text(parse(text)) == text
+
+
+def test_commands_run_in_order(tmp_path: Path) -> None:
+    assert COMMANDS
+    for line in COMMANDS:
+        words = shlex.split(line, comments=True)[1:]
+        if words[0] == "train":  # the same command, cut short
+            words += ["train.steps=2", "train.eval_rows=8", "train.test_rows=8", "task.n_puzzles=20"]
+        done = subprocess.run(
+            [sys.executable, "-m", "zoo", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+    assert (tmp_path / "runs/readme/report.html").stat().st_size > 10_000
+
+
+def test_tree_names_every_folder() -> None:
+    tree = next(code for language, code in BLOCKS if "channel_mixers/" in code)
+    root = README.parent
+    packages = [p.parent for p in root.glob("zoo/*/__init__.py")]
+    assert packages
+    for folder in packages:
+        assert f"  {folder.name}/" in tree
