@@ -28,8 +28,8 @@ LEGEND = (
     "resets (B, T) bool; state KVCache of k (B, N, G, K), v (B, N, G, V), length (B,)."
 )
 INITIAL_CAPACITY = 256
-MASK_LIMIT = 1 << 20  # queries x keys up to which an explicit mask is faster than blocks
-SCORES_LIMIT = 1 << 22  # scores held at once by the blocked form
+MASK_LIMIT = 1 << 22  # rows x queries x keys up to which torch's kernel with an explicit mask is the faster form
+SCORES_LIMIT = 1 << 22  # scores that the chunked form holds at once
 
 
 class KVCache(NamedTuple):
@@ -111,7 +111,7 @@ def attention(
         lengths: (B,) valid steps of a right-padded batch; nothing sees the later ones, whose outputs are zero.
         resets: (B, T) bool, true where a packed document starts; a step sees its own document only.
         scale: K ** -0.5 by default.
-        chunk_size: queries a block of the chunked form; by default as many as memory bounds allow.
+        chunk_size: queries a block of the chunked form; by default 128 (half a window), fewer for large batches.
         backend: "reference" forms all T x S scores. "chunked" goes through blocks of queries, and recomputes
             their scores in the backward pass (Dao 2023, FlashAttention-2): memory linear in T. "sdpa" is
             `torch.nn.functional.scaled_dot_product_attention`, with a T x S mask unless plainly causal or not at
@@ -148,12 +148,11 @@ class _Options(NamedTuple):
     chunk_size: int | None
     backend: str
 
-    def choose(self, masked: bool, n_scores: int) -> str:
-        """The form that serves; a mask of T x S is worth it only while it is small."""
+    def form(self, sdpa: bool) -> str:
+        """The form that was asked for; under "auto" sdpa if that is the better one and can serve, else chunked."""
         if self.backend != "auto":
             return self.backend
-        plain = self.sinks is None and self.softcap is None
-        return "sdpa" if plain and (not masked or n_scores <= MASK_LIMIT) else "chunked"
+        return "sdpa" if sdpa and self.sinks is None and self.softcap is None else "chunked"
 
 
 # ---- what a step sees
@@ -184,7 +183,7 @@ def _sight(
     device: torch.device,
 ) -> _Sight:
     t = torch.arange(n_steps, device=device)[None]
-    number, first = t, torch.zeros_like(t)
+    number, first = t.clone(), torch.zeros_like(t)  # a clone: the compiler takes no tensor twice
     if past is not None:
         start, rows = past.length[:, None], torch.arange(n_past, device=device)
         old = -1 - (start - 1 - rows) % past.k.shape[1]  # an unwritten row gets a number before the document's start
@@ -233,7 +232,8 @@ def _attend(
     window = window if window is not None and window < T + n_past else None
     ragged = lengths is not None and not causal
     masked = past is not None or window is not None or resets is not None or ragged
-    form = options.choose(masked, T * k.shape[1])
+    small = len(q) * T * k.shape[1] <= MASK_LIMIT and (window is None or T <= 3 * (window + 64))
+    form = options.form(sdpa=small or not masked)
     if form == "sdpa" and not masked:
         return _sdpa(q, k, v, None, causal, options)
     sight = _sight(T, past, n_past, causal, window, lengths, resets, q.device)
@@ -298,10 +298,8 @@ def _decode(q: Tensor, cache: KVCache, options: _Options) -> Tensor:
     seen = None
     if masked:
         seen = (torch.arange(k.shape[1], device=q.device) < held[:, None])[:, None]
-    shared = q.shape[2] // k.shape[2]
-    form = options.choose(False, k.shape[1])
-    if options.backend == "auto" and q.device.type == "cpu" and shared >= 4:
-        form = "chunked"  # the CPU kernel reads a group's keys once for every head
+    # the CPU kernel reads a group's keys once for each of its heads
+    form = options.form(sdpa=q.shape[2] < 4 * k.shape[2] or q.device.type != "cpu")
     if form == "chunked":
         return _by_group(q, k, v, seen, options)
     attend = _reference if form == "reference" else _sdpa
@@ -335,7 +333,7 @@ def _chunked(
     size = options.chunk_size
     if size is None:
         reach = S if window is None else min(S, 2 * window)
-        size = max(min(SCORES_LIMIT // (B * H * reach), 256 if window is None else max(window, 64)), 16)
+        size = max(min(SCORES_LIMIT // (B * H * reach), 128 if window is None else max(window // 2, 64)), 16)
     blocks = []
     for a in range(0, T, size):
         b = min(a + size, T)
