@@ -72,7 +72,7 @@ def save(
         "best": best,
         "files": {name: {"bytes": len(data), "digest": _digest(data)} for name, data in files.items()},
     }
-    files[MANIFEST] = json.dumps(manifest, indent=1).encode()
+    files[MANIFEST] = json.dumps({**manifest, "digest": _digest_of(manifest)}, indent=1).encode()
     final = folder / f"step_{step}"
     temporary = folder / f".{final.name}.{secrets.token_hex(4)}.tmp"
     with writing(final):
@@ -99,6 +99,15 @@ def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+def _digest_of(manifest: Mapping[str, Any]) -> str:
+    return _digest(json.dumps(manifest, sort_keys=True).encode())
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path has a checkpoint's name."""
+    return _NAME.fullmatch(path.name) is not None
+
+
 def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in a folder, rising; whether they can be read is another matter."""
     if not folder.is_dir():
@@ -117,14 +126,17 @@ def verify(path: Path) -> Manifest:
         raise Damaged(f"There is no checkpoint {path}.")
     try:
         data = json.loads((path / MANIFEST).read_bytes())
-        manifest = Manifest(int(data["step"]), data["best"], dict(data["files"]))
         version = data["format"]
+        intact = _digest_of({k: v for k, v in data.items() if k != "digest"}) == data["digest"]
     except FileNotFoundError:
         raise Damaged(f"{path} is no checkpoint of this package: it has no {MANIFEST}.") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise Damaged(f"The checkpoint {path} is damaged: {MANIFEST} cannot be read.") from None
     if version != FORMAT:
-        raise Damaged(f"The checkpoint {path} has format {version}; this version reads format {FORMAT}.")
+        raise Damaged(f"The checkpoint {path} has format {version!r:.20}; this version reads format {FORMAT}.")
+    if not intact:
+        raise Damaged(f"The checkpoint {path} is damaged: {MANIFEST} has changed since it was written.")
+    manifest = Manifest(data["step"], data["best"], data["files"])
     for name, expected in manifest.files.items():
         try:
             content = (path / name).read_bytes()

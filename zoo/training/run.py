@@ -212,7 +212,7 @@ def find_checkpoint(path: Path, which: str = "best") -> Path:
     """
     if which not in ("best", "last"):
         raise UsageError(f"which={which!r} is not allowed: it should be 'best' or 'last'.")
-    if (path / checkpoint.MANIFEST).exists():
+    if checkpoint.is_checkpoint(path):
         checkpoint.verify(path)
         return path
     if not path.is_dir():

@@ -1,0 +1,78 @@
+"""A training small enough to repeat many times: every test of this folder works on it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from zoo.training.run import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+
+RECIPE = """
+# a small training
+task: {name: mqar, vocab_size: 64, seq_len: 16, n_pairs: 2}
+model: {pattern: short_conv mlp, d_model: 16, dropout: 0.1}
+train:
+  steps: 40
+  batch_size: 4
+  ema: 0.9
+  eval_every: 10
+  log_every: 5
+  eval_rows: 8
+  test_rows: 8
+  checkpoint_every: 7
+  threads: 1
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch) -> str:
+    """A recipe file in an empty working folder; its runs go to `runs/`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    return "small.yaml"
+
+
+@pytest.fixture
+def zoo_command(recipe):
+    """Starts the real `zoo` command in the working folder."""
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", "from zoo.cli import main; main()", *arguments],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def outcome(folder: str | Path) -> dict[str, Any]:
+    """All that two equal runs have in common: the bytes of their last weights, and their records without times."""
+    folder = Path(folder)
+    last = max((folder / "checkpoints").glob("step_*[0-9]"), key=lambda p: int(p.name.split("_")[1]))
+    weights = {p.name: p.read_bytes() for p in sorted(last.glob("*.safetensors"))}
+    times = ("seconds", "tokens_per_second")
+    lines = [{k: v for k, v in line.items() if k not in times} for line in read_metrics(folder)]
+    return {"last": last.name, "weights": weights, "lines": lines}
+
+
+@pytest.fixture
+def outcome_of():
+    return outcome

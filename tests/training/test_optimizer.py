@@ -1,0 +1,122 @@
+"""Groups, schedules, steps and the running average."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import zoo
+from zoo.training.experiment import TrainConfig
+from zoo.training.optimizer import Average, Optimizer, lr_scale, parameter_groups
+
+
+def names(model: nn.Module, group: list[nn.Parameter]) -> set[str]:
+    ids = {id(p) for p in group}
+    return {n for n, p in model.named_parameters() if id(p) in ids}
+
+
+@pytest.mark.parametrize("muon", [False, True])
+@pytest.mark.parametrize("mixer", zoo.list_mixers())
+def test_every_parameter_is_in_one_group(mixer, muon):
+    model = zoo.create_model(f"{mixer} swiglu", d_model=32, vocab_size=16, positions="learned", max_len=8)
+    groups = parameter_groups(model, muon=muon)
+    found = [id(p) for group in groups.values() for p in group]
+    assert sorted(found) == sorted(id(p) for p in model.parameters())
+    exempt = names(model, groups["no_decay"])
+    assert {"embedding.weight", "positions.weight", "norm.weight"} <= exempt
+    assert {n for n, p in model.named_parameters() if p.ndim < 2} <= exempt
+    matrices = names(model, groups["matrices"])
+    assert bool(matrices) == muon
+    assert not matrices & {"embedding.weight", "head.weight", "positions.weight"}
+    assert all(p.ndim == 2 and min(p.shape) > 8 for p in groups["matrices"])
+
+
+def test_decays_and_tied_weights_are_exempt():
+    model = zoo.create_model("mamba2 lstm(bias=True)", d_model=32, vocab_size=16, tie_embeddings=True)
+    exempt = names(model, parameter_groups(model)["no_decay"])
+    assert any(n.endswith("A_log") for n in exempt)
+    assert any(n.endswith("dt_bias") for n in exempt)
+    assert "embedding.weight" in exempt
+    marked = nn.Linear(16, 16, bias=False)
+    marked.weight.no_weight_decay = True
+    assert parameter_groups(marked)["no_decay"] == [marked.weight]
+
+
+def test_frozen_parameters_are_left_out():
+    model = nn.Linear(16, 16)
+    model.weight.requires_grad_(False)
+    assert parameter_groups(model) == {"matrices": [], "decay": [], "no_decay": [model.bias]}
+
+
+def config(**options) -> TrainConfig:
+    return TrainConfig(**options)
+
+
+def test_schedules():
+    cosine = config(steps=101, warmup_steps=10, final_lr=0.1)
+    assert [lr_scale(cosine, s) for s in (0, 9, 10, 100)] == pytest.approx([0.1, 1.0, 1.0, 0.1])
+    assert lr_scale(cosine, 55) == pytest.approx(0.55)
+    falling = [lr_scale(cosine, s) for s in range(10, 101)]
+    assert falling == sorted(falling, reverse=True)
+    wsd = config(steps=101, warmup_steps=0, schedule="wsd", decay_steps=20)
+    assert [lr_scale(wsd, s) for s in (0, 80, 90, 100)] == pytest.approx([1, 1, 0.5, 0])
+    assert lr_scale(config(steps=101, warmup_steps=0, schedule="wsd"), 90) == pytest.approx(0.5)
+    assert lr_scale(config(steps=9, warmup_steps=0, schedule="wsd", decay_steps=0), 8) == 1
+    constant = config(steps=10, warmup_steps=4, schedule="constant")
+    assert [lr_scale(constant, s) for s in (0, 3, 9)] == [0.25, 1, 1]
+    assert all(0 <= lr_scale(config(steps=1, warmup_steps=w), 0) <= 1 for w in (0, 1, 5))
+
+
+def test_adamw_step_is_torch_s_with_clipping():
+    torch.manual_seed(0)
+    mine, theirs = (nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16)) for _ in range(2))
+    theirs.load_state_dict(mine.state_dict())
+    c = config(lr=0.1, warmup_steps=0, schedule="constant", clip=0.5, weight_decay=0.3)
+    optimizer = Optimizer(mine, c)
+    decay, rest = [theirs[0].weight], [theirs[0].bias, theirs[1].weight, theirs[1].bias]
+    reference = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.3}, {"params": rest, "weight_decay": 0.0}], lr=0.1, betas=(0.9, 0.98)
+    )
+    for step in range(5):
+        x = torch.randn(8, 16)
+        norms = []
+        for model in (mine, theirs):
+            (model(x) ** 3).sum().backward()
+        norms.append(nn.utils.clip_grad_norm_(theirs.parameters(), 0.5))
+        reference.step()
+        reference.zero_grad()
+        torch.testing.assert_close(optimizer.step(step), norms[0])
+        assert all(p.grad is None for p in mine.parameters())
+    for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_muon_takes_the_matrices():
+    torch.manual_seed(0)
+    model = zoo.create_model("mha swiglu", d_model=32, vocab_size=16)
+    optimizer = Optimizer(model, config(optimizer="muon", lr=1e-2, muon_lr=2e-2, warmup_steps=0, weight_decay=0.0))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    logits, _ = model(torch.randint(16, (2, 8)))
+    logits.square().mean().backward()
+    optimizer.step(0)
+    for name, p in model.named_parameters():
+        change = (p.detach() - before[name]).square().mean().sqrt().item()
+        assert change > 0, name
+        if name in names(model, parameter_groups(model, muon=True)["matrices"]):
+            assert change == pytest.approx(0.2 * 2e-2, rel=0.35), name  # AdamW's usual size of update
+    assert {group["lr"] for part in optimizer.parts for group in part.param_groups} == {1e-2, 2e-2}
+
+
+def test_average_follows():
+    model = nn.Linear(4, 4)
+    average = Average(model, 0.9)
+    torch.testing.assert_close(average.module.weight, model.weight)
+    start = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight += 1
+    average.update(0)  # the first steps are forgotten faster: weight 1 - 1/10
+    torch.testing.assert_close(average.module.weight, start + 0.9)
+    average.update(10**6)
+    torch.testing.assert_close(average.module.weight, start + 0.9 + 0.1 * 0.1)
+    assert not any(p.requires_grad for p in average.module.parameters())

@@ -1,0 +1,176 @@
+"""What a training leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from zoo.training.evaluation import evaluate_run
+from zoo.training.experiment import read_experiment
+from zoo.training.loop import train
+from zoo.training.run import read_config, read_metrics
+
+RESULT_KEYS = {
+    "name", "status", "task", "model", "objective", "train", "seed", "steps", "tokens", "seconds", "seconds_to_target",
+    "compile_seconds", "validation", "test", "n_parameters", "state_bytes", "context_length", "flops_per_token",
+    "tokens_per_second", "decode_tokens_per_second", "peak_memory_bytes", "machine", "versions", "backends",
+    "precision", "commit",
+}  # fmt: skip
+LINE_KEYS = {"step", "split", "seconds", "tokens", "loss", "accuracy", "exact", "lr", "tokens_per_second"}
+
+
+def test_run_folder(recipe):
+    result = zoo.train(recipe, quiet=True)
+    run = Path("runs/small")
+    assert result.path == run
+    assert {p.name for p in run.iterdir()} == {
+        ".lock", "config.yaml", "metrics.jsonl", "result.json", "events.out.tfevents.zoo", "checkpoints"
+    }  # fmt: skip
+    written = json.loads((run / "result.json").read_text())
+    assert written == result.data
+    assert written.keys() >= RESULT_KEYS
+    assert written["tokens"] == 40 * 4 * 16
+    assert written["test"]["n"] == written["validation"]["n"] == 8
+    assert written["peak_memory_bytes"] >= written["baseline_memory_bytes"] > 0
+    lines = read_metrics(run)
+    assert all(line.keys() >= LINE_KEYS for line in lines)
+    assert [line["step"] for line in lines if line["split"] == "train"] == [5, 10, 15, 20, 25, 30, 35, 40]
+    assert [line["step"] for line in lines if line["split"] == "validation"] == [10, 20, 30, 40]
+    assert [line["split"] for line in lines].count("test") == 1
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    steps = {int(p.name[5:]) for p in (run / "checkpoints").iterdir()}
+    assert {35, 40, written["best_step"]} <= steps
+    assert len(steps) <= 4  # the latest two and the best of each
+    config = read_config(run)
+    assert config["model"]["vocab_size"] == 64
+    assert config["train"]["lr"] == 3e-3
+
+
+def test_load_gives_the_weights_that_were_scored(recipe):
+    result = train(recipe, quiet=True)
+    again = evaluate_run("runs/small")
+    for figure in ("loss", "accuracy", "exact"):
+        assert again[figure] == pytest.approx(result.metrics["validation"][figure], rel=1e-6)
+    best, last = zoo.load("runs/small"), zoo.load("runs/small/checkpoints/step_40")
+    assert not best.training
+    assert sum(p.numel() for p in last.parameters()) == result.data["n_parameters"]
+    logits, _ = best(torch.zeros(1, 4, dtype=torch.int64))
+    assert logits.shape == (1, 4, 64)
+
+
+def test_evaluate_another_task(recipe):
+    train(recipe, quiet=True)
+    score = evaluate_run("runs/small", {"task.n_pairs": 1, "train.test_rows": 5}, split="test", which="last")
+    assert (score["n"], score["split"], list(score["slices"]["n_pairs"])) == (5, "test", ["1"])
+    with pytest.raises(zoo.UsageError, match="Unknown key of an evaluation 'model.d_model'"):
+        evaluate_run("runs/small", {"model.d_model": 32})
+    with pytest.raises(zoo.UsageError, match="Unknown split 'tset'. Did you mean 'test'"):
+        evaluate_run("runs/small", split="tset")
+    with pytest.raises(zoo.UsageError, match="vocab_size=64 is too small"):
+        evaluate_run("runs/small", {"task.vocab_size": 100})
+
+
+def test_target_ends_the_training(recipe):
+    result = train(recipe, {"train.target": {"metric": "loss", "value": 100.0}}, quiet=True)
+    assert (result.status, result.data["steps"]) == ("target", 10)
+    assert 0 < result.data["seconds_to_target"] <= result.data["seconds"]
+    assert train(recipe, {"train.target": {"metric": "loss", "value": 100.0}}, quiet=True).status == "target"
+
+
+def test_best_weights_are_those_of_validation(recipe):
+    """With a metric that falls, the first evaluation stays the best."""
+    result = train(recipe, {"train.lr": 1.0, "train.warmup_steps": 15, "train.metric": "loss"}, quiet=True)
+    lines = [line for line in read_metrics(result.path) if line["split"] == "validation"]
+    best = min(lines, key=lambda line: line["loss"])
+    assert result.data["best_step"] == best["step"] < 40
+    assert result.metrics["validation"]["loss"] == best["loss"]
+
+
+@pytest.mark.parametrize("overrides", [{"train.metric": "acuracy"}, {"train.target": {"metric": "acuracy", "value": 1}}])
+def test_unknown_metric(recipe, overrides):
+    with pytest.raises(zoo.UsageError, match=r"Unknown metric 'acuracy'. Did you mean 'accuracy'\?"):
+        train(recipe, overrides, quiet=True)
+
+
+def test_unavailable_device(recipe):
+    if not torch.backends.mps.is_available():
+        with pytest.raises(zoo.UsageError, match="device='mps' is not available here"):
+            train(recipe, {"train.device": "mps"}, quiet=True)
+        assert not Path("runs").exists()
+
+
+def test_it_learns(recipe):
+    result = train(
+        recipe,
+        {
+            "train.steps": 300,
+            "task.n_pairs": 1,
+            "task.vocab_size": 20,
+            "model.pattern": "short_conv(width=4) lstm mlp",
+            "model.d_model": 32,
+            "model.dropout": 0.0,
+            "train.batch_size": 16,
+            "train.eval_every": 100,
+            "train.lr": 1e-2,
+        },
+        quiet=True,
+    )
+    losses = [line["loss"] for line in read_metrics(result.path) if line["split"] == "train"]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [
+        ({"name": "sudoku", "size": 4}, {"pattern": "mha mlp", "causal": False, "positions": "learned"}),
+        ({"name": "sudoku", "size": 4}, {"pattern": "lstm mlp"}),
+        ({"name": "maze", "size": 5}, {"pattern": "mha mlp"}),
+    ],
+    ids=["in place", "generated", "maze"],
+)
+def test_fill_in_tasks(recipe, task, model):
+    experiment = read_experiment(
+        {"task": task, "model": {"d_model": 16, **model}, "train": {"steps": 3, "batch_size": 2, "eval_rows": 4}},
+        {"train.test_rows": 4, "out": "runs/puzzle"},
+    )
+    result = train(experiment, quiet=True)
+    assert result.metrics["test"]["n"] == 4
+    assert (result.data["decode_tokens_per_second"] is None) == (model.get("causal") is False)
+
+
+def test_bfloat16(recipe):
+    result = train(recipe, {"train.precision": "bfloat16", "model.pattern": "mha mlp"}, quiet=True)
+    assert result.data["precision"] == "bfloat16"
+    assert all(p.dtype == torch.float32 for p in result.load().parameters())
+
+
+@pytest.mark.slow
+def test_compiled(recipe):
+    plain = train(recipe, {"out": "plain", "model.dropout": 0.0}, quiet=True)
+    compiled = train(recipe, {"out": "compiled", "model.dropout": 0.0, "train.compile": True}, quiet=True)
+    assert compiled.data["compile_seconds"] > 0.1
+    assert compiled.metrics["validation"]["loss"] == pytest.approx(plain.metrics["validation"]["loss"], rel=1e-3)
+
+
+def test_tensorboard_reads_the_events(recipe):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = train(recipe, quiet=True)
+    events = EventAccumulator(str(result.path)).Reload()
+    lines = [line for line in read_metrics(result.path) if line["split"] == "validation"]
+    found = [(e.step, e.value) for e in events.Scalars("validation/loss")]
+    assert found == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in lines]
+
+
+def test_lines_where_there_is_no_terminal(recipe, capsys):
+    train(recipe)
+    said = capsys.readouterr()
+    assert len(said.err.splitlines()) == 4
+    assert said.err.splitlines()[0].startswith("small  step 10/40  loss ")
+    train(recipe, {"out": "quiet"}, quiet=True)
+    assert capsys.readouterr() == ("", "")
