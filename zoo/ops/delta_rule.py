@@ -15,7 +15,7 @@ from zoo.ops import common
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.decay import even_odd, join_squares, pair_decays, pair_scores
 
-CHUNK = 64
+CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: the work between chunks grows with K, that inside with C
 FEW_STEPS = 4  # up to here the step form is the faster one
 
 
@@ -56,7 +56,8 @@ def delta_rule(
     if common.choose_form(backend, v.shape[1], FEW_STEPS) == "reference":
         o, state = _reference(heads, scale)
     else:
-        o, state = _chunked(heads, scale, common.chunk_length(chunk_size, CHUNK, v.shape[1]))
+        default = CHUNK if q.shape[-1] <= 64 else WIDE_CHUNK
+        o, state = _chunked(heads, scale, common.chunk_length(chunk_size, default, v.shape[1]))
     return o.flatten(2, 3).to(v.dtype), state.flatten(1, 2)
 
 
@@ -95,84 +96,66 @@ def _chunked(heads: Heads, scale: float, chunk: int) -> tuple[Tensor, Tensor]:
         q_scores, k_scores = (q @ k.mT) * decays, (k @ k.mT) * decays
     else:
         (q_scores, k_scores), ends = pair_scores([q, k], k, a)
-    solve = unit_lower_inverse(beta * k_scores) * beta.mT
-    u, w = solve @ v, solve @ (k * ends.since_start)
-    u, before, state = corrected_values(u, w, k * ends.until_end, ends.total, heads.state)
-    o = (q * ends.since_start) @ before + q_scores @ u
-    return from_chunks(o, n_steps), state
+    q, k_start, k_end, total = q * ends.since_start, k * ends.since_start, k * ends.until_end, ends.total.mT
+    shape = v.shape[:4]
+    parts = (x.expand(*shape, -1, -1).flatten(1, 3) for x in (q_scores, k_scores, q, k_start, k_end, total, v, beta))
+    o, state, *_ = _Chunks.apply(*parts, heads.state.flatten(0, 2))
+    return from_chunks(o.unflatten(1, shape[1:]), n_steps), state.unflatten(0, shape[1:])
 
 
-def corrected_values(u: Tensor, w: Tensor, k: Tensor, total: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """From chunk to chunk: values_c = u_c - w_c S_c and S_{c+1} = total_c S_c + k_c^T values_c.
+class _Chunks(torch.autograd.Function):
+    """All that comes after the decays, on (n, heads, C, .), with q, k_start = E k and k_end = X k decayed.
 
-    Args:
-        u: (n, B, G, R, C, V); w, k: (n, B, G, R, C, K); total: (n, B, G, R, 1, K or 1); state: S_0 (B, G, R, K, V).
-    Returns:
-        the values, the states before each chunk (n, B, G, R, K, V), the last state.
+    forward: values u = (I + L)^-1 beta (v - k_start S) with L = strictly_lower(beta k_scores).
+    backward, with d_u all that reaches u: d_rhs = (I + L)^-T d_u; d_L = -d_rhs u^T; d_v = beta d_rhs;
+    d_k_start = -beta d_rhs S^T. Neither the inverse nor (I + L)^-1 beta k_start needs a gradient of its own, and the
+    loops over chunks write into whole buffers.
     """
-    shape = u.shape[:4]
-    u, w, k = (x.expand(*shape, -1, -1).flatten(1, 3) for x in (u, w, k))
-    total = total.mT.expand(*shape, -1, -1).flatten(1, 3)
-    u, before, last = _CorrectedValues.apply(u, w, k, total, state.flatten(0, 2))
-    return u.unflatten(1, shape[1:]), before.unflatten(1, shape[1:]), last.unflatten(0, shape[1:])
-
-
-class _CorrectedValues(torch.autograd.Function):
-    """`corrected_values` on (n, heads, ...), with its own backward pass: the loop writes into whole buffers."""
 
     @staticmethod
-    def forward(u: Tensor, w: Tensor, k: Tensor, total: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        values, states = u.clone(), torch.cat([state[None], state.new_zeros(len(u), *state.shape)])
-        for c in range(len(u)):
-            values[c].baddbmm_(w[c], states[c], alpha=-1)
-            torch.mul(states[c], total[c], out=states[c + 1])
-            states[c + 1].baddbmm_(k[c].mT, values[c])
-        return values, states[:-1], states[-1].clone()
+    def forward(q_scores, k_scores, q, k_start, k_end, total, v, beta, state):
+        inverse = unit_lower_inverse(beta * k_scores)
+        recall, values = inverse @ (beta * k_start), inverse @ (beta * v)
+        states = torch.cat([state[None], state.new_zeros(len(v), *state.shape)])
+        for c in range(len(v)):
+            values[c].baddbmm_(recall[c], states[c], alpha=-1)
+            torch.mul(states[c], total[c], out=states[c + 1]).baddbmm_(k_end[c].mT, values[c])
+        o = (q @ states[:-1]).add_(q_scores @ values)
+        return o, states[-1].clone(), inverse, recall, values, states[:-1]
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[1:4], *output[:2])
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(*inputs[:8], *output[2:])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_values: Tensor, d_states: Tensor, d_last: Tensor):
-        w, k, total, values, states = ctx.saved_tensors
-        d_u, adjoint = d_values.clone(), torch.cat([d_states, d_last[None]])
-        for c in reversed(range(len(w))):
-            d_u[c].baddbmm_(k[c], adjoint[c + 1])
-            adjoint[c].addcmul_(adjoint[c + 1], total[c]).baddbmm_(w[c].mT, d_u[c], alpha=-1)
-        d_total = (adjoint[1:] * states).sum_to_size(total.shape) if ctx.needs_input_grad[3] else None
-        return d_u, (d_u @ states.mT).neg_(), values @ adjoint[1:].mT, d_total, adjoint[0]
+    def backward(ctx, d_o, d_last, *_):
+        q_scores, k_scores, q, k_start, k_end, total, v, beta, inverse, recall, values, states = ctx.saved_tensors
+        d_u, adjoint = q_scores.mT @ d_o, torch.cat([q.mT @ d_o, d_last[None]])  # adjoint[c]: of the state before c
+        for c in reversed(range(len(v))):
+            d_u[c].baddbmm_(k_end[c], adjoint[c + 1])
+            adjoint[c].addcmul_(adjoint[c + 1], total[c]).baddbmm_(recall[c].mT, d_u[c], alpha=-1)
+        d_rhs = inverse.mT @ d_u
+        d_lower = (d_rhs @ values.mT).mul_(-torch.ones_like(k_scores[0, 0]).tril(-1))
+        d_k_start = (d_rhs @ states.mT).neg_()
+        d_beta = sum((d * x).sum(-1, keepdim=True) for d, x in ((d_rhs, v), (d_k_start, k_start), (d_lower, k_scores)))
+        d_total = (adjoint[1:] * states).sum_to_size(total.shape) if ctx.needs_input_grad[5] else None
+        d_v, d_k_start, d_k_scores = d_rhs.mul_(beta), d_k_start.mul_(beta), d_lower.mul_(beta)
+        d_q_scores, d_q, d_k_end = d_o @ values.mT, d_o @ states.mT, values @ adjoint[1:].mT
+        return d_q_scores, d_k_scores, d_q, d_k_start, d_k_end, d_total, d_v, d_beta, adjoint[0]
 
 
 def unit_lower_inverse(lower: Tensor) -> Tensor:
-    """(I + strictly lower part of (n, B, G, R, C, C))^-1, C a power of two."""
-    return _UnitLowerInverse.apply(lower)
+    """(I + strictly lower part of (..., C, C))^-1, C a power of two; not for autograd.
 
-
-class _UnitLowerInverse(torch.autograd.Function):
-    """By doubling: [[A, 0], [B, C]]^-1 = [[A^-1, 0], [-C^-1 B A^-1, C^-1]], all blocks of a size at once.
-
-    As stable as substitution, and made of matrix products, which run far faster than a batch of triangular solves.
+    By doubling: [[A, 0], [B, C]]^-1 = [[A^-1, 0], [-C^-1 B A^-1, C^-1]], all blocks of a size at once. As stable as
+    substitution, and made of matrix products, which run many times faster than a batch of triangular solves.
     """
-
-    @staticmethod
-    def forward(lower: Tensor) -> Tensor:
-        size, inverse = lower.shape[-1], torch.ones_like(lower[..., :1, None])  # (..., m blocks, s, s), s = 1
-        while (m := inverse.shape[-3]) > 1:
-            cut = lower.unflatten(-1, (m // 2, 2, size // m)).unflatten(-4, (m // 2, 2, size // m))
-            corners = cut[..., 1, :, :, 0, :].diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
-            left, right = even_odd(inverse)
-            inverse = join_squares(inverse, -(right @ corners @ left))
-        return inverse.squeeze(-3)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d_inverse: Tensor):
-        (inverse,) = ctx.saved_tensors
-        below = torch.ones_like(inverse[0, 0, 0, 0]).tril(-1)
-        return (inverse.mT @ d_inverse @ inverse.mT).mul_(-below)
+    size, inverse = lower.shape[-1], torch.ones_like(lower[..., :1, None])  # (..., m blocks, s, s), s = 1
+    while (m := inverse.shape[-3]) > 1:
+        cut = lower.unflatten(-1, (m // 2, 2, size // m)).unflatten(-4, (m // 2, 2, size // m))
+        corners = cut[..., 1, :, :, 0, :].diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+        left, right = even_odd(inverse)
+        inverse = join_squares(inverse, (right @ corners @ left).neg_())
+    return inverse.squeeze(-3)
