@@ -15,7 +15,7 @@ from zoo.ops import common
 from zoo.ops.common import blank
 
 ACTIVATIONS = (None, "silu")
-FEW_STEPS = 4
+FEW_STEPS = 1  # decoding
 LEGEND = "x (B, T, D); weight (D, W); bias (D,); state (B, W - 1, D); lengths (B,) whole numbers; resets (B, T) bool."
 
 

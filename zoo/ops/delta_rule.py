@@ -16,7 +16,7 @@ from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.decay import even_odd, join_squares, pair_decays, pair_scores
 
 CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: the work between chunks grows with K, that inside with C
-FEW_STEPS = 4  # up to here the step form is the faster one
+FEW_STEPS = 8  # up to here the step form is the faster one
 
 
 @common.without_autocast

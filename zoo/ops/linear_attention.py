@@ -15,8 +15,8 @@ from zoo.ops import common
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.decay import pair_decays, pair_scores
 
-CHUNK = 64
-FEW_STEPS = 4  # up to here the step form is the faster one
+CHUNK, WIDE_CHUNK = 32, 64  # for K up to 32, and above: the work between chunks grows with K, that inside with C
+FEW_STEPS = 8  # up to here the step form is the faster one
 
 
 @common.without_autocast
@@ -53,7 +53,8 @@ def linear_attention(
     if common.choose_form(backend, v.shape[1], FEW_STEPS) == "reference":
         o, state = _reference(heads, scale)
     else:
-        o, state = _chunked(heads, scale, common.chunk_length(chunk_size, CHUNK, v.shape[1]))
+        default = CHUNK if q.shape[-1] <= 32 else WIDE_CHUNK
+        o, state = _chunked(heads, scale, common.chunk_length(chunk_size, default, v.shape[1]))
     return o.flatten(2, 3).to(v.dtype), state.flatten(1, 2)
 
 
