@@ -33,14 +33,14 @@ def plain(mixer, x, activation):
     """Both layers' equations, one step and one head at a time, for x (T, D)."""
     c, H, K, V = mixer.config, mixer.n_heads, mixer.d_key, mixer.d_value
     G = getattr(mixer, "n_key_heads", H)
-    weights = mixer.in_proj.weight.split([2 * G * K + H * V, H * V if c.gate else 0, *[H] * (len(mixer.parts) - 2)])
+    weights = mixer.in_proj.weight.split(mixer.parts)
     q, k, v = convolved(mixer, x @ weights[0].T).split([G * K, G * K, H * V], -1)
     q, k, v = ACTIVATIONS[activation](q), ACTIVATIONS[activation](k), F.silu(v)
-    beta = torch.sigmoid(x @ weights[2].T) * (2 if c.allow_neg_eigval else 1)
-    gate = F.silu(x @ weights[1].T) if c.gate else x.new_ones(len(x), H * V)
+    beta = torch.sigmoid(x @ weights[1].T) * (2 if c.allow_neg_eigval else 1)
+    gate = F.silu(x @ weights[-1].T) if c.gate else x.new_ones(len(x), H * V)
     decay = x.new_ones(len(x), H)
-    if len(weights) > 3:
-        decay = torch.exp(-mixer.A_log.exp() * torch.log(1 + torch.exp(x @ weights[3].T + mixer.dt_bias)))
+    if mixer.name == "gated_deltanet":
+        decay = torch.exp(-mixer.A_log.exp() * torch.log(1 + torch.exp(x @ weights[2].T + mixer.dt_bias)))
 
     def unit(m):
         return m / (m.sum() if getattr(c, "qk_norm", "l2") == "sum" else torch.sqrt(m @ m + 1e-6))

@@ -38,17 +38,19 @@ def test_mlp_written_out(activation, function):
 
 def test_swiglu_written_out():
     mixer = zoo.create_mixer("swiglu(d_hidden=24)", 16)
-    gate, up = mixer.in_proj.weight[:24], mixer.in_proj.weight[24:]
     x = torch.randn(2, 3, 16)
-    g = x @ gate.T
-    torch.testing.assert_close(mixer(x)[0], (g * torch.sigmoid(g) * (x @ up.T)) @ mixer.out_proj.weight.T)
+    g = x @ mixer.gate_proj.weight.T
+    torch.testing.assert_close(
+        mixer(x)[0], (g * torch.sigmoid(g) * (x @ mixer.up_proj.weight.T)) @ mixer.down_proj.weight.T
+    )
 
 
 @pytest.mark.parametrize("name", ["mlp", "swiglu"])
 def test_inits_keep_the_variance_and_shrink_with_depth(name):
     mixer = zoo.create_mixer(name, 256, place=Place(n_layers=8))
-    assert mixer.in_proj.weight.std().item() == pytest.approx(256**-0.5, rel=0.02)
-    assert mixer.out_proj.weight.std().item() == pytest.approx(mixer.d_hidden**-0.5 / 4, rel=0.02)
+    *inner, (_, outer) = [(n, p.std().item()) for n, p in mixer.named_parameters() if p.ndim == 2]
+    assert all(std == pytest.approx(256**-0.5, rel=0.02) for _, std in inner)
+    assert outer == pytest.approx(mixer.d_hidden**-0.5 / 4, rel=0.02)
     assert not any(p.any() for p in mixer.parameters() if p.ndim == 1)
 
 

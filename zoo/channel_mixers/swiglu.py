@@ -41,20 +41,21 @@ class SwiGLU(Mixer):
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
         self.d_hidden = config.d_hidden or -(-8 * d_model // 3 // 32) * 32
-        self.in_proj = nn.Linear(d_model, 2 * self.d_hidden, bias=config.bias)  # gate and up in one
-        self.out_proj = nn.Linear(self.d_hidden, d_model, bias=config.bias)
-        nn.init.normal_(self.in_proj.weight, std=d_model**-0.5)
-        nn.init.normal_(self.out_proj.weight, std=(2 * place.n_layers * self.d_hidden) ** -0.5)
+        self.gate_proj = nn.Linear(d_model, self.d_hidden, bias=config.bias)
+        self.up_proj = nn.Linear(d_model, self.d_hidden, bias=config.bias)
+        self.down_proj = nn.Linear(self.d_hidden, d_model, bias=config.bias)
+        nn.init.normal_(self.gate_proj.weight, std=d_model**-0.5)
+        nn.init.normal_(self.up_proj.weight, std=d_model**-0.5)
+        nn.init.normal_(self.down_proj.weight, std=(2 * place.n_layers * self.d_hidden) ** -0.5)
         if config.bias:
-            nn.init.zeros_(self.in_proj.bias)
-            nn.init.zeros_(self.out_proj.bias)
+            for layer in (self.gate_proj, self.up_proj, self.down_proj):
+                nn.init.zeros_(layer.bias)
 
     def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> State:
         return ()
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
-        gate, up = self.in_proj(x).chunk(2, -1)
-        return self.out_proj(F.silu(gate) * up), ()
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)), ()
 
     def flops_per_token(self, context_length: int) -> int:
         return 6 * self.d_model * self.d_hidden

@@ -12,7 +12,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tasks.registry import Options, UsageError
-from zoo.mixers._parts import Backend, CausalConv, GatedRMSNorm, init_projections, l2_norm, packing, precise, whole
+from zoo.mixers._parts import (
+    Backend,
+    CausalConv,
+    GatedRMSNorm,
+    init_projections,
+    l2_norm,
+    packing,
+    precise,
+    project,
+    whole,
+)
 from zoo.ops import delta_rule
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 from zoo.registry import derive_heads, register
@@ -81,7 +91,7 @@ class DeltaNet(Mixer):
             )
         keys, values = self.n_heads * self.d_key, self.n_heads * self.d_value
         self.qkv_parts = [keys, keys, values]
-        self.parts = [sum(self.qkv_parts), values if c.gate else 0, self.n_heads]  # q k v, gate, beta
+        self.parts = [sum(self.qkv_parts), self.n_heads, *([values] if c.gate else [])]  # q k v, beta, gate
         self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)
         self.conv = None
         if c.conv_size:
@@ -105,7 +115,7 @@ class DeltaNet(Mixer):
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         c = self.config
         state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
-        qkv, gate, beta = self.in_proj(x).split(self.parts, -1)
+        qkv, beta, *gate = project(x, self.in_proj, self.parts)
         qkv, conv_state = self.conv(qkv, state.conv, context) if self.conv else (qkv, state.conv)
         q, k, v = (rearrange(m, "b t (h d) -> b t h d", h=self.n_heads) for m in qkv.split(self.qkv_parts, -1))
         if not (self.conv and self.conv.activation):
@@ -114,7 +124,7 @@ class DeltaNet(Mixer):
 
         beta = precise(beta).sigmoid() * (2 if c.allow_neg_eigval else 1)
         o, memory = delta_rule(q, k, v, beta, state=state.memory, backend=c.backend, **packing(context))
-        o = self.norm(o, rearrange(gate, "b t (h v) -> b t h v", h=self.n_heads) if c.gate else None)
+        o = self.norm(o, rearrange(gate[0], "b t (h v) -> b t h v", h=self.n_heads) if c.gate else None)
         return self.out_proj(o.flatten(-2).to(x.dtype)), DeltaState(conv_state, memory)
 
     def flops_per_token(self, context_length: int) -> int:

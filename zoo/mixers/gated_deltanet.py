@@ -22,6 +22,7 @@ from zoo.mixers._parts import (
     log_rates,
     packing,
     precise,
+    project,
     step_bias,
     whole,
 )
@@ -96,7 +97,8 @@ class GatedDeltaNet(Mixer):
         )
         keys, values = self.n_key_heads * self.d_key, self.n_heads * self.d_value
         self.qkv_parts = [keys, keys, values]
-        self.parts = [sum(self.qkv_parts), values if c.gate else 0, self.n_heads, self.n_heads]  # q k v, gate, beta, g
+        gates = [values] if c.gate else []
+        self.parts = [sum(self.qkv_parts), self.n_heads, self.n_heads, *gates]  # q k v, beta, a, gate
         self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)
         self.conv = None
         if c.conv_size:
@@ -119,7 +121,7 @@ class GatedDeltaNet(Mixer):
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         c = self.config
         state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
-        qkv, gate, beta, a = self.in_proj(x).split(self.parts, -1)
+        qkv, beta, a, *gate = project(x, self.in_proj, self.parts)
         qkv, conv_state = self.conv(qkv, state.conv, context) if self.conv else (F.silu(qkv), state.conv)
         q, k, v = qkv.split(self.qkv_parts, -1)
         q, k = (l2_norm(rearrange(m, "b t (g k) -> b t g k", g=self.n_key_heads)) for m in (q, k))
@@ -128,7 +130,7 @@ class GatedDeltaNet(Mixer):
         beta = precise(beta).sigmoid() * (2 if c.allow_neg_eigval else 1)
         log_decay = -precise(self.A_log).exp() * F.softplus(precise(a) + self.dt_bias)
         o, memory = delta_rule(q, k, v, beta, log_decay, state.memory, backend=c.backend, **packing(context))
-        o = self.norm(o, rearrange(gate, "b t (h v) -> b t h v", h=self.n_heads) if c.gate else None)
+        o = self.norm(o, rearrange(gate[0], "b t (h v) -> b t h v", h=self.n_heads) if c.gate else None)
         return self.out_proj(o.flatten(-2).to(x.dtype)), DeltaState(conv_state, memory)
 
     def flops_per_token(self, context_length: int) -> int:

@@ -20,6 +20,7 @@ from zoo.mixers._parts import (
     log_rates,
     packing,
     precise,
+    project,
     step_bias,
     whole,
 )
@@ -130,7 +131,7 @@ class Mamba2(Mixer):
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         conv_state, ssm_state = (None, None) if state is None else state
-        z, u, dt = self.in_proj(x).split(self.parts, -1)
+        z, u, dt = project(x, self.in_proj, self.parts)
         u, conv_state = self.conv(u, conv_state, context)
         u, b, c = u.split(self.conv_parts, -1)
         u = rearrange(u, "b t (h v) -> b t h v", h=self.n_heads)
@@ -143,7 +144,7 @@ class Mamba2(Mixer):
         o, ssm_state = linear_attention(
             c, b, u * dt[..., None], log_decay, ssm_state, scale=1.0, backend=self.config.backend, **packing(context)
         )
-        o = (o + self.D[:, None] * u).flatten(-2)
+        o = torch.addcmul(o, self.D[:, None].to(o.dtype), u.to(o.dtype)).flatten(-2)
         o = self.norm(o, z) if self.config.rms_norm else o * F.silu(z)
         return self.out_proj(o.to(x.dtype)), Mamba2State(conv_state, ssm_state)
 
