@@ -232,7 +232,7 @@ def _attend(
     window = window if window is not None and window < T + n_past else None
     ragged = lengths is not None and not causal
     masked = past is not None or window is not None or resets is not None or ragged
-    small = len(q) * T * k.shape[1] <= MASK_LIMIT and (window is None or T <= 3 * (window + 64))
+    small = len(q) * T * k.shape[1] <= MASK_LIMIT and (window is None or window + 64 >= T / 3)
     form = options.form(sdpa=small or not masked)
     if form == "sdpa" and not masked:
         return _sdpa(q, k, v, None, causal, options)
@@ -477,9 +477,14 @@ def _fresh(k: Tensor, v: Tensor, window: int | None, lengths: Tensor | None, res
     if lengths is not None or resets is not None:
         empty = KVCache(k.new_zeros(B, N, *k.shape[2:]), v.new_zeros(B, N, *v.shape[2:]), _counts(k, 0))
         return append(empty, k, v, window=window, lengths=lengths, resets=resets)
-    if window == N:  # a ring is written in place, which must not reach the caller's tensors
-        k, v = (torch.roll(x[:, T - N :], T % N, 1) for x in (k, v))
+    if window == N:
+        k, v = (_ring(x[:, T - N :], T % N) for x in (k, v))
     return KVCache(k, v, _counts(k, T))
+
+
+def _ring(newest: Tensor, first: int) -> Tensor:
+    """The newest steps with the oldest of them in row `first`; copied if they could be written in place later."""
+    return newest if first == 0 and newest.requires_grad else newest.roll(first, 1)
 
 
 def _counts(k: Tensor, n: int) -> Tensor:
