@@ -216,7 +216,12 @@ def main() -> None:
             peer = f"{m['peer_seconds'] * 1e3:9.1f}{m['ratio']:7.2f}" if m["peer_seconds"] else f"{'-':>9}{'-':>7}"
             ours = f"{m['seconds'] * 1e3:8.1f}{m['error']:9.1e}{m['share']:7.0%}"
             print(f"{name:36}{ours}{peer}{m['reference_seconds'] * 1e3:12.0f}{m['reference_error']:9.1e}", flush=True)
-    machine = {"torch": torch.__version__, "threads": args.threads, "matmul_flops": rate, "cpu": platform.processor()}
+    machine = {
+        "torch": torch.__version__,
+        "threads": args.threads,
+        "matmul_flops": rate,
+        "cpu": platform.processor() or platform.machine(),
+    }
     report = json.dumps({"machine": machine, "shape": {"B": B, "T": T, "H": H, "K": K, "V": V}, "ops": measured})
     if args.json:
         args.json.write_text(report + "\n")

@@ -50,11 +50,12 @@ def linear_attention(
     """
     heads = common.prepare_heads("linear_attention", q, k, v, log_decay, state, lengths, resets)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    default = CHUNK if q.shape[-1] <= 32 else WIDE_CHUNK
+    chunk = common.chunk_length(chunk_size, default, v.shape[1])
     if common.choose_form(backend, v.shape[1], FEW_STEPS) == "reference":
         o, state = _reference(heads, scale)
     else:
-        default = CHUNK if q.shape[-1] <= 32 else WIDE_CHUNK
-        o, state = _chunked(heads, scale, common.chunk_length(chunk_size, default, v.shape[1]))
+        o, state = _chunked(heads, scale, chunk)
     return o.flatten(2, 3).to(v.dtype), state.flatten(1, 2)
 
 
