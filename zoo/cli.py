@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -77,7 +77,10 @@ def train(
     """
     from zoo.training.launch import train_recipe
 
-    results = train_recipe(recipe, overrides or [], variant or [], resume=resume, fresh=fresh, quiet=quiet)
+    try:
+        results = train_recipe(recipe, overrides or [], variant or [], resume=resume, fresh=fresh, quiet=quiet)
+    except KeyboardInterrupt as error:  # typer would drop its text
+        _fail(str(error) or "Interrupted.", getattr(error, "exit_status", 130))
     for line in results.lines:
         print(line)
     raise typer.Exit(results.status)
@@ -152,8 +155,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), 2)
     except CommandError as error:
         _fail(error.format_message(), error.exit_code)  # type: ignore[attr-defined]
-    except (KeyboardInterrupt, typer.Abort) as error:
-        _fail(str(error) or "Interrupted.", getattr(error, "exit_status", 130))
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("Interrupted.", 130)
     except BrokenPipeError:  # such as `zoo list tasks | head -1`
         sys.stderr.close()
         sys.exit(141)
@@ -167,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(status if isinstance(status, int) else 0)
 
 
-def _fail(message: str, status: int) -> None:
+def _fail(message: str, status: int) -> NoReturn:
     print("zoo: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(status)
 

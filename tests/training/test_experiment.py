@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ import yaml
 
 import zoo
 from zoo.training.experiment import (
-    Experiment,
     TrainConfig,
     differing,
     list_recipes,
@@ -34,7 +34,13 @@ def test_every_recipe_builds(name):
 
 
 def test_overrides_are_yaml():
-    given = ["train.lr=3e-4", "train.ema=null", "model.pattern=2*(mha | short_conv)", "task.n_pairs=[2, 4]", "x=a: b: c"]
+    given = [
+        "train.lr=3e-4",
+        "train.ema=null",
+        "model.pattern=2*(mha | short_conv)",
+        "task.n_pairs=[2, 4]",
+        "x=a: b: c",
+    ]
     assert parse_overrides(given) == {
         "train.lr": 3e-4,
         "train.ema": None,
@@ -95,7 +101,7 @@ WRONG = [
     ({"train.steps": 1.5}, "train: steps=1.5 is not allowed"),
     ({"train.steps": True}, "train: steps=True is not allowed"),
     ({"train.optimizer": "adam"}, "'adam' is not allowed: it should be 'adamw' or 'muon'. Did you mean 'adamw'?"),
-    ({"train.target": {"valeu": 1}}, "Unknown option of train.target 'valeu'. Did you mean 'value'?"),
+    ({"train.target": {"value": 1, "valeu": 1}}, "Unknown option of train.target 'valeu'. Did you mean 'value'?"),
     ({"train.target.metric": "accuracy"}, "train.target needs 'value'"),
     ({"train": 3}, "train=3 is not allowed"),
     ({"task.n_pair": 2}, "Unknown option of mqar 'n_pair'. Did you mean 'n_pairs'?"),
@@ -170,5 +176,4 @@ def test_differing_names_nested_keys():
 def test_train_options_are_all_explained():
     """Every option of TrainConfig stands in its docstring."""
     for field in TrainConfig.model_fields:
-        assert f"\n        {field}: " in TrainConfig.__doc__.replace("\n    ", "\n        "), field
-    assert issubclass(Experiment, zoo.training.experiment.Options)
+        assert f"\n    {field}: " in inspect.getdoc(TrainConfig), field

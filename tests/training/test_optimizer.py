@@ -104,7 +104,7 @@ def test_muon_takes_the_matrices():
         change = (p.detach() - before[name]).square().mean().sqrt().item()
         assert change > 0, name
         if name in names(model, parameter_groups(model, muon=True)["matrices"]):
-            assert change == pytest.approx(0.2 * 2e-2, rel=0.35), name  # AdamW's usual size of update
+            assert 0.4 < change / (0.2 * 2e-2) < 1.2, name  # about the size of AdamW's updates
     assert {group["lr"] for part in optimizer.parts for group in part.param_groups} == {1e-2, 2e-2}
 
 

@@ -165,7 +165,10 @@ class Experiment(Options):
     @classmethod
     def _section(cls, value: Any, info: Any) -> Any:
         if info.field_name != "train":
-            return as_section(info.field_name, value)
+            section = as_section(info.field_name, value)
+            if info.field_name == "objective" and isinstance(section, dict):
+                return {"name": "next_token", **section}
+            return section
         return TrainConfig(**value) if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")

@@ -1,0 +1,187 @@
+"""The objective against plain definitions: full logits, teacher forcing, a model that knows the answer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import tasks
+import zoo
+from tasks.protocol import IGNORE, Batch
+from zoo.objectives import create_objective
+
+
+class Known(nn.Module):
+    """A causal model that has read the solution: after a prompt and t tokens of its answer it says token t."""
+
+    causal = True
+
+    def __init__(self, tokens: torch.Tensor, vocab_size: int):
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(()))
+        self.tokens, self.vocab_size = tokens, vocab_size
+
+    def init_state(self, n, capacity):
+        return 0
+
+    def features(self, tokens, state=None, context=None):
+        start = state or 0
+        end = start + tokens.shape[1]
+        assert torch.equal(tokens, self.tokens[:, start:end])  # what it said was read back to it
+        return self.tokens[:, start + 1 : end + 1].float().unsqueeze(-1), end
+
+    def logits(self, hidden):
+        return F.one_hot(hidden.squeeze(-1).long(), self.vocab_size).float()
+
+    def step(self, token, state):
+        hidden, state = self.features(token[:, None], state)
+        return self.logits(hidden[:, 0]), state
+
+
+@pytest.fixture
+def puzzles():
+    """Cells 0 are asked for, and every third of them is not scored."""
+    generator = torch.Generator().manual_seed(0)
+    answers = torch.randint(1, 7, (5, 8), generator=generator)
+    asked = torch.rand(5, 8, generator=generator) < 0.6
+    inputs = torch.where(asked, 0, answers)
+    return Batch(inputs, torch.where(asked, answers, IGNORE)), answers
+
+
+class Puzzle(tasks.Task):
+    layout = "fill_in"
+    name = "puzzle"
+    vocab_size, seq_len = 7, 8
+
+    def __init__(self, layout="fill_in"):
+        self.layout = layout
+
+    def sample(self, n, *, split, seed, start=0):
+        raise NotImplementedError
+
+    def render(self, batch, row=0, predictions=None):
+        raise NotImplementedError
+
+
+def test_generation_of_a_perfect_model_is_the_answer(puzzles):
+    batch, answers = puzzles
+    objective = create_objective("next_token", Puzzle())
+    assert (objective.vocab_size, objective.length) == (8, 16)
+    separator = torch.full((5, 1), 7)
+    end = torch.zeros(5, 1, dtype=torch.int64)
+    model = Known(torch.cat([batch.inputs, separator, answers, end], 1), 8)
+    predictions, loss = objective.evaluate(model, batch)
+    assert torch.equal(predictions, answers)
+    assert torch.equal(objective.predict(model, batch), answers)
+    logits = F.one_hot(answers[batch.targets != IGNORE], 8).float()
+    torch.testing.assert_close(loss, F.cross_entropy(logits, batch.targets[batch.targets != IGNORE]))
+    assert objective.task.score(batch, predictions)["exact"] == 1
+
+
+@pytest.mark.parametrize("pattern", ["mha swiglu", "lstm", "mamba2 short_conv"])
+def test_generation_reads_back_its_own_tokens(puzzles, pattern):
+    """Step by step with a state, as with the whole sequence read anew for every token."""
+    batch, _ = puzzles
+    objective = create_objective("next_token", Puzzle())
+    torch.manual_seed(0)
+    model = zoo.create_model(pattern, d_model=16, vocab_size=8).eval()
+    with torch.no_grad():
+        model.head.weight.mul_(20)  # decided predictions
+        tokens = torch.cat([batch.inputs, torch.full((5, 1), 7)], 1)
+        answer = torch.empty(5, 0, dtype=torch.int64)
+        for t in range(8):
+            said = model(torch.cat([tokens, answer], 1))[0][:, -1].argmax(-1)
+            given = batch.targets[:, t] == IGNORE
+            answer = torch.cat([answer, torch.where(given, batch.inputs[:, t], said)[:, None]], 1)
+    assert torch.equal(objective.predict(model, batch), answer)
+
+
+def test_loss_is_cross_entropy_of_the_full_logits():
+    task = tasks.create_task("mqar", vocab_size=64, seq_len=16, n_pairs=2)
+    batch = task.sample(6, split="train", seed=0)
+    objective = create_objective("next_token", task)
+    model = zoo.create_model("mha swiglu", d_model=16, vocab_size=64)
+    (update,) = objective.updates(model, objective.encode(batch), {}, torch.Generator())
+    logits, _ = model(batch.inputs)
+    expected = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE)
+    torch.testing.assert_close(update.loss, expected)
+    update.loss.backward()
+    predictions = logits.argmax(-1)
+    got, loss = objective.evaluate(model, batch)
+    torch.testing.assert_close(loss, expected)
+    scored = batch.targets != IGNORE
+    assert torch.equal(got[scored], predictions[scored])
+    assert torch.equal(got[~scored], batch.inputs[~scored])
+    score = task.score(batch, predictions)
+    assert update.figures() == {k: pytest.approx(score[k]) for k in ("accuracy", "exact")}
+
+
+def test_cells_in_place(puzzles):
+    batch, _ = puzzles
+    objective = create_objective("next_token", Puzzle(), causal=False)
+    assert (objective.vocab_size, objective.length) == (7, 8)
+    model = zoo.create_model("mha swiglu", d_model=16, vocab_size=7, causal=False)
+    logits, _ = model(batch.inputs)
+    predictions, loss = objective.evaluate(model, batch)
+    torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()))
+    scored = batch.targets != IGNORE
+    assert torch.equal(predictions[scored], logits.argmax(-1)[scored])
+    assert torch.equal(predictions[~scored], batch.inputs[~scored])
+
+
+def test_auxiliary_losses_and_metrics_are_taken_along(puzzles, monkeypatch):
+    batch, _ = puzzles
+    objective = create_objective("next_token", Puzzle())
+    model = zoo.create_model("lstm", d_model=16, vocab_size=8)
+    data = objective.encode(batch)
+    (plain,) = objective.updates(model, data, {}, torch.Generator())
+    original = type(model.backbone).forward
+
+    def forward(self, x, state=None, context=None):
+        context.losses.append(torch.tensor(2.0))
+        context.metrics["load"] = torch.tensor(0.5)
+        return original(self, x, state, context)
+
+    monkeypatch.setattr(type(model.backbone), "forward", forward)
+    (update,) = objective.updates(model, data, {}, torch.Generator())
+    torch.testing.assert_close(update.loss, plain.loss + 2)
+    assert update.figures()["load"] == 0.5
+
+
+def test_timespans_reach_the_model(monkeypatch):
+    batch = Batch(torch.zeros(1, 8, dtype=torch.int64), torch.ones(1, 8, dtype=torch.int64), {}, torch.rand(1, 8))
+    assert torch.equal(create_objective("next_token", Puzzle(), causal=False).encode(batch).timespans, batch.timespans)
+    spread = create_objective("next_token", Puzzle()).encode(batch)
+    assert spread.timespans.shape == spread.tokens.shape
+
+
+def test_label_smoothing(puzzles):
+    batch, _ = puzzles
+    model = zoo.create_model("lstm", d_model=16, vocab_size=8)
+    losses = []
+    for smoothing in (0.0, 0.5):
+        objective = create_objective("next_token", Puzzle(), label_smoothing=smoothing)
+        losses += [u.loss.item() for u in objective.updates(model, objective.encode(batch), {}, torch.Generator())]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("layout", "causal", "told"),
+    [
+        ("next_token", False, "set model.causal=true"),
+        ("reconstruct", True, "cannot teach puzzle, whose layout is reconstruct"),
+    ],
+)
+def test_what_does_not_fit_is_refused(layout, causal, told):
+    with pytest.raises(zoo.UsageError, match=told):
+        create_objective("next_token", Puzzle(layout), causal=causal)
+
+
+def test_names():
+    assert "next_token" in zoo.list_objectives()
+    with pytest.raises(zoo.UsageError, match=r"Unknown objective 'next'.*Available: "):
+        create_objective("next", Puzzle())
+    with pytest.raises(zoo.UsageError, match="label_smoothing=2 is not allowed"):
+        create_objective({"name": "next_token", "label_smoothing": 2}, Puzzle())
