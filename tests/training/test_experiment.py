@@ -88,9 +88,9 @@ def test_variants(tmp_path, monkeypatch):
         "b": ("runs/mine/b", 7, 0.1),
     }
     assert str(read_experiment("mine.yaml", {"out": "x"}, "b").folder) == "x/b"
-    with pytest.raises(zoo.UsageError, match="name one of: a, b"):
+    with pytest.raises(zoo.UsageError, match=r"name one of: a, b"):
         read_experiment("mine.yaml")
-    with pytest.raises(zoo.UsageError, match="Unknown variant 'c'. Available: a, b"):
+    with pytest.raises(zoo.UsageError, match=r"Unknown variant 'c'. Available: a, b"):
         read_experiment("mine.yaml", variant="c")
 
 
@@ -165,7 +165,7 @@ def test_unknown_recipe():
 def test_read_task():
     assert read_task("mqar", {"vocab_size": 100}).vocab_size == 100
     assert read_task("mqar-demo", {"task.vocab_size": 100}).vocab_size == 100
-    with pytest.raises(zoo.UsageError, match="Unknown task 'mqra'. Did you mean 'mqar'"):
+    with pytest.raises(zoo.UsageError, match=r"Unknown task 'mqra'. Did you mean 'mqar'"):
         read_task("mqra")
 
 

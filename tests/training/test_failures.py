@@ -49,7 +49,7 @@ def test_loss_that_turns_bad_keeps_the_last_good_checkpoint(recipe, monkeypatch)
         return update
 
     monkeypatch.setattr(Trainer, "_step", stepping)
-    with pytest.raises(RunError, match="became nan by step 20.*The last good checkpoint is .*step_14"):
+    with pytest.raises(RunError, match=r"became nan by step 20.*The last good checkpoint is .*step_14"):
         train(recipe, quiet=True)
     weights = load(RUN, "last").state_dict()
     assert all(w.isfinite().all() for w in weights.values())
@@ -142,7 +142,7 @@ def test_damaged_newest_checkpoint(recipe, name, damage, capsys, outcome_of, fin
     (run / "result.json").unlink()
     newest = run / "checkpoints/step_40"
     damage(newest / name)
-    with pytest.raises(zoo.UsageError, match="damaged|no checkpoint of this package|has format"):
+    with pytest.raises(zoo.UsageError, match=r"damaged|no checkpoint of this package|has format"):
         load(newest)
     train(run)
     said = capsys.readouterr().err
@@ -205,7 +205,7 @@ def test_checkpoints_hold_no_code(finished_run):
     run, _ = finished_run
     path = run / "checkpoints/step_40"
     torch.save({"position": Path}, path / checkpoint.TRAINING)
-    with pytest.raises(checkpoint.Damaged, match="training.pt"):
+    with pytest.raises(checkpoint.Damaged, match=r"training\.pt"):
         checkpoint.read_training(path)
 
 

@@ -67,11 +67,11 @@ def test_evaluate_another_task(recipe):
     train(recipe, quiet=True)
     score = evaluate_run("runs/small", {"task.n_pairs": 1, "train.test_rows": 5}, split="test", which="last")
     assert (score["n"], score["split"], list(score["slices"]["n_pairs"])) == (5, "test", ["1"])
-    with pytest.raises(zoo.UsageError, match="Unknown key of an evaluation 'model.d_model'"):
+    with pytest.raises(zoo.UsageError, match=r"Unknown key of an evaluation 'model.d_model'"):
         evaluate_run("runs/small", {"model.d_model": 32})
-    with pytest.raises(zoo.UsageError, match="Unknown split 'tset'. Did you mean 'test'"):
+    with pytest.raises(zoo.UsageError, match=r"Unknown split 'tset'. Did you mean 'test'"):
         evaluate_run("runs/small", split="tset")
-    with pytest.raises(zoo.UsageError, match="vocab_size=64 is too small"):
+    with pytest.raises(zoo.UsageError, match=r"vocab_size=64 is too small"):
         evaluate_run("runs/small", {"task.vocab_size": 100})
 
 
