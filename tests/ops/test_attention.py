@@ -333,6 +333,9 @@ def test_the_cache_keeps_its_dtype():
         assert o.dtype == torch.float32
         assert state.k.dtype == state.v.dtype == torch.bfloat16
         close(o, expected, 2e-2)
+        if cuts == [10]:
+            whole = o
+        close(o, whole, 2e-5)  # keys are rounded at once, so that no cut shows
 
 
 def test_padding_may_hold_anything():

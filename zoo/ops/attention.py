@@ -223,31 +223,30 @@ def _attend(
         n_past = past.k.shape[1]
         if not torch.compiler.is_compiling():
             n_past = min(n_past, int(past.length.max()))
+        # what the cache rounds is rounded in this pass too, so that no cut shows
+        k, v = (x.to(past.k.dtype).to(q.dtype) for x in (k, v))
         past = past if n_past else None
-    if past is not None:  # keys that the cache rounds are rounded in this pass too, so that no cut shows
-        k, v = (
-            torch.cat([old[:, :n_past].to(q.dtype), new.to(old.dtype).to(q.dtype)], 1)
-            for old, new in ((past.k, k), (past.v, v))
-        )
+    if past is not None:
+        k, v = (torch.cat([old[:, :n_past].to(q.dtype), x], 1) for old, x in ((past.k, k), (past.v, v)))
     window = window if window is not None and window < T + n_past else None
     ragged = lengths is not None and not causal
     masked = past is not None or window is not None or resets is not None or ragged
     small = len(q) * T * k.shape[1] <= MASK_LIMIT and (window is None or window + 64 >= T / 3)
     form = options.form(sdpa=small or not masked)
     if form == "sdpa" and not masked:
-        return _sdpa(q, k, v, None, causal, options)
+        return _sdpa(q, k, v, None, options, causal=causal)
     sight = _sight(T, past, n_past, causal, window, lengths, resets, q.device)
     if form == "chunked":
         return _chunked(q, k, v, sight, n_past, causal, window, options)
     attend = _reference if form == "reference" else _sdpa
-    return attend(q, k, v, sight.mask(), False, options)
+    return attend(q, k, v, sight.mask(), options)
 
 
 # ---- forms
 
 
-def _reference(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, causal: bool, options: _Options) -> Tensor:
-    """The definition; `seen` (B or 1, T, S)."""
+def _reference(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: _Options) -> Tensor:
+    """The definition; `seen` (B or 1, T, S) is true where a query sees a key, None where all see all."""
     dtype, out = state_dtype(q), q.dtype
     q, k, v = (x.to(dtype).transpose(1, 2) for x in (q, k, v))  # (B, H, T, K), (B, G, S, K), (B, G, S, V)
     q = q.unflatten(1, (k.shape[1], -1)) * options.scale
@@ -268,7 +267,7 @@ def _softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
     return torch.cat([logits, sinks.expand(*logits.shape[:-1], 1)], -1).softmax(-1)[..., :-1]
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, causal: bool, options: _Options) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: _Options, *, causal: bool = False) -> Tensor:
     """Torch's kernels; on a CPU they need K = V, so the narrower ones are filled up with zeros."""
     K, V = q.shape[-1], v.shape[-1]
     if K < V:
@@ -303,7 +302,7 @@ def _decode(q: Tensor, cache: KVCache, options: _Options) -> Tensor:
     if form == "chunked":
         return _by_group(q, k, v, seen, options)
     attend = _reference if form == "reference" else _sdpa
-    return attend(q, k, v, seen, False, options)
+    return attend(q, k, v, seen, options)
 
 
 def _by_group(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: _Options) -> Tensor:
