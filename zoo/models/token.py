@@ -101,9 +101,10 @@ class TokenModel(nn.Module):
         self._init_own()
 
     def _init_own(self) -> None:
-        nn.init.normal_(self.embedding.weight, std=0.02 if self.head is None else 1.0)
+        std = 0.02 if self.head is None else 1.0  # a tied head wants small weights
+        nn.init.normal_(self.embedding.weight, std=std)
         if self.positions is not None:
-            nn.init.normal_(self.positions.weight, std=0.02)
+            nn.init.normal_(self.positions.weight, std=std / 2)
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=self.config.d_model**-0.5)
 
