@@ -58,6 +58,12 @@ def test_override_replaces_values_and_merges_mappings():
         "model": {"pattern": "mha", "d_model": 64},
         "train": {"target": {"value": 0.9}},
     }
+    assert override(new, {"task": {"name": "maze", "size": 9}})["task"] == {"name": "maze", "size": 9}
+    assert override(new, {"task": {"name": "mqar", "seq_len": 8}})["task"] == {
+        "name": "mqar",
+        "n_pairs": 2,
+        "seq_len": 8,
+    }
     assert data == {"task": "mqar", "model": {"pattern": "mha", "d_model": 32}}
     assert override(data, {"model.family": "mamba2-tiny"})["model"] == {"d_model": 32, "family": "mamba2-tiny"}
     assert override(data, {"model": "mamba2-tiny"})["model"] == {"family": "mamba2-tiny"}

@@ -69,6 +69,22 @@ def test_interrupted_in_an_evaluation(recipe, monkeypatch, outcome_of):
     assert outcome_of("cut") == outcome_of("whole")
 
 
+def test_interrupted_while_test_is_read(recipe, monkeypatch, outcome_of):
+    train(recipe, {"out": "whole"}, quiet=True)
+    original = Trainer._test
+
+    def testing(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_test", testing)
+        with pytest.raises(Interrupted, match="step 40"):
+            train(recipe, {"out": "cut"}, quiet=True)
+    assert train(recipe, {"out": "cut"}, quiet=True).status == "finished"
+    assert outcome_of("cut") == outcome_of("whole")
+
+
 def test_records_after_the_checkpoint_are_written_anew(recipe, monkeypatch, outcome_of):
     train(recipe, {"out": "whole"}, quiet=True)
     with monkeypatch.context() as patch:

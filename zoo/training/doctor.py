@@ -86,7 +86,7 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("compiler", facts["compiler"] or "none found: train.compile=true needs one (install gcc)"),
     ]
     for dtype, rates in facts["matmul_gflops"].items():
-        found.append((f"matmul {dtype}", ", ".join(f"{r:,.0f} GFLOP/s at {n}" for n, r in rates.items())))
+        found.append((f"matmul {dtype}", ", ".join(f"{r:,.1f} GFLOP/s at {n}" for n, r in rates.items())))
     for name, p in facts["packages"].items():
         found.append(
             (name, f"{p['version']}: {p['for']}" if p["available"] else f"not available ({p['why']}): {p['for']}")

@@ -280,7 +280,7 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
 
 
 def override(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` with dotted keys set; a mapping is merged, any other value replaces."""
+    """`data` with dotted keys set; a mapping is merged unless it names something else, any other value replaces."""
     new = copy.deepcopy(dict(data))
     for section in SECTIONS:
         if section in new:
@@ -292,7 +292,8 @@ def override(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
             if not isinstance(where.get(part), dict):
                 where[part] = {}
             where = where[part]
-        if isinstance(value, Mapping) and isinstance(where.get(last), dict):
+        old = where.get(last)
+        if isinstance(value, Mapping) and isinstance(old, dict) and value.get("name") in (None, old.get("name")):
             where[last] = override(where[last], value)
         else:
             where[last] = as_section(last, value) if not path and last in SECTIONS else value

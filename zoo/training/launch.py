@@ -13,14 +13,24 @@ from zoo.training.experiment import parse_overrides, read_experiments
 from zoo.training.loop import Result, train
 
 
+CHILD = """
+import sys
+sys.path.append(sys.argv.pop(1))
+try:
+    from zoo.cli import main
+except KeyboardInterrupt:  # Ctrl-C while torch is imported
+    sys.exit(130)
+main()
+"""
+
+
 def run_zoo(arguments: Sequence[str]) -> int:
     """Run the `zoo` command in a child process with this one's terminal and return its exit status.
 
     Ctrl-C reaches the child too, which ends in its own way; this process waits for it.
     """
     root = str(Path(__file__).resolve().parents[2])  # where this `zoo` lies, installed or not
-    code = f"import sys; sys.path.append({root!r}); from zoo.cli import main; main()"
-    child = subprocess.Popen([sys.executable, "-P", "-c", code, *arguments])
+    child = subprocess.Popen([sys.executable, "-P", "-c", CHILD, root, *arguments])
     asked: list[int] = []
 
     def forward(number: int, frame: object) -> None:
