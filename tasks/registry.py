@@ -75,7 +75,7 @@ def _model_at(model: type[BaseModel] | None, path: list[str]) -> type[BaseModel]
 class Options(BaseModel):
     """Strict, frozen options: an unknown name or a wrong type is a `UsageError` at construction."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def __init__(self, **data: Any):
         try:
@@ -131,9 +131,13 @@ class Registry(Generic[T]):
     def _discover(self) -> None:
         if self._discovered:
             return
-        self._discovered = True
-        for package in self._packages:
-            discover(package)
+        self._discovered = True  # before the imports, which may ask the registry themselves
+        try:
+            for package in self._packages:
+                discover(package)
+        except BaseException:
+            self._discovered = False
+            raise
 
     def __getitem__(self, name: str) -> T:
         self._discover()
