@@ -35,7 +35,7 @@ class DeltaState(NamedTuple):
 
 @register("deltanet")
 class DeltaNet(Mixer):
-    """The DeltaNet layer (Yang et al. 2024, arXiv 2406.06484, section 3.3), options as in flash-linear-attention.
+    """The DeltaNet layer (Yang et al. 2024, arXiv 2406.06484), options as in flash-linear-attention.
 
         q, k, v = silu(conv(W x)) ;  q, k = q / |q|, k / |k| ;  beta = sigmoid(w_b x)
         S_t = (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T ;  o_t = S_t^T q_t / sqrt(K)
@@ -95,7 +95,7 @@ class DeltaNet(Mixer):
         self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)
         self.conv = None
         if c.conv_size:
-            activation = "silu" if c.qk_activation == "silu" else None
+            activation: Literal["silu"] | None = "silu" if c.qk_activation == "silu" else None
             self.conv = CausalConv(
                 self.parts[0], c.conv_size, bias=c.conv_bias, activation=activation, backend=c.backend
             )

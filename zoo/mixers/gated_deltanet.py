@@ -43,7 +43,8 @@ class GatedDeltaNet(Mixer):
 
     Sizes as published: n_heads K = 0.75 D and V = 2 K, so that a layer has about 6 D^2 weights; heads of about 256
     channels. Qwen3-Next is `n_heads=16, n_v_heads=32, head_dim=128, expand_v=1.0`. Published inits: rates exp(A_log) ~
-    U(0, 16), softplus(dt_bias) log-uniform in [1e-3, 1e-1].
+    U(0, 16), softplus(dt_bias) log-uniform in [1e-3, 1e-1]. A narrow layer has one head, whose memory then hangs on
+    one draw: `A_init_range=[0.0, 1.0]` makes it long from the start.
 
     | state                         | cost per token        | parallel form (WY)           |
     |-------------------------------|-----------------------|------------------------------|

@@ -19,7 +19,7 @@ from zoo.registry import register
 class GatedShortConv(Mixer):
     """B, C, u = W_in x ;  y = W_out (C * conv(B * u)).
 
-    The LIV convolution block of LFM2 (Liquid AI 2025, arXiv 2511.23404, section 2; W = 3), a short relative of H3 and
+    The LIV convolution block of LFM2 (Liquid AI 2025, arXiv 2511.23404; W = 3), a short relative of H3 and
     Hyena. Both gates are linear: no activation anywhere.
 
     | state            | cost per token | parallel form   | cannot                                             |

@@ -56,12 +56,14 @@ class LSTM(Mixer):
         self.d_hidden = config.d_hidden or d_model
         if config.backend == "fused":
             self.compiles = "torch.lstm takes packed documents as rows of their own, whose number depends on the data."
-        shapes = {"weight_ih_l0": (4 * self.d_hidden, d_model), "weight_hh_l0": (4 * self.d_hidden, self.d_hidden)}
+
+        def uniform(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape).uniform_(-(self.d_hidden**-0.5), self.d_hidden**-0.5))
+
+        self.weight_ih_l0 = uniform(4 * self.d_hidden, d_model)
+        self.weight_hh_l0 = uniform(4 * self.d_hidden, self.d_hidden)
         if config.bias:
-            shapes |= {"bias_ih_l0": (4 * self.d_hidden,), "bias_hh_l0": (4 * self.d_hidden,)}
-        bound = self.d_hidden**-0.5
-        for name, shape in shapes.items():
-            self.register_parameter(name, nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
+            self.bias_ih_l0, self.bias_hh_l0 = uniform(4 * self.d_hidden), uniform(4 * self.d_hidden)
         if config.bias and config.forget_bias is not None:
             forget = slice(self.d_hidden, 2 * self.d_hidden)
             with torch.no_grad():
@@ -111,7 +113,7 @@ def reference(
 ) -> tuple[Tensor, LSTMState]:
     """The definition, one step at a time; only the input's part of the gates is taken for all steps at once."""
     w_ih, w_hh, *biases = weights
-    gates = F.linear(x, w_ih, sum(biases) if biases else None)
+    gates = F.linear(x, w_ih, biases[0] + biases[1] if biases else None)
     valid = None if lengths is None else valid_steps(lengths, x.shape[1])
     if valid is not None and resets is not None:
         resets = resets & valid

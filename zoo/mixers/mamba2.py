@@ -36,7 +36,7 @@ class Mamba2State(NamedTuple):
 
 @register("mamba2")
 class Mamba2(Mixer):
-    """The Mamba-2 block (Dao and Gu 2024, arXiv 2405.21060, section 7.1 and equation 15), as in `mamba_ssm` 2.
+    """The Mamba-2 block (Dao and Gu 2024, arXiv 2405.21060, sections 6 and 7.1), as in `mamba_ssm` 2.
 
         z, u, B, C, dt = W_in x ;  u, B, C = silu(conv(u, B, C)) ;  dt = softplus(dt + dt_bias)
         S_t = exp(-exp(A_log) dt_t) S_{t-1} + B_t (dt_t u_t)^T ;  o_t = S_t^T C_t + D u_t
@@ -49,6 +49,9 @@ class Mamba2(Mixer):
     | state                               | cost per token                | parallel form              |
     |-------------------------------------|-------------------------------|----------------------------|
     | d_inner N + (W - 1)(d_inner + 2 G N) | 6 expand D^2 + 2 d_inner N | chunked matmuls, O(T) in all |
+
+    Weights, and W_out before its division, start as torch's own linear layers do, as published. With rates up to 16 a
+    head may forget within ten steps; where a task asks for longer memory from the start, lower `A_init_range`.
 
     Cannot overwrite what it has stored under a key (it only fades), nor track states such as parity: its decays are
     positive and do not depend on the state (Grazzi et al. 2025, arXiv 2411.12537).
