@@ -297,7 +297,8 @@ def override(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
             where[last] = override(where[last], value)
         else:
             where[last] = as_section(last, value) if not path and last in SECTIONS else value
-        if key == "model.family":  # a family brings its own pattern
+        family = key == "model" and isinstance(value, Mapping) and "family" in value and "pattern" not in value
+        if family or key == "model.family":  # a family brings its own pattern
             new["model"].pop("pattern", None)
     return new
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 from zoo.training.experiment import parse_overrides, read_experiments
 from zoo.training.loop import Result, train
 
-
 CHILD = """
 import sys
 sys.path.append(sys.argv.pop(1))
