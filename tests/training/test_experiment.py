@@ -65,7 +65,8 @@ def test_override_replaces_values_and_merges_mappings():
         "seq_len": 8,
     }
     assert data == {"task": "mqar", "model": {"pattern": "mha", "d_model": 32}}
-    assert override(data, {"model.family": "mamba2-tiny"})["model"] == {"d_model": 32, "family": "mamba2-tiny"}
+    for family in ({"model.family": "mamba2-tiny"}, {"model": {"family": "mamba2-tiny"}}):
+        assert override(data, family)["model"] == {"d_model": 32, "family": "mamba2-tiny"}
     assert override(data, {"model": "mamba2-tiny"})["model"] == {"family": "mamba2-tiny"}
 
 
