@@ -30,7 +30,18 @@ PATTERNS = ("{mixer}", "short_conv {mixer}")
 
 def run(folder: pathlib.Path, *overrides: str) -> dict[str, Any]:
     """One training in a process of its own, to its `result.json` and `wall_seconds`."""
-    command = [sys.executable, "-m", "zoo", "train", RECIPE, "--variant", VARIANT, "--quiet", f"out={folder}", *overrides]
+    command = [
+        sys.executable,
+        "-m",
+        "zoo",
+        "train",
+        RECIPE,
+        "--variant",
+        VARIANT,
+        "--quiet",
+        f"out={folder}",
+        *overrides,
+    ]
     start = time.perf_counter()
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     wall = time.perf_counter() - start
@@ -64,15 +75,15 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Time to solve",
         "",
-        "Multi-query recall (vocabulary 256, length 64, 4 pairs, power_a 0.01, random non-queries) to 99 % of validation",
-        "answers. Wall clock of the whole process: start, imports, training, evaluation, exit.",
+        "Multi-query recall (vocabulary 256, length 64, 4 pairs, power_a 0.01, random non-queries) to 99 % of",
+        "validation answers. Wall clock of the whole process: start, imports, training, evaluation, exit.",
         f"Machine: {report['machine']['cpu']}, {report['machine']['threads']} threads, "
         f"{report['machine']['matmul_flops'] / 1e9:.0f} GFLOP/s in large float32 products.",
         "",
         f"Recommended (`zoo train {RECIPE} --variant {VARIANT}`): median **{statistics.median(walls):.1f} s**, "
         f"worst **{max(walls):.1f} s** over seeds {', '.join(str(r['seed']) for r in report['recommended'])}.",
         "",
-        "| pattern | seed | solved | wall s | training s | steps | accuracy | tokens/s | share of matmul rate | state |",
+        "| pattern | seed | solved | wall s | train s | steps | accuracy | tokens/s | matmul share | state |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in [*report["recommended"], *report["mixers"]]:
@@ -93,7 +104,10 @@ def main() -> None:
     args = parser.parse_args()
 
     facts = examine()
-    machine = facts["machine"] | {"versions": facts["versions"], "matmul_flops": 1e9 * facts["matmul_gflops"]["cpu float32"]["2048"]}
+    machine = facts["machine"] | {
+        "versions": facts["versions"],
+        "matmul_flops": 1e9 * facts["matmul_gflops"]["cpu float32"]["2048"],
+    }
     report: dict[str, Any] = {"machine": machine, "recommended": [], "mixers": []}
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
@@ -108,7 +122,13 @@ def main() -> None:
         for mixer in list_mixers(args.mixers, kind="sequence"):
             for pattern in PATTERNS:
                 layers = pattern.format(mixer=mixer)
-                measured("mixers", layers, f"model.pattern={layers}", f"train.time_budget={args.budget}", "train.steps=100000")
+                measured(
+                    "mixers",
+                    layers,
+                    f"model.pattern={layers}",
+                    f"train.time_budget={args.budget}",
+                    "train.steps=100000",
+                )
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "time_to_solve.json").write_text(json.dumps(report, indent=1) + "\n")
     (args.out / "time_to_solve.md").write_text(markdown(report))

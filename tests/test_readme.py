@@ -40,7 +40,12 @@ def test_commands_run_in_order(tmp_path: Path) -> None:
         if words[0] == "train":  # the same command, cut short
             words += ["train.steps=2", "train.eval_rows=8", "train.test_rows=8", "task.n_puzzles=20"]
         done = subprocess.run(
-            [sys.executable, "-m", "zoo", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+            [sys.executable, "-m", "zoo", *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
         assert done.returncode == 0, f"{line}: {done.stderr}"
     assert (tmp_path / "runs/readme/report.html").stat().st_size > 10_000

@@ -1,6 +1,11 @@
 """A zoo of sequence models: one interface, many ways to mix a sequence."""
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# Read when torch is first imported. Threads that spin at their barriers stand still whenever another program takes one
+# of their cores (25 times slower on two cores, one of them busy); sleeping ones cost a tenth on an idle machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tasks.registry import UsageError
 from zoo.models.token import ModelConfig, create_model, list_models, swap

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import torch
@@ -36,28 +37,25 @@ class Step(nn.Module):
         self.mixers = nn.ModuleList(create_mixer(w.config, d_model, place=place) for w in words)
         for mixer, word in zip(self.mixers, words, strict=True):
             _check_causality(mixer, word, place)
-        self.norm_in = make_norm(kind, d_model, norm_eps, axis) if self.placement != "post" else None
-        self.norm_out = make_norm(kind, d_model, norm_eps, axis) if self.placement != "pre" else None
+        self.norm_in = make_norm("none" if self.placement == "post" else kind, d_model, norm_eps, axis)
+        self.norm_out = make_norm("none" if self.placement == "pre" else kind, d_model, norm_eps, axis)
 
     def forward(
         self, x: Tensor, states: tuple[State, ...] | None, context: Context
     ) -> tuple[Tensor, tuple[State, ...]]:
-        h = x if self.norm_in is None else self.norm_in(x)
-        total, new_states = None, []
+        h = self.norm_in(x)
+        outputs, new_states = [], []
         for i, mixer in enumerate(self.mixers):
             in_scale, out_scale = self.scales[i]
             y, state = mixer(h if in_scale is None else h * in_scale, None if states is None else states[i], context)
-            y = y if out_scale is None else y * out_scale
-            total = y if total is None else total + y
+            outputs.append(y if out_scale is None else y * out_scale)
             new_states.append(state)
-        if self.placement == "pre":
-            return x + total, tuple(new_states)
-        if self.placement == "post":
-            return self.norm_out(x + total), tuple(new_states)
-        return x + self.norm_out(total), tuple(new_states)
+        total = functools.reduce(torch.add, outputs)
+        y = self.norm_out(x + total) if self.placement == "post" else x + self.norm_out(total)
+        return y, tuple(new_states)
 
     def init_state(self, batch_size: int, **options: Any) -> tuple[State, ...]:
-        return tuple(mixer.init_state(batch_size, **options) for mixer in self.mixers)
+        return tuple(_init_state(mixer, batch_size, options) for mixer in self.mixers)
 
 
 class ShortcutStep(nn.Module):
@@ -139,11 +137,15 @@ class Backbone(nn.Module):
 
     def init_state(self, batch_size: int, **options: Any) -> tuple[State, ...]:
         """The state at rest, as `Mixer.init_state`."""
-        return tuple(step.init_state(batch_size, **options) for step in self.steps)
+        return tuple(_init_state(step, batch_size, options) for step in self.steps)
 
     def mixers(self) -> list[Mixer]:
         """All mixers, in order."""
         return [m for m in self.modules() if isinstance(m, Mixer) and not _inside_mixer(self, m)]
+
+
+def _init_state(module: Any, batch_size: int, options: dict[str, Any]) -> Any:
+    return module.init_state(batch_size, **options)
 
 
 def _inside_mixer(root: nn.Module, mixer: Mixer) -> bool:
@@ -154,7 +156,7 @@ def _is_sequence(word: Word) -> bool:
     return mixer_of(word.config).kind == "sequence"
 
 
-def _check_causality(mixer: Mixer, word: Word, place: Place) -> None:
+def _check_causality(mixer: Any, word: Word, place: Place) -> None:
     if place.causal and not mixer.causal:
         raise UsageError(f"{word.name} looks ahead here, but the model is causal: set causal=False on the model.")
     if not place.causal and mixer.causal and mixer.kind == "sequence":

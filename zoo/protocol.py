@@ -80,7 +80,7 @@ class Mixer(nn.Module, ABC):
     name: ClassVar[str]
     kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
     Config: ClassVar[type[Options]]
-    compiles: ClassVar[str | None] = None
+    compiles: str | None = None
     """Why `torch.compile(fullgraph=True)` does not work, where it does not."""
 
     d_model: int
@@ -90,7 +90,7 @@ class Mixer(nn.Module, ABC):
     def __init__(self, d_model: int, config: Options, *, place: Place = Place()):
         super().__init__()
         self.d_model = d_model
-        self.config = config
+        self.config: Any = config  # of the subclass's own Config
 
     @abstractmethod
     def init_state(
@@ -116,7 +116,7 @@ class Mixer(nn.Module, ABC):
         """Mixes x (B, T, D), T >= 1, from `state` (rest by default; consumed) to ((B, T, D), next state)."""
 
     def step(self, x_t: Tensor, state: State, context: Context | None = None) -> tuple[Tensor, State]:
-        """`forward` at T = 1: x_t (B, D) to ((B, D), next state). Fields of `context` keep their T axis, of length 1."""
+        """`forward` at T = 1: x_t (B, D) to ((B, D), next state). Fields of `context` keep their T axis (of 1)."""
         y, state = self(x_t.unsqueeze(1), state, context)
         return y.squeeze(1), state
 

@@ -70,5 +70,5 @@ def mixer_of(config: Options) -> type[Mixer]:
 
 
 def derive_heads(d_model: int, head_dim: int = 64) -> int:
-    """The largest number of heads of at least `head_dim` channels that divides `d_model`, for configs that name none."""
+    """The most heads of at least `head_dim` channels that divide `d_model`, for configs that name no number."""
     return next(n for n in range(max(1, d_model // head_dim), 0, -1) if d_model % n == 0)

@@ -240,7 +240,9 @@ class TokenModel(nn.Module):
                 f"Token {wrong} is not one of the vocab_size={self.config.vocab_size} ids, which start at 0."
             )
         longest, max_len = max(map(len, rows)), self.config.max_len
-        if self.positions is not None and longest + max_new_tokens - 1 > max_len:  # the last token is not read
+        if (
+            max_len is not None and self.positions is not None and longest + max_new_tokens - 1 > max_len
+        ):  # the last token is not read
             raise UsageError(f"{longest} prompt tokens and {max_new_tokens} new ones are more than max_len={max_len}.")
         lengths = torch.tensor([len(r) for r in rows], device=device)
         tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ class Families:
     def add(self, family: str, sizes: dict[str, dict[str, Any]]) -> None:
         """Enter `family-size` for every size, each with its model options."""
         for size, options in sizes.items():
-            self._presets[f"{family}-{size}"] = lambda options=options: dict(options)
+            self._presets[f"{family}-{size}"] = functools.partial(dict, options)
 
     def names(self, pattern: str = "*") -> list[str]:
         """Names that match a shell pattern, sorted."""
