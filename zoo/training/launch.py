@@ -25,7 +25,7 @@ main()
 
 
 # How long a CPU thread that waits for the others keeps its core busy. By libgomp's default a step took over a hundred
-# times as long where another process had one of two cores, with this one three times; alone it costs about 4 %.
+# times as long where another process kept one of two cores, with this three to four times; alone it costs a little.
 SPIN_COUNT = "3000"
 
 
