@@ -38,7 +38,8 @@ def unknown(kind: str, given: object, allowed: Iterable[str]) -> UsageError:
 
 def describe(error: ValidationError, model: type[BaseModel], what: str) -> str:
     """One line for a pydantic error: the first thing that is wrong, with the closest match and the full list."""
-    first = error.errors(include_url=False)[0]
+    # A name that is not known comes first: what is reported missing beside it is often the one that was meant.
+    first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
     path = [str(p) for p in first["loc"]]
     where = ".".join(path)
     if first["type"] == "extra_forbidden":

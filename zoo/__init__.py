@@ -3,9 +3,9 @@
 import os
 from typing import TYPE_CHECKING, Any
 
-# Read when torch is first imported. Threads that spin at their barriers stand still whenever another program takes one
-# of their cores (25 times slower on two cores, one of them busy); sleeping ones cost a tenth on an idle machine.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# How long a CPU thread that waits for the others keeps its core busy; read when torch is first imported. By libgomp's
+# default a training step takes 25 times as long where another program keeps one of two cores, with this twice as long.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 from tasks.registry import UsageError
 from zoo.models.token import ModelConfig, create_model, list_models, swap

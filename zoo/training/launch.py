@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -24,19 +23,13 @@ main()
 """
 
 
-# How long a CPU thread that waits for the others keeps its core busy. By libgomp's default a step took over a hundred
-# times as long where another process kept one of two cores, with this three to four times; alone it costs a little.
-SPIN_COUNT = "3000"
-
-
 def run_zoo(arguments: Sequence[str]) -> int:
     """Run the `zoo` command in a child process with this one's terminal and return its exit status.
 
     Ctrl-C reaches the child too, which ends in its own way; this process waits for it.
     """
     root = str(Path(__file__).resolve().parents[2])  # where this `zoo` lies, installed or not
-    environment = {"GOMP_SPINCOUNT": SPIN_COUNT, **os.environ}
-    child = subprocess.Popen([sys.executable, "-P", "-c", CHILD, root, *arguments], env=environment)
+    child = subprocess.Popen([sys.executable, "-P", "-c", CHILD, root, *arguments])
     asked: list[int] = []
 
     def forward(number: int, frame: object) -> None:
