@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tasks.registry import Options
 from zoo.mixers._parts import precise
-from zoo.ops.common import blank, valid_steps, without_autocast
+from zoo.ops.common import blank, log_form, valid_steps, without_autocast
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 from zoo.registry import register
 
@@ -82,6 +82,7 @@ class LSTM(Mixer):
         biases = (self.bias_ih_l0, self.bias_hh_l0) if self.config.bias else ()
         weights = [precise(w) for w in (self.weight_ih_l0, self.weight_hh_l0, *biases)]
         form = self._form(x.shape[1], resets)
+        log_form("lstm", form.__name__)
         h, state = form(precise(x), state, weights, lengths, resets)
         h = (h if lengths is None else blank(h, ~valid_steps(lengths, x.shape[1]))).to(x.dtype)
         return h if self.out_proj is None else self.out_proj(h), state

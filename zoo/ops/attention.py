@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from tasks.registry import UsageError, unknown
 from zoo.ops import common
-from zoo.ops.common import blank, state_dtype, valid_steps
+from zoo.ops.common import blank, log_form, state_dtype, valid_steps
 from zoo.protocol import document_positions, grow, next_position
 
 BACKENDS = ("auto", "reference", "chunked", "sdpa")
@@ -151,8 +151,8 @@ class _Options(NamedTuple):
     def form(self, sdpa: bool) -> str:
         """The form that was asked for; under "auto" sdpa if that is the better one and can serve, else chunked."""
         if self.backend != "auto":
-            return self.backend
-        return "sdpa" if sdpa and self.sinks is None and self.softcap is None else "chunked"
+            return log_form("attention", self.backend)
+        return log_form("attention", "sdpa" if sdpa and self.sinks is None and self.softcap is None else "chunked")
 
 
 # ---- what a step sees

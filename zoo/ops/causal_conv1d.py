@@ -69,7 +69,7 @@ def causal_conv1d(
         padding = ~common.valid_steps(lengths, T)
         inputs = blank(inputs, padding)
         resets = None if resets is None else resets & ~padding
-    form = _reference if common.choose_form(backend, T, FEW_STEPS) == "reference" else _chunked
+    form = _reference if common.choose_form("causal_conv1d", backend, T, FEW_STEPS) == "reference" else _chunked
     y, state = form(inputs, weight.to(dtype), state, lengths, resets)
     y = y if bias is None else y + bias.to(dtype)
     y = F.silu(y) if activation == "silu" else y

@@ -6,8 +6,10 @@ V value width, n chunks of C steps.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -27,13 +29,34 @@ def state_dtype(*inputs: Tensor) -> torch.dtype:
     return functools.reduce(torch.promote_types, (x.dtype for x in inputs), torch.float32)
 
 
-def choose_form(backend: str, n_steps: int, few_steps: int) -> str:
+_log: ContextVar[dict[str, set[str]] | None] = ContextVar("forms", default=None)
+
+
+@contextlib.contextmanager
+def logged_forms() -> Iterator[dict[str, set[str]]]:
+    """Within it, the forms that every op runs in eager mode gather in the yielded mapping of op to forms."""
+    forms: dict[str, set[str]] = {}
+    token = _log.set(forms)
+    try:
+        yield forms
+    finally:
+        _log.reset(token)
+
+
+def log_form(op: str, form: str) -> str:
+    """Note that `op` runs as `form`, for `logged_forms`; returns `form`."""
+    if not torch.compiler.is_compiling() and (forms := _log.get()) is not None:
+        forms.setdefault(op, set()).add(form)
+    return form
+
+
+def choose_form(op: str, backend: str, n_steps: int, few_steps: int) -> str:
     """`"reference"` or `"chunked"`: the one asked for; under "auto" the step form where there are only a few steps."""
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
     if backend == "auto":
-        return "reference" if n_steps <= few_steps else "chunked"
-    return backend
+        backend = "reference" if n_steps <= few_steps else "chunked"
+    return log_form(op, backend)
 
 
 def chunk_length(chunk_size: int | None, default: int, n_steps: int) -> int:

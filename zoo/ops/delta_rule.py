@@ -55,7 +55,7 @@ def delta_rule(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     default = CHUNK if q.shape[-1] <= 64 else WIDE_CHUNK
     chunk = common.chunk_length(chunk_size, default, v.shape[1])
-    if common.choose_form(backend, v.shape[1], FEW_STEPS) == "reference":
+    if common.choose_form("delta_rule", backend, v.shape[1], FEW_STEPS) == "reference":
         o, state = _reference(heads, scale)
     else:
         o, state = _chunked(heads, scale, chunk)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.report import units
@@ -169,40 +168,3 @@ def size_axis(axes: Axes) -> None:
     axes.set_xticks([2**p for p in powers][:: math.ceil(len(powers) / 6) or 1], minor=False)
     axes.xaxis.set_major_formatter(lambda x, _: units.size(x))
     axes.minorticks_off()
-
-
-def label_points(
-    figure: Figure, axes: Axes, points: list[tuple[str, float, float]], line: list[tuple[float, float]]
-) -> None:
-    """Names beside their points, each at the first place around its point where it covers no other thing or `line`."""
-    from matplotlib.transforms import Bbox
-
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # what is measured now must not move any more
-    renderer = figure._get_renderer()  # type: ignore[attr-defined]
-    limits = axes.get_window_extent(renderer)
-    pixels = [axes.transData.transform((x, y)) for _, x, y in points]
-    marks = [Bbox.from_bounds(px - 5, py - 5, 10, 10) for px, py in pixels]
-    taken = [*marks, *(Bbox(pair).padded(1) for pair in pairwise(axes.transData.transform(line)))]
-    for (label, x, y), own in zip(points, marks, strict=True):
-        for dx, dy, side in _places():
-            text = axes.annotate(
-                label, (x, y), (dx, dy), textcoords="offset points", ha=side, va="center", fontsize=9.5
-            )
-            box = text.get_window_extent(renderer).padded(1)
-            inside = limits.x0 <= box.x0 and box.x1 <= limits.x1 and limits.y0 <= box.y0 and box.y1 <= limits.y1
-            if inside and not any(box.overlaps(other) for other in taken if other is not own):
-                break
-            text.remove()
-        else:  # no room at all: better above another than nowhere
-            text = axes.annotate(label, (x, y), (9, 0), textcoords="offset points", va="center", fontsize=9.5)
-            box = text.get_window_extent(renderer)
-        taken.append(box)
-
-
-def _places() -> Iterator[tuple[float, float, str]]:
-    """Offsets in points and the side of the text that meets them, the best first."""
-    yield from ((9, 0, "left"), (-9, 0, "right"))
-    for dy in range(11, 80, 11):
-        for shift in (-dy, dy):
-            yield from ((0, shift, "center"), (9, shift, "left"), (-9, shift, "right"))

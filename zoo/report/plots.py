@@ -22,8 +22,6 @@ from zoo.report.style import FAINT, house_style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MOST_LABELS = 8  # more names than these do not fit among the points
-
 
 class Plot(NamedTuple):
     """An entry of the gallery.
@@ -106,10 +104,7 @@ def accuracy_by_state(runs: Sequence[Run]) -> Figure | None:
         axes.set_xlim(low, high)
         drawing.percent_axis(axes)
         drawing.size_axis(axes)
-        if len(points) <= _MOST_LABELS:
-            drawing.label_points(figure, axes, [(each.label, x, y) for _, each, (x, y) in points], corners)
-        else:
-            drawing.legend(figure, [each for _, each, _ in points], lines=False)
+        drawing.legend(figure, [each for _, each, _ in points], lines=False)
         return figure
 
 

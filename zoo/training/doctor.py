@@ -79,7 +79,7 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     m = facts["machine"]
     found = [("python", facts["python"]), ("torch", facts["versions"]["torch"])]
     found += [
-        ("cpu", f"{m['cpu']}, {m['cpus']} cores, {m['threads']} threads, {m['memory'] / 2**30:.0f} GiB"),
+        ("cpu", f"{m['cpu']}, {m['cpus']} cores, {m['threads']} threads, {m['memory_bytes'] / 2**30:.0f} GiB"),
         ("device", f"{facts['device']} ({m['device']}); available: {', '.join(facts['devices'])}"),
         ("bfloat16", ", ".join(k for k, v in facts["bfloat16"].items() if v) or "no hardware for it"),
         ("precision", f"{facts['precision']} under train.precision=auto"),

@@ -17,6 +17,7 @@ from tasks.protocol import Batch
 from tasks.registry import UsageError, unknown
 from zoo.models.token import TokenModel, create_model
 from zoo.objectives.base import Encoded, Update
+from zoo.ops.common import logged_forms
 from zoo.training import checkpoint, machine
 from zoo.training.clock import Clock
 from zoo.training.data import Stream
@@ -128,6 +129,7 @@ class Trainer:
         self.clock = Clock(self.at.seconds, self.at.tokens)
         self.rate: float | None = None
         self.grad_norm: Tensor | None = None
+        self.forms: dict[str, list[str]] = {}  # of each op, as evaluation ran them
         self.loss_sum = torch.full((), self.at.loss_sum, device=self.device)
         self.saved_moment = self.at.moment
         self.saved_at = time.perf_counter()
@@ -260,8 +262,10 @@ class Trainer:
         # Evaluation runs uncompiled: its shapes differ, and each would be compiled anew.
         eagerly = torch.compiler.set_stance("force_eager") if self.config.compile else contextlib.nullcontext()
         size = self.config.eval_batch_size or self.config.batch_size
-        with eagerly:
-            return evaluate(model, self.objective, rows, batch_size=size, precision=self.precision, stop=self.stop)
+        with eagerly, logged_forms() as forms:
+            score = evaluate(model, self.objective, rows, batch_size=size, precision=self.precision, stop=self.stop)
+        self.forms = {op: sorted(names) for op, names in sorted(forms.items())}
+        return score
 
     def _test(self) -> tuple[dict[str, Any], float | None]:
         """The test score of the best weights, and their speed of decoding."""
@@ -306,7 +310,7 @@ class Trainer:
             "baseline_memory_bytes": self.baseline_memory,
             "machine": machine.describe_machine(self.device),
             "versions": machine.versions(),
-            "backends": {},
+            "backends": self.forms,
             "precision": self.precision,
             "commit": machine.commit(),
         }

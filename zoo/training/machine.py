@@ -93,7 +93,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": name,
-        "memory": total_memory(),
+        "memory_bytes": total_memory(),
         "amx": torch.cpu._is_amx_tile_supported(),
         "system": platform.platform(terse=True),
     }
