@@ -372,6 +372,7 @@ class _Blocked(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @common.without_autocast
     def backward(ctx, do, _):
         q, k, v, sinks, number, first, last, o, total = ctx.saved_tensors
         sight, dtype = _Sight(number, first, last), total.dtype

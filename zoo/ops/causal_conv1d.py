@@ -128,6 +128,7 @@ class _Taps(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @common.without_autocast
     def backward(ctx, d_y: Tensor):
         window, weight, keep = ctx.saved_tensors
         d_window, d_weight = torch.zeros_like(window), []

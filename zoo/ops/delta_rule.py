@@ -131,6 +131,7 @@ class _Chunks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @common.without_autocast
     def backward(ctx, d_o, d_last, *_):
         q_scores, k_scores, q, k_start, k_end, total, v, beta, inverse, recall, values, states = ctx.saved_tensors
         d_u, adjoint = q_scores.mT @ d_o, torch.cat([q.mT @ d_o, d_last[None]])  # adjoint[c]: of the state before c

@@ -135,6 +135,7 @@ class _RunningState(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @common.without_autocast
     def backward(ctx, d_states: Tensor, d_last: Tensor):
         total, states = ctx.saved_tensors
         adjoint = torch.cat([d_states, d_last[None]])  # of every S_c, summed from the last one back
