@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/zoo compare runs/demo --report runs/demo/report.html
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -21,8 +21,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "slow and not gpu"
+# Peers are read as files, never as dependencies: no package of theirs is installed beside ours.
+check-all: $(VENV)/.installed-dev $(VENV)/.peers
+	PYTHONPATH=$(VENV)/peers $(BIN)/python -m pytest -m "slow and not gpu" -rs
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +40,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/.torch
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.peers: | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/peers flash-linear-attention fla-core
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -7,7 +7,10 @@ from torch import Tensor
 import zoo
 
 
-@pytest.mark.parametrize("word", ["deltanet", "gated_deltanet", "mamba2", "short_conv", "gqa", 'gqa(backend="chunked")'])
+WORDS = ["deltanet", "gated_deltanet", "mamba2", "short_conv", "gqa", 'gqa(backend="chunked")']
+
+
+@pytest.mark.parametrize("word", WORDS)
 def test_backward_inside_autocast(word: str) -> None:
     mixer = zoo.create_mixer(word, d_model=32)
     x = torch.randn(2, 70, 32, generator=torch.Generator().manual_seed(0))

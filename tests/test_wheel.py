@@ -1,0 +1,44 @@
+"""A wheel of this tree, installed in an environment of its own, trains outside the checkout."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+    return done.stdout
+
+
+def test_wheel_trains_outside_the_checkout(tmp_path):
+    tree = tmp_path / "tree"  # a copy, since a build leaves its traces where it runs
+    for name in ("zoo", "tasks", "benchmarks"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path / "dist", tree, cwd=tmp_path)
+    (wheel,) = (tmp_path / "dist").glob("sequence_zoo-*.whl")
+    venv.create(tmp_path / "env", with_pip=True)
+    scripts = tmp_path / "env" / "bin"
+    # The same torch as here first, so that no other build is fetched.
+    run(scripts / "python", "-m", "pip", "install", f"torch=={torch.__version__.split('+')[0]}", cwd=tmp_path)
+    run(scripts / "python", "-m", "pip", "install", wheel, cwd=tmp_path)
+    where = run(scripts / "python", "-c", "import zoo; print(zoo.__file__)", cwd=tmp_path)
+    assert str(tmp_path) in where
+    assert "sudoku-9x9" in run(scripts / "zoo", "list", "recipes", cwd=tmp_path)
+    short = ("train.steps=3", "train.eval_rows=16", "train.test_rows=16")
+    run(scripts / "zoo", "train", "mqar-demo", "--variant", "conv-attention", "out=runs/wheel", *short, cwd=tmp_path)
+    run(scripts / "zoo", "compare", "runs/wheel", "--report", "report.html", cwd=tmp_path)
+    assert (tmp_path / "report.html").stat().st_size > 10_000
