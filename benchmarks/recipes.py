@@ -3,7 +3,8 @@
     python -m benchmarks.recipes [--budget 600] [--only sudoku-4x4 ...] [--out docs/results]
 
 Each is `zoo train RECIPE` in a process of its own; training stops at the recipe's own end or after the budget,
-whichever comes first, and the table says which. Rows of recipes not run this time are kept. Writes recipes.json and recipes.md.
+whichever comes first, and the table says which. Rows of recipes not run this time are kept. Writes recipes.json and
+recipes.md.
 """
 
 from __future__ import annotations

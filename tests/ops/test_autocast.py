@@ -6,7 +6,6 @@ from torch import Tensor
 
 import zoo
 
-
 WORDS = ["deltanet", "gated_deltanet", "mamba2", "short_conv", "gqa", 'gqa(backend="chunked")']
 
 
