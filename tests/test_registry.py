@@ -168,3 +168,8 @@ def test_registry_of_anything():
 )
 def test_derive_heads(d_model, head_dim, heads):
     assert derive_heads(d_model, head_dim) == heads
+
+
+def test_a_mapping_may_hold_lists_as_yaml_gives_them():
+    config = zoo.create_mixer({"name": "gated_deltanet", "A_init_range": [0.0, 1.0]}, d_model=32).config
+    assert config.A_init_range == (0.0, 1.0)

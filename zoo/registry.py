@@ -58,7 +58,7 @@ def mixer_config(spec: str | Mapping[str, Any] | Options, **options: Any) -> Opt
     if isinstance(spec, Options):
         return type(spec)(**{**spec.changed(), **options}) if options else spec
     name, options = split_spec(spec.strip() if isinstance(spec, str) else spec, options, "mixer")
-    return mixers[name].Config(**options)
+    return mixers[name].Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
 
 
 def mixer_of(config: Options) -> type[Mixer]:

@@ -188,3 +188,23 @@ def test_packed_positions_start_again():
     expected, last = mixer(x[:, 4:])
     torch.testing.assert_close(y[:, 4:], expected)
     torch.testing.assert_close(canonical(state), canonical(last))
+
+
+@pytest.mark.parametrize(
+    ("word", "d_model", "heads"),
+    [
+        ("gqa(n_kv_heads=2)", 64, (2, 2)),
+        ("gqa(n_kv_heads=2)", 512, (8, 2)),
+        ("gqa(n_kv_heads=3)", 96, (3, 3)),
+        ("gqa(n_kv_heads=2, head_dim=32)", 128, (4, 2)),
+        ("swa(n_kv_heads=4)", 64, (4, 4)),
+    ],
+)
+def test_heads_are_derived_in_multiples_of_the_groups(word, d_model, heads):
+    mixer = create_mixer(word, d_model=d_model)
+    assert (mixer.n_heads, mixer.n_kv_heads) == heads
+
+
+def test_groups_that_no_number_of_heads_fits_are_refused():
+    with pytest.raises(UsageError, match="d_model=64 is not divisible by n_heads=3"):
+        create_mixer("gqa(n_kv_heads=3)", d_model=64)

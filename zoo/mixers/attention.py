@@ -26,7 +26,8 @@ class AttentionOptions(Options):
     """What every attention word can set.
 
     Attributes:
-        n_heads: H, by default the most heads of at least 64 channels, or d_model / head_dim where that is given.
+        n_heads: H, by default the most heads of at least 64 channels, or d_model / head_dim where that is given,
+            brought to a multiple of n_kv_heads.
         head_dim: K, by default d_model / n_heads.
         window: each step sees itself and the window - 1 steps before it (and as many after it if not causal).
         rope: rotary positions; without them order shows through the causal mask alone.
@@ -97,8 +98,13 @@ class Attention(Mixer):
 
     def _head_shape(self) -> tuple[int, int]:
         n_heads, head_dim = self.config.n_heads, self.config.head_dim
-        if n_heads is None:
-            n_heads = derive_heads(self.d_model) if head_dim is None else max(1, self.d_model // head_dim)
+        groups = getattr(self.config, "n_kv_heads", None) or 1  # heads come in equal groups where a number is given
+        if n_heads is None and head_dim is not None:
+            n_heads = groups * max(1, self.d_model // (head_dim * groups))
+        elif n_heads is None:
+            fewest = derive_heads(self.d_model)
+            fits = (n for n in range(groups, self.d_model + 1, groups) if n >= fewest and self.d_model % n == 0)
+            n_heads = next(fits, groups)
         if head_dim is None:
             if self.d_model % n_heads:
                 raise UsageError(
