@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
 from tasks.registry import Options, UsageError
+from zoo.mixers._delta import DeltaMixer, DeltaState
 from zoo.mixers._parts import (
     Backend,
     CausalConv,
@@ -26,14 +25,13 @@ from zoo.mixers._parts import (
     step_bias,
     whole,
 )
-from zoo.mixers.deltanet import DeltaState
 from zoo.ops import delta_rule
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
+from zoo.protocol import Context, Place, State
 from zoo.registry import register
 
 
 @register("gated_deltanet")
-class GatedDeltaNet(Mixer):
+class GatedDeltaNet(DeltaMixer):
     """The Gated DeltaNet layer (Yang et al. 2025, arXiv 2412.06464, equation 10 and figure 1).
 
         q, k, v = silu(conv(W x)) ;  q, k = q / |q|, k / |k| ;  beta = sigmoid(w_b x)
@@ -110,15 +108,6 @@ class GatedDeltaNet(Mixer):
         self.out_proj = nn.Linear(values, d_model, bias=False)
         init_projections(self.in_proj, self.out_proj, place)
 
-    def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> DeltaState:
-        device, dtype = first_parameter_like(self, device, dtype)
-        shapes = self._state_shapes(batch_size)
-        return DeltaState(*(torch.zeros(s, device=device, dtype=recurrent_dtype(dtype)) for s in shapes))
-
-    def _state_shapes(self, batch_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        conv = (batch_size, max(self.config.conv_size - 1, 0), self.parts[0])
-        return conv, (batch_size, self.n_heads, self.d_key, self.d_value)
-
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         c = self.config
         state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
@@ -133,13 +122,6 @@ class GatedDeltaNet(Mixer):
         o, memory = delta_rule(q, k, v, beta, log_decay, state.memory, backend=c.backend, **packing(context))
         o = self.norm(o, rearrange(gate[0], "b t (h v) -> b t h v", h=self.n_heads) if c.gate else None)
         return self.out_proj(o.flatten(-2).to(x.dtype)), DeltaState(conv_state, memory)
-
-    def flops_per_token(self, context_length: int) -> int:
-        projections = 2 * self.d_model * (sum(self.parts) + self.qkv_parts[2])
-        return projections + 4 * self.n_heads * self.d_key * self.d_value  # recall of k, read of q
-
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return sum(map(math.prod, self._state_shapes(batch_size))) * recurrent_dtype(dtype).itemsize
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
