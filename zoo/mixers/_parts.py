@@ -14,7 +14,20 @@ from tasks.registry import UsageError
 from zoo.ops import causal_conv1d
 from zoo.protocol import Context, Place, recurrent_dtype
 
-Backend = Literal["auto", "reference", "chunked"]
+Backend = Literal["auto", "reference", "chunked", "compiled", "fla", "mamba_ssm", "causal_conv1d"]
+"""Form of a mixer's main op; one that the op does not have, or that cannot run here, is refused."""
+
+CONVOLUTIONS = ("auto", "reference", "chunked", "compiled", "causal_conv1d")
+
+
+def conv_backend(backend: Backend) -> Backend:
+    """The form of a mixer's short convolution: that of its main op where there is such a one."""
+    return backend if backend in CONVOLUTIONS else "auto"
+
+
+def main_backend(backend: Backend) -> Backend:
+    """The form of a mixer's main op: "causal_conv1d" names the convolution's alone."""
+    return "auto" if backend == "causal_conv1d" else backend
 
 
 def packing(context: Context | None) -> dict[str, Any]:

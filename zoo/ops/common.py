@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -21,7 +22,8 @@ from tasks.registry import UsageError, unknown
 P = ParamSpec("P")
 Out = TypeVar("Out")
 
-BACKENDS = ("auto", "reference", "chunked")
+PLAIN = ("reference", "chunked")
+"""The forms in plain PyTorch, which every op over chunks has, on every device."""
 
 
 def state_dtype(*inputs: Tensor) -> torch.dtype:
@@ -50,12 +52,35 @@ def log_form(op: str, form: str) -> str:
     return form
 
 
-def choose_form(op: str, backend: str, n_steps: int, few_steps: int) -> str:
-    """`"reference"` or `"chunked"`: the one asked for; under "auto" the step form where there are only a few steps."""
-    if backend not in BACKENDS:
-        raise unknown("backend", backend, BACKENDS)
+def choose_form(
+    op: str,
+    backend: str,
+    n_steps: int,
+    few_steps: int,
+    offers: Mapping[str, Callable[[], str | None]] = MappingProxyType({}),
+    plain: Sequence[str] = PLAIN,
+) -> str:
+    """The name of the form that runs: the one asked for, or the best that serves.
+
+    Args:
+        op: name of the op, for messages and the log of forms.
+        backend: "auto" or the name of a form.
+        n_steps: T.
+        few_steps: up to here the step form is the fastest.
+        offers: fused forms, the preferred first, each with a function that says why it cannot serve this call, in one
+            line, or None where it can.
+        plain: forms in plain PyTorch, slowest first.
+
+    Raises:
+        UsageError: no such form, or it cannot serve this call: nothing else is run in its place.
+    """
     if backend == "auto":
-        backend = "reference" if n_steps <= few_steps else "chunked"
+        served = (name for name, why_not in offers.items() if why_not() is None)
+        return log_form(op, plain[0] if n_steps <= few_steps else next(served, plain[-1]))
+    if backend in offers and (why_not := offers[backend]()) is not None:
+        raise UsageError(f"{op}: backend='{backend}' cannot run here: {why_not}.")
+    if backend not in (*plain, *offers):
+        raise unknown("backend", backend, ["auto", *plain, *offers])
     return log_form(op, backend)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from zoo.ops import native
 from zoo.training import machine
 
 FUSED = {
@@ -19,7 +20,7 @@ FUSED = {
     "fla": "flash-linear-attention: linear attention, delta rule, RWKV-7",
     "mamba_ssm": "Mamba kernels",
     "causal_conv1d": "short convolutions",
-    "numba": "compiled CPU kernels",
+    "numba": "puzzle generators",
 }
 SIZES = (128, 512, 2048)
 
@@ -40,13 +41,24 @@ def examine() -> dict[str, Any]:
             "cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         },
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
-        "compiler": next((path for c in ("cc", "gcc", "clang", "cl") if (path := shutil.which(c))), None),
+        "compiler": native.compiler() or shutil.which("cl"),
+        "kernels": kernels(),
         "packages": {name: {"for": what, **package(name)} for name, what in FUSED.items()},
         "matmul_gflops": {
             f"{device.type} {dtype}": {str(n): round(matmul_rate(device, dtype, n), 1) for n in SIZES}
             for dtype in ("float32", "bfloat16")
         },
     }
+
+
+def kernels() -> dict[str, Any]:
+    """Whether the compiled CPU kernels are there, why not, and the seconds spent on building those that were not."""
+    try:
+        if (why := native.why_not()) is None:
+            return {"available": True, "seconds": native.build_all()}
+    except native.Unavailable as error:
+        why = str(error)
+    return {"available": False, "why": why}
 
 
 def package(name: str) -> dict[str, Any]:
@@ -84,6 +96,7 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("bfloat16", ", ".join(k for k, v in facts["bfloat16"].items() if v) or "no hardware for it"),
         ("precision", f"{facts['precision']} under train.precision=auto"),
         ("compiler", facts["compiler"] or "none found: train.compile=true needs one (install gcc)"),
+        ("kernels", _kernels(facts["kernels"])),
     ]
     for dtype, rates in facts["matmul_gflops"].items():
         found.append((f"matmul {dtype}", ", ".join(f"{r:,.1f} GFLOP/s at {n}" for n, r in rates.items())))
@@ -92,3 +105,9 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             (name, f"{p['version']}: {p['for']}" if p["available"] else f"not available ({p['why']}): {p['for']}")
         )
     return found
+
+
+def _kernels(found: dict[str, Any]) -> str:
+    if not found["available"]:
+        return f"none, plain PyTorch runs in their place: {found['why']}"
+    return f"compiled: {', '.join(found['seconds'])} ({sum(found['seconds'].values()):.1f} s to build or load)"

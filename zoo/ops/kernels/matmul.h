@@ -1,0 +1,104 @@
+// Products of small row-major float blocks that stay in the nearest cache: C (m, n) = or += alpha * op(A) B.
+//
+// Columns go in vectors, TILE rows by two to four vectors at a time in registers; what is left over goes one vector,
+// then one column at a time. For A B^T transpose B first (`transposed`), once for all its products.
+#pragma once
+#include "simd.h"
+
+namespace zoo {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, TILE = 6;
+#elif defined(__AVX__)
+constexpr int LANES = 8, TILE = 3;
+#else
+constexpr int LANES = 4, TILE = 3;
+#endif
+typedef float Vec __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+inline Vec splat(float x) { return Vec{} + x; }
+
+// R rows by V vectors. Element (i, k) of op(A) lies at a[i * row + k * col].
+template <int R, int V, bool ADD>
+inline __attribute__((always_inline)) void tile(int64_t k, const float* a, int64_t row, int64_t col, const float* b,
+                                                int64_t ldb, float* c, int64_t ldc, float alpha) {
+    Vec sums[R][V];
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) sums[r][v] = Vec{};
+    for (int64_t p = 0; p < k; ++p) {
+        Vec x[V];
+        for (int v = 0; v < V; ++v) x[v] = load(b + p * ldb + v * LANES);
+        for (int r = 0; r < R; ++r) {
+            const Vec y = splat(a[r * row + p * col]);
+            for (int v = 0; v < V; ++v) sums[r][v] += y * x[v];
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) {
+            float* at = c + r * ldc + v * LANES;
+            store(at, ADD ? load(at) + alpha * sums[r][v] : alpha * sums[r][v]);
+        }
+}
+
+template <int V, bool ADD>
+inline void column_of_tiles(int64_t m, int64_t k, const float* a, int64_t row, int64_t col, const float* b, int64_t ldb,
+                            float* c, int64_t ldc, float alpha) {
+    int64_t i = 0;
+    for (; i + TILE <= m; i += TILE) tile<TILE, V, ADD>(k, a + i * row, row, col, b, ldb, c + i * ldc, ldc, alpha);
+    if (i + 4 <= m) tile<4, V, ADD>(k, a + i * row, row, col, b, ldb, c + i * ldc, ldc, alpha), i += 4;
+    if (i + 2 <= m) tile<2, V, ADD>(k, a + i * row, row, col, b, ldb, c + i * ldc, ldc, alpha), i += 2;
+    if (i < m) tile<1, V, ADD>(k, a + i * row, row, col, b, ldb, c + i * ldc, ldc, alpha), i += 1;
+}
+
+template <bool ADD>
+inline void product_strided(int64_t m, int64_t n, int64_t k, const float* a, int64_t row, int64_t col, const float* b,
+                            int64_t ldb, float* c, int64_t ldc, float alpha) {
+    int64_t j = 0;
+    for (; j + 4 * LANES <= n; j += 4 * LANES) column_of_tiles<4, ADD>(m, k, a, row, col, b + j, ldb, c + j, ldc, alpha);
+    for (; j + 2 * LANES <= n; j += 2 * LANES) column_of_tiles<2, ADD>(m, k, a, row, col, b + j, ldb, c + j, ldc, alpha);
+    for (; j + LANES <= n; j += LANES) column_of_tiles<1, ADD>(m, k, a, row, col, b + j, ldb, c + j, ldc, alpha);
+    for (; j < n; ++j)
+        for (int64_t i = 0; i < m; ++i) {
+            float sum = 0;
+            for (int64_t p = 0; p < k; ++p) sum += a[i * row + p * col] * b[p * ldb + j];
+            c[i * ldc + j] = ADD ? c[i * ldc + j] + alpha * sum : alpha * sum;
+        }
+}
+
+// C (m, n) = or += alpha * A (m, k) B (k, n); leading dimensions lda, ldb, ldc.
+template <bool ADD = false>
+inline void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+                    int64_t ldc, float alpha = 1.0f) {
+    product_strided<ADD>(m, n, k, a, lda, 1, b, ldb, c, ldc, alpha);
+}
+
+// C (m, n) = or += alpha * A^T B with A (k, m), B (k, n).
+template <bool ADD = false>
+inline void product_tn(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
+                       float* c, int64_t ldc, float alpha = 1.0f) {
+    product_strided<ADD>(m, n, k, a, 1, lda, b, ldb, c, ldc, alpha);
+}
+
+// out (n, m) = x (m, n) transposed, in blocks that fit the registers.
+inline void transposed(int64_t m, int64_t n, const float* x, int64_t ldx, float* out, int64_t ldo) {
+    constexpr int64_t S = 8;
+    int64_t i = 0;
+    for (; i + S <= m; i += S) {
+        int64_t j = 0;
+        for (; j + S <= n; j += S) {
+            float block[S][S];
+            for (int64_t r = 0; r < S; ++r)
+                for (int64_t c = 0; c < S; ++c) block[r][c] = x[(i + r) * ldx + j + c];
+            for (int64_t c = 0; c < S; ++c)
+                for (int64_t r = 0; r < S; ++r) out[(j + c) * ldo + i + r] = block[r][c];
+        }
+        for (; j < n; ++j)
+            for (int64_t r = 0; r < S; ++r) out[j * ldo + i + r] = x[(i + r) * ldx + j];
+    }
+    for (; i < m; ++i)
+        for (int64_t j = 0; j < n; ++j) out[j * ldo + i] = x[i * ldx + j];
+}
+
+}  // namespace zoo
