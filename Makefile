@@ -1,12 +1,13 @@
 # make demo: train five models on associative recall, print the table, write runs/demo/report.html
 # make test: every fast test     make check: lint, types, import contracts     make check-all: the slow checks
+# make parity: against other people's code     make bench-ops: speed and exactness of the ops beside theirs
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # CPU build of torch where the package index offers one at this version; the range in pyproject.toml admits it.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check check-all clean
+.PHONY: demo test check check-all parity bench-ops clean
 
 demo: $(VENV)/.installed
 	$(BIN)/zoo train mqar-demo out=runs/demo
@@ -21,9 +22,17 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Peers are read as files, never as dependencies: no package of theirs is installed beside ours.
-check-all: $(VENV)/.installed-dev $(VENV)/.peers
-	PYTHONPATH=$(VENV)/peers $(BIN)/python -m pytest -m "slow and not gpu" -rs
+check-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "slow and not gpu" -rs
+
+# Environments of their own, as the peers disagree: where flash-linear-attention is installed, transformers calls it, GPU or
+# not. Each sees this project's environment, so that torch is not installed again.
+parity: $(VENV)/parity/peers/.installed $(VENV)/parity/fla/.installed
+	OMP_NUM_THREADS=1 $(VENV)/parity/peers/bin/python -m pytest -n 2 tests/parity/peers
+	OMP_NUM_THREADS=1 $(VENV)/parity/fla/bin/python -m pytest -n 2 tests/parity/fla
+
+bench-ops: $(VENV)/parity/peers/.installed $(VENV)/parity/fla/.installed
+	FLA_PATH=$(wildcard $(VENV)/parity/fla/lib/python*/site-packages) $(VENV)/parity/peers/bin/python -m benchmarks.ops --out docs/results
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -41,8 +50,18 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@ $(VENV)/.installed
 
-$(VENV)/.peers: | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/peers flash-linear-attention fla-core
+PEERS_peers := transformers==5.23.0 ncps==1.0.1 rwkv==0.8.32 scipy
+PEERS_fla := einops
+# These name dependencies that only their GPU kernels need.
+BARE_peers := xlstm==2.0.6 mlstm_kernels==2.0.6 omegaconf==2.3.0 antlr4-python3-runtime==4.9.3 dacite opt_einsum
+BARE_fla := flash-linear-attention==0.6.0 fla-core==0.6.0 triton==3.6.0
+
+$(VENV)/parity/%/.installed: Makefile | $(VENV)/.installed-dev
+	$(PYTHON) -m venv $(VENV)/parity/$*
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+		> `$(VENV)/parity/$*/bin/python -c "import site; print(site.getsitepackages()[0])"`/project.pth
+	$(VENV)/parity/$*/bin/python -m pip install --quiet $(PEERS_$*)
+	$(VENV)/parity/$*/bin/python -m pip install --quiet --no-deps $(BARE_$*)
 	touch $@
 
 clean:
