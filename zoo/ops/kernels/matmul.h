@@ -3,6 +3,8 @@
 // Columns go in vectors, TILE rows by two to four vectors at a time in registers; what is left over goes one vector,
 // then one column at a time. For A B^T transpose B first (`transposed`), once for all its products.
 #pragma once
+#include <utility>
+
 #include "simd.h"
 
 namespace zoo {
@@ -81,21 +83,55 @@ inline void product_tn(int64_t m, int64_t n, int64_t k, const float* a, int64_t 
     product_strided<ADD>(m, n, k, a, 1, lda, b, ldb, c, ldc, alpha);
 }
 
-// out (n, m) = x (m, n) transposed, in blocks that fit the registers.
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define ZOO_SHUFFLES 1
+#endif
+#endif
+
+#if ZOO_SHUFFLES
+// One round of a square's transposition: rows r and r + S exchange the lanes in which S is and is not part of the index.
+template <int S, std::size_t... L>
+inline __attribute__((always_inline)) void exchange(Vec& a, Vec& b, std::index_sequence<L...>) {
+    const Vec x = a, y = b;
+    a = __builtin_shufflevector(x, y, (int(L) & S ? LANES + int(L) - S : int(L))...);
+    b = __builtin_shufflevector(x, y, (int(L) & S ? LANES + int(L) : int(L) + S)...);
+}
+
+template <int S>
+inline __attribute__((always_inline)) void exchanges(Vec* rows) {
+    if constexpr (S < LANES) {
+        for (int r = 0; r < LANES; ++r)
+            if (!(r & S)) exchange<S>(rows[r], rows[r + S], std::make_index_sequence<LANES>());
+        exchanges<2 * S>(rows);
+    }
+}
+#endif
+
+// A square of LANES rows, in registers.
+inline void transposed_square(const float* x, int64_t ldx, float* out, int64_t ldo) {
+#if ZOO_SHUFFLES
+    Vec rows[LANES];
+    for (int r = 0; r < LANES; ++r) rows[r] = load(x + r * ldx);
+    exchanges<1>(rows);
+    for (int r = 0; r < LANES; ++r) store(out + r * ldo, rows[r]);
+#else
+    float block[LANES][LANES];
+    for (int r = 0; r < LANES; ++r)
+        for (int c = 0; c < LANES; ++c) block[r][c] = x[r * ldx + c];
+    for (int c = 0; c < LANES; ++c)
+        for (int r = 0; r < LANES; ++r) out[c * ldo + r] = block[r][c];
+#endif
+}
+
+// out (n, m) = x (m, n) transposed.
 inline void transposed(int64_t m, int64_t n, const float* x, int64_t ldx, float* out, int64_t ldo) {
-    constexpr int64_t S = 8;
     int64_t i = 0;
-    for (; i + S <= m; i += S) {
+    for (; i + LANES <= m; i += LANES) {
         int64_t j = 0;
-        for (; j + S <= n; j += S) {
-            float block[S][S];
-            for (int64_t r = 0; r < S; ++r)
-                for (int64_t c = 0; c < S; ++c) block[r][c] = x[(i + r) * ldx + j + c];
-            for (int64_t c = 0; c < S; ++c)
-                for (int64_t r = 0; r < S; ++r) out[(j + c) * ldo + i + r] = block[r][c];
-        }
+        for (; j + LANES <= n; j += LANES) transposed_square(x + i * ldx + j, ldx, out + j * ldo + i, ldo);
         for (; j < n; ++j)
-            for (int64_t r = 0; r < S; ++r) out[j * ldo + i + r] = x[(i + r) * ldx + j];
+            for (int64_t r = 0; r < LANES; ++r) out[j * ldo + i + r] = x[(i + r) * ldx + j];
     }
     for (; i < m; ++i)
         for (int64_t j = 0; j < n; ++j) out[j * ldo + i] = x[i * ldx + j];
