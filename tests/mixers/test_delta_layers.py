@@ -55,7 +55,9 @@ def plain(mixer, x, activation):
             S[h] = decay[t, h] * S[h]
             S[h] = S[h] + beta[t, h] * torch.outer(k_h, v[t].view(H, V)[h] - S[h].T @ k_h)
             o = S[h].T @ q_h / math.sqrt(K)
-            heads.append(o / torch.sqrt((o**2).mean() + 1e-5) * mixer.norm.weight * gate[t].view(H, V)[h])
+            heads.append(
+                o / torch.sqrt((o**2).mean() + getattr(c, "norm_eps", 1e-5)) * mixer.norm.weight * gate[t].view(H, V)[h]
+            )
         outputs.append(mixer.out_proj(torch.cat(heads)))
     return torch.stack(outputs)
 

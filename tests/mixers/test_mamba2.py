@@ -37,7 +37,7 @@ def plain(mixer, x):
         o = o if c.norm_before_gate and c.rms_norm else o * gate
         if c.rms_norm:
             parts = o.view(G, -1)
-            o = (parts / torch.sqrt((parts**2).mean(-1, keepdim=True) + 1e-5)).flatten() * mixer.norm.weight
+            o = (parts / torch.sqrt((parts**2).mean(-1, keepdim=True) + c.norm_eps)).flatten() * mixer.norm.weight
             o = o * gate if c.norm_before_gate else o
         outputs.append(mixer.out_proj(o))
     return torch.stack(outputs)

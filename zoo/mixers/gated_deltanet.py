@@ -9,8 +9,8 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.registry import Options, UsageError
-from zoo.mixers._delta import DeltaMixer, DeltaState
+from tasks.registry import Options
+from zoo.mixers._delta import DeltaMixer, DeltaState, head_sizes
 from zoo.mixers._parts import (
     Backend,
     CausalConv,
@@ -23,7 +23,6 @@ from zoo.mixers._parts import (
     precise,
     project,
     step_bias,
-    whole,
 )
 from zoo.ops import delta_rule
 from zoo.protocol import Context, Place, State
@@ -66,6 +65,7 @@ class GatedDeltaNet(DeltaMixer):
             allow_neg_eigval: beta in (0, 2), so that a step can reflect.
             A_init_range: the decay rates start uniform between these.
             dt_init_range: the step sizes start log-uniform between these.
+            norm_eps: added to the mean square in the norm (Qwen3-Next: 1e-6).
             backend: form of the ops.
         """
 
@@ -79,6 +79,7 @@ class GatedDeltaNet(DeltaMixer):
         allow_neg_eigval: bool = False
         A_init_range: tuple[float, float] = (0.0, 16.0)
         dt_init_range: tuple[float, float] = (0.001, 0.1)
+        norm_eps: float = Field(default=1e-5, gt=0)
         backend: Backend = "auto"
 
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
@@ -86,14 +87,8 @@ class GatedDeltaNet(DeltaMixer):
         c = config
         check_range("gated_deltanet", "A_init_range", c.A_init_range, zero=True)
         check_range("gated_deltanet", "dt_init_range", c.dt_init_range)
-        self.n_key_heads = c.n_heads or max(1, round(0.75 * d_model / 256))
-        self.d_key = c.head_dim or max(1, round(0.75 * d_model / self.n_key_heads))
-        self.n_heads = c.n_v_heads or self.n_key_heads
-        if self.n_heads % self.n_key_heads:
-            raise UsageError(f"gated_deltanet: n_v_heads={self.n_heads} is no multiple of n_heads={self.n_key_heads}.")
-        self.d_value = whole(
-            "gated_deltanet", f"expand_v * head_dim = {c.expand_v:g} * {self.d_key}", c.expand_v * self.d_key
-        )
+        sizes = head_sizes("gated_deltanet", c, 0.75 * d_model, 256)
+        self.n_key_heads, self.d_key, self.n_heads, self.d_value = sizes
         keys, values = self.n_key_heads * self.d_key, self.n_heads * self.d_value
         self.qkv_parts = [keys, keys, values]
         gates = [values] if c.gate else []
@@ -104,7 +99,7 @@ class GatedDeltaNet(DeltaMixer):
             self.conv = CausalConv(self.parts[0], c.conv_size, bias=c.conv_bias, activation="silu", backend=c.backend)
         self.A_log = nn.Parameter(log_rates(self.n_heads, *c.A_init_range))
         self.dt_bias = nn.Parameter(step_bias(self.n_heads, *c.dt_init_range))
-        self.norm = GatedRMSNorm(self.d_value)
+        self.norm = GatedRMSNorm(self.d_value, eps=c.norm_eps)
         self.out_proj = nn.Linear(values, d_model, bias=False)
         init_projections(self.in_proj, self.out_proj, place)
 
@@ -129,6 +124,6 @@ class GatedDeltaNet(DeltaMixer):
             {},
             {"n_heads": 2, "n_v_heads": 4, "head_dim": 5, "expand_v": 1.0, "conv_bias": True, "allow_neg_eigval": True},
             {"gate": False, "conv_size": 3, "A_init_range": (1.0, 2.0), "dt_init_range": (0.01, 1.0)},
-            {"n_heads": 3, "conv_size": 0, "backend": "reference"},
+            {"n_heads": 3, "conv_size": 0, "norm_eps": 1e-4, "backend": "reference"},
             {"n_heads": 2, "conv_size": 1, "backend": "chunked"},
         ]

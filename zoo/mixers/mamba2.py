@@ -71,6 +71,7 @@ class Mamba2(Mixer):
             dt_limit: bounds of the step sizes; none by default.
             rms_norm: the gated norm before W_out; without it there is only the gate.
             norm_before_gate: norm(o) * silu(z) in place of norm(o * silu(z)).
+            norm_eps: added to the mean square in the norm.
             bias: on both projections.
             conv_bias: on the convolution.
             backend: form of the ops.
@@ -86,6 +87,7 @@ class Mamba2(Mixer):
         dt_limit: tuple[float, float] | None = None
         rms_norm: bool = True
         norm_before_gate: bool = False
+        norm_eps: float = Field(default=1e-5, gt=0)
         bias: bool = False
         conv_bias: bool = True
         backend: Backend = "auto"
@@ -115,7 +117,9 @@ class Mamba2(Mixer):
         self.A_log = nn.Parameter(log_rates(self.n_heads, *c.A_init_range))
         self.D = nn.Parameter(torch.ones(self.n_heads))
         if c.rms_norm:
-            self.norm = GatedRMSNorm(self.d_inner, n_groups=c.n_groups, norm_before_gate=c.norm_before_gate)
+            self.norm = GatedRMSNorm(
+                self.d_inner, n_groups=c.n_groups, eps=c.norm_eps, norm_before_gate=c.norm_before_gate
+            )
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=c.bias)
         with torch.no_grad():
             self.out_proj.weight /= math.sqrt(place.n_layers)
@@ -165,5 +169,5 @@ class Mamba2(Mixer):
             {"d_state": 5, "expand": 1.5, "head_dim": 3, "n_groups": 2, "conv_size": 3, "backend": "reference"},
             {"d_state": 16, "norm_before_gate": True, "bias": True, "conv_bias": False, "backend": "chunked"},
             {"d_state": 8, "rms_norm": False, "A_init_range": (0.5, 2.0), "dt_init_range": (0.01, 1.0)},
-            {"d_state": 16, "dt_limit": (0.002, 0.05), "n_groups": 2, "head_dim": 8, "norm_before_gate": True},
+            {"d_state": 16, "dt_limit": (0.002, 0.05), "n_groups": 2, "head_dim": 8, "norm_eps": 1e-4},
         ]

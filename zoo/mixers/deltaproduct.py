@@ -1,0 +1,154 @@
+"""DeltaProduct: several steps of the delta rule for every token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+
+from tasks.registry import Options
+from zoo.mixers._delta import DeltaMixer, DeltaState, head_sizes
+from zoo.mixers._parts import (
+    Backend,
+    CausalConv,
+    GatedRMSNorm,
+    check_range,
+    init_projections,
+    l2_norm,
+    log_rates,
+    packing,
+    precise,
+    project,
+    step_bias,
+)
+from zoo.ops import delta_rule
+from zoo.protocol import Context, Place, State
+from zoo.registry import register
+
+
+@register("deltaproduct")
+class DeltaProduct(DeltaMixer):
+    """The (Gated) DeltaProduct layer (Siems et al. 2025, arXiv 2502.10297, section 3), N Householder steps a token.
+
+        q, k_1..k_N, v_1..v_N = silu(conv(W x)), q and keys of length 1 ;  beta_1..beta_N = 2 sigmoid(W_b x)
+        g = -exp(A_log) softplus(w_a x + dt_bias), with `forget_gate`, else 0
+        S_{t,0} = exp(g_t) S_{t-1} ;  S_{t,j} = (I - beta_j k_j k_j^T) S_{t,j-1} + beta_j k_j v_j^T ;  S_t = S_{t,N}
+        o_t = S_t^T q_t / sqrt(K) ;  y = W_out (RMSNorm_head(o) * silu(W_g x))
+
+    It runs as the delta rule over N T steps, which fades at a token's first step and is read at its last. Sizes and
+    inits are those of `gated_deltanet`, which is N = 1 with beta in (0, 1).
+
+    | state                    | cost per token                    | parallel form (WY)             |
+    |--------------------------|-----------------------------------|--------------------------------|
+    | H K V + (W - 1) channels | (7.5 + 4.5 N) D^2 + 4 N H K V     | chunked matmuls, O(N T) in all |
+
+    A product of N reflections turns the memory by any permutation of N + 1 entries, so one layer tracks such a group
+    (N = 2: S_3; the paper, theorem 1). Cannot track groups that need more than N reflections a token in one layer.
+    """
+
+    class Config(Options):
+        """The options.
+
+        Attributes:
+            n_householders: N, steps of the delta rule a token.
+            n_heads: heads of q and k, by default 0.75 D / 256, rounded, at least 1.
+            head_dim: K, by default 0.75 D / n_heads, rounded.
+            n_v_heads: H, heads of v, beta and g; a multiple of n_heads, which is the default.
+            expand_v: V / K.
+            conv_size: W, steps in the window of the convolution; 0 for none.
+            conv_bias: on the convolution.
+            forget_gate: the memory fades; without, this is DeltaProduct and not Gated DeltaProduct.
+            gate: the output gate.
+            allow_neg_eigval: beta in (0, 2), so that a step can reflect; else in (0, 1).
+            A_init_range: the decay rates start uniform between these.
+            dt_init_range: the step sizes start log-uniform between these.
+            norm_eps: added to the mean square in the norm.
+            backend: form of the ops.
+        """
+
+        n_householders: int = Field(default=2, ge=1)
+        n_heads: int | None = Field(default=None, ge=1)
+        head_dim: int | None = Field(default=None, ge=1)
+        n_v_heads: int | None = Field(default=None, ge=1)
+        expand_v: float = Field(default=2.0, gt=0)
+        conv_size: int = Field(default=4, ge=0)
+        conv_bias: bool = False
+        forget_gate: bool = True
+        gate: bool = True
+        allow_neg_eigval: bool = True
+        A_init_range: tuple[float, float] = (0.0, 16.0)
+        dt_init_range: tuple[float, float] = (0.001, 0.1)
+        norm_eps: float = Field(default=1e-5, gt=0)
+        backend: Backend = "auto"
+
+    def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
+        super().__init__(d_model, config, place=place)
+        c = config
+        check_range("deltaproduct", "A_init_range", c.A_init_range, zero=True)
+        check_range("deltaproduct", "dt_init_range", c.dt_init_range)
+        sizes = head_sizes("deltaproduct", c, 0.75 * d_model, 256)
+        self.n_key_heads, self.d_key, self.n_heads, self.d_value = sizes
+        self.n_writes = N = c.n_householders
+        keys, values = self.n_key_heads * self.d_key, self.n_heads * self.d_value
+        self.qkv_parts = [keys, N * keys, N * values]
+        rates = self.n_heads if c.forget_gate else 0
+        self.parts = [sum(self.qkv_parts), N * self.n_heads, rates, values if c.gate else 0]  # q k v, beta, a, gate
+        self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)
+        self.conv = None
+        if c.conv_size:
+            self.conv = CausalConv(self.parts[0], c.conv_size, bias=c.conv_bias, activation="silu", backend=c.backend)
+        if c.forget_gate:
+            self.A_log = nn.Parameter(log_rates(self.n_heads, *c.A_init_range))
+            self.dt_bias = nn.Parameter(step_bias(self.n_heads, *c.dt_init_range))
+        self.norm = GatedRMSNorm(self.d_value, eps=c.norm_eps)
+        self.out_proj = nn.Linear(values, d_model, bias=False)
+        init_projections(self.in_proj, self.out_proj, place)
+
+    def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
+        c, N = self.config, self.n_writes
+        state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
+        qkv, beta, a, gate = project(x, self.in_proj, self.parts)
+        qkv, conv_state = self.conv(qkv, state.conv, context) if self.conv else (F.silu(qkv), state.conv)
+        q, k, v = qkv.split(self.qkv_parts, -1)
+        q = l2_norm(rearrange(q, "b t (g k) -> b t 1 g k", g=self.n_key_heads))
+        k = l2_norm(rearrange(k, "b t (n g k) -> b (t n) g k", n=N, g=self.n_key_heads))
+        v = rearrange(v, "b t (n h v) -> b (t n) h v", n=N, h=self.n_heads)
+
+        beta = precise(rearrange(beta, "b t (n h) -> b (t n) h", n=N)).sigmoid() * (2 if c.allow_neg_eigval else 1)
+        log_decay = None
+        if c.forget_gate:
+            steps = F.softplus(precise(a) + self.dt_bias)
+            log_decay = _at_first(-precise(self.A_log).exp() * steps, N)
+        q = F.pad(q, (0, 0, 0, 0, N - 1, 0)).flatten(1, 2)  # read at a token's last step, nothing before
+        packed = _packing(context, N)
+        o, memory = delta_rule(q, k, v, beta, log_decay, state.memory, backend=c.backend, **packed)
+        o = self.norm(o[:, N - 1 :: N], rearrange(gate, "b t (h v) -> b t h v", h=self.n_heads) if c.gate else None)
+        return self.out_proj(o.flatten(-2).to(x.dtype)), DeltaState(conv_state, memory)
+
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        return [
+            {},
+            {"n_householders": 3, "n_heads": 2, "n_v_heads": 4, "head_dim": 5, "expand_v": 1.0, "conv_bias": True},
+            {"forget_gate": False, "gate": False, "conv_size": 3, "norm_eps": 1e-4},
+            {"n_householders": 1, "n_heads": 3, "conv_size": 0, "allow_neg_eigval": False, "backend": "reference"},
+            {"A_init_range": (1.0, 2.0), "dt_init_range": (0.01, 1.0), "conv_size": 1, "backend": "chunked"},
+        ]
+
+
+def _at_first(x: Tensor, n: int) -> Tensor:
+    """x (B, T, ...) -> (B, n T, ...): at the first of every n steps, zero at the others."""
+    return F.pad(x.unsqueeze(2), (0, 0) * (x.ndim - 2) + (0, n - 1)).flatten(1, 2)
+
+
+def _packing(context: Context | None, n: int) -> dict[str, Any]:
+    """What the op over n T steps is told about lengths and documents."""
+    packed = packing(context)
+    if packed.get("lengths") is not None:
+        packed["lengths"] = packed["lengths"] * n
+    if packed.get("resets") is not None:
+        packed["resets"] = _at_first(packed["resets"], n)
+    return packed

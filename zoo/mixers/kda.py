@@ -1,0 +1,135 @@
+"""Kimi Delta Attention: the delta rule on a memory each of whose channels fades at its own pace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+
+from tasks.registry import Options
+from zoo.mixers._delta import DeltaMixer, DeltaState, head_sizes
+from zoo.mixers._parts import (
+    Backend,
+    CausalConv,
+    GatedRMSNorm,
+    check_range,
+    init_projections,
+    l2_norm,
+    log_rates,
+    packing,
+    precise,
+    project,
+    step_bias,
+)
+from zoo.ops import delta_rule
+from zoo.protocol import Context, Place, State
+from zoo.registry import register
+
+
+@register("kda")
+class KimiDeltaAttention(DeltaMixer):
+    """The KDA layer of Kimi Linear (Kimi Team 2025, arXiv 2510.26692, equation 1 and section 4).
+
+        q, k, v = silu(conv(W x)) ;  q, k = q / |q|, k / |k| ;  beta = sigmoid(w_b x)
+        g = -exp(A_log) softplus(F_up F_down x + dt_bias)        one for each channel of each head
+        S_t = (I - beta_t k_t k_t^T) diag(exp g_t) S_{t-1} + beta_t k_t v_t^T ;  o_t = S_t^T q_t / sqrt(K)
+        y = W_out (RMSNorm_head(o) * sigmoid(G_up G_down x))
+
+    Published inits: rates exp(A_log) ~ U(1, 16) a head, softplus(dt_bias) log-uniform in [1e-3, 1e-1] a channel.
+    Kimi Linear 48B-A3B is `n_heads=32, head_dim=128` at D = 2304.
+
+    | state                    | cost per token, r = rank     | parallel form (WY)           |
+    |--------------------------|------------------------------|------------------------------|
+    | H K V + (W - 1) channels | 8 D^2 + 8 r D + 4 H K V      | chunked matmuls, O(T) in all |
+
+    Cannot hold more than K associations a head without interference; with beta <= 1 it cannot solve parity, with
+    `allow_neg_eigval` it can (Grazzi et al. 2025, arXiv 2411.12537).
+    """
+
+    class Config(Options):
+        """The options.
+
+        Attributes:
+            n_heads: heads of q and k, by default D / 128, rounded, at least 1.
+            head_dim: K, by default D / n_heads, rounded.
+            n_v_heads: H, heads of v, beta, g and the gate; a multiple of n_heads, which is the default.
+            expand_v: V / K.
+            conv_size: W, steps in the window of the convolution; 0 for none.
+            conv_bias: on the convolution.
+            rank: width between the two halves of the decay's and of the gate's projection; V by default.
+            gate_bias: on the second half of the gate's projection.
+            allow_neg_eigval: beta in (0, 2), so that a step can reflect.
+            A_init_range: the decay rates start uniform between these.
+            dt_init_range: the step sizes start log-uniform between these.
+            norm_eps: added to the mean square in the norm.
+            backend: form of the ops.
+        """
+
+        n_heads: int | None = Field(default=None, ge=1)
+        head_dim: int | None = Field(default=None, ge=1)
+        n_v_heads: int | None = Field(default=None, ge=1)
+        expand_v: float = Field(default=1.0, gt=0)
+        conv_size: int = Field(default=4, ge=0)
+        conv_bias: bool = False
+        rank: int | None = Field(default=None, ge=1)
+        gate_bias: bool = False
+        allow_neg_eigval: bool = False
+        A_init_range: tuple[float, float] = (1.0, 16.0)
+        dt_init_range: tuple[float, float] = (0.001, 0.1)
+        norm_eps: float = Field(default=1e-5, gt=0)
+        backend: Backend = "auto"
+
+    def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
+        super().__init__(d_model, config, place=place)
+        c = config
+        check_range("kda", "A_init_range", c.A_init_range, zero=True)
+        check_range("kda", "dt_init_range", c.dt_init_range)
+        self.n_key_heads, self.d_key, self.n_heads, self.d_value = head_sizes("kda", c, d_model, 128)
+        keys, values = self.n_key_heads * self.d_key, self.n_heads * self.d_value
+        rank = c.rank or self.d_value
+        self.qkv_parts = [keys, keys, values]
+        self.parts = [sum(self.qkv_parts), self.n_heads, rank, rank]  # q k v, beta, F_down, G_down
+        self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)
+        self.conv = None
+        if c.conv_size:
+            self.conv = CausalConv(self.parts[0], c.conv_size, bias=c.conv_bias, activation="silu", backend=c.backend)
+        self.decay_up = nn.Linear(rank, self.n_heads * self.d_key, bias=False)
+        self.A_log = nn.Parameter(log_rates(self.n_heads, *c.A_init_range))
+        self.dt_bias = nn.Parameter(step_bias(self.n_heads * self.d_key, *c.dt_init_range))
+        self.gate_up = nn.Linear(rank, values, bias=c.gate_bias)
+        self.norm = GatedRMSNorm(self.d_value, eps=c.norm_eps)
+        self.out_proj = nn.Linear(values, d_model, bias=False)
+        init_projections(self.in_proj, self.out_proj, place)
+        for layer in (self.decay_up, self.gate_up):
+            nn.init.normal_(layer.weight, std=rank**-0.5)
+        if c.gate_bias:
+            nn.init.zeros_(self.gate_up.bias)
+
+    def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
+        c = self.config
+        state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
+        qkv, beta, decay, gate = project(x, self.in_proj, self.parts)
+        qkv, conv_state = self.conv(qkv, state.conv, context) if self.conv else (F.silu(qkv), state.conv)
+        q, k, v = qkv.split(self.qkv_parts, -1)
+        q, k = (l2_norm(rearrange(m, "b t (g k) -> b t g k", g=self.n_key_heads)) for m in (q, k))
+        v = rearrange(v, "b t (h v) -> b t h v", h=self.n_heads)
+
+        beta = precise(beta).sigmoid() * (2 if c.allow_neg_eigval else 1)
+        steps = F.softplus(precise(self.decay_up(decay)) + self.dt_bias)
+        log_decay = -precise(self.A_log).exp()[:, None] * rearrange(steps, "b t (h k) -> b t h k", h=self.n_heads)
+        o, memory = delta_rule(q, k, v, beta, log_decay, state.memory, backend=c.backend, **packing(context))
+        o = self.norm(o).flatten(-2) * precise(self.gate_up(gate)).sigmoid()
+        return self.out_proj(o.to(x.dtype)), DeltaState(conv_state, memory)
+
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        return [
+            {},
+            {"n_heads": 2, "n_v_heads": 4, "head_dim": 5, "expand_v": 2.0, "conv_bias": True, "allow_neg_eigval": True},
+            {"rank": 6, "gate_bias": True, "conv_size": 3, "A_init_range": (0.0, 1.0), "dt_init_range": (0.01, 1.0)},
+            {"n_heads": 3, "conv_size": 0, "norm_eps": 1e-4, "backend": "reference"},
+            {"n_heads": 2, "conv_size": 1, "backend": "chunked"},
+        ]
