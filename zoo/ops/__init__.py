@@ -3,6 +3,7 @@
 from zoo.ops.attention import attention
 from zoo.ops.causal_conv1d import causal_conv1d
 from zoo.ops.delta_rule import delta_rule
+from zoo.ops.dplr import dplr
 from zoo.ops.linear_attention import linear_attention
 
-__all__ = ["attention", "causal_conv1d", "delta_rule", "linear_attention"]
+__all__ = ["attention", "causal_conv1d", "delta_rule", "dplr", "linear_attention"]

@@ -1,0 +1,299 @@
+"""Diagonal plus low rank: S_t = diag(exp g_t) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T, o_t = scale S_t^T q_t.
+
+The recurrence of RWKV-7 (Peng et al. 2025, arXiv 2503.14456, equations 16 and 17: a = -kappa, b = kappa * rate) and the
+most general of the delta rules: with a = -k exp g and b = beta k it is Kimi Delta Attention. The chunked form follows
+Yang et al. 2024 (arXiv 2406.06484, section 3), whose WY form holds for any pair a, b.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from zoo.ops import common
+from zoo.ops.common import LEGEND, Heads, blank, from_chunks, to_chunks, valid_steps
+from zoo.ops.delta_rule import unit_lower_inverse
+
+CHUNK = 32
+FEW_STEPS = 8  # up to here the step form is the faster one
+SLICE = 2**16  # numbers of a tensor that are decayed at a time: what stays in the cache
+
+
+@common.without_autocast
+def dplr(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    log_decay: Tensor | None = None,
+    state: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    scale: float | None = None,
+    chunk_size: int | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """S_t = diag(exp g_t) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T ; o_t = scale * S_t^T q_t.
+
+    Args:
+        q, k: (B, T, G, K), G dividing H; consecutive H / G heads share a group.
+        v: (B, T, H, V).
+        a, b: (B, T, H, K): what a step reads of the state before it decays, and where it writes that. Used as given:
+            for |a| = |b| = 1, a = -b and g = 0 a step takes one direction out of the state.
+        log_decay: g <= 0, (B, T, H) for one decay a head, (B, T, H, K) for one a channel; None for none.
+        state: S_0 (B, H, K, V), float32 (float64 for float64 inputs); None for zeros. Not changed.
+        lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
+        resets: (B, T) bool; the state is forgotten before a step where it is true.
+        scale: K ** -0.5 by default.
+        chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
+        backend: "auto", "reference" (one step at a time) or "chunked".
+    Returns:
+        o (B, T, H, V) in v's dtype, S_T (B, H, K, V).
+    """
+    heads = common.prepare_heads("dplr", q, k, v, log_decay, state, lengths, resets)
+    a, b = (_prepare(name, x, heads, lengths) for name, x in (("a", a), ("b", b)))
+    if heads.resets is not None:  # nothing is read of a state that was just forgotten
+        a = blank(a, heads.resets)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    chunk = common.chunk_length(chunk_size, CHUNK, v.shape[1])
+    if common.choose_form("dplr", backend, v.shape[1], FEW_STEPS) == "reference":
+        o, state = _reference(heads, a, b, scale)
+    else:
+        o, state = _chunked(heads, a, b, scale, chunk)
+    return o.flatten(2, 3).to(v.dtype), state.flatten(1, 2)
+
+
+def _prepare(name: str, x: Tensor, heads: Heads, lengths: Tensor | None) -> Tensor:
+    """a or b, checked, as (B, T, G, R, K) in the arithmetic's dtype, zero in the padding."""
+    B, T, G, R, _ = heads.v.shape
+    K = heads.q.shape[-1]
+    common.check("dplr", f"{LEGEND[:-1]}; a, b (B, T, H, K).", name, x, heads.v, (B, T, G * R, K))
+    common.check_dtypes("dplr", None, heads.v.dtype, **{name: x})
+    x = x.to(heads.v.dtype).unflatten(2, (G, R))
+    return x if lengths is None else blank(x, ~valid_steps(lengths, T))
+
+
+def _reference(heads: Heads, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The definition, one step at a time."""
+    q, k, v, g, _, state, resets = heads
+    outputs = []
+    for t in range(v.shape[1]):
+        if resets is not None:
+            state = blank(state, resets[:, t])
+        removed = b[:, t, ..., None] * (a[:, t, ..., None, :] @ state)
+        if g is not None:
+            state = g[:, t, ..., None].exp() * state
+        state = state + removed + k[:, t, :, None, :, None] * v[:, t, ..., None, :]
+        outputs.append(scale * (q[:, t, :, None, None, :] @ state).squeeze(-2))
+    return torch.stack(outputs, 1), state
+
+
+def _chunked(heads: Heads, a: Tensor, b: Tensor, scale: float, chunk: int) -> tuple[Tensor, Tensor]:
+    """Inside a chunk the values u_i = a_i^T S_{i-1} that all steps read are found at once.
+
+    Two vectors read the state: q_i after step i, a_i before it. Two write into it: k_j the value v_j, b_j the value
+    u_j. With S the state before the chunk, E_i the decay since its start, X_j that until its end and D_ij that from
+    step j to step i, score(r, w)_ij = r_i^T D_ij w_j for j <= i where r = q, and r_i^T D_{i-1,j} w_j for j < i where
+    r = a. Then
+
+        (I - score(a, b)) u = (E_{i-1} a_i)^T S + score(a, k) v
+        o = (E_i q_i)^T S + score(q, k) v + score(q, b) u ;  S' = E_C S + sum_j (X_j k_j) v_j^T + (X_j b_j) u_j^T
+
+    Reads q, a, writes k, b and values v, u alternate, so that each of these is one product for both.
+    """
+    q, k, v, _, _, state, _ = heads
+    B, T, G, R = v.shape[:4]
+    K = q.shape[-1]
+    decays = common.chunk_decays(heads, chunk)
+    if decays is None:
+        decays = v.new_ones(1)
+    q, k = (x.unsqueeze(3).expand(B, T, G, R, K) for x in (q * scale, k))
+    reads, writes = (to_chunks(torch.cat(pair, -1), chunk).unflatten(-1, (2, K)) for pair in ((q, a), (k, b)))
+    decays = decays.expand(*reads.shape[:5], K)
+    parts = (x.flatten(1, 3) for x in (reads, writes, decays, to_chunks(v, chunk)))
+    o, last, *_ = _Chunks.apply(*parts, state.flatten(0, 2))
+    return from_chunks(o.unflatten(1, (B, G, R)), T), last.unflatten(0, (B, G, R))
+
+
+class _Chunks(torch.autograd.Function):
+    """o and the last state from reads, writes (n, heads, C, 2, K), decays (n, heads, C, K), v (n, heads, C, V), state.
+
+    forward: values u = (I - A)^-1 (read_a S + score(a, k) v) with A = score(a, b).
+    backward, with d_u all that reaches u: d_rhs = (I - A)^-T d_u, and the gradients of all scores are (d_o, d_rhs)
+    (v, u)^T, those of all reads (d_o, d_rhs) S^T: neither the inverse nor (I - A)^-1 read_a needs one of its own.
+    """
+
+    @staticmethod
+    def forward(reads, writes, decays, v, state):
+        scores, read, write, total = decayed(reads, writes, decays)
+        q_scores, a_scores = _pairs(scores)
+        q_read, a_read = _pairs(read)
+        inverse = unit_lower_inverse(-a_scores[..., 1::2])
+        recall = inverse @ a_read
+        values = torch.stack([v, inverse @ (a_scores[..., ::2] @ v)], 3).flatten(2, 3)  # v, u
+        u = _pairs(values)[1]
+        states = torch.cat([state[None], state.new_zeros(len(v), *state.shape)])
+        for c in range(len(v)):
+            u[c].baddbmm_(recall[c], states[c])
+            torch.mul(states[c], total[c], out=states[c + 1]).baddbmm_(write[c].mT, values[c])
+        o = (q_read @ states[:-1]).add_(q_scores @ values)
+        return o, states[-1].clone(), scores, read, write, total, inverse, recall, values, states[:-1]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(*inputs[:3], *output[2:])
+
+    @staticmethod
+    @once_differentiable
+    @common.without_autocast
+    def backward(ctx, d_o, d_last, *_):
+        reads, writes, decays, scores, read, write, total, inverse, recall, values, states = ctx.saved_tensors
+        q_scores, a_scores = _pairs(scores)
+        d_values = q_scores.mT @ d_o
+        d_v, d_u = _pairs(d_values)
+        adjoint = torch.cat([_pairs(read)[0].mT @ d_o, d_last[None]])  # adjoint[c]: of the state before c
+        for c in reversed(range(len(values))):
+            d_values[c].baddbmm_(write[c], adjoint[c + 1])
+            adjoint[c].addcmul_(adjoint[c + 1], total[c]).baddbmm_(recall[c].mT, d_u[c])
+        d_rhs = inverse.mT @ d_u
+        d_v = d_v + a_scores[..., ::2].mT @ d_rhs
+        d_total = (adjoint[1:] * states).sum(-1)
+        d_out = torch.stack([d_o, d_rhs], 3).flatten(2, 3)
+        d_scores, d_read, d_write = d_out @ values.mT, d_out @ states.mT, values @ adjoint[1:].mT
+        d_reads, d_writes, d_decays = decayed_backward(reads, writes, decays, d_scores, d_read, d_write, d_total)
+        return d_reads, d_writes, d_decays, d_v, adjoint[0]
+
+
+def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., 2 C, D) -> those of q, k or v, and those of a, b or u, (..., C, D)."""
+    return x[..., ::2, :], x[..., 1::2, :]
+
+
+def decayed(reads: Tensor, writes: Tensor, decays: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All that depends on the decays inside of chunks, built as in `zoo.ops.decay`: nothing is ever divided.
+
+    Args:
+        reads, writes: (n, heads, C, 2, K): q and a, k and b.
+        decays: (n, heads, C, K), exp(g_t) in [0, 1].
+    Returns:
+        scores (n, heads, 2 C, 2 C), zero for steps to come; reads decayed since the chunk's start and writes until its
+        end, each (n, heads, 2 C, K); the decay of the whole chunk, (n, heads, K, 1).
+    """
+    n, H, C, _, K = reads.shape
+    scores, total = reads.new_zeros(n * H, 2 * C, 2 * C), reads.new_empty(n * H, K)
+    reads, writes, decays = (x.flatten(0, 1) for x in (reads, writes, decays))
+    read, write = torch.empty_like(reads), torch.empty_like(writes)
+    for part in _slices(decays):
+        r, w = reads[part], writes[part]
+        *levels, (start, end) = _levels(decays[part])
+        _diagonal(scores[part]).copy_((r[:, :, :1] * w).sum(-1))
+        for i, level in enumerate(levels):
+            rows, columns = _decayed_pairs(r, w, *level, 2**i)
+            _corners(scores[part], 2 * 2**i).copy_(rows @ columns.mT)
+        torch.mul(r, start, out=read[part])
+        torch.mul(w, end, out=write[part])
+        total[part] = start[:, -1, 0]
+    return scores.unflatten(0, (n, H)), read.view(n, H, -1, K), write.view(n, H, -1, K), total.view(n, H, K, 1)
+
+
+def decayed_backward(
+    reads: Tensor,
+    writes: Tensor,
+    decays: Tensor,
+    d_scores: Tensor,
+    d_read: Tensor,
+    d_write: Tensor,
+    d_total: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `decayed`'s inputs from those of its outputs, written in place into d_read and d_write."""
+    shapes = reads.shape, writes.shape, decays.shape
+    reads, writes, decays, d_scores, d_total = (x.flatten(0, 1) for x in (reads, writes, decays, d_scores, d_total))
+    d_reads, d_writes, d_decays = d_read.view_as(reads), d_write.view_as(writes), torch.empty_like(decays)
+    for part in _slices(decays):
+        r, w, d_r, d_w = reads[part], writes[part], d_reads[part], d_writes[part]
+        *levels, (start, end) = _levels(decays[part])
+        d_start, d_end = d_r * r, (d_w * w).sum(2, keepdim=True)
+        d_start[:, -1, 0] += d_total[part]
+        d_r.mul_(start)
+        d_w.mul_(end)
+        for i, (start, end) in reversed(list(enumerate(levels))):
+            size = 2**i
+            _unjoin(start, end, d_start, d_end, size)
+            rows, columns = _decayed_pairs(r, w, start, end, size)
+            d_corners = _corners(d_scores[part], 2 * size)
+            right, left = _blocks(r, size)[1], _blocks(w, size)[0]
+            d_rows, d_columns = (d_corners @ columns).view(right.shape), (d_corners.mT @ rows).view(left.shape)
+            _blocks(d_r, size)[1].addcmul_(d_rows, _blocks(start, size)[1])
+            _blocks(d_start, size)[1].addcmul_(d_rows, right)
+            _blocks(d_w, size)[0].addcmul_(d_columns, _blocks(end, size)[0])
+            _blocks(d_end, size)[0].add_((d_columns * left).sum(-2, keepdim=True))
+        d_diagonal = _diagonal(d_scores[part]).unsqueeze(-1)
+        d_r[:, :, 0].add_((d_diagonal * w).sum(2))
+        d_w.addcmul_(d_diagonal, r[:, :, :1])
+        d_decays[part] = d_start[:, :, 0]
+    d_reads, d_writes, d_decays = (
+        x.view(shape) for x, shape in zip((d_reads, d_writes, d_decays), shapes, strict=True)
+    )
+    return d_reads, d_writes, d_decays
+
+
+def _slices(decays: Tensor) -> list[slice]:
+    """Parts of (heads, C, K) that stay in a CPU's cache from one level to the next: a third less time in all."""
+    n = len(decays)
+    if decays.device.type != "cpu" or torch.compiler.is_compiling():
+        return [slice(0, n)]
+    step = max(1, SLICE // decays[0].numel())
+    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
+
+
+def _levels(decays: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Decays inside blocks of 1, 2, 4, ..., C steps: since the block's start, with the step's own (for q) and without
+    (for a), (heads, C, 2, K); and until the block's end, (heads, C, 1, K)."""
+    ones = torch.ones_like(decays)
+    levels = [(torch.stack([decays, ones], 2), ones.unsqueeze(2))]
+    while (size := 2 ** (len(levels) - 1)) < decays.shape[1]:
+        start, end = (x.clone() for x in levels[-1])
+        left, right = _blocks(start, size)
+        _blocks(end, size)[0].mul_(right[..., -1:, :1, :])
+        right.mul_(left[..., -1:, :1, :])
+        levels.append((start, end))
+    return levels
+
+
+def _unjoin(start: Tensor, end: Tensor, d_start: Tensor, d_end: Tensor, size: int) -> None:
+    """From the gradients of the decays in blocks of 2 * size steps to those in blocks of `size`, in place."""
+    (left, right), end_left = _blocks(start, size), _blocks(end, size)[0]
+    (d_left, d_right), d_end_left = _blocks(d_start, size), _blocks(d_end, size)[0]
+    d_left[..., -1, 0, :] += (d_right * right).sum((-3, -2))
+    d_right.mul_(left[..., -1:, :1, :])
+    d_right[..., -1, 0, :] += (d_end_left * end_left).sum((-3, -2))
+    d_end_left.mul_(right[..., -1:, :1, :])
+
+
+def _decayed_pairs(r: Tensor, w: Tensor, start: Tensor, end: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Reads of right blocks since their start, writes of left ones until their end, (heads, pairs, 2 size, K)."""
+    rows = _blocks(r, size)[1] * _blocks(start, size)[1]
+    columns = _blocks(w, size)[0] * _blocks(end, size)[0]
+    return rows.flatten(2, 3), columns.flatten(2, 3)
+
+
+def _blocks(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """(heads, C, ., K) -> left and right block of each pair of blocks of `size` steps, (heads, pairs, size, ., K)."""
+    left, right = x.unflatten(1, (-1, 2, size)).unbind(2)
+    return left, right
+
+
+def _corners(scores: Tensor, size: int) -> Tensor:
+    """(heads, 2 C, 2 C) -> rows of right blocks of `size` by columns of the left ones, (heads, pairs, size, size)."""
+    cut = scores.unflatten(2, (-1, 2, size)).unflatten(1, (-1, 2, size))
+    return cut[:, :, 1, :, :, 0].diagonal(dim1=1, dim2=3).movedim(-1, 1)
+
+
+def _diagonal(scores: Tensor) -> Tensor:
+    """(heads, 2 C, 2 C) -> what q_i reads of k_i and b_i, with no decay between, (heads, C, 2)."""
+    size = scores.shape[1] // 2
+    return scores.view(-1, size, 2, size, 2)[:, :, 0].diagonal(dim1=1, dim2=2).mT
