@@ -45,11 +45,13 @@ class Task(ABC):
     Config: ClassVar[type[Options]]
     layout: ClassVar[Literal["next_token", "fill_in", "reconstruct"]]
     overlap: ClassVar[str | None] = None
+    irregular_times: ClassVar[bool] = False
+    """Whether batches have `timespans`."""
 
     vocab_size: int
     """Number of token ids; every input and target is below it."""
     seq_len: int
-    """Length L of every row."""
+    """Length L of the rows; of the longest, where a task is told to hold out longer rows than it trains on."""
 
     def __init__(self, config: Options):
         self.config = config

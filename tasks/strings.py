@@ -1,0 +1,99 @@
+"""Random strings of tokens: of random length, drawn for a split, shown in columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks import random
+from tasks.protocol import IGNORE, SPLITS, Split
+from tasks.registry import UsageError
+
+Tokens = NDArray[np.int64]
+Answers = Literal["last", "all"]
+
+MIN_INSTANCES = 200  # below this, a split of an eighth may be empty
+_MAX_REDRAWS = 10_000
+_COEFFICIENTS = random.mix(0xF1A6)
+
+
+def check_instances(task: str, instances: float, what: str) -> None:
+    """Raises UsageError where there are too few different rows for disjoint splits."""
+    if instances < MIN_INSTANCES:
+        told = f"too few for disjoint splits (at least {MIN_INSTANCES})"
+        raise UsageError(f"{task}: {what} gives only {instances:.0f} different rows, {told}.")
+
+
+def fingerprint(tokens: Tokens) -> random.Keys:
+    """(n,) one number for each string (n, L), the same whatever the width L to which it is padded with zeros."""
+    return (tokens.astype(np.uint64) * random.bits(_COEFFICIENTS, tokens.shape[1])).sum(1)
+
+
+def draw_for_split(row_keys: random.Keys, split: Split, draw: Callable[[random.Keys], Tokens]) -> Tokens:
+    """(n, L) strings, each drawn again until it belongs to `split`.
+
+    Args:
+        row_keys: (n,) the rows' keys.
+        split: which split.
+        draw: strings (m, L), padded with zeros, from keys (m,); a string must depend on its key only.
+    """
+    tokens: Tokens | None = None
+    left = np.arange(len(row_keys))
+    for attempt in range(_MAX_REDRAWS):
+        drawn = draw(random.fold(row_keys[left], attempt))
+        found = random.split_of(fingerprint(drawn)) == SPLITS.index(split)
+        if tokens is None:
+            tokens = drawn
+        tokens[left[found]] = drawn[found]
+        left = left[~found]
+        if not len(left):
+            return tokens
+    raise UsageError(f"No string falls into the split {split!r}: allow more lengths.")
+
+
+def length_bucket(lengths: Tokens) -> Tokens:
+    """Lengths rounded up to the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
+    power = 2 ** np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64)
+    return np.where(lengths * 4 <= power * 3, power * 3 // 4, power)
+
+
+def answers_at(values: Tokens, asked: NDArray[np.bool_], answers: Answers) -> Tokens:
+    """Targets (n, L): `values` where they are asked for, or at the last such position of each row only."""
+    if answers == "last":
+        after = np.cumsum(asked[:, ::-1], axis=1)[:, ::-1]
+        asked = asked & (after == 1)
+    return np.where(asked, values, IGNORE)
+
+
+def columns(lines: Mapping[str, Sequence[str]], width: int = 100) -> str:
+    """Titled lines of equally many cells, aligned in columns and folded at `width` characters."""
+    margin = max(map(len, lines)) + 2
+    cells = list(zip(*lines.values(), strict=True))
+    widths = [max(map(len, column)) + 1 for column in cells]
+    blocks, at = [], 0
+    while at < len(cells):
+        end, used = at, margin
+        while end < len(cells) and (end == at or used + widths[end] <= width):
+            used += widths[end]
+            end += 1
+        rows = [
+            title.ljust(margin) + "".join(c[i].rjust(w) for c, w in zip(cells[at:end], widths[at:end], strict=True))
+            for i, title in enumerate(lines)
+        ]
+        blocks.append("\n".join(row.rstrip() for row in rows))
+        at = end
+    return "\n\n".join(blocks)
+
+
+def picture(
+    inputs: Sequence[str], targets: Sequence[str], predictions: Sequence[str] | None, titles: tuple[str, str]
+) -> str:
+    """A row as columns: inputs over targets ("" where nothing is asked) over predictions, wrong ones marked `!`."""
+    lines = {titles[0]: list(inputs), titles[1]: list(targets)}
+    if predictions is not None:
+        pairs = zip(targets, predictions, strict=True)
+        lines["predicted"] = ["" if not t else p if p == t else p + "!" for t, p in pairs]
+    return columns(lines)
