@@ -15,8 +15,10 @@ from zoo.mixers._parts import (
     Backend,
     CausalConv,
     GatedRMSNorm,
+    conv_backend,
     init_projections,
     l2_norm,
+    main_backend,
     packing,
     precise,
     project,
@@ -91,7 +93,7 @@ class DeltaNet(DeltaMixer):
         if c.conv_size:
             activation: Literal["silu"] | None = "silu" if c.qk_activation == "silu" else None
             self.conv = CausalConv(
-                self.parts[0], c.conv_size, bias=c.conv_bias, activation=activation, backend=c.backend
+                self.parts[0], c.conv_size, bias=c.conv_bias, activation=activation, backend=conv_backend(c.backend)
             )
         self.norm = GatedRMSNorm(self.d_value)
         self.out_proj = nn.Linear(values, d_model, bias=False)
@@ -108,7 +110,7 @@ class DeltaNet(DeltaMixer):
         q, k = _NORMS[c.qk_norm](q), _NORMS[c.qk_norm](k)
 
         beta = precise(beta).sigmoid() * (2 if c.allow_neg_eigval else 1)
-        o, memory = delta_rule(q, k, v, beta, state=state.memory, backend=c.backend, **packing(context))
+        o, memory = delta_rule(q, k, v, beta, state=state.memory, backend=main_backend(c.backend), **packing(context))
         o = self.norm(o, rearrange(gate[0], "b t (h v) -> b t h v", h=self.n_heads) if c.gate else None)
         return self.out_proj(o.flatten(-2).to(x.dtype)), DeltaState(conv_state, memory)
 

@@ -16,9 +16,11 @@ from zoo.mixers._parts import (
     CausalConv,
     GatedRMSNorm,
     check_range,
+    conv_backend,
     init_projections,
     l2_norm,
     log_rates,
+    main_backend,
     packing,
     precise,
     project,
@@ -99,7 +101,9 @@ class DeltaProduct(DeltaMixer):
         self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)
         self.conv = None
         if c.conv_size:
-            self.conv = CausalConv(self.parts[0], c.conv_size, bias=c.conv_bias, activation="silu", backend=c.backend)
+            self.conv = CausalConv(
+                self.parts[0], c.conv_size, bias=c.conv_bias, activation="silu", backend=conv_backend(c.backend)
+            )
         if c.forget_gate:
             self.A_log = nn.Parameter(log_rates(self.n_heads, *c.A_init_range))
             self.dt_bias = nn.Parameter(step_bias(self.n_heads, *c.dt_init_range))
@@ -124,7 +128,7 @@ class DeltaProduct(DeltaMixer):
             log_decay = _at_first(-precise(self.A_log).exp() * steps, N)
         q = F.pad(q, (0, 0, 0, 0, N - 1, 0)).flatten(1, 2)  # read at a token's last step, nothing before
         packed = _packing(context, N)
-        o, memory = delta_rule(q, k, v, beta, log_decay, state.memory, backend=c.backend, **packed)
+        o, memory = delta_rule(q, k, v, beta, log_decay, state.memory, backend=main_backend(c.backend), **packed)
         o = self.norm(o[:, N - 1 :: N], rearrange(gate, "b t (h v) -> b t h v", h=self.n_heads) if c.gate else None)
         return self.out_proj(o.flatten(-2).to(x.dtype)), DeltaState(conv_state, memory)
 

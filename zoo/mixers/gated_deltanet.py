@@ -16,9 +16,11 @@ from zoo.mixers._parts import (
     CausalConv,
     GatedRMSNorm,
     check_range,
+    conv_backend,
     init_projections,
     l2_norm,
     log_rates,
+    main_backend,
     packing,
     precise,
     project,
@@ -96,7 +98,9 @@ class GatedDeltaNet(DeltaMixer):
         self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)
         self.conv = None
         if c.conv_size:
-            self.conv = CausalConv(self.parts[0], c.conv_size, bias=c.conv_bias, activation="silu", backend=c.backend)
+            self.conv = CausalConv(
+                self.parts[0], c.conv_size, bias=c.conv_bias, activation="silu", backend=conv_backend(c.backend)
+            )
         self.A_log = nn.Parameter(log_rates(self.n_heads, *c.A_init_range))
         self.dt_bias = nn.Parameter(step_bias(self.n_heads, *c.dt_init_range))
         self.norm = GatedRMSNorm(self.d_value, eps=c.norm_eps)
@@ -114,7 +118,9 @@ class GatedDeltaNet(DeltaMixer):
 
         beta = precise(beta).sigmoid() * (2 if c.allow_neg_eigval else 1)
         log_decay = -precise(self.A_log).exp() * F.softplus(precise(a) + self.dt_bias)
-        o, memory = delta_rule(q, k, v, beta, log_decay, state.memory, backend=c.backend, **packing(context))
+        o, memory = delta_rule(
+            q, k, v, beta, log_decay, state.memory, backend=main_backend(c.backend), **packing(context)
+        )
         o = self.norm(o, rearrange(gate[0], "b t (h v) -> b t h v", h=self.n_heads) if c.gate else None)
         return self.out_proj(o.flatten(-2).to(x.dtype)), DeltaState(conv_state, memory)
 

@@ -16,9 +16,11 @@ from zoo.mixers._parts import (
     CausalConv,
     GatedRMSNorm,
     check_range,
+    conv_backend,
     init_projections,
     l2_norm,
     log_rates,
+    main_backend,
     packing,
     precise,
     project,
@@ -95,7 +97,9 @@ class KimiDeltaAttention(DeltaMixer):
         self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)
         self.conv = None
         if c.conv_size:
-            self.conv = CausalConv(self.parts[0], c.conv_size, bias=c.conv_bias, activation="silu", backend=c.backend)
+            self.conv = CausalConv(
+                self.parts[0], c.conv_size, bias=c.conv_bias, activation="silu", backend=conv_backend(c.backend)
+            )
         self.decay_up = nn.Linear(rank, self.n_heads * self.d_key, bias=False)
         self.A_log = nn.Parameter(log_rates(self.n_heads, *c.A_init_range))
         self.dt_bias = nn.Parameter(step_bias(self.n_heads * self.d_key, *c.dt_init_range))
@@ -120,7 +124,9 @@ class KimiDeltaAttention(DeltaMixer):
         beta = precise(beta).sigmoid() * (2 if c.allow_neg_eigval else 1)
         steps = F.softplus(precise(self.decay_up(decay)) + self.dt_bias)
         log_decay = -precise(self.A_log).exp()[:, None] * rearrange(steps, "b t (h k) -> b t h k", h=self.n_heads)
-        o, memory = delta_rule(q, k, v, beta, log_decay, state.memory, backend=c.backend, **packing(context))
+        o, memory = delta_rule(
+            q, k, v, beta, log_decay, state.memory, backend=main_backend(c.backend), **packing(context)
+        )
         o = self.norm(o).flatten(-2) * precise(self.gate_up(gate)).sigmoid()
         return self.out_proj(o.to(x.dtype)), DeltaState(conv_state, memory)
 

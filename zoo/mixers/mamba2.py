@@ -17,7 +17,9 @@ from zoo.mixers._parts import (
     CausalConv,
     GatedRMSNorm,
     check_range,
+    conv_backend,
     log_rates,
+    main_backend,
     packing,
     precise,
     project,
@@ -111,7 +113,7 @@ class Mamba2(Mixer):
 
         self.in_proj = nn.Linear(d_model, sum(self.parts), bias=c.bias)
         self.conv = CausalConv(
-            sum(self.conv_parts), c.conv_size, bias=c.conv_bias, activation="silu", backend=c.backend
+            sum(self.conv_parts), c.conv_size, bias=c.conv_bias, activation="silu", backend=conv_backend(c.backend)
         )
         self.dt_bias = nn.Parameter(step_bias(self.n_heads, *c.dt_init_range))
         self.A_log = nn.Parameter(log_rates(self.n_heads, *c.A_init_range))
@@ -149,7 +151,14 @@ class Mamba2(Mixer):
             dt = dt.clamp(*self.config.dt_limit)
         log_decay = -precise(self.A_log).exp() * dt
         o, ssm_state = linear_attention(
-            c, b, u * dt[..., None], log_decay, ssm_state, scale=1.0, backend=self.config.backend, **packing(context)
+            c,
+            b,
+            u * dt[..., None],
+            log_decay,
+            ssm_state,
+            scale=1.0,
+            backend=main_backend(self.config.backend),
+            **packing(context),
         )
         o = torch.addcmul(o, self.D[:, None].to(o.dtype), u.to(o.dtype)).flatten(-2)
         o = self.norm(o, z) if self.config.rms_norm else o * F.silu(z)

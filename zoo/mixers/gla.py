@@ -1,0 +1,113 @@
+"""Gated linear attention: each channel of the memory fades by a gate that the input sets."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+
+from tasks.registry import Options
+from zoo.mixers._parts import Backend, GatedRMSNorm, init_projections, packing, precise, project, whole
+from zoo.ops import linear_attention
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
+from zoo.registry import derive_heads, register
+
+
+class GLAState(NamedTuple):
+    memory: Tensor  # (B, H, K, V)
+
+
+@register("gla")
+class GatedLinearAttention(Mixer):
+    """The GLA layer (Yang et al. 2024, arXiv 2312.06635, equation 3 and section 4.4), as in flash-linear-attention.
+
+        q, k, v, z = W x ;  g = log sigmoid(W_up W_down x + b) / tau
+        S_t = diag(exp g_t) S_{t-1} + k_t v_t^T ;  o_t = S_t^T q_t / sqrt(K)
+        y = W_out (silu(z) * RMSNorm_head(o))
+
+    Sizes as published: keys D / 2 wide and values D, in four heads (fewer where a head's keys would have less than 16
+    channels), a gate of rank 16, tau = 16. The gate starts small (Xavier uniform with gain 2^-2.5) with b = 0, so that
+    every channel halves in about 16 steps.
+
+    | state | cost per token             | parallel form         | cannot                                           |
+    |-------|----------------------------|-----------------------|--------------------------------------------------|
+    | H K V | 6 D^2 + 3 rank D + 2 H K V | chunked matmuls, O(T) | overwrite what it has stored, or track states    |
+    |       | (K is half of V)           |                       | such as parity                                   |
+    """
+
+    class Config(Options):
+        """The options.
+
+        Attributes:
+            n_heads: H, by default the most heads that divide the widths of k and v, up to 4, of 16 key channels each.
+            expand_k: channels of q and of k, as a multiple of D.
+            expand_v: channels of v and of the output gate, as a multiple of D.
+            gate_rank: width between the two halves of the decay's projection.
+            gate_temperature: tau; the larger, the longer the memory.
+            gate: the output gate.
+            norm_eps: added to the mean square in the norm.
+            backend: form of the op.
+        """
+
+        n_heads: int | None = Field(default=None, ge=1)
+        expand_k: float = Field(default=0.5, gt=0)
+        expand_v: float = Field(default=1.0, gt=0)
+        gate_rank: int = Field(default=16, ge=1)
+        gate_temperature: float = Field(default=16.0, gt=0)
+        gate: bool = True
+        norm_eps: float = Field(default=1e-5, gt=0)
+        backend: Backend = "auto"
+
+    def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
+        super().__init__(d_model, config, place=place)
+        c = config
+        keys = whole("gla", f"expand_k * d_model = {c.expand_k:g} * {d_model}", c.expand_k * d_model)
+        values = whole("gla", f"expand_v * d_model = {c.expand_v:g} * {d_model}", c.expand_v * d_model)
+        self.n_heads = c.n_heads or derive_heads(math.gcd(keys, values), max(16, keys // 4))
+        self.d_key = whole("gla", f"{keys} key channels / {self.n_heads} heads", keys / self.n_heads)
+        self.d_value = whole("gla", f"{values} value channels / {self.n_heads} heads", values / self.n_heads)
+        self.parts = [keys, keys, values, c.gate_rank, values if c.gate else 0]  # q, k, v, W_down, z
+        self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)
+        self.decay_up = nn.Linear(c.gate_rank, keys)
+        self.norm = GatedRMSNorm(self.d_value, eps=c.norm_eps)
+        self.out_proj = nn.Linear(values, d_model, bias=False)
+        init_projections(self.in_proj, self.out_proj, place)
+        nn.init.xavier_uniform_(self.decay_up.weight, gain=2**-2.5)
+        nn.init.zeros_(self.decay_up.bias)
+
+    def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> GLAState:
+        device, dtype = first_parameter_like(self, device, dtype)
+        return GLAState(torch.zeros(self._state_shape(batch_size), device=device, dtype=recurrent_dtype(dtype)))
+
+    def _state_shape(self, batch_size: int) -> tuple[int, ...]:
+        return batch_size, self.n_heads, self.d_key, self.d_value
+
+    def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
+        c, H = self.config, self.n_heads
+        q, k, v, decay, gate = project(x, self.in_proj, self.parts)
+        log_decay = F.logsigmoid(precise(self.decay_up(decay))) / c.gate_temperature
+        q, k, v, log_decay = (rearrange(m, "b t (h d) -> b t h d", h=H) for m in (q, k, v, log_decay))
+        memory = None if state is None else state.memory
+        o, memory = linear_attention(q, k, v, log_decay, memory, backend=c.backend, **packing(context))
+        o = self.norm(o, rearrange(gate, "b t (h v) -> b t h v", h=H) if c.gate else None)
+        return self.out_proj(o.flatten(-2).to(x.dtype)), GLAState(memory)
+
+    def flops_per_token(self, context_length: int) -> int:
+        projections = sum(m.weight.numel() for m in (self.in_proj, self.decay_up, self.out_proj))
+        return 2 * projections + 2 * self.n_heads * self.d_key * self.d_value  # the read S^T q
+
+    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
+        return math.prod(self._state_shape(batch_size)) * recurrent_dtype(dtype).itemsize
+
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        return [
+            {},
+            {"n_heads": 2, "expand_k": 1.0, "expand_v": 1.5, "gate_rank": 3, "backend": "chunked"},
+            {"n_heads": 4, "gate_temperature": 2.0, "gate": False, "norm_eps": 1e-4, "backend": "reference"},
+        ]
