@@ -1,0 +1,205 @@
+"""The elementwise linear recurrence h_t = a_t * h_{t-1} + b_t.
+
+The core of the RG-LRU (De et al. 2024, eq. 4) and the minGRU (Feng et al. 2024, section 3.1). Only products of the
+given a's and sums are formed, never a quotient or a logarithm, so that a_t = 0 is no special case and each result is
+as exact as the step-by-step one, however strong the decay.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tasks.registry import UsageError
+from zoo.ops import common, native
+from zoo.ops.common import blank
+
+CHUNK = 16
+FEW_STEPS = 2  # decoding
+LEGEND = "a, b (B, T, ...); state (B, ...); lengths (B,) whole numbers; resets (B, T) bool."
+
+
+@common.without_autocast
+def scan(
+    a: Tensor,
+    b: Tensor,
+    state: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    chunk_size: int | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """h_t = a_t * h_{t-1} + b_t, elementwise.
+
+    Args:
+        a, b: (B, T, ...), of one shape.
+        state: h_0 (B, ...), float32 (float64 for float64 inputs); None for zeros. Not changed.
+        lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
+        resets: (B, T) bool; the state is forgotten before a step where it is true.
+        chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
+        backend: "auto", "reference" (one step at a time), "chunked", or "compiled" (C++, on a CPU).
+    Returns:
+        all h (B, T, ...) in b's dtype, h_T (B, ...).
+    """
+    if b.ndim < 2 or 0 in b.shape:
+        raise UsageError(f"scan: b has shape {tuple(b.shape)}. Expected shapes: {LEGEND}")
+    n_steps = b.shape[1]
+    common.check("scan", LEGEND, "a", a, b, tuple(b.shape))
+    common.check("scan", LEGEND, "state", state, b, (b.shape[0], *b.shape[2:]))
+    common.check_packing("scan", LEGEND, b, lengths, resets)
+    dtype = common.state_dtype(a, b)
+    common.check_dtypes("scan", state, dtype, a=a, b=b)
+    chunk = common.chunk_length(chunk_size, CHUNK, n_steps)
+    form = common.choose_form("scan", backend, n_steps, FEW_STEPS, {"compiled": lambda: serves(b)})
+
+    decay, inputs = a.to(dtype), b.to(dtype)
+    state = inputs.new_zeros(b.shape[0], *b.shape[2:]) if state is None else state
+    if resets is not None:
+        decay = blank(decay, resets)
+    if lengths is not None:  # a padded step leaves the state as it is
+        padding = ~common.valid_steps(lengths, n_steps)
+        inputs = blank(inputs, padding)
+        decay = decay.masked_fill(padding.reshape(*padding.shape, *[1] * (decay.ndim - 2)), 1)
+    if form == "reference":
+        h, state = _reference(decay, inputs, state)
+    elif form == "compiled":
+        h, state = compiled_scan(decay, inputs, state)
+    else:
+        h, state = _Chunks.apply(decay, inputs, state, chunk)
+    return (h if lengths is None else blank(h, padding)).to(b.dtype), state
+
+
+def serves(*tensors: Tensor) -> str | None:
+    """Why the compiled form cannot take these inputs; None where it can."""
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            return f"it runs on the CPU, the inputs are on {tensor.device}"
+    return _no_kernels()
+
+
+@torch.compiler.assume_constant_result
+def _no_kernels() -> str | None:
+    return native.why_not()
+
+
+def _reference(a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition, one step at a time."""
+    outputs = []
+    for t in range(b.shape[1]):
+        state = a[:, t] * state + b[:, t]
+        outputs.append(state)
+    return torch.stack(outputs, 1), state
+
+
+class _Chunks(torch.autograd.Function):
+    """All chunks at once. With g_t = d_h_t + a_{t+1} g_{t+1}, itself a scan: d_b = g, d_a_t = g_t * h_{t-1}."""
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor, state: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        h = scan_chunks(a, b, state, chunk)
+        return h, h[:, -1].clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0], inputs[2], output[0])
+        ctx.chunk = inputs[3]
+
+    @staticmethod
+    @once_differentiable
+    @common.without_autocast
+    def backward(ctx, d_h: Tensor, d_last: Tensor):
+        a, state, h = ctx.saved_tensors
+        g = adjoint_chunks(a, d_h, d_last, ctx.chunk)
+        d_a = torch.cat([(g[:, 0] * state)[:, None], g[:, 1:] * h[:, :-1]], 1)
+        return d_a, g, a[:, 0] * g[:, 0], None
+
+
+def scan_chunks(a: Tensor, b: Tensor, state: Tensor, chunk: int) -> Tensor:
+    """All h (B, T, ...), in 2 * chunk steps that each take one step of all chunks, and a scan over the chunks.
+
+    The first pass finds what each chunk makes of a state of zero, and its whole decay; a scan over these gives the
+    states between the chunks, from which the second pass goes on as the definition does.
+    """
+    n_steps = b.shape[1]
+    if n_steps <= chunk:
+        return _advance(a.unsqueeze(1), b.unsqueeze(1), state.unsqueeze(1)).squeeze(1)
+    missing = -n_steps % chunk
+    if missing:
+        a, b = (torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], 1) for x in (a, b))
+    a, b = a.unflatten(1, (-1, chunk)), b.unflatten(1, (-1, chunk))
+    total, after = a[:, :-1, 0].clone(), b[:, :-1, 0].clone()
+    for i in range(1, chunk):
+        total.mul_(a[:, :-1, i])
+        after = torch.addcmul(b[:, :-1, i], a[:, :-1, i], after)
+    starts = torch.cat([state[:, None], scan_chunks(total, after, state, chunk)], 1)
+    return _advance(a, b, starts).flatten(1, 2)[:, :n_steps]
+
+
+def _advance(a: Tensor, b: Tensor, state: Tensor) -> Tensor:
+    """The steps of (B, n, C, ...) one after the other, all chunks at once, each from its state (B, n, ...)."""
+    h = b.clone(memory_format=torch.contiguous_format)
+    for i in range(b.shape[2]):
+        state = h[:, :, i].addcmul_(a[:, :, i], state)
+    return h
+
+
+def adjoint_chunks(a: Tensor, d_h: Tensor, d_last: Tensor, chunk: int) -> Tensor:
+    """g_t = d_h_t + a_{t+1} g_{t+1} from the last step back, with d_last beside d_h_T: a scan in reversed time."""
+    later = torch.cat([torch.ones_like(a[:, :1]), a[:, 1:].flip(1)], 1)
+    return scan_chunks(later, d_h.flip(1), d_last, chunk).flip(1)
+
+
+@torch.library.custom_op("zoo::scan", mutates_args=(), device_types="cpu")
+def compiled_scan(a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The C++ form: every block of channels runs through time on its own."""
+    a, b, state = a.contiguous(), b.contiguous(), state.contiguous()
+    h, last = torch.empty_like(b), torch.empty_like(state)
+    function = getattr(native.load("scan"), f"forward_{suffix(b)}")
+    function(a, b, state, h, last, *_sizes(b))
+    return h, last
+
+
+@torch.library.custom_op("zoo::scan_backward", mutates_args=(), device_types="cpu")
+def _compiled_backward(
+    a: Tensor, h: Tensor, state: Tensor, d_h: Tensor, d_last: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = [x.contiguous() for x in (a, h, state, d_h, d_last)]
+    outputs = torch.empty_like(inputs[0]), torch.empty_like(inputs[1]), torch.empty_like(inputs[2])
+    function = getattr(native.load("scan"), f"backward_{suffix(h)}")
+    function(*inputs, *outputs, *_sizes(h))
+    return outputs
+
+
+@compiled_scan.register_fake
+def _(a, b, state):
+    return b.new_empty(b.shape), state.new_empty(state.shape)
+
+
+@_compiled_backward.register_fake
+def _(a, h, state, d_h, d_last):
+    return a.new_empty(a.shape), h.new_empty(h.shape), state.new_empty(state.shape)
+
+
+def _setup(ctx, inputs, output):
+    a, _, state = inputs
+    ctx.save_for_backward(a, output[0], state)
+
+
+def _backward(ctx, d_h, d_last):
+    return _compiled_backward(*ctx.saved_tensors, d_h, d_last)
+
+
+compiled_scan.register_autograd(_backward, setup_context=_setup)
+
+
+def suffix(x: Tensor) -> str:
+    """The end of the name of the C++ function for x's dtype."""
+    return "f64" if x.dtype == torch.float64 else "f32"
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    return x.shape[0], x.shape[1], math.prod(x.shape[2:])

@@ -1,0 +1,255 @@
+"""The selective scan of Mamba (Gu and Dao 2023, arXiv 2312.00752, section 3.2 and algorithm 2).
+
+A bank of N decaying states for each channel, whose step size, input and read-out vectors depend on the input. The
+states of all steps, (B, T, D, N), are never held at once: every form but the step-by-step one keeps those at the
+boundaries of chunks, and makes the others again in the backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tasks.registry import UsageError
+from zoo.ops import common, native
+from zoo.ops.common import blank
+from zoo.ops.scan import adjoint_chunks, scan_chunks, serves, suffix
+
+CHUNK, INNER_CHUNK = 32, 8
+KERNEL_CHUNK, KERNEL_GROUP = 32, 128  # those of the C++ source: steps between kept states, channels that share a sum
+FEW_STEPS = 1  # decoding
+LEGEND = (
+    "u, delta, z (B, T, D); A (D, N); B, C (B, T, N); D, delta_bias (D,); state (B, D, N); lengths (B,) whole "
+    "numbers; resets (B, T) bool."
+)
+
+
+@common.without_autocast
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    state: Tensor | None = None,
+    *,
+    delta_softplus: bool = False,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    chunk_size: int | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """h_t = exp(dt_t A) * h_{t-1} + (dt_t u_t) B_t^T ; y_t = (h_t C_t + D * u_t) * silu(z_t), for every channel.
+
+    Args:
+        u: (B, T, D), the inputs.
+        delta: (B, T, D); dt = delta + delta_bias, or softplus of that where `delta_softplus`.
+        A: (D, N), rates, negative where states decay.
+        B, C: (B, T, N), shared by all channels.
+        D: (D,), weight of the input in the output; none by default.
+        z: (B, T, D), gate; none by default.
+        delta_bias: (D,), none by default.
+        state: h_0 (B, D, N), float32 (float64 for float64 inputs); None for zeros. Not changed.
+        lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
+        resets: (B, T) bool; the state is forgotten before a step where it is true.
+        chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
+        backend: "auto", "reference" (one step at a time), "chunked", or "compiled" (C++, on a CPU).
+    Returns:
+        y (B, T, D) in u's dtype, h_T (B, D, N).
+    """
+    if u.ndim != 3 or A.ndim != 2 or 0 in u.shape or 0 in A.shape:
+        raise UsageError(f"selective_scan: u {tuple(u.shape)}, A {tuple(A.shape)}. Expected shapes: {LEGEND}")
+    (batch, n_steps, width), n_states = u.shape, A.shape[1]
+    shapes = {"A": (width, n_states), "B": (batch, n_steps, n_states), "C": (batch, n_steps, n_states)}
+    shapes |= {"delta": tuple(u.shape), "z": tuple(u.shape), "D": (width,), "delta_bias": (width,)}
+    given = {"delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+    for name, tensor in given.items():
+        common.check("selective_scan", LEGEND, name, tensor, u, shapes[name])
+    common.check("selective_scan", LEGEND, "state", state, u, (batch, width, n_states))
+    common.check_packing("selective_scan", LEGEND, u, lengths, resets)
+    dtype = common.state_dtype(u, delta, A, B, C)
+    common.check_dtypes("selective_scan", state, dtype, u=u, **given)
+    chunk = common.chunk_length(chunk_size, CHUNK, n_steps)
+    form = common.choose_form("selective_scan", backend, n_steps, FEW_STEPS, {"compiled": lambda: serves(u)})
+
+    inputs = {name: None if tensor is None else tensor.to(dtype) for name, tensor in {"u": u, **given}.items()}
+    state = u.new_zeros(batch, width, n_states, dtype=dtype) if state is None else state
+    if lengths is not None:  # a padded step has dt = 0: it leaves the state as it is
+        padding = ~common.valid_steps(lengths, n_steps)
+        inputs |= {name: None if inputs[name] is None else blank(inputs[name], padding) for name in "uBCz"}
+        inputs["delta"] = inputs["delta"].masked_fill(padding[..., None], -torch.inf if delta_softplus else 0.0)
+        if delta_bias is not None and not delta_softplus:
+            inputs["delta"] = inputs["delta"] - inputs["delta_bias"] * padding[..., None]
+    if form == "compiled":
+        keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs.values(), state) if x is not None)
+        y, state, _ = compiled_selective_scan(*inputs.values(), state, resets, delta_softplus, keep)
+    else:
+        y, state = _plain(**inputs, state=state, resets=resets, softplus=delta_softplus, form=form, chunk=chunk)
+    return (y if lengths is None else blank(y, padding)).to(u.dtype), state
+
+
+def _plain(u, delta, A, B, C, D, z, delta_bias, state, resets, softplus: bool, form: str, chunk: int):
+    """What comes before and after the recurrence, in plain PyTorch."""
+    dt = delta if delta_bias is None else delta + delta_bias
+    dt = F.softplus(dt) if softplus else dt
+    recurrence = (dt, dt * u, A, B, C, state, resets)
+    y, state, *_ = _reference(*recurrence) if form == "reference" else _Chunks.apply(*recurrence, chunk)
+    y = y if D is None else y + D * u
+    return y if z is None else y * F.silu(z), state
+
+
+def _reference(dt, x, A, B, C, state, resets) -> tuple[Tensor, Tensor]:
+    """The definition, one step at a time."""
+    outputs = []
+    for t in range(x.shape[1]):
+        if resets is not None:
+            state = blank(state, resets[:, t])
+        state = torch.exp(dt[:, t, :, None] * A) * state + x[:, t, :, None] * B[:, t, None]
+        outputs.append((state @ C[:, t, :, None]).squeeze(-1))
+    return torch.stack(outputs, 1), state
+
+
+class _Chunks(torch.autograd.Function):
+    """One chunk after the other; inside each a scan over (B, C, D, N). The states before each chunk are kept.
+
+    With g the gradient of h and q = g_t a_t h_{t-1}, all of one chunk at a time: d_C = sum_d d_y h ; d_B = sum_d g x ;
+    d_x = g B ; d_dt = sum_n q A ; d_A = sum_t q dt.
+    """
+
+    @staticmethod
+    def forward(dt, x, A, B, C, state, resets, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+        starts, outputs = [], []
+        for at in range(0, x.shape[1], chunk):
+            starts.append(state)
+            _, h = _Chunks.states(dt, x, A, B, state, resets, slice(at, at + chunk))
+            outputs.append((h @ C[:, at : at + chunk, :, None]).squeeze(-1))
+            state = h[:, -1].clone()
+        return torch.cat(outputs, 1), state, torch.stack(starts, 1)
+
+    @staticmethod
+    def states(dt, x, A, B, state, resets, steps: slice) -> tuple[Tensor, Tensor]:
+        """Decays and states of one chunk, (B, C, D, N)."""
+        a = torch.exp(dt[:, steps, :, None] * A)
+        a = a if resets is None else blank(a, resets[:, steps])
+        return a, scan_chunks(a, x[:, steps, :, None] * B[:, steps, None], state, INNER_CHUNK)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.chunk = inputs
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(*tensors, output[2])
+
+    @staticmethod
+    @once_differentiable
+    @common.without_autocast
+    def backward(ctx, d_y, d_state, _):
+        dt, x, A, B, C, _, resets, starts = ctx.saved_tensors
+        d_dt, d_x, d_A, d_B, d_C = (torch.zeros_like(i) for i in (dt, x, A, B, C))
+        for index in reversed(range(starts.shape[1])):
+            steps = slice(index * ctx.chunk, (index + 1) * ctx.chunk)
+            a, h = _Chunks.states(dt, x, A, B, starts[:, index], resets, steps)
+            g = adjoint_chunks(a, d_y[:, steps, :, None] * C[:, steps, None], d_state, INNER_CHUNK)
+            d_C[:, steps] = (d_y[:, steps, None] @ h).squeeze(2)
+            d_B[:, steps] = (x[:, steps, None] @ g).squeeze(2)
+            d_x[:, steps] = (g @ B[:, steps, :, None]).squeeze(-1)
+            decayed = a * g
+            q = decayed * torch.cat([starts[:, index, None], h[:, :-1]], 1)
+            d_dt[:, steps] = (q * A).sum(-1)
+            d_A += (q * dt[:, steps, :, None]).sum((0, 1))
+            d_state = decayed[:, 0]
+        return d_dt, d_x, d_A, d_B, d_C, d_state, None, None
+
+
+@torch.library.custom_op("zoo::selective_scan", mutates_args=(), device_types="cpu")
+def compiled_selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    state: Tensor,
+    resets: Tensor | None,
+    softplus: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The C++ form: y, the last state, and, where `keep`, the states before every KERNEL_CHUNK-th step."""
+    inputs = _contiguous(u, delta, A, B, C, D, z, delta_bias, state, resets)
+    y, last, kept = torch.empty_like(inputs[0]), torch.empty_like(inputs[8]), _kept(u, A, keep)
+    function = getattr(native.load("selective_scan"), f"forward_{suffix(u)}")
+    function(*inputs, *u.shape, A.shape[1], softplus, y, last, kept if keep else None)
+    return y, last, kept
+
+
+@torch.library.custom_op("zoo::selective_scan_backward", mutates_args=(), device_types="cpu")
+def _compiled_backward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    state: Tensor,
+    resets: Tensor | None,
+    softplus: bool,
+    kept: Tensor,
+    d_y: Tensor,
+    d_last: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of u, delta, A, B, C, D, z, delta_bias and state; of those that are None, something to drop."""
+    inputs = _contiguous(u, delta, A, B, C, D, z, delta_bias, state, resets)
+    (batch, n_steps, width), n_states = u.shape, A.shape[1]
+    d_u, d_delta, d_z, d_state = (torch.empty_like(inputs[i]) for i in (0, 1, 0, 8))
+    d_B, d_C = u.new_empty(2, -(-width // KERNEL_GROUP), batch, n_steps, n_states)
+    d_A = u.new_zeros(batch, width, n_states, dtype=torch.float64)
+    d_D, d_bias = u.new_zeros(2, batch, width, dtype=torch.float64)
+    outputs = (d_u, d_delta, d_z if z is not None else None, d_state, d_B, d_C, d_A, d_D, d_bias)
+    function = getattr(native.load("selective_scan"), f"backward_{suffix(u)}")
+    function(*inputs, batch, n_steps, width, n_states, softplus, *_contiguous(kept, d_y, d_last), *outputs)
+    d_A, d_D, d_bias, d_B, d_C = (x.sum(0).to(u.dtype) for x in (d_A, d_D, d_bias, d_B, d_C))
+    return d_u, d_delta, d_A, d_B, d_C, d_D, d_z, d_bias, d_state
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if x is None else x.contiguous() for x in tensors]
+
+
+def _kept(u: Tensor, A: Tensor, keep: bool) -> Tensor:
+    batch, n_steps, width = u.shape
+    return u.new_empty(batch, -(-n_steps // KERNEL_CHUNK) if keep else 0, A.shape[1], width)
+
+
+@compiled_selective_scan.register_fake
+def _(u, delta, A, B, C, D, z, delta_bias, state, resets, softplus, keep):
+    return u.new_empty(u.shape), state.new_empty(state.shape), _kept(u, A, keep)
+
+
+@_compiled_backward.register_fake
+def _(u, delta, A, B, C, D, z, delta_bias, state, resets, softplus, kept, d_y, d_last):
+    width = u.new_empty(u.shape[2])
+    like = (u, delta, A, B, C, width, u, width, state)
+    return tuple(x.new_empty(x.shape) for x in like)
+
+
+def _setup(ctx, inputs, output):
+    *tensors, ctx.softplus, _ = inputs
+    ctx.save_for_backward(*tensors, output[2])
+
+
+def _backward(ctx, d_y, d_last, _):
+    *inputs, kept = ctx.saved_tensors
+    grads = _compiled_backward(*inputs, ctx.softplus, kept, d_y, d_last)
+    grads = [None if x is None else g for x, g in zip(inputs[:9], grads, strict=True)]
+    return *grads, None, None, None
+
+
+compiled_selective_scan.register_autograd(_backward, setup_context=_setup)
