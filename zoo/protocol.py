@@ -80,6 +80,8 @@ class Mixer(nn.Module, ABC):
     name: ClassVar[str]
     kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
     Config: ClassVar[type[Options]]
+    reads_timespans: ClassVar[bool] = False
+    """Whether it works in continuous time, by `context.timespans`."""
     compiles: str | None = None
     """Why `torch.compile(fullgraph=True)` does not work, where it does not."""
 

@@ -42,6 +42,8 @@ class ModelConfig(Options):
         max_len: number of positions that `positions="learned"` can tell apart.
         tie_embeddings: the head uses the embedding's weights.
         embedding_scale: factor on the embedding.
+        time_feature: add a learned function of the time since the previous token, `context.timespans`, to the
+            embedding: for mixers that do not read it themselves.
         dropout: probability, after the embedding.
         logit_softcap: c in c * tanh(logits / c).
     """
@@ -57,6 +59,7 @@ class ModelConfig(Options):
     max_len: int | None = Field(default=None, ge=1)
     tie_embeddings: bool = False
     embedding_scale: float = 1.0
+    time_feature: bool = False
     dropout: float = Field(default=0.0, ge=0, lt=1)
     logit_softcap: float | None = Field(default=None, gt=0)
 
@@ -89,6 +92,7 @@ class TokenModel(nn.Module):
         d = config.d_model
         self.embedding = nn.Embedding(config.vocab_size, d)
         self.positions = nn.Embedding(config.max_len, d) if config.positions == "learned" and config.max_len else None
+        self.time_feature = TimeFeature(d) if config.time_feature else None
         self.backbone = Backbone(
             parse(config.pattern),
             d,
@@ -132,14 +136,17 @@ class TokenModel(nn.Module):
         if context.lengths is not None:  # padding stands nowhere, and so never beyond max_len
             padding = torch.arange(tokens.shape[1], device=tokens.device) >= context.lengths[:, None]
             seen = positions.masked_fill(padding, 0)
-        x = self.embed(tokens, seen)
+        x = self.embed(tokens, seen, context.timespans)
         x, layers = self.backbone(x, carried.layers if carried else None, context)
         x = self.norm(x)
         return x, ModelState(next_position(positions, start, context.lengths), layers) if self.causal else ()
 
-    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """tokens, positions (B, T) to (B, T, D)."""
+    def embed(self, tokens: Tensor, positions: Tensor, timespans: Tensor | None = None) -> Tensor:
+        """tokens, positions and timespans (B, T; 1 by default) to (B, T, D)."""
         x = self.embedding(tokens) * self.config.embedding_scale
+        if self.time_feature is not None:
+            timespans = x.new_ones(tokens.shape) if timespans is None else timespans
+            x = x + self.time_feature(timespans.to(x.dtype))
         if self.positions is not None:
             on_hand = (
                 positions.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -190,7 +197,8 @@ class TokenModel(nn.Module):
     def flops_per_token(self, context_length: int) -> int:
         """Matmul FLOPs (multiply-add = 2) to read one token at a context of `context_length`, head included."""
         head = 2 * self.config.d_model * self.config.vocab_size
-        return head + sum(m.flops_per_token(context_length) for m in self.mixers())
+        time = 0 if self.time_feature is None else self.time_feature.flops_per_token()
+        return head + time + sum(m.flops_per_token(context_length) for m in self.mixers())
 
     def state_bytes(self, batch_size: int, context_length: int, dtype: torch.dtype = torch.float32) -> int:
         """Bytes of the state after `context_length` tokens; 0 for a model that is not causal."""
@@ -205,6 +213,7 @@ class TokenModel(nn.Module):
         prompts: Tensor | Sequence[Tensor],
         max_new_tokens: int,
         *,
+        timespans: Tensor | Sequence[Tensor] | None = None,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Tensor | list[Tensor]:
@@ -213,6 +222,7 @@ class TokenModel(nn.Module):
         Args:
             prompts: (B, T) int64, or a list of 1-D prompts of any lengths from 1, each continued as if alone.
             max_new_tokens: number of tokens to add.
+            timespans: of the prompts' tokens, in the same form, 1 by default; new tokens come at steps of 1.
             temperature: 0 takes the most probable token, otherwise logits are divided by it and sampled.
             generator: source of the samples.
 
@@ -220,8 +230,8 @@ class TokenModel(nn.Module):
             (B, T + max_new_tokens), or a list of 1-D tensors: prompts with their continuations.
 
         Raises:
-            UsageError: a model that is not causal, an empty prompt, an unknown token, a negative temperature, or more
-                tokens than the model has positions.
+            UsageError: a model that is not causal, an empty prompt, an unknown token, timespans of other lengths, a
+                negative temperature, or more tokens than the model has positions.
         """
         if not self.causal:
             raise UsageError("generate reads left to right and needs a model with causal=True.")
@@ -246,11 +256,16 @@ class TokenModel(nn.Module):
             raise UsageError(f"{longest} prompt tokens and {max_new_tokens} new ones are more than max_len={max_len}.")
         lengths = torch.tensor([len(r) for r in rows], device=device)
         tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        ragged = Context(lengths=lengths) if len(set(lengths.tolist())) > 1 else None
+        context = Context(lengths=lengths if len(set(lengths.tolist())) > 1 else None)
+        if timespans is not None:
+            spans = [torch.as_tensor(s, dtype=self.embedding.weight.dtype, device=device) for s in timespans]
+            if [len(s) for s in spans] != lengths.tolist():
+                raise UsageError("timespans should be one for every token of every prompt.")
+            context.timespans = nn.utils.rnn.pad_sequence(spans, batch_first=True, padding_value=1.0)
         was_training = self.training
         self.eval()
         try:
-            new = self._continue(tokens, lengths, ragged, max_new_tokens, temperature, generator)
+            new = self._continue(tokens, lengths, context, max_new_tokens, temperature, generator)
         finally:
             self.train(was_training)
         if isinstance(prompts, Tensor):
@@ -261,7 +276,7 @@ class TokenModel(nn.Module):
         self,
         tokens: Tensor,
         lengths: Tensor,
-        context: Context | None,
+        context: Context,
         n: int,
         temperature: float,
         generator: torch.Generator | None,
@@ -279,6 +294,25 @@ class TokenModel(nn.Module):
             if len(new) < n:
                 logits, state = self.step(new[-1], state)
         return torch.stack(new, 1) if new else tokens[:, :0]
+
+
+class TimeFeature(nn.Module):
+    """Timespans (B, T), not negative, to (B, T, D): W_2 silu(W_1 [dt, log(1 + dt)] + b)."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.up = nn.Linear(2, d_model)
+        self.down = nn.Linear(d_model, d_model, bias=False)
+        nn.init.normal_(self.up.weight)
+        nn.init.normal_(self.up.bias)
+        nn.init.normal_(self.down.weight, std=d_model**-0.5)
+
+    def forward(self, timespans: Tensor) -> Tensor:
+        return self.down(F.silu(self.up(torch.stack([timespans, torch.log1p(timespans)], -1))))
+
+    def flops_per_token(self) -> int:
+        """Matmul FLOPs, multiply-add = 2."""
+        return 2 * self.down.in_features * (2 + self.down.out_features)
 
 
 def sinusoidal(positions: Tensor, d_model: int) -> Tensor:

@@ -55,8 +55,8 @@ class NextToken(Objective):
         tokens = torch.cat([self._prompt(batch.inputs), answer[:, :-1]], 1)
         positions = scored(torch.cat([torch.full_like(batch.inputs, IGNORE), batch.targets], 1))
         timespans = None
-        if batch.timespans is not None:
-            timespans = torch.cat([batch.timespans, torch.ones_like(batch.timespans)], 1)
+        if batch.timespans is not None:  # the separator and the answer come at steps of 1
+            timespans = F.pad(batch.timespans, (0, batch.inputs.shape[1]), value=1.0)
         return Encoded(tokens, positions, batch.targets[batch.targets != IGNORE], timespans)
 
     def updates(self, model: nn.Module, data: Encoded, carry: Carry, generator: torch.Generator) -> Iterator[Update]:
@@ -91,7 +91,10 @@ class NextToken(Objective):
         known = (batch.targets == IGNORE).to(device)
         answer = batch.inputs.clone().to(device)
         state = model.init_state(n, capacity=2 * length)
-        hidden, state = model.features(self._prompt(batch.inputs).to(device), state)
+        context = Context()
+        if batch.timespans is not None:
+            context.timespans = F.pad(batch.timespans, (0, 1), value=1.0).to(device)
+        hidden, state = model.features(self._prompt(batch.inputs).to(device), state, context)
         logits = model.logits(hidden[:, -1])
         for t in range(length):
             answer[:, t] = torch.where(known[:, t], answer[:, t], logits.argmax(-1))

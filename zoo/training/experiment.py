@@ -23,12 +23,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 import yaml
 from pydantic import Field, field_validator, model_validator
+from torch import nn
 
 from tasks.protocol import Task, create_task
 from tasks.protocol import registry as tasks
 from tasks.registry import Options, UsageError, unknown
 from zoo.models.token import ModelConfig, create_model, model_config
 from zoo.objectives.base import Objective, create_objective
+from zoo.protocol import Mixer
 
 SECTIONS = ("task", "model", "objective")
 CONFIG = "config.yaml"
@@ -145,6 +147,9 @@ class Parts(NamedTuple):
 class Experiment(Options):
     """One training run.
 
+    What task and objective need is filled into the model where it is left out: `vocab_size`, `max_len` of learned
+    positions, and, where the task has irregular times that no mixer of the pattern reads, `time_feature`.
+
     Attributes:
         name: its name, and by default that of its folder.
         out: the run folder, by default `runs/<name>`.
@@ -206,7 +211,9 @@ class Experiment(Options):
             raise UsageError(f"model.max_len={draft.max_len} is too small: {told}.")
         config = model_config({**given, **fill})
         with torch.device("meta"):  # sizes that do not fit are refused before anything is written or trained
-            create_model(config)
+            model = create_model(config)
+        if task.irregular_times and "time_feature" not in given and not reads_timespans(model):
+            config = model_config(config, time_feature=True)
         return Parts(task, objective, config)
 
     def resolved(self, parts: Parts) -> dict[str, Any]:
@@ -221,6 +228,11 @@ class Experiment(Options):
 
 
 Experiment._label = "experiment"  # type: ignore[attr-defined]
+
+
+def reads_timespans(model: nn.Module) -> bool:
+    """Whether any mixer of the model works in continuous time."""
+    return any(m.reads_timespans for m in model.modules() if isinstance(m, Mixer))
 
 
 def _tuples(value: Any) -> Any:
