@@ -5,7 +5,8 @@ from zoo.ops.causal_conv1d import causal_conv1d
 from zoo.ops.delta_rule import delta_rule
 from zoo.ops.dplr import dplr
 from zoo.ops.linear_attention import linear_attention
+from zoo.ops.mlstm import mlstm
 from zoo.ops.scan import scan
 from zoo.ops.selective_scan import selective_scan
 
-__all__ = ["attention", "causal_conv1d", "delta_rule", "dplr", "linear_attention", "scan", "selective_scan"]
+__all__ = ["attention", "causal_conv1d", "delta_rule", "dplr", "linear_attention", "mlstm", "scan", "selective_scan"]

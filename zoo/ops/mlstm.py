@@ -1,0 +1,362 @@
+"""The matrix LSTM: C_t = f_t C_{t-1} + i_t k_t v_t^T, n_t = f_t n_{t-1} + i_t k_t, h_t = C_t^T q_t / |n_t^T q_t|.
+
+Beck et al., xLSTM: Extended Long Short-Term Memory (2024, arXiv 2405.04517), eq. 19 to 27, and, for the chunked form,
+Tiled Flash Linear Attention (2025, arXiv 2503.14376), section 3. Gates are exponentials, so the state is kept as
+C exp(-m), n exp(-m) with m the running maximum of the log gates: m_t = max(log f_t + m_{t-1}, log i_t), m_0 = 0.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from zoo.ops import common, native
+from zoo.ops.common import Heads, blank, from_chunks, to_chunks
+
+CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: the work between chunks grows with K, that inside with C
+KERNEL_CHUNK = 64  # C in kernels/mlstm.cpp
+FEW_STEPS = 8  # up to here the step form is the faster one
+EPS = 1e-6
+LEGEND = (
+    "q, k (B, T, G, K) with G dividing H; v (B, T, H, V); log_i, log_f (B, T, H); "
+    "state (C (B, H, K, V), n (B, H, K), m (B, H)); lengths (B,) whole numbers; resets (B, T) bool."
+)
+
+
+class MLSTMState(NamedTuple):
+    """Memory and normaliser, both times exp(-m); zeros at rest, as published. Always finite."""
+
+    C: Tensor  # (B, H, K, V)
+    n: Tensor  # (B, H, K)
+    m: Tensor  # (B, H)
+
+
+class Gates(NamedTuple):
+    """Log gates in the arithmetic's dtype, heads cut into (G, R). Padded steps: log_i = -inf, log_f = 0."""
+
+    log_i: Tensor  # (B, T, G, R)
+    log_f: Tensor  # (B, T, G, R)
+    n: Tensor  # (B, G, R, K)
+    m: Tensor  # (B, G, R)
+
+
+@common.without_autocast
+def mlstm(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_i: Tensor,
+    log_f: Tensor,
+    state: MLSTMState | None = None,
+    *,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    scale: float | None = None,
+    eps: float = EPS,
+    chunk_size: int | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, MLSTMState]:
+    """C_t = f_t C_{t-1} + i_t k_t v_t^T ; n_t = f_t n_{t-1} + i_t k_t ; h_t = C_t^T q_t / max(|n_t^T q_t|, 1).
+
+    q counts times `scale`. In terms of the state, which is C and n times exp(-m), the divisor is max(|n_t^T q_t|,
+    exp(-m_t)) + eps: but for eps the outputs do not depend on m.
+
+    Args:
+        q, k: (B, T, G, K), G dividing H; consecutive H / G heads share a group.
+        v: (B, T, H, V).
+        log_i: (B, T, H), logarithm of the input gate: its preactivation.
+        log_f: (B, T, H), logarithm of the forget gate: logsigmoid of its preactivation, or that itself.
+        state: (C, n, m), float32 (float64 for float64 inputs); None for zeros. Not changed.
+        lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
+        resets: (B, T) bool; the state is forgotten before a step where it is true.
+        scale: K ** -0.5 by default.
+        eps: added to the denominator.
+        chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
+        backend: "auto", "reference" (one step at a time), "chunked" or "compiled" (float32 on the CPU).
+    Returns:
+        h (B, T, H, V) in v's dtype, the state after the last step.
+    """
+    C, n, m = (None, None, None) if state is None else state
+    heads = common.prepare_heads("mlstm", q, k, v, None, C, lengths, resets)
+    gates = _gates(heads, log_i, log_f, n, m, lengths)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    chunk = common.chunk_length(chunk_size, CHUNK if q.shape[-1] <= 64 else WIDE_CHUNK, v.shape[1])
+    form = common.choose_form("mlstm", backend, v.shape[1], FEW_STEPS, {"compiled": lambda: native.serves(heads.v)})
+    if form == "compiled":
+        h, last = _compiled(heads, gates, scale, eps)
+    elif form == "reference":
+        h, last = _reference(heads, gates, scale, eps)
+    else:
+        h, last = _chunked(heads, gates, scale, eps, chunk)
+    return h.flatten(2, 3).to(v.dtype), MLSTMState(*(leaf.flatten(1, 2) for leaf in last))
+
+
+def _gates(
+    heads: Heads, log_i: Tensor, log_f: Tensor, n: Tensor | None, m: Tensor | None, lengths: Tensor | None
+) -> Gates:
+    """Check gates, n and m, and bring them into the form of the heads."""
+    (B, T, G, R, _), K, dtype = heads.v.shape, heads.k.shape[-1], heads.v.dtype
+    for name, gate in (("log_i", log_i), ("log_f", log_f)):
+        common.check("mlstm", LEGEND, name, gate, heads.v, (B, T, G * R))
+    common.check("mlstm", LEGEND, "state's n", n, heads.v, (B, G * R, K))
+    common.check("mlstm", LEGEND, "state's m", m, heads.v, (B, G * R))
+    common.check_dtypes("mlstm", n, dtype, log_i=log_i, log_f=log_f)
+    common.check_dtypes("mlstm", m, dtype)
+    log_i, log_f = log_i.to(dtype), log_f.to(dtype)
+    if lengths is not None:
+        padding = ~common.valid_steps(lengths, T)
+        log_i, log_f = log_i.masked_fill(padding[..., None], -torch.inf), blank(log_f, padding)
+    n = heads.v.new_zeros(B, G * R, K) if n is None else n
+    m = heads.v.new_zeros(B, G * R) if m is None else m
+    log_i, log_f = (x.unflatten(-1, (G, R)) for x in (log_i, log_f))
+    return Gates(log_i, log_f, n.unflatten(1, (G, R)), m.unflatten(1, (G, R)))
+
+
+def _reference(heads: Heads, gates: Gates, scale: float, eps: float) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The definition, one step at a time. Row and denominator are times exp(min(m, 0)), so that nothing overflows."""
+    q, k, v, resets = heads.q, heads.k, heads.v, heads.resets
+    C, n, m = heads.state, gates.n, gates.m
+    outputs = []
+    for t in range(v.shape[1]):
+        if resets is not None:
+            C, n, m = (blank(x, resets[:, t]) for x in (C, n, m))
+        log_i, kept = gates.log_i[:, t], gates.log_f[:, t] + m
+        m = torch.maximum(kept, log_i)
+        f, i = (kept - m).exp()[..., None], (log_i - m).exp()[..., None]
+        k_t, q_t = k[:, t, :, None], scale * q[:, t, :, None]  # (B, G, 1, K) beside n (B, G, R, K)
+        C = f[..., None] * C + (i * k_t)[..., None] * v[:, t, ..., None, :]
+        n = f * n + i * k_t
+        q_t = q_t * m.clamp(max=0).exp()[..., None]
+        normaliser = torch.maximum((n * q_t).sum(-1).abs(), (-m.clamp(min=0)).exp()) + eps * m.clamp(max=0).exp()
+        outputs.append((q_t[..., None, :] @ C).squeeze(-2) / normaliser[..., None])
+    return torch.stack(outputs, 1), (C, n, m)
+
+
+def _chunked(
+    heads: Heads, gates: Gates, scale: float, eps: float, chunk: int
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Attention inside each chunk, all chunks at once; the recurrence runs only from chunk to chunk.
+
+    With F_i the sum of log f since the chunk's start, F_ij that over j + 1 .. i, M and M' the stabilisers before and
+    after the chunk, and m+ = max(m, 0): row i sees the state before the chunk times exp(F_i + M - m+_i) and step j
+    times exp(F_ij + log i_j - m+_i); the state after the chunk holds step j times exp(F_Cj + log i_j - M'). Exponents
+    are sums in float64, never positive. A stabiliser between chunks cancels, so it is taken as a constant.
+    """
+    dtype, shape, n_steps = heads.v.dtype, heads.v.shape[2:4], heads.v.shape[1]
+    missing = -n_steps % chunk
+    log_i = F.pad(gates.log_i.double(), (0, 0, 0, 0, 0, missing), value=-torch.inf)
+    log_f = F.pad(gates.log_f.double(), (0, 0, 0, 0, 0, missing))
+    resets = None if heads.resets is None else F.pad(heads.resets, (0, missing))
+    m = _stabilisers(log_i, log_f, gates.m, resets)
+
+    def cut(x: Tensor) -> Tensor:
+        """(B, T, G, R or 1, ...) -> (n, heads, C, ...)."""
+        x = x.reshape(*x.shape[:4], -1).expand(-1, -1, -1, shape[1], -1)
+        return to_chunks(x, chunk).flatten(1, 3)
+
+    q, k, v = cut((heads.q * scale).unsqueeze(3)), cut(heads.k.unsqueeze(3)), cut(heads.v)
+    log_i, log_f, m = (cut(x).squeeze(-1) for x in (log_i, log_f, m))
+    after = m[..., -1:]
+    after = torch.cat([after[:-1].detach(), after[-1:]])
+    before = torch.cat([gates.m.double().flatten()[None, :, None], after[:-1]])
+    row = -m.detach().clamp(min=0)
+    since, until, total = (
+        log_f.cumsum(-1) + before + row,
+        F.pad(log_f[..., 1:], (0, 1)).flip(-1).cumsum(-1).flip(-1) + log_i - after,
+        log_f.sum(-1, keepdim=True) + before - after,
+    )
+    keep = torch.ones(chunk, chunk, dtype=torch.bool, device=m.device).tril()
+    if resets is not None:
+        document = cut(resets[..., None, None].expand(-1, -1, *shape)).squeeze(-1).cumsum(-1)
+        keep = keep & (document[..., :, None] == document[..., None, :])
+        since = since.masked_fill(document > 0, -torch.inf)
+        until = until.masked_fill(document != document[..., -1:], -torch.inf)
+        total = total.masked_fill(document[..., -1:] > 0, -torch.inf)
+    since, until, total = (x.exp().to(dtype)[..., None] for x in (since, until, total))
+    state = torch.cat([heads.state, gates.n[..., None]], -1).flatten(0, 2)
+    h, state = _Chunks.apply(q, k, v, log_i, log_f, m, since, until, total, state, keep, eps)[:2]
+    state = state.unflatten(0, (-1, *shape))
+    m = after[-1].to(dtype).reshape(-1, *shape)
+    return from_chunks(h.unflatten(1, (-1, *shape)), n_steps), (state[..., :-1], state[..., -1], m)
+
+
+def _stabilisers(log_i: Tensor, log_f: Tensor, m: Tensor, resets: Tensor | None) -> Tensor:
+    """m_t = max(log f_t + m_{t-1}, log i_t) of all steps, (B, T, G, R) in float64, rounded to m's dtype.
+
+    With F_t the sum of log f until t, m_t - F_t is the running maximum of log i_t - F_t. A document starts from m = 0;
+    what came before it is kept out of the maximum by lifting each document above the one before.
+    """
+    if resets is not None:
+        log_i = torch.where(resets[..., None, None], torch.maximum(log_i, log_f), log_i)
+    sums = log_f.cumsum(1)
+    levels = torch.cat([m.double()[:, None], log_i - sums], 1)
+    lifted = levels.detach()
+    if resets is not None:
+        lift = 2 * lifted.masked_fill(lifted.isinf(), 0).abs().amax() + 1
+        lifted = lifted + lift * F.pad(resets.cumsum(1), (1, 0))[..., None, None]
+    index = lifted.cummax(1).indices[:, 1:]
+    return (sums + levels.gather(1, index)).to(m.dtype).double()
+
+
+class _Chunks(torch.autograd.Function):
+    """All that comes after the gates, on (n, heads, C, .), the normaliser as one more column of values, all ones.
+
+    `since`, `until`, `total` (n, heads, C or 1, 1) are the decays to and from the states between chunks; those inside
+    chunks are built here. Gradients of gates sum what crosses a step, and subtract nothing: the gradient of a gate that
+    is shut is tiny, and right. That of m is eps's alone.
+    """
+
+    @staticmethod
+    def forward(q, k, v, log_i, log_f, m, since, until, total, state, keep, eps):
+        v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+        sums, row = log_f.cumsum(-1), m.clamp(min=0)
+        pairs = (sums - row)[..., :, None] + (log_i - sums)[..., None, :]
+        pairs = pairs.masked_fill_(~keep, -torch.inf).to(q.dtype).exp_()
+        scores = (q @ k.mT).mul_(pairs)
+        states = torch.cat([state[None], (k * until).mT @ v])
+        for c in range(len(v)):
+            states[c + 1].addcmul_(states[c], total[c])
+        h = (scores @ v).add_((q * since) @ states[:-1])
+        normaliser = h[..., -1:]
+        floor, shrink = (-row).exp(), eps * m.clamp(max=0).exp()
+        floor, shrink = (x.to(q.dtype)[..., None] for x in (floor, shrink))
+        divisor = torch.maximum(normaliser.abs(), floor).add_(shrink)
+        free = torch.where(normaliser.abs() > floor, normaliser.sign(), 0)
+        h = h[..., :-1] / divisor
+        return h, states[-1].clone(), v, pairs, scores, states[:-1], divisor, free, shrink
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        q, k, _, _, _, _, since, until, total, *_ = inputs
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(q, k, since, until, total, output[0], *output[2:])
+
+    @staticmethod
+    @once_differentiable
+    @common.without_autocast
+    def backward(ctx, d_h, d_last, *_):
+        q, k, since, until, total, h, v, pairs, scores, states, divisor, free, shrink = ctx.saved_tensors
+        d_h = d_h / divisor
+        d_divisor = (d_h * h).sum(-1, keepdim=True).neg_()
+        d_h = torch.cat([d_h, d_divisor * free], -1)
+        d_m = (d_divisor * shrink).squeeze(-1)
+        adjoint = torch.cat([(q * since).mT @ d_h, d_last[None]])
+        for c in reversed(range(len(q))):
+            adjoint[c].addcmul_(adjoint[c + 1], total[c])
+        d_scores = d_h @ v.mT
+        d_pairs = d_scores * scores
+        d_log_i = d_pairs.sum(-2)
+        d_log_f = F.pad(d_pairs.cumsum(-1).tril_(-1).sum(-2)[..., :-1], (1, 0))
+        d_scores.mul_(pairs)
+        d_q, d_k = d_h @ states.mT, v @ adjoint[1:].mT
+        d_since, d_until = (q * d_q).sum(-1, keepdim=True), (k * d_k).sum(-1, keepdim=True)
+        d_q = d_q.mul_(since).add_(d_scores @ k)
+        d_v = (scores.mT @ d_h + (k * until) @ adjoint[1:])[..., :-1]
+        d_k = d_k.mul_(until).add_(d_scores.mT @ q)
+        d_total = (adjoint[1:] * states).sum((-2, -1))[..., None, None]
+        d_gates = (x.double() for x in (d_log_i, d_log_f, d_m))
+        return d_q, d_k, d_v, *d_gates, d_since, d_until, d_total, adjoint[0], None, None
+
+
+def _compiled(heads: Heads, gates: Gates, scale: float, eps: float) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The chunked form in C++: a head's chunks stay in the nearest cache, and inputs are read where they lie."""
+    q, k, v, _, _, C, resets = heads
+    parts = [q, k, v.flatten(2, 3), *(x.flatten(2, 3) for x in gates[:2]), *(x.flatten(1, 2) for x in (C, *gates[2:]))]
+    keep = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
+    h, C, n, m = _kernel(*parts, resets, scale, eps, keep)[:4]
+    C, n, m = (leaf.unflatten(1, v.shape[2:4]) for leaf in (C, n, m))
+    return h.unflatten(2, v.shape[2:4]), (C, n, m)
+
+
+@torch.library.custom_op("zoo::mlstm", mutates_args=(), device_types="cpu")
+def _kernel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_i: Tensor,
+    log_f: Tensor,
+    C: Tensor,
+    n: Tensor,
+    m: Tensor,
+    resets: Tensor | None,
+    scale: float,
+    eps: float,
+    keep: bool,
+) -> list[Tensor]:
+    """h, C, n, m; then, for the backward pass, m and n^T q of all steps, and C, n, m before every chunk (to `keep`)."""
+    out = _outputs(q, v, keep)
+    for last, first in zip(out[1:4], (C, n, m), strict=True):
+        last.copy_(first)
+    h, C, n, m, m_all, norm, *kept = out
+    native.load("mlstm").mlstm_forward(
+        *(x.contiguous() for x in (q, k, v, log_i, log_f)), None if resets is None else resets.contiguous(),
+        C, n, m, h, m_all, norm, *(kept if keep else (None, None, None)), *_sizes(q, v), scale, eps,
+    )  # fmt: skip
+    return out
+
+
+def _outputs(q: Tensor, v: Tensor, keep: bool) -> list[Tensor]:
+    B, T, H, V, _, K = *v.shape, *q.shape[2:]
+    n_chunks = -(-T // KERNEL_CHUNK) if keep else 0
+    state = ((B, H, K, V), (B, H, K), (B, H))
+    kept = ((B, H, n_chunks, K, V), (B, H, n_chunks, K), (B, H, n_chunks))
+    return [v.new_empty(shape) for shape in (v.shape, *state, (B, T, H), (B, T, H), *kept)]
+
+
+def _sizes(q: Tensor, v: Tensor) -> tuple[int, ...]:
+    (B, T, H, V), (G, K) = v.shape, q.shape[2:]
+    return B, T, G, H // G, K, V
+
+
+@_kernel.register_fake
+def _(q, k, v, log_i, log_f, C, n, m, resets, scale, eps, keep):
+    return _outputs(q, v, keep)
+
+
+@torch.library.custom_op("zoo::mlstm_backward", mutates_args=(), device_types="cpu")
+def _kernel_backward(
+    d_out: list[Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_i: Tensor,
+    log_f: Tensor,
+    resets: Tensor | None,
+    saved: list[Tensor],
+    scale: float,
+    eps: float,
+) -> list[Tensor]:
+    """Gradients of q, k, v, log_i, log_f, C, n and m, given those of h, C, n and m."""
+    inputs = [x.contiguous() for x in (q, k, v, log_i, log_f)]
+    d_state = [torch.empty_like(d, memory_format=torch.contiguous_format).copy_(d) for d in d_out[1:]]
+    d_inputs = [torch.zeros_like(x) for x in inputs]
+    native.load("mlstm").mlstm_backward(
+        *inputs, None if resets is None else resets.contiguous(), *saved, d_out[0].contiguous(), *d_state, *d_inputs,
+        *_sizes(q, v), scale, eps,
+    )  # fmt: skip
+    return [*d_inputs, *d_state]
+
+
+@_kernel_backward.register_fake
+def _(d_out, q, k, v, log_i, log_f, resets, saved, scale, eps):
+    return [x.new_empty(x.shape) for x in (q, k, v, log_i, log_f, *d_out[1:])]
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.scale, ctx.eps, ctx.keep = inputs
+    ctx.save_for_backward(*tensors[:5], tensors[8], output[0], *output[4:])
+
+
+def _backward(ctx, d_out):
+    assert ctx.keep
+    *inputs, resets = ctx.saved_tensors[:6]
+    saved = list(ctx.saved_tensors[6:])
+    gradients = _kernel_backward(list(d_out[:4]), *inputs, resets, saved, ctx.scale, ctx.eps)
+    return (*gradients, None, None, None, None)
+
+
+_kernel.register_autograd(_backward, setup_context=_save)
