@@ -1,6 +1,6 @@
 """Diagonal plus low rank: S_t = diag(exp g_t) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T, o_t = scale S_t^T q_t.
 
-The recurrence of RWKV-7 (Peng et al. 2025, arXiv 2503.14456, equations 16 and 17: a = -kappa, b = kappa * rate) and the
+The recurrence of RWKV-7 (Peng et al. 2025, arXiv 2503.14456, section 4: a = -kappa, b = kappa * rate) and the
 most general of the delta rules: with a = -k exp g and b = beta k it is Kimi Delta Attention. The chunked form follows
 Yang et al. 2024 (arXiv 2406.06484, section 3), whose WY form holds for any pair a, b.
 """
@@ -235,9 +235,8 @@ def decayed_backward(
         d_r[:, :, 0].add_((d_diagonal * w).sum(2))
         d_w.addcmul_(d_diagonal, r[:, :, :1])
         d_decays[part] = d_start[:, :, 0]
-    d_reads, d_writes, d_decays = (
-        x.view(shape) for x, shape in zip((d_reads, d_writes, d_decays), shapes, strict=True)
-    )
+    gradients = zip((d_reads, d_writes, d_decays), shapes, strict=True)
+    d_reads, d_writes, d_decays = (x.view(shape) for x, shape in gradients)
     return d_reads, d_writes, d_decays
 
 

@@ -1,0 +1,78 @@
+"""RWKV's channel mixing: a squared-ReLU perceptron that also sees the step before."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from tasks.registry import Options
+from zoo.ops.token_shift import token_shift
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
+from zoo.registry import register
+
+
+class RWKVChannelMixState(NamedTuple):
+    shift: Tensor  # (B, 1, D): the last input
+
+
+@register("rwkv_channel_mix")
+class RWKVChannelMix(Mixer):
+    """The channel mixing of RWKV-7 (Peng et al. 2025, arXiv 2503.14456, section 4).
+
+        y_t = W_value relu(W_key (x_t + x_k * (x_{t-1} - x_t)))^2
+
+    Published inits: W_key orthogonal, W_value zero, x_k = 1 - (i / D)^((1 - layer / n_layers)^4) for channel i, so that
+    early layers look back with most of their channels and late ones with few. Only the two matrices are decayed.
+
+    | state    | cost per token | parallel form      | cannot                    |
+    |----------|----------------|--------------------|---------------------------|
+    | D floats | 4 D d_hidden   | every step at once | see beyond the last step  |
+    """
+
+    kind = "channel"
+
+    class Config(Options):
+        """The options.
+
+        Attributes:
+            d_hidden: inner width, 4 D by default.
+        """
+
+        d_hidden: int | None = Field(default=None, ge=1)
+
+    def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
+        super().__init__(d_model, config, place=place)
+        self.d_hidden = config.d_hidden or 4 * d_model
+        rest = 1 - place.layer / place.n_layers
+        self.x_k = nn.Parameter(1 - (torch.arange(d_model) / d_model) ** rest**4)
+        self.key = nn.Linear(d_model, self.d_hidden, bias=False)
+        self.value = nn.Linear(self.d_hidden, d_model, bias=False)
+        nn.init.orthogonal_(self.key.weight)
+        nn.init.zeros_(self.value.weight)
+
+    def init_state(
+        self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None
+    ) -> RWKVChannelMixState:
+        device, dtype = first_parameter_like(self, device, dtype)
+        shift = torch.zeros(batch_size, 1, self.d_model, device=device, dtype=recurrent_dtype(dtype))
+        return RWKVChannelMixState(shift)
+
+    def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
+        packing = {} if context is None else {"lengths": context.lengths, "resets": context.resets}
+        before, shift = token_shift(x, None if state is None else state.shift, **packing)
+        mixed = torch.lerp(x, before, self.x_k.to(x.dtype))
+        return self.value(F.relu(self.key(mixed)).square()), RWKVChannelMixState(shift)
+
+    def flops_per_token(self, context_length: int) -> int:
+        return 4 * self.d_model * self.d_hidden
+
+    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
+        return batch_size * self.d_model * recurrent_dtype(dtype).itemsize
+
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        return [{}, {"d_hidden": 40}]
