@@ -9,21 +9,23 @@ import torch
 import torch.nn.functional as F
 
 from tasks.registry import UsageError
-from zoo.ops import delta_rule, linear_attention
+from zoo.ops import delta_rule, linear_attention, native
 
 OPS = [linear_attention, delta_rule]
+COMPILED = [linear_attention] if native.why_not() is None else []
+FORMS = [(op, form) for op in OPS for form in ("reference", "chunked", *(["compiled"] if op in COMPILED else []))]
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
 
 @dataclass
 class Inputs:
-    """Inputs of an op as float64 leaves in the order of its arguments, and its options."""
+    """Inputs of an op as leaves in the order of its arguments, float64 where their form takes it, and its options."""
 
     leaves: dict[str, torch.Tensor]
     options: dict[str, object] = field(default_factory=dict)
 
 
-def make(op, T, *, B=2, G=2, H=4, K=7, V=10, decay=None, packed=False, ragged=False) -> Inputs:
+def make(op, T, *, B=2, G=2, H=4, K=7, V=10, decay=None, packed=False, ragged=False, form=None) -> Inputs:
     leaves = {
         "q": torch.randn(B, T, G, K),
         "k": F.normalize(torch.randn(B, T, G, K), dim=-1),
@@ -40,7 +42,8 @@ def make(op, T, *, B=2, G=2, H=4, K=7, V=10, decay=None, packed=False, ragged=Fa
     if ragged:
         options["lengths"] = torch.tensor([T // 2, T, 0, 1])[:B]
     # what bfloat16 can hold, so that all dtypes see the same problem
-    return Inputs({name: x.bfloat16().double() for name, x in leaves.items()}, options)
+    dtype = torch.float32 if form == "compiled" else torch.float64
+    return Inputs({name: x.bfloat16().to(dtype) for name, x in leaves.items()}, options)
 
 
 def log_decays(kind: str, B: int, T: int, H: int, K: int) -> torch.Tensor:
@@ -74,6 +77,12 @@ def outcome(op, inputs: Inputs, dtype=torch.float64, **options) -> list[torch.Te
     return [*out, *torch.autograd.grad(out, list(leaves.values()), seeds)]
 
 
+def fast_forms(op) -> list[tuple[str, torch.dtype]]:
+    """What is held against the step form: each fast form in each dtype that it takes."""
+    compiled = [("compiled", torch.float32)] if op in COMPILED else []
+    return [("chunked", torch.float64), ("chunked", torch.float32), *compiled]
+
+
 def assert_close(got, expected, dtype):
     for a, b in zip(got, expected, strict=True):
         assert a.shape == b.shape
@@ -87,8 +96,8 @@ def assert_close(got, expected, dtype):
 def test_forms_agree(op, T, decay):
     inputs = make(op, T, decay=decay)
     exact = outcome(op, inputs, backend="reference")
-    for dtype in TOLERANCE:
-        assert_close(outcome(op, inputs, dtype, backend="chunked"), exact, dtype)
+    for form, dtype in (*fast_forms(op), ("chunked", torch.bfloat16)):
+        assert_close(outcome(op, inputs, dtype, backend=form), exact, dtype)
     assert_close(outcome(op, inputs, torch.float32, backend="reference"), exact, torch.float32)
 
 
@@ -97,8 +106,8 @@ def test_forms_agree(op, T, decay):
 def test_forms_agree_over_a_thousand_steps(op, decay):
     inputs = make(op, 1000, B=1, decay=decay)
     exact = outcome(op, inputs, backend="reference")
-    for dtype in (torch.float64, torch.float32):
-        assert_close(outcome(op, inputs, dtype), exact, dtype)
+    for form, dtype in fast_forms(op):
+        assert_close(outcome(op, inputs, dtype, backend=form), exact, dtype)
 
 
 @pytest.mark.parametrize("decay", ["head strong", "head mixed", "channel strong", "channel mixed"])
@@ -107,8 +116,8 @@ def test_extreme_decays_stay_exact(op, decay):
     """The gradients of tiny decays are themselves tiny, and must come out right to the same relative error."""
     inputs = make(op, 130, decay=decay)
     exact = outcome(op, inputs, backend="reference")
-    for dtype in (torch.float64, torch.float32):
-        assert_close(outcome(op, inputs, dtype, backend="chunked"), exact, dtype)
+    for form, dtype in fast_forms(op):
+        assert_close(outcome(op, inputs, dtype, backend=form), exact, dtype)
 
 
 @pytest.mark.parametrize("decay", [None, "head mixed", "channel mixed"])
@@ -117,14 +126,13 @@ def test_extreme_decays_stay_exact(op, decay):
 def test_forms_agree_on_packed_and_ragged_batches(op, packed, ragged, decay):
     inputs = make(op, 90, B=4, decay=decay, packed=packed, ragged=ragged)
     exact = outcome(op, inputs, backend="reference")
-    for dtype in (torch.float64, torch.float32):
-        assert_close(outcome(op, inputs, dtype, backend="chunked"), exact, dtype)
+    for form, dtype in fast_forms(op):
+        assert_close(outcome(op, inputs, dtype, backend=form), exact, dtype)
 
 
-@pytest.mark.parametrize("backend", ["reference", "chunked"])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("op", "backend"), FORMS)
 def test_a_packed_row_is_its_documents_alone(op, backend):
-    inputs = make(op, 100, B=1, decay="head mild")
+    inputs = make(op, 100, B=1, decay="head mild", form=backend)
     resets = torch.zeros(1, 100, dtype=torch.bool)
     resets[:, [0, 37, 64]] = True
     whole, last = op(**inputs.leaves, resets=resets, backend=backend)
@@ -135,10 +143,9 @@ def test_a_packed_row_is_its_documents_alone(op, backend):
     torch.testing.assert_close(last, state)
 
 
-@pytest.mark.parametrize("backend", ["reference", "chunked"])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("op", "backend"), FORMS)
 def test_a_padded_row_is_the_row_alone(op, backend):
-    inputs = make(op, 70, B=3, decay="channel mild")
+    inputs = make(op, 70, B=3, decay="channel mild", form=backend)
     lengths = torch.tensor([70, 33, 0])
     poisoned = {  # whatever the padding holds
         name: x
@@ -215,10 +222,9 @@ def test_the_definition(op):
         torch.testing.assert_close(op(**inputs, scale=1.0, backend=backend)[0], o * len(k) ** 0.5)
 
 
-@pytest.mark.parametrize("backend", ["reference", "chunked"])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("op", "backend"), FORMS)
 def test_inputs_are_left_alone_and_no_memory_is_read_unwritten(op, backend, poisoned_memory):
-    inputs = make(op, 70, decay="head mild", packed=True, ragged=True)
+    inputs = make(op, 70, decay="head mild", packed=True, ragged=True, form=backend)
     before = {name: x.clone() for name, x in inputs.leaves.items()}
     assert all(x.isfinite().all() for x in outcome(op, inputs, torch.float32, backend=backend))
     _, state = op(**inputs.leaves, **inputs.options, backend=backend)
@@ -238,13 +244,51 @@ def test_autocast_does_not_reach_inside(op):
 
 
 @pytest.mark.parametrize("decay", ["head mild", "channel mild"])
-@pytest.mark.parametrize("op", OPS)
-def test_compiles_to_one_graph(op, decay):
+@pytest.mark.parametrize(("op", "backend"), [(op, form) for op, form in FORMS if form != "reference"])
+def test_compiles_to_one_graph(op, backend, decay):
     inputs = make(op, 20, decay=decay, packed=True, ragged=True)
-    expected = outcome(op, inputs, torch.float32, chunk_size=8)
+    options = {"chunk_size": 8, "backend": backend}
+    expected = outcome(op, inputs, torch.float32, **options)
     torch._dynamo.reset()
     compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
-    assert_close(outcome(compiled, inputs, torch.float32, chunk_size=8), expected, torch.float32)
+    assert_close(outcome(compiled, inputs, torch.float32, **options), expected, torch.float32)
+
+
+@pytest.mark.skipif(not COMPILED, reason="no kernels here")
+@pytest.mark.parametrize("decay", [None, "head mild", "channel mixed"])
+@pytest.mark.parametrize(("G", "H", "K", "V"), [(1, 1, 5, 7), (1, 5, 64, 64), (2, 4, 130, 24), (3, 3, 33, 17)])
+def test_compiled_heads_of_any_size(G, H, K, V, decay):
+    inputs = make(linear_attention, 170, G=G, H=H, K=K, V=V, decay=decay, packed=True)
+    exact = outcome(linear_attention, inputs, backend="chunked")
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 3, 16):  # a group's heads are cut into tasks
+            torch.set_num_threads(n)
+            assert_close(outcome(linear_attention, inputs, torch.float32, backend="compiled"), exact, torch.float32)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(not COMPILED, reason="no kernels here")
+@pytest.mark.parametrize("wanted", ["q", "k", "v", "log_decay", "state"])
+def test_compiled_gradient_of_one_input_alone(wanted):
+    """From inputs that are slices of wider tensors, and from one of the two outputs alone."""
+    inputs = make(linear_attention, 40, decay="head mild")
+    exact = dict(zip(inputs.leaves, outcome(linear_attention, inputs, backend="reference")[2:], strict=True))
+    leaves = {name: torch.cat([x, x], -1)[..., : x.shape[-1]].float() for name, x in inputs.leaves.items()}
+    leaves[wanted].requires_grad_()
+    o, state = linear_attention(**leaves, backend="compiled")
+    rng = torch.Generator().manual_seed(1)
+    seeds = [torch.randn(x.shape, generator=rng, dtype=torch.float64).float() for x in (o, state)]
+    if wanted == "q":
+        got = torch.autograd.grad(o, leaves[wanted], seeds[0])
+    else:
+        parts = [
+            torch.autograd.grad(x, leaves[wanted], s, retain_graph=True)[0]
+            for x, s in ((o, seeds[0]), (state, seeds[1]))
+        ]
+        got = [sum(parts)]
+    assert_close(got, [exact[wanted]], torch.float32)
 
 
 def test_a_group_is_never_expanded():

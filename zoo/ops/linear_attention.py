@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from zoo.ops import common
+from zoo.ops import common, native
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.decay import pair_decays, pair_scores
 
@@ -44,7 +44,7 @@ def linear_attention(
         resets: (B, T) bool; the state is forgotten before a step where it is true.
         scale: K ** -0.5 by default.
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
-        backend: "auto", "reference" (one step at a time) or "chunked".
+        backend: "auto", "reference" (one step at a time), "chunked", or "compiled" (C++, float32 on a CPU).
     Returns:
         o (B, T, H, V) in v's dtype, S_T (B, H, K, V).
     """
@@ -52,7 +52,11 @@ def linear_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     default = CHUNK if q.shape[-1] <= 32 else WIDE_CHUNK
     chunk = common.chunk_length(chunk_size, default, v.shape[1])
-    if common.choose_form("linear_attention", backend, v.shape[1], FEW_STEPS) == "reference":
+    offers = {"compiled": lambda: native.serves(heads.v)}
+    form = common.choose_form("linear_attention", backend, v.shape[1], FEW_STEPS, offers)
+    if form == "compiled":
+        o, state = _compiled(heads, scale)
+    elif form == "reference":
         o, state = _reference(heads, scale)
     else:
         o, state = _chunked(heads, scale, chunk)
@@ -148,3 +152,138 @@ class _RunningState(torch.autograd.Function):
 def _accumulate(target: Tensor, source: Tensor, factor: Tensor | None) -> None:
     """target += factor * source, in place."""
     target.add_(source) if factor is None else target.addcmul_(source, factor)
+
+
+SEGMENT = 64  # steps between the states kept for the compiled backward pass, for K or V up to as many
+CACHE = 1 << 19  # bytes that the states of the heads of one task may take
+
+
+def _compiled(heads: Heads, scale: float) -> tuple[Tensor, Tensor]:
+    """Blocks of 16 or 32 steps with everything of a head in the nearest caches: `kernels/linear_attention.cpp`."""
+    q, k, v, g, _, state, resets = heads
+    if g is not None:
+        g = g.flatten(2, 3)
+        g = g.squeeze(-1) if g.shape[-1] == 1 else g
+    inputs = (q, k, v.flatten(2, 3), g, state.flatten(1, 2))
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    o, last, _ = compiled_linear_attention(*inputs, resets, scale, keep)
+    return o.unflatten(2, v.shape[2:4]), last.unflatten(1, v.shape[2:4])
+
+
+@torch.library.custom_op("zoo::linear_attention", mutates_args=(), device_types="cpu")
+def compiled_linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    state: Tensor,
+    resets: Tensor | None,
+    scale: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """o, the last state, and where `keep` every SEGMENT-th one before it, for the backward pass."""
+    q, k, v = _rows(q), _rows(k), _rows(v)
+    g, state, resets = _whole(g), state.contiguous(), _whole(resets)
+    o, last, saved = _outputs(q, v, state, keep)
+    native.load("linear_attention").linear_attention_forward(
+        *(q.data_ptr(), k.data_ptr(), v.data_ptr(), g, state, resets, o, last, saved if keep else None),
+        *(g is not None and g.ndim == 4, _sizes(q, k, v), scale),
+    )
+    return o, last, saved
+
+
+def _outputs(q: Tensor, v: Tensor, state: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    n_saved = (v.shape[1] - 1) // _segment(q, v) if keep else 0
+    B, H, K, V = state.shape
+    return v.new_empty(v.shape), torch.empty_like(state), v.new_empty(B, H, n_saved, K, V)
+
+
+def _segment(q: Tensor, v: Tensor) -> int:
+    return SEGMENT * -(-min(q.shape[-1], v.shape[-1]) // SEGMENT)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x (B, T, heads, D) with the heads of a step side by side, copied only where they are not."""
+    return x if x.stride(3) == 1 and x.stride(2) == x.shape[3] else x.contiguous()
+
+
+def _whole(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _parts(q: Tensor, v: Tensor) -> int:
+    """Tasks that the heads of a group are cut into: enough for all threads, their states small enough for the cache."""
+    (B, _, G, K), (H, V) = q.shape, v.shape[2:]
+    state = 4 * K * V * (1 + _segment(q, v) // 32)
+    return min(H // G, max(-(-torch.get_num_threads() // (B * G)), -(-(H // G) * state // CACHE)))
+
+
+def _sizes(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    strides = (x.stride(axis) for x in (q, k, v) for axis in (0, 1))
+    B, T, G, K = q.shape
+    return torch.tensor([B, T, G, v.shape[2], K, v.shape[3], _parts(q, v), _segment(q, v), *strides])
+
+
+@compiled_linear_attention.register_fake
+def _(q, k, v, g, state, resets, scale, keep):
+    return _outputs(q, v, state, keep)
+
+
+@torch.library.custom_op("zoo::linear_attention_backward", mutates_args=(), device_types="cpu")
+def compiled_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    state: Tensor,
+    resets: Tensor | None,
+    saved: Tensor,
+    d_o: Tensor,
+    d_last: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, g (empty where there is none) and state."""
+    q, k, v = _rows(q), _rows(k), _rows(v)
+    g, state, resets = _whole(g), state.contiguous(), _whole(resets)
+    d_q, d_k, d_v, d_g, d_state = _gradients(q, k, v, g, state)
+    parts = _parts(q, v)
+    d_qs, d_ks = (x.new_empty(parts, *x.shape) if parts > 1 else x for x in (d_q, d_k))
+    native.load("linear_attention").linear_attention_backward(
+        *(q.data_ptr(), k.data_ptr(), v.data_ptr(), g, state, resets, saved, d_o.contiguous(), d_last.contiguous()),
+        *(d_qs, d_ks, d_v, None if g is None else d_g, d_state),
+        *(g is not None and g.ndim == 4, _sizes(q, k, v), scale),
+    )
+    if parts > 1:
+        torch.sum(d_qs, 0, out=d_q)
+        torch.sum(d_ks, 0, out=d_k)
+    return d_q, d_k, d_v, d_g, d_state
+
+
+def _gradients(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    d_q, d_k, d_v, d_state = (x.new_empty(x.shape) for x in (q, k, v, state))
+    return d_q, d_k, d_v, v.new_empty(0 if g is None else g.shape), d_state
+
+
+@compiled_backward.register_fake
+def _(q, k, v, g, state, resets, saved, d_o, d_last, scale):
+    return _gradients(q, k, v, g, state)
+
+
+def _setup(ctx, inputs, output):
+    *tensors, scale, _ = inputs
+    ctx.save_for_backward(*tensors, output[2])
+    ctx.scale = scale
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, d_o, d_last, _):
+    q, k, v, g, state, resets, saved = ctx.saved_tensors
+    d_o = v.new_zeros(v.shape) if d_o is None else d_o
+    d_last = torch.zeros_like(state) if d_last is None else d_last
+    d_q, d_k, d_v, d_g, d_state = compiled_backward(q, k, v, g, state, resets, saved, d_o, d_last, ctx.scale)
+    return d_q, d_k, d_v, None if g is None else d_g, d_state, None, None, None
+
+
+compiled_linear_attention.register_autograd(_backward, setup_context=_setup)

@@ -48,6 +48,7 @@ def compiler() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
+@torch.compiler.assume_constant_result
 def why_not() -> str | None:
     """Why there are no compiled kernels; None where there are. The first call builds one, to be sure."""
     return "switched off by ZOO_KERNELS" if os.environ.get("ZOO_KERNELS", "").lower() in ("off", "0") else _why_not()

@@ -1,0 +1,348 @@
+// S_t = diag(exp g_t) S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t, forward and backward, block by block.
+//
+// With E_i the decay since the block's start, X_j that until its end, D_ij that from j to i and S the state before,
+//   A_ij = D_ij q_i . k_j ;  o_i = S^T (E_i q_i) + sum_{j <= i} A_ij v_j ;  S' = E_C S + sum_j (X_j k_j) v_j^T,
+// and with dS' the gradient of the state after the block, dA_ij = do_i . v_j (i >= j), dP = D dA:
+//   dv = A^T do + X k dS' ;  dq = dP k + E do S^T ;  dk = dP^T q + X v dS'^T ;  dS = E_C dS' + (E q)^T do.
+// The gradient of log_decay at step t gathers every product that contains its decay: A_ij dA_ij with j < t <= i, the
+// reads of S at i >= t, the writes to S' at j < t, and <E_C S, dS'>. They are summed as they are, without differences.
+//
+// A task is a share of the heads of one group in one row of the batch: q k^T is formed once for its heads where the
+// decay is one a head, and the gradients of q and k are summed over them. The backward pass goes over segments of
+// blocks, each from its saved state.
+#include "decay.h"
+
+namespace {
+
+using namespace zoo;
+
+struct Shape {
+    int64_t B, T, G, H, K, V;
+    int64_t parts;    // tasks a group is cut into
+    int64_t segment;  // steps between saved states, a multiple of a block
+    int64_t q_row, q_step, k_row, k_step, v_row, v_step;  // strides of the batch and of time; heads lie close together
+    float scale;
+
+    int64_t wide_k() const { return padded(K); }
+    int64_t wide_v() const { return padded(V); }
+    int64_t saved() const { return (T - 1) / segment; }
+};
+
+Shape shape(const int64_t* sizes, double scale) {
+    Shape s;
+    std::memcpy(&s, sizes, 14 * sizeof(int64_t));
+    s.scale = static_cast<float>(scale);
+    return s;
+}
+
+// The heads of one task.
+struct Task {
+    int64_t row, group, part, first, n_heads;
+    Task(const Shape& s, int64_t index) {
+        part = index % s.parts, group = index / s.parts % s.G, row = index / s.parts / s.G;
+        const int64_t R = s.H / s.G, from = part * R / s.parts, to = (part + 1) * R / s.parts;
+        first = group * R + from, n_heads = to - from;
+    }
+};
+
+// Decays of either kind, as both passes use them. Factors on the rows of a block (STEPS, width) may be left out.
+template <int64_t C>
+struct PerHead : HeadDecays<C> {
+    static constexpr int64_t STEPS = C;
+    static constexpr bool CHANNEL = false;
+    bool ones = false;  // neither decay nor reset
+    static int64_t floats(int64_t) { return 0; }
+    PerHead(Scratch&, int64_t) {}
+    void read(const float* g, const uint8_t* resets, const Shape& s, int64_t row, int64_t t, int64_t head, int64_t n) {
+        if (ones) return;
+        this->fill(g ? g + (row * s.T + t) * s.H + head : nullptr, s.H, resets ? resets + row * s.T + t : nullptr, n);
+        ones = !g && !resets;
+    }
+    const float* since(const float* x, float* out, int64_t width) const { return rows(x, this->since_start, out, width); }
+    const float* until(const float* x, float* out, int64_t width) const { return rows(x, this->until_end, out, width); }
+    const float* rows(const float* x, const float* factor, float* out, int64_t width) const {
+        if (ones) return x;
+        for (int64_t i = 0; i < C; ++i)
+            for (int64_t d = 0; d < width; ++d) out[i * width + d] = factor[i] * x[i * width + d];
+        return out;
+    }
+    float whole(int64_t) const { return this->total; }
+};
+
+struct PerChannel : ChannelDecays {
+    static constexpr int64_t STEPS = ChannelDecays::C;
+    static constexpr bool CHANNEL = true;
+    using ChannelDecays::ChannelDecays;
+    void read(const float* g, const uint8_t* resets, const Shape& s, int64_t row, int64_t t, int64_t head, int64_t n) {
+        fill(g + ((row * s.T + t) * s.H + head) * s.K, s.H * s.K, resets ? resets + row * s.T + t : nullptr, n, s.K);
+    }
+    const float* since(const float* x, float* out, int64_t width) const { return rows(x, since_start, out, width); }
+    const float* until(const float* x, float* out, int64_t width) const { return rows(x, until_end, out, width); }
+    const float* rows(const float* x, const float* factor, float* out, int64_t width) const {
+        for (int64_t i = 0; i < STEPS * width; ++i) out[i] = factor[i] * x[i];
+        return out;
+    }
+    float whole(int64_t d) const { return total[d]; }
+};
+
+template <typename Decays>
+void keep(const Decays& decays, float* state, int64_t width_k, int64_t width_v) {
+    for (int64_t d = 0; d < width_k; ++d) {
+        const float factor = decays.whole(d);
+        for (int64_t e = 0; e < width_v; ++e) state[d * width_v + e] *= factor;
+    }
+}
+
+// A = D * (q k^T) from the products q k^T of the group, or with the decays of all channels inside.
+template <int64_t C>
+void scores(const PerHead<C>& decays, const float* products, const float*, const float*, int64_t, float* out) {
+    for (int64_t i = 0; i < C * C; ++i) out[i] = decays.pair[i] * products[i];
+}
+void scores(const PerChannel& decays, const float*, const float* q, const float* k, int64_t width, float* out) {
+    channel_scores(width, q, k, decays.step, out);
+}
+
+template <typename Decays>
+void forward(const Shape& s, const float* q, const float* k, const float* v, const float* g, const float* state,
+             const uint8_t* resets, float* o, float* last, float* saved) {
+    constexpr int64_t C = Decays::STEPS;
+    const int64_t K = s.wide_k(), V = s.wide_v(), heads = (s.H / s.G + s.parts - 1) / s.parts;
+#pragma omp parallel
+    {
+        FlushDenormals flush;
+        Scratch scratch(5 * C * K + 2 * C * V + 2 * C * C + heads * K * V + Decays::floats(K));
+        float *Q = scratch.take(C * K), *Key = scratch.take(C * K), *KeyT = scratch.take(C * K);
+        float *Qe = scratch.take(C * K), *Kx = scratch.take(C * K), *Val = scratch.take(C * V);
+        float *O = scratch.take(C * V), *P = scratch.take(C * C), *A = scratch.take(C * C);
+        float* S = scratch.take(heads * K * V);
+        Decays decays(scratch, K);
+        std::fill(P, P + C * C, 0.0f);
+#pragma omp for schedule(dynamic)
+        for (int64_t index = 0; index < s.B * s.G * s.parts; ++index) {
+            const Task task(s, index);
+            for (int64_t h = 0; h < task.n_heads; ++h)
+                load_block(S + h * K * V, K, state + (task.row * s.H + task.first + h) * s.K * s.V, s.V, s.K, s.V);
+            for (int64_t t = 0; t < s.T; t += C) {
+                const int64_t n = std::min(C, s.T - t);
+                load_block(Q, C, q + task.row * s.q_row + t * s.q_step + task.group * s.K, s.q_step, n, s.K, s.scale);
+                load_block(Key, C, k + task.row * s.k_row + t * s.k_step + task.group * s.K, s.k_step, n, s.K);
+                if (!Decays::CHANNEL) {
+                    transposed(C, K, Key, K, KeyT, C);
+                    lower_product(C, K, Q, KeyT, P);
+                }
+                for (int64_t h = 0; h < task.n_heads; ++h) {
+                    const int64_t head = task.first + h;
+                    float* Sh = S + h * K * V;
+                    if (saved && t && t % s.segment == 0)
+                        store_block(Sh, saved + ((task.row * s.H + head) * s.saved() + t / s.segment - 1) * s.K * s.V,
+                                    s.V, s.K, s.V);
+                    decays.read(g, resets, s, task.row, t, head, n);
+                    load_block(Val, C, v + task.row * s.v_row + t * s.v_step + head * s.V, s.v_step, n, s.V);
+                    scores(decays, P, Q, Key, K, A);
+                    product(C, V, K, decays.since(Q, Qe, K), K, Sh, V, O, V);
+                    product_lower<true>(C, V, A, Val, O);
+                    store_block(O, o + ((task.row * s.T + t) * s.H + head) * s.V, s.H * s.V, n, s.V);
+                    keep(decays, Sh, K, V);
+                    product_tn<true>(K, V, C, decays.until(Key, Kx, K), K, Val, V, Sh, V);
+                }
+            }
+            for (int64_t h = 0; h < task.n_heads; ++h)
+                store_block(S + h * K * V, last + (task.row * s.H + task.first + h) * s.K * s.V, s.V, s.K, s.V);
+        }
+    }
+}
+
+// The state before each block of a segment, turned: before (blocks, V, K), the first one given.
+template <typename Decays>
+void next_state(const Decays& decays, const float* before, const float* keys, const float* values, int64_t K, int64_t V,
+                float* after) {
+    float whole[1024];
+    for (int64_t from = 0; from < K; from += 1024) {
+        const int64_t n = std::min<int64_t>(1024, K - from);
+        for (int64_t d = 0; d < n; ++d) whole[d] = decays.whole(from + d);
+        for (int64_t e = 0; e < V; ++e)
+            for (int64_t d = 0; d < n; ++d) after[e * K + from + d] = whole[d] * before[e * K + from + d];
+    }
+    product_tn<true>(V, K, Decays::STEPS, values, V, keys, K, after, K);
+}
+
+// d_log (C) from the reads E q and writes X k with their gradients, and from the two states, turned (V, K).
+template <int64_t C>
+void log_gradient(const PerHead<C>& decays, const float* q, const float* reads, const float* k, const float* writes,
+                  const float* before, const float* d_after, int64_t K, int64_t V, float* d_log) {
+    float later = decays.total * dot(before, d_after, K * V), earlier = 0;
+    for (int64_t t = C - 1; t >= 0; --t) d_log[t] = later += dot(q + t * K, reads + t * K, K);
+    for (int64_t t = 0; t < C; ++t) d_log[t] += earlier, earlier += dot(k + t * K, writes + t * K, K);
+}
+
+// The same for d_log (C, K).
+void log_gradient(const PerChannel& decays, const float* q, const float* reads, const float* k, const float* writes,
+                  const float* before, const float* d_after, int64_t K, int64_t V, float* d_log) {
+    for (int64_t d = 0; d < K; d += BLOCK_LANES) {
+        Lanes later = {}, earlier = {};
+        for (int64_t e = 0; e < V; ++e) later += load_lanes(before + e * K + d) * load_lanes(d_after + e * K + d);
+        later *= load_lanes(decays.total + d);
+        for (int64_t at = (PerChannel::STEPS - 1) * K + d; at >= 0; at -= K)
+            store_lanes(d_log + at, later += load_lanes(q + at) * load_lanes(reads + at));
+        for (int64_t at = d; at < PerChannel::STEPS * K; at += K) {
+            store_lanes(d_log + at, load_lanes(d_log + at) + earlier);
+            earlier += load_lanes(k + at) * load_lanes(writes + at);
+        }
+    }
+}
+
+// The head's part of dP, and of d_log by the pairs of steps.
+template <int64_t C>
+void scores_backward(const PerHead<C>& decays, const float*, const float*, int64_t, const float* A, const float* d_A,
+                     float* d_products, float*, float*, float* d_log) {
+    for (int64_t i = 0; i < C * C; ++i) d_products[i] += decays.pair[i] * d_A[i];
+    if (!d_log) return;
+    float below[C] = {};  // of A dA, over the rows from t on
+    for (int64_t t = C - 1; t > 0; --t) {
+        float sum[BLOCK_LANES] = {};
+        for (int64_t j = 0; j < C; ++j) {
+            below[j] += A[t * C + j] * d_A[t * C + j];
+            sum[j % BLOCK_LANES] += j < t ? below[j] : 0.0f;
+        }
+        d_log[t] += sum_lanes(load_lanes(sum));
+    }
+}
+
+void scores_backward(const PerChannel& decays, const float* q, const float* k, int64_t K, const float*,
+                     const float* d_A, float*, float* d_q, float* d_k, float* d_log) {
+    channel_scores_backward(K, q, k, decays.step, d_A, d_q, d_k, d_log);
+}
+
+void add(const float* x, float* sum, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) sum[i] += x[i];
+}
+
+template <typename Decays>
+void backward(const Shape& s, const float* q, const float* k, const float* v, const float* g, const float* state,
+              const uint8_t* resets, const float* saved, const float* d_o, const float* d_last, float* d_q, float* d_k,
+              float* d_v, float* d_g, float* d_state) {
+    constexpr int64_t C = Decays::STEPS;
+    const int64_t K = s.wide_k(), V = s.wide_v(), heads = (s.H / s.G + s.parts - 1) / s.parts, blocks = s.segment / C;
+#pragma omp parallel
+    {
+        FlushDenormals flush;
+        Scratch scratch(10 * C * K + 4 * C * V + 4 * C * C + (heads * (blocks + 1) + 1) * K * V + Decays::floats(K));
+        float *Q = scratch.take(C * K), *Key = scratch.take(C * K), *KeyT = scratch.take(C * K);
+        float *Qe = scratch.take(C * K), *Kx = scratch.take(C * K), *dQ = scratch.take(C * K);
+        float *dK = scratch.take(C * K), *reads = scratch.take(C * K), *writes = scratch.take(C * K);
+        float *d_log = scratch.take(C * K), *Val = scratch.take(C * V), *ValT = scratch.take(C * V);
+        float *dO = scratch.take(C * V), *dV = scratch.take(C * V), *P = scratch.take(C * C);
+        float *A = scratch.take(C * C), *dA = scratch.take(C * C), *dP = scratch.take(C * C);
+        float *before = scratch.take(heads * blocks * K * V), *d_S = scratch.take(heads * K * V);
+        float* turned = scratch.take(K * V);
+        Decays decays(scratch, K);
+        for (float* x : {P, dA}) std::fill(x, x + C * C, 0.0f);
+#pragma omp for schedule(dynamic)
+        for (int64_t index = 0; index < s.B * s.G * s.parts; ++index) {
+            const Task task(s, index);
+            const float* q_task = q + task.row * s.q_row + task.group * s.K;
+            const float* k_task = k + task.row * s.k_row + task.group * s.K;
+            const float* v_task = v + task.row * s.v_row + task.first * s.V;
+            const int64_t first = task.row * s.H + task.first;  // state of the first head
+            const auto read_keys = [&](int64_t t, int64_t n) {
+                load_block(Key, C, k_task + t * s.k_step, s.k_step, n, s.K);
+            };
+            const auto read_head = [&](int64_t t, int64_t n, int64_t h) {
+                decays.read(g, resets, s, task.row, t, task.first + h, n);
+                load_block(Val, C, v_task + t * s.v_step + h * s.V, s.v_step, n, s.V);
+            };
+            const auto state_before = [&](int64_t block, int64_t h) { return before + (block * heads + h) * K * V; };
+            for (int64_t h = 0; h < task.n_heads; ++h)
+                load_block(d_S + h * K * V, K, d_last + (first + h) * s.K * s.V, s.V, s.K, s.V);
+            for (int64_t segment = s.saved(); segment >= 0; --segment) {
+                const int64_t start = segment * s.segment, stop = std::min(s.T, start + s.segment);
+                for (int64_t h = 0; h < task.n_heads; ++h) {
+                    const float* from = segment ? saved + ((first + h) * s.saved() + segment - 1) * s.K * s.V
+                                                : state + (first + h) * s.K * s.V;
+                    load_block(turned, K, from, s.V, s.K, s.V);
+                    transposed(K, V, turned, V, state_before(0, h), K);
+                }
+                for (int64_t t = start, block = 0; t + C < stop; t += C, ++block) {
+                    read_keys(t, C);
+                    for (int64_t h = 0; h < task.n_heads; ++h) {
+                        read_head(t, C, h);
+                        next_state(decays, state_before(block, h), decays.until(Key, Kx, K), Val, K, V,
+                                   state_before(block + 1, h));
+                    }
+                }
+                for (int64_t block = (stop - start - 1) / C; block >= 0; --block) {
+                    const int64_t t = start + block * C, n = std::min(C, stop - t);
+                    read_keys(t, n);
+                    load_block(Q, C, q_task + t * s.q_step, s.q_step, n, s.K, s.scale);
+                    if (!Decays::CHANNEL) {
+                        transposed(C, K, Key, K, KeyT, C);
+                        lower_product(C, K, Q, KeyT, P);
+                        std::fill(dP, dP + C * C, 0.0f);
+                    }
+                    std::fill(dQ, dQ + C * K, 0.0f);
+                    std::fill(dK, dK + C * K, 0.0f);
+                    for (int64_t h = 0; h < task.n_heads; ++h) {
+                        const int64_t step = (task.row * s.T + t) * s.H + task.first + h;
+                        const float* S = state_before(block, h);
+                        float* dS = d_S + h * K * V;
+                        read_head(t, n, h);
+                        load_block(dO, C, d_o + step * s.V, s.H * s.V, n, s.V);
+                        const float *q_since = decays.since(Q, Qe, K), *k_until = decays.until(Key, Kx, K);
+                        scores(decays, P, Q, Key, K, A);
+                        transposed(C, V, Val, V, ValT, C);
+                        lower_product(C, V, dO, ValT, dA);
+
+                        product(C, V, K, k_until, K, dS, V, dV, V);
+                        product_lower_t<true>(C, V, A, dO, dV);
+                        store_block(dV, d_v + step * s.V, s.H * s.V, n, s.V);
+
+                        product(C, K, V, dO, V, S, K, reads, K);
+                        add(decays.since(reads, reads, K), dQ, C * K);
+                        transposed(K, V, dS, V, turned, K);
+                        product(C, K, V, Val, V, turned, K, writes, K);
+                        add(decays.until(writes, writes, K), dK, C * K);
+                        if (d_g) log_gradient(decays, Q, reads, Key, writes, S, turned, K, V, d_log);
+                        scores_backward(decays, Q, Key, K, A, dA, dP, dQ, dK, d_g ? d_log : nullptr);
+                        if (d_g && Decays::CHANNEL) store_block(d_log, d_g + step * s.K, s.H * s.K, n, s.K);
+                        if (d_g && !Decays::CHANNEL)
+                            for (int64_t i = 0; i < n; ++i) d_g[step + i * s.H] = d_log[i];
+
+                        keep(decays, dS, K, V);
+                        product_tn<true>(K, V, C, q_since, K, dO, V, dS, V);
+                    }
+                    if (!Decays::CHANNEL) {
+                        product_lower<true>(C, K, dP, Key, dQ);
+                        product_lower_t<true>(C, K, dP, Q, dK);
+                    }
+                    for (int64_t i = 0; i < C * K; ++i) dQ[i] *= s.scale;
+                    const int64_t at = (((task.part * s.B + task.row) * s.T + t) * s.G + task.group) * s.K;
+                    store_block(dQ, d_q + at, s.G * s.K, n, s.K);
+                    store_block(dK, d_k + at, s.G * s.K, n, s.K);
+                }
+            }
+            for (int64_t h = 0; h < task.n_heads; ++h)
+                store_block(d_S + h * K * V, d_state + (first + h) * s.K * s.V, s.V, s.K, s.V);
+        }
+    }
+}
+
+using Heads = PerHead<32>;
+
+}  // namespace
+
+extern "C" void linear_attention_forward(const float* q, const float* k, const float* v, const float* g,
+                                         const float* state, const uint8_t* resets, float* o, float* last,
+                                         float* saved, int64_t per_channel, const int64_t* sizes, double scale) {
+    const Shape s = shape(sizes, scale);
+    (per_channel ? forward<PerChannel> : forward<Heads>)(s, q, k, v, g, state, resets, o, last, saved);
+}
+
+extern "C" void linear_attention_backward(const float* q, const float* k, const float* v, const float* g,
+                                          const float* state, const uint8_t* resets, const float* saved,
+                                          const float* d_o, const float* d_last, float* d_q, float* d_k, float* d_v,
+                                          float* d_g, float* d_state, int64_t per_channel, const int64_t* sizes,
+                                          double scale) {
+    const Shape s = shape(sizes, scale);
+    (per_channel ? backward<PerChannel> : backward<Heads>)(s, q, k, v, g, state, resets, saved, d_o, d_last, d_q, d_k,
+                                                           d_v, d_g, d_state);
+}
