@@ -6,7 +6,6 @@ import zoo
 from zoo.ops import native
 from zoo.ops.common import logged_forms
 
-
 FAST = "chunked" if native.why_not() else "compiled"
 
 
@@ -17,7 +16,7 @@ def test_every_form_that_ran_is_logged() -> None:
     assert forms == {
         "attention": {"sdpa"},
         "causal_conv1d": {"chunked"},
-        "delta_rule": {"chunked"},
+        "delta_rule": {FAST},
         "linear_attention": {FAST},
         "lstm": {"fused"},
     }
