@@ -51,10 +51,13 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.torch
 	touch $@ $(VENV)/.installed
 
 PEERS_peers := transformers==5.23.0 ncps==1.0.1 rwkv==0.8.32 scipy
-PEERS_fla := einops
+PEERS_fla := einops setuptools wheel ninja packaging
 # These name dependencies that only their GPU kernels need.
 BARE_peers := xlstm==2.0.6 mlstm_kernels==2.0.6 omegaconf==2.3.0 antlr4-python3-runtime==4.9.3 dacite opt_einsum
-BARE_fla := flash-linear-attention==0.6.0 fla-core==0.6.0 triton==3.6.0
+BARE_fla := flash-linear-attention==0.6.0 fla-core==0.6.0 triton==3.9.0
+
+# Read file by file, never installed: building them asks for torch's CUDA.
+SOURCES_fla := mamba-ssm==2.3.1 causal-conv1d==1.6.1
 
 $(VENV)/parity/%/.installed: Makefile | $(VENV)/.installed-dev
 	$(PYTHON) -m venv $(VENV)/parity/$*
@@ -62,6 +65,12 @@ $(VENV)/parity/%/.installed: Makefile | $(VENV)/.installed-dev
 		> `$(VENV)/parity/$*/bin/python -c "import site; print(site.getsitepackages()[0])"`/project.pth
 	$(VENV)/parity/$*/bin/python -m pip install --quiet $(PEERS_$*)
 	$(VENV)/parity/$*/bin/python -m pip install --quiet --no-deps $(BARE_$*)
+	mkdir -p $(VENV)/parity/$*/sources
+	for package in $(SOURCES_$*); do MAMBA_SKIP_CUDA_BUILD=TRUE CAUSAL_CONV1D_SKIP_CUDA_BUILD=TRUE \
+		$(VENV)/parity/$*/bin/python -m pip download --quiet --no-deps --no-build-isolation --no-binary :all: \
+		--dest $(VENV)/parity/$*/sources $$package || exit 1; done
+	for archive in $(VENV)/parity/$*/sources/*.tar.gz; do \
+		if [ -e $$archive ]; then tar -xzf $$archive -C $(VENV)/parity/$*/sources; fi; done
 	touch $@
 
 clean:
