@@ -57,6 +57,8 @@ class Retention(Mixer):
             n_heads: H, by default the most heads of at least min(256, D / 4) channels, or 16, that divide D.
             expand_v: channels of v and of the gate, as a multiple of D.
             rope_base: the slowest rotation takes about 2 pi base steps.
+            rope_interleaved: rotate neighbouring channels (the authors' code) or the two halves of a head
+                (flash-linear-attention): the same model with its channels in another order.
             head_norm: "group" takes off each head's mean and divides by its deviation (the paper), "rms" divides by its
                 root mean square (the authors' later code, and flash-linear-attention).
             norm_eps: added to the variance or mean square.
@@ -67,6 +69,7 @@ class Retention(Mixer):
         n_heads: int | None = Field(default=None, ge=1)
         expand_v: float = Field(default=2.0, gt=0)
         rope_base: float = Field(default=10000.0, gt=0)
+        rope_interleaved: bool = True
         head_norm: Literal["group", "rms"] = "group"
         norm_eps: float = Field(default=1e-6, gt=0)
         gate: bool = True
@@ -105,7 +108,7 @@ class Retention(Mixer):
         q, k, v = (rearrange(m, "b t (h d) -> b t h d", h=self.n_heads) for m in (q, k, v))
         positions = document_positions(state.position, x.shape[1], context.resets)
         angles = rotary_table(positions, rotary_width(self.d_key), base=c.rope_base)
-        q, k = rotate(q, *angles), rotate(k, *angles)
+        q, k = (rotate(m, *angles, interleaved=c.rope_interleaved) for m in (q, k))
         log_decay = self.log_decay(x.device, state.memory.dtype).expand(*x.shape[:2], -1)
         o, memory = linear_attention(q, k, v, log_decay, state.memory, backend=c.backend, **packing(context))
         o = self._normed(precise(o)).flatten(-2)
@@ -132,5 +135,5 @@ class Retention(Mixer):
         return [
             {},
             {"n_heads": 2, "expand_v": 1.5, "head_norm": "rms", "norm_eps": 1e-4, "backend": "chunked"},
-            {"n_heads": 4, "rope_base": 100.0, "gate": False, "backend": "reference"},
+            {"n_heads": 4, "rope_base": 100.0, "rope_interleaved": False, "gate": False, "backend": "reference"},
         ]
