@@ -108,6 +108,31 @@ def test_muon_takes_the_matrices():
     assert {group["lr"] for part in optimizer.parts for group in part.param_groups} == {1e-2, 2e-2}
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_parameter_s_own_learning_rate_and_decay(optimizer):
+    """RWKV-7's published rules: w0 learns twice as fast, and only the large matrices are decayed."""
+    model = zoo.create_model("2*(rwkv7 rwkv_channel_mix)", d_model=32, vocab_size=16)
+    c = config(optimizer=optimizer, lr=1e-3, muon_lr=3e-3, weight_decay=0.3, warmup_steps=0, schedule="constant")
+    trained = Optimizer(model, c)
+    rules = {}
+    for _ in range(2):  # before and after a checkpoint
+        model(torch.randint(16, (2, 8)))[0].square().mean().backward()
+        trained.step(0)
+        for part in trained.parts:
+            for group in part.param_groups:
+                for name in names(model, group["params"]):
+                    rules[name] = (type(part).__name__, group["lr"], group["weight_decay"])
+        assert set(rules) == {name for name, _ in model.named_parameters()}
+        for name, (part, lr, decay) in rules.items():
+            if name.endswith(("receptance.weight", "key.weight", "value.weight", "output.weight")):
+                assert (part, lr, decay) == (("Muon", 3e-3, 0.3) if optimizer == "muon" else ("AdamW", 1e-3, 0.3)), name
+            elif not name.startswith("head"):
+                assert (part, lr, decay) == ("AdamW", 2e-3 if name.endswith("w0") else 1e-3, 0.0), name
+        saved = trained.state_dict()
+        trained = Optimizer(model, c)
+        trained.load_state_dict(saved)
+
+
 def test_average_follows():
     model = nn.Linear(4, 4)
     average = Average(model, 0.9)

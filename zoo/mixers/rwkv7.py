@@ -92,7 +92,7 @@ class RWKV7(Mixer):
         self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g = (vector() for _ in range(6))
         self.w0, self.w1, self.w2 = vector(), *low_rank(d_model, c.decay_rank, 2.5)
         self.a0, self.a1, self.a2 = vector(), *low_rank(d_model, c.rate_rank, 2.5)
-        if c.value_residual:
+        if c.value_residual:  # in the first layer too, where they are not used, as in the authors' code
             self.v0, self.v1, self.v2 = vector(), *low_rank(d_model, c.value_rank, 1.7)
         self.g1, self.g2 = low_rank(d_model, c.gate_rank, 5.0)
         self.k_k, self.k_a = vector(), vector()
@@ -102,9 +102,6 @@ class RWKV7(Mixer):
         self._init(place.layer, place.n_layers)
         self.w0.lr_scale = 2.0  # type: ignore[attr-defined]
         self.r_k.no_weight_decay = True  # type: ignore[attr-defined]
-        if c.value_residual and self.first:  # the authors' first layer has these too, and does not use them
-            for p in (self.v0, self.v1, self.v2):
-                p.requires_grad_(False)
 
     @torch.no_grad()
     def _init(self, layer: int, n_layers: int) -> None:

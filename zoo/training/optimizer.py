@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -43,8 +44,19 @@ def parameter_groups(model: nn.Module, *, muon: bool = False) -> dict[str, list[
     return groups
 
 
+def by_lr_scale(parameters: Sequence[nn.Parameter]) -> dict[float, list[nn.Parameter]]:
+    """Parameters by the factor on their learning rate: what a mixer set as `lr_scale` on them, else 1."""
+    scales: dict[float, list[nn.Parameter]] = {}
+    for p in parameters:
+        scales.setdefault(float(getattr(p, "lr_scale", 1.0)), []).append(p)
+    return scales
+
+
 class Optimizer:
     """AdamW, or Muon for hidden matrices and AdamW for the rest, under one schedule, with gradient clipping.
+
+    A mixer's own rules are kept: a parameter with `no_weight_decay = True` is not decayed (nor given to Muon), one with
+    `lr_scale = 2.0` has twice the learning rate.
 
     Muon's updates are scaled to the root mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one
     learning rate serves both.
@@ -54,30 +66,32 @@ class Optimizer:
         self.config = config
         self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         groups = parameter_groups(model, muon=config.optimizer == "muon")
-        adamw = [
-            {"params": groups["decay"], "weight_decay": config.weight_decay},
-            {"params": groups["no_decay"], "weight_decay": 0.0},
-        ]
+        self.peaks: list[list[float]] = []  # of every group of every part
+
+        def scaled(peak: float, **decays: float) -> list[dict[str, Any]]:
+            """Groups with the weight decays given, cut by learning rate; notes their peaks."""
+            cut = [(s, ps, d) for name, d in decays.items() for s, ps in by_lr_scale(groups[name]).items()]
+            self.peaks.append([peak * scale for scale, _, _ in cut])
+            return [{"params": ps, "weight_decay": decay} for _, ps, decay in cut]
+
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(
-                [g for g in adamw if g["params"]],
+                scaled(config.lr, decay=config.weight_decay, no_decay=0.0),
                 lr=config.lr,
                 betas=(config.beta1, config.beta2),
                 eps=config.eps,
                 fused=all(p.device.type in ("cpu", "cuda", "mps") for p in self.parameters),
             )
         ]
-        self.peaks = [config.lr]
         if groups["matrices"]:
+            peak = config.muon_lr or config.lr
             muon = torch.optim.Muon(
-                groups["matrices"],
-                lr=config.muon_lr or config.lr,
-                weight_decay=config.weight_decay,
+                scaled(peak, matrices=config.weight_decay),
+                lr=peak,
                 momentum=config.momentum,
                 adjust_lr_fn="match_rms_adamw",
             )
             self.parts.append(muon)
-            self.peaks.append(config.muon_lr or config.lr)
 
     def step(self, index: int) -> Tensor | None:
         """Clip, update with the learning rate of step `index` (from 0) and drop the gradients.
@@ -92,8 +106,8 @@ class Optimizer:
             # A product with a tensor: no decision in Python, so no wait for the device.
             torch._foreach_mul_(gradients, (self.config.clip / (norm + 1e-6)).clamp(max=1.0))
         scale = lr_scale(self.config, index)
-        for part, peak in zip(self.parts, self.peaks, strict=True):
-            for group in part.param_groups:
+        for part, peaks in zip(self.parts, self.peaks, strict=True):
+            for group, peak in zip(part.param_groups, peaks, strict=True):
                 group["lr"] = peak * scale
             part.step()
         for p in self.parameters:
