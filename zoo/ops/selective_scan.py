@@ -7,6 +7,8 @@ boundaries of chunks, and makes the others again in the backward pass.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -77,7 +79,9 @@ def selective_scan(
     chunk = common.chunk_length(chunk_size, CHUNK, n_steps)
     form = common.choose_form("selective_scan", backend, n_steps, FEW_STEPS, {"compiled": lambda: serves(u)})
 
-    inputs = {name: None if tensor is None else tensor.to(dtype) for name, tensor in {"u": u, **given}.items()}
+    inputs: dict[str, Any] = {
+        name: None if tensor is None else tensor.to(dtype) for name, tensor in {"u": u, **given}.items()
+    }
     state = u.new_zeros(batch, width, n_states, dtype=dtype) if state is None else state
     if lengths is not None:  # a padded step has dt = 0: it leaves the state as it is
         padding = ~common.valid_steps(lengths, n_steps)
@@ -219,7 +223,7 @@ def _compiled_backward(
     return d_u, d_delta, d_A, d_B, d_C, d_D, d_z, d_bias, d_state
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+def _contiguous(*tensors: Tensor | None) -> list[Any]:
     return [None if x is None else x.contiguous() for x in tensors]
 
 
