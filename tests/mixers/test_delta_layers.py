@@ -171,7 +171,7 @@ PARITY = [
     "deltanet(n_heads=1, conv_size=0, allow_neg_eigval=True)",
     "gated_deltanet(n_heads=1, head_dim=16, expand_v=1.0, conv_size=0, gate=False, allow_neg_eigval=True)",
     "kda(n_heads=1, conv_size=0, allow_neg_eigval=True)",
-    "deltaproduct(n_householders=1, n_heads=1, head_dim=16, expand_v=1.0, conv_size=0, gate=False, allow_neg_eigval=True)",
+    "deltaproduct(n_heads=1, head_dim=16, expand_v=1.0, conv_size=0, gate=False, allow_neg_eigval=True)",
 ]
 
 
