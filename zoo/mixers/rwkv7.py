@@ -149,13 +149,17 @@ class RWKV7(Mixer):
 
         kappa = F.normalize(self._heads(precise(k) * self.k_k), dim=-1)
         k = precise(k) * (1 + (rate - 1) * self.k_a)
-        r, k, v, rate, log_decay = (self._heads(precise(m)) for m in (r, k, v, rate, log_decay))
+        r, k, v, rate, log_decay = (self._heads(m) for m in (precise(r), k, v, rate, log_decay))
         o, memory = dplr(
             r, k, v, -kappa, kappa * rate, log_decay, memory, scale=1.0, backend=self.config.backend, **packing(context)
         )
         bonus = (r * k * self.r_k).sum(-1, keepdim=True) * v
         norm = F.group_norm(
-            o.reshape(-1, self.d_model), self.n_heads, precise(self.ln_x.weight), precise(self.ln_x.bias), self.ln_x.eps
+            precise(o).reshape(-1, self.d_model),
+            self.n_heads,
+            precise(self.ln_x.weight),
+            precise(self.ln_x.bias),
+            self.ln_x.eps,
         )
         y = (norm.view(x.shape) + bonus.flatten(-2)) * gate
         return self.output(y.to(x.dtype)), RWKV7State(shift, memory)
@@ -168,7 +172,8 @@ class RWKV7(Mixer):
         if self.first:
             return v
         share = torch.sigmoid(self.v0 + precise(x_v @ self.v1 @ self.v2))
-        return v * (1 - share) if first is None else torch.lerp(precise(v), precise(first), share)
+        mixed = precise(v) * (1 - share) if first is None else torch.lerp(precise(v), precise(first), share)
+        return mixed.to(v.dtype)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, self.head_dim))

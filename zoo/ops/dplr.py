@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zoo.ops import common
+from zoo.ops.adapters import flash_linear_attention
 from zoo.ops.common import LEGEND, Heads, blank, from_chunks, to_chunks, valid_steps
 from zoo.ops.delta_rule import unit_lower_inverse
 
@@ -49,7 +50,7 @@ def dplr(
         resets: (B, T) bool; the state is forgotten before a step where it is true.
         scale: K ** -0.5 by default.
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
-        backend: "auto", "reference" (one step at a time) or "chunked".
+        backend: "auto", "reference" (one step at a time), "chunked", or "fla" (flash-linear-attention, on GPUs).
     Returns:
         o (B, T, H, V) in v's dtype, S_T (B, H, K, V).
     """
@@ -59,8 +60,12 @@ def dplr(
         a = blank(a, heads.resets)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     chunk = common.chunk_length(chunk_size, CHUNK, v.shape[1])
-    if common.choose_form("dplr", backend, v.shape[1], FEW_STEPS) == "reference":
+    offers = {"fla": lambda: flash_linear_attention.why_not(v, q.shape[-1], chosen=backend == "fla")}
+    form = common.choose_form("dplr", backend, v.shape[1], FEW_STEPS, offers)
+    if form == "reference":
         o, state = _reference(heads, a, b, scale)
+    elif form == "fla":
+        o, state = flash_linear_attention.dplr(heads, a, b, scale, v.dtype)
     else:
         o, state = _chunked(heads, a, b, scale, chunk)
     return o.flatten(2, 3).to(v.dtype), state.flatten(1, 2)
