@@ -8,5 +8,16 @@ from zoo.ops.linear_attention import linear_attention
 from zoo.ops.mlstm import mlstm
 from zoo.ops.scan import scan
 from zoo.ops.selective_scan import selective_scan
+from zoo.ops.slstm import slstm
 
-__all__ = ["attention", "causal_conv1d", "delta_rule", "dplr", "linear_attention", "mlstm", "scan", "selective_scan"]
+__all__ = [
+    "attention",
+    "causal_conv1d",
+    "delta_rule",
+    "dplr",
+    "linear_attention",
+    "mlstm",
+    "scan",
+    "selective_scan",
+    "slstm",
+]
