@@ -31,8 +31,8 @@ class EventXOR(Task):
 
     An event stands at the end of a run of equal bits: its token is the bit (1 for 0, 2 for 1), its timespan the time
     since the event before, so that what counts is in the timespans alone. The target is 1 for even, 2 for odd. 0 is
-    padding, with timespan 1. Lengths are uniform. A string of bits belongs to one split. Slices: `length`, bits
-    rounded up to the next of 2, 3, 4, 6, 8, 12, 16, ...
+    padding, with timespan 1. Lengths are uniform. A string of bits belongs to one split. The score has `scaled`,
+    2 accuracy - 1: 0 for guessing. Slices: `length`, bits rounded up to the next of 2, 3, 4, 6, 8, 12, 16, ...
     """
 
     class Config(Options):
@@ -86,6 +86,10 @@ class EventXOR(Task):
         bits = 1 + random.below(random.bits(random.fold(keys, 1), c.max_length), 2)
         bits[np.arange(c.max_length) >= lengths[:, None]] = 0
         return bits
+
+    def row_scores(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
+        """`scaled`: 0 for guessing, 1 for all right."""
+        return {"scaled": strings.scaled(batch, predictions, 0.5)}
 
     def render(self, batch: Batch, row: int = 0, predictions: Tensor | None = None) -> str:
         assert batch.timespans is not None

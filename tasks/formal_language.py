@@ -188,9 +188,7 @@ class FormalLanguage(Task):
 
     def row_scores(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
         """`scaled`: 0 for guessing, 1 for all right."""
-        scored = batch.targets != IGNORE
-        accuracy = ((predictions == batch.targets) & scored).sum(1).double() / scored.sum(1)
-        return {"scaled": (accuracy - self.chance) / (1 - self.chance)}
+        return {"scaled": strings.scaled(batch, predictions, self.chance)}
 
     def render(self, batch: Batch, row: int = 0, predictions: Tensor | None = None) -> str:
         inputs, targets = batch.inputs[row].tolist(), batch.targets[row].tolist()

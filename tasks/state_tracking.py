@@ -118,7 +118,7 @@ class StateTracking(Task):
         last = slice(self.config.tokens_per_transition - 1, None, self.config.tokens_per_transition)
         right = (predictions[:, last] == batch.targets[:, last]).double()
         length, chance = right.shape[1], 1 / len(self.group.names)
-        figures = {"scaled": (right.mean(1) - chance) / (1 - chance), "reach": right.cumprod(1).sum(1)}
+        figures = {"scaled": strings.scaled(batch, predictions, chance), "reach": right.cumprod(1).sum(1)}
         begin, end = 0, _FIRST_STRETCH
         while begin < length:
             figures[f"accuracy_{min(end, length)}"] = right[:, begin:end].mean(1)

@@ -7,9 +7,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tasks import random
-from tasks.protocol import IGNORE, SPLITS, Split
+from tasks.protocol import IGNORE, SPLITS, Batch, Split
 from tasks.registry import UsageError
 
 Tokens = NDArray[np.int64]
@@ -66,6 +67,13 @@ def answers_at(values: Tokens, asked: NDArray[np.bool_], answers: Answers) -> To
         after = np.cumsum(asked[:, ::-1], axis=1)[:, ::-1]
         asked = asked & (after == 1)
     return np.where(asked, values, IGNORE)
+
+
+def scaled(batch: Batch, predictions: Tensor, chance: float) -> Tensor:
+    """(n,) accuracy of each row, scaled so that `chance` is 0 and all right is 1."""
+    asked = batch.targets != IGNORE
+    accuracy = ((predictions == batch.targets) & asked).sum(1).double() / asked.sum(1)
+    return (accuracy - chance) / (1 - chance)
 
 
 def columns(lines: Mapping[str, Sequence[str]], width: int = 100) -> str:

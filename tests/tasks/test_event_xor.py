@@ -86,6 +86,14 @@ def test_what_counts_is_in_the_timespans():
     assert all(0.2 < np.mean(np.array(found) == 1) < 0.8 for found in many)
 
 
+def test_scaled_accuracy():
+    task = event_xor()
+    batch = task.sample(100, split="test", seed=0)
+    score = task.score(batch, torch.ones_like(batch.targets))
+    assert score["scaled"] == pytest.approx(2 * score["accuracy"] - 1)
+    assert task.score(batch, batch.targets)["scaled"] == 1
+
+
 def test_pictures():
     task = event_xor()
     batch = task.sample(1, split="train", seed=0)
