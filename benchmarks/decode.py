@@ -127,7 +127,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"{facts['cpu']}, {facts['threads']} thread, torch {facts['versions']['torch']}. A step at width 256, one",
         f"row, after {SHORT:,} tokens and after a prefill of {report['prefill']:,} by `forward`; then",
-        f"{report['steps']:,} single steps at width 64 in float32 against float64: error of the last outputs and of the",
+        f"{report['steps']:,} single steps at width 64 in float32 against float64: error of the last outputs and the",
         "final state, memory that the steps added, and the time of the last tenth of them over that of the second.",
         "",
         "| mixer | step us | after the prefill | ratio | prefill tokens/s | error | state error | memory | time |",
