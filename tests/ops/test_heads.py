@@ -12,7 +12,7 @@ from tasks.registry import UsageError
 from zoo.ops import delta_rule, linear_attention, native
 
 OPS = [linear_attention, delta_rule]
-COMPILED = [linear_attention] if native.why_not() is None else []
+COMPILED = OPS if native.why_not() is None else []
 FORMS = [(op, form) for op in OPS for form in ("reference", "chunked", *(["compiled"] if op in COMPILED else []))]
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
