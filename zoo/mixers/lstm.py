@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tasks.registry import Options
 from zoo.mixers._parts import precise
+from zoo.mixers._rnn import at_last_step, by_document, uniform
 from zoo.ops.common import blank, log_form, valid_steps, without_autocast
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 from zoo.registry import register
@@ -57,13 +58,11 @@ class LSTM(Mixer):
         if config.backend == "fused":
             self.compiles = "torch.lstm takes packed documents as rows of their own, whose number depends on the data."
 
-        def uniform(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape).uniform_(-(self.d_hidden**-0.5), self.d_hidden**-0.5))
-
-        self.weight_ih_l0 = uniform(4 * self.d_hidden, d_model)
-        self.weight_hh_l0 = uniform(4 * self.d_hidden, self.d_hidden)
+        width, gates = self.d_hidden, 4 * self.d_hidden
+        self.weight_ih_l0 = uniform(width, gates, d_model)
+        self.weight_hh_l0 = uniform(width, gates, width)
         if config.bias:
-            self.bias_ih_l0, self.bias_hh_l0 = uniform(4 * self.d_hidden), uniform(4 * self.d_hidden)
+            self.bias_ih_l0, self.bias_hh_l0 = uniform(width, gates), uniform(width, gates)
         if config.bias and config.forget_bias is not None:
             forget = slice(self.d_hidden, 2 * self.d_hidden)
             with torch.no_grad():
@@ -139,7 +138,7 @@ def fused(
 ) -> tuple[Tensor, LSTMState]:
     """torch's own LSTM. It knows neither lengths nor resets: documents become rows, and padding is frozen."""
     if resets is not None:
-        return _by_document(x, state, weights, lengths, resets)
+        return by_document(lambda x, state, lengths: fused(x, state, weights, lengths, None), x, state, lengths, resets)
     if lengths is not None:
         padding = ~valid_steps(lengths, x.shape[1])
         x, weights = _freeze(x, padding, weights)
@@ -148,8 +147,7 @@ def fused(
     )
     last_h = last_h.squeeze(0)
     if lengths is not None:
-        last_h = h.gather(1, (lengths - 1).clamp(min=0)[:, None, None].expand(-1, -1, h.shape[-1])).squeeze(1)
-        last_h = torch.where(lengths[:, None] > 0, last_h, state.h)
+        last_h = at_last_step(h, state.h, lengths)
     return h, LSTMState(last_h, last_c.squeeze(0))
 
 
@@ -160,28 +158,3 @@ def _freeze(x: Tensor, padding: Tensor, weights: list[Tensor]) -> tuple[Tensor, 
     shut = w_ih.new_zeros(4, len(w_ih) // 4)
     shut[0], shut[1] = -1e4, 1e4
     return x, [torch.cat([w_ih, shut.flatten()[:, None]], 1), *rest]
-
-
-def _by_document(
-    x: Tensor, state: LSTMState, weights: list[Tensor], lengths: Tensor | None, resets: Tensor
-) -> tuple[Tensor, LSTMState]:
-    """Every document as a row of its own; the first of a row goes on from the state unless it starts one."""
-    B, T, _ = x.shape
-    lengths = x.new_full((B,), T, dtype=torch.long) if lengths is None else lengths
-    starts = resets.clone()
-    starts[:, 0] = True
-    row, start = (starts & valid_steps(lengths, T)).nonzero(as_tuple=True)
-    if not len(row):
-        return x.new_zeros(B, T, state.h.shape[1]), state
-    last = torch.cat([row[1:] != row[:-1], row.new_ones(1, dtype=torch.bool)])
-    end = torch.where(last, lengths[row], start.roll(-1))
-    goes_on = ~resets[row, start][:, None]
-    size = end - start
-    steps = start[:, None] + torch.arange(int(size.max()), device=x.device)
-    documents = x[row[:, None], steps.clamp(max=T - 1)]
-    first = LSTMState(*(torch.where(goes_on, s[row], 0) for s in state))
-    h, after = fused(documents, first, weights, size, None)
-    inside = steps < end[:, None]
-    y = h.new_zeros(B, T, h.shape[-1]).index_put((row[:, None].expand_as(steps)[inside], steps[inside]), h[inside])
-    ended = [s.index_put((row[last],), a[last]) for s, a in zip(state, after, strict=True)]
-    return y, LSTMState(*ended)
