@@ -102,7 +102,7 @@ class RGLRU(Mixer):
                 layer.weight.normal_(std=math.sqrt(variance / layer.in_features))
                 layer.bias.zero_()
             self.conv.weight.normal_(std=math.sqrt(0.01 / c.conv_size))
-            self.conv.bias.zero_()
+            self.conv.bias = nn.Parameter(torch.zeros(self.d_rnn))
 
     def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> RGLRUState:
         device, dtype = first_parameter_like(self, device, dtype)
