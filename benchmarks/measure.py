@@ -73,19 +73,15 @@ def mixer_case(spec: str, d_model: int, shape: tuple[int, int], forms: Sequence[
     own |= rest.pop("inputs", {})
 
     def form(backend: str) -> Function:
-        return functools.partial(_call, zoo.create_mixer(_with_backend(spec, backend), d_model))
+        return functools.partial(_call, zoo.create_mixer(spec, d_model, backend=backend))
 
-    exact = functools.partial(_call, zoo.create_mixer(_with_backend(spec, "reference"), d_model).double())
+    exact = functools.partial(_call, zoo.create_mixer(spec, d_model, backend="reference").double())
     return Case(own, form, ("auto", *forms), exact, rest.pop("counted", "chunked"), **rest)
 
 
 def _call(module: torch.nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
     parameters = {name: x for name, x in inputs.items() if name != "x"}
     return flat(functional_call(module, parameters, (inputs["x"],)))
-
-
-def _with_backend(spec: str, backend: str) -> str:
-    return f"{spec[:-1]}, backend={backend})" if spec.endswith(")") else f"{spec}(backend={backend})"
 
 
 def flat(outputs: Any) -> tuple[Tensor, ...]:

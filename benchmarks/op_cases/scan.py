@@ -1,0 +1,85 @@
+"""The elementwise scans and the mixers on them, beside the sequential forms of transformers and torch's own GRU."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from benchmarks.measure import Case, Function, Inputs, mixer_case, op_case
+from zoo.ops import scan, selective_scan
+
+B, T, D, N = 2, 2048, 256, 16
+WIDTH = 128  # of the mamba mixer, whose channels are twice as many
+FORMS = ("compiled", "chunked")
+
+
+def cases() -> dict[str, Case]:
+    rng = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=rng)
+
+    steps = {"a": torch.sigmoid(normal(B, T, D) + 3), "b": normal(B, T, D)}
+    selective = {
+        "u": normal(B, T, D),
+        "delta": normal(B, T, D) - 4,
+        "A": -torch.arange(1.0, N + 1).repeat(D, 1),
+        "B": normal(B, T, N),
+        "C": normal(B, T, N),
+        "D": normal(D),
+        "z": normal(B, T, D),
+        "delta_bias": normal(D),
+    }
+    return {
+        f"scan, width {D}": op_case(scan, steps, FORMS),
+        f"selective_scan, width {D}, state {N}": op_case(
+            functools.partial(selective_scan, delta_softplus=True),
+            selective,
+            FORMS,
+            peer=_selective_peer,
+            peer_name="transformers mamba_selective_scan",
+            at_least=5,
+        ),
+        f"mamba, width {WIDTH}, expand 2, state {N}": mixer_case(
+            "mamba", WIDTH, (B, T), FORMS, peer=_mamba_peer, peer_name="transformers MambaMixer", at_least=5
+        ),
+        f"rg_lru, width {D}": mixer_case("rg_lru", D, (B, T), FORMS),
+        f"min_gru, width {D}": mixer_case("min_gru", D, (B, T), FORMS),
+        f"gru, width {D}": mixer_case(
+            "gru", D, (B, T), (), counted="fused", peer=_gru_peer, peer_name="torch.nn.GRU", at_least=1
+        ),
+    }
+
+
+def _selective_peer() -> Function:
+    from transformers.models.mamba.modeling_mamba import mamba_selective_scan
+
+    def run(x: Inputs) -> tuple[Tensor, ...]:
+        u, delta, z = (x[name].mT for name in ("u", "delta", "z"))
+        B, C = x["B"].mT, x["C"].mT
+        y = mamba_selective_scan(u, delta, x["A"], B, C, x["D"], z, x["delta_bias"], delta_softplus=True)
+        return (y.mT,)
+
+    return run
+
+
+def _mamba_peer() -> Function:
+    from transformers import MambaConfig
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+
+    layer = MambaMixer(MambaConfig(hidden_size=WIDTH, state_size=N, num_hidden_layers=1), 0)
+
+    def run(x: Inputs) -> tuple[Tensor, ...]:
+        weights = {name.replace("conv.", "conv1d."): value for name, value in x.items() if name != "x"}
+        weights["conv1d.weight"] = weights["conv1d.weight"][:, None]
+        return (functional_call(layer, weights, (x["x"],)),)
+
+    return run
+
+
+def _gru_peer() -> Function:
+    layer = nn.GRU(D, D, batch_first=True)
+    return lambda x: (functional_call(layer, {n: v for n, v in x.items() if n != "x"}, (x["x"],))[0],)
