@@ -48,7 +48,7 @@ class DeltaProduct(DeltaMixer):
     | H K V + (W - 1) channels | (7.5 + 4.5 N) D^2 + 4 N H K V     | chunked matmuls, O(N T) in all |
 
     A product of N reflections turns the memory by any permutation of N + 1 entries, so one layer tracks such a group
-    (N = 2: S_3; the paper, theorem 1). Cannot track groups that need more than N reflections a token in one layer.
+    (N = 2: S_3). Cannot track groups that need more than N reflections a token in one layer.
     """
 
     class Config(Options):

@@ -36,7 +36,7 @@ class GatedLinearAttention(Mixer):
 
     | state | cost per token             | parallel form         | cannot                                           |
     |-------|----------------------------|-----------------------|--------------------------------------------------|
-    | H K V | 6 D^2 + 3 rank D + 2 H K V | chunked matmuls, O(T) | overwrite what it has stored, or track states    |
+    | H K V | 8 D^2 + 3 rank D + 2 H K V | chunked matmuls, O(T) | overwrite what it has stored, or track states    |
     |       | (K is half of V)           |                       | such as parity                                   |
     """
 

@@ -33,7 +33,7 @@ from zoo.registry import register
 
 @register("kda")
 class KimiDeltaAttention(DeltaMixer):
-    """The KDA layer of Kimi Linear (Kimi Team 2025, arXiv 2510.26692, equation 1 and section 4).
+    """The KDA layer of Kimi Linear (Kimi Team 2025, arXiv 2510.26692, equation 1).
 
         q, k, v = silu(conv(W x)) ;  q, k = q / |q|, k / |k| ;  beta = sigmoid(w_b x)
         g = -exp(A_log) softplus(F_up F_down x + dt_bias)        one for each channel of each head

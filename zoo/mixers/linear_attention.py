@@ -28,13 +28,13 @@ class LinearAttentionState(NamedTuple):
 
 @register("linear_attention")
 class LinearAttention(Mixer):
-    """Linear attention (Katharopoulos et al. 2020, arXiv 2006.16236, equations 9 to 12 and 16 to 20).
+    """Linear attention (Katharopoulos et al. 2020, arXiv 2006.16236, equations 7 and 16 to 20).
 
         q, k, v = W x ;  S_t = S_{t-1} + phi(k_t) v_t^T ;  z_t = z_{t-1} + phi(k_t)
         y = W_out (S_t^T phi(q_t) / (z_t^T phi(q_t) + eps)), with `output_norm`: W_out RMSNorm_head(...)
 
     phi is elu + 1 (the paper), relu, the identity, or the second-order Taylor features of Based (Arora et al. 2024,
-    arXiv 2402.18668, section 4.1), whose products are 1 + s + s^2 / 2 with s = q^T k / sqrt(d). z is one more column of
+    arXiv 2402.18668), whose products are 1 + s + s^2 / 2 with s = q^T k / sqrt(d). z is one more column of
     S, with values 1. Without normaliser, sums grow with time, and RMSNorm takes its place (Qin et al. 2022, arXiv
     2210.10340): the default where products of features may be negative. Based is `feature_map="taylor"`.
 

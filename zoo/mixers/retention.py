@@ -103,11 +103,12 @@ class Retention(Mixer):
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         c, context = self.config, Context() if context is None else context
+        in_step = state is None and context.resets is None  # all rows stand at the same positions
         state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
         q, k, v, gate = project(x, self.in_proj, self.parts)
         q, k, v = (rearrange(m, "b t (h d) -> b t h d", h=self.n_heads) for m in (q, k, v))
         positions = document_positions(state.position, x.shape[1], context.resets)
-        angles = rotary_table(positions, rotary_width(self.d_key), base=c.rope_base)
+        angles = rotary_table(positions[:1] if in_step else positions, rotary_width(self.d_key), base=c.rope_base)
         q, k = (rotate(m, *angles, interleaved=c.rope_interleaved) for m in (q, k))
         log_decay = self.log_decay(x.device, state.memory.dtype).expand(*x.shape[:2], -1)
         o, memory = linear_attention(q, k, v, log_decay, state.memory, backend=c.backend, **packing(context))
