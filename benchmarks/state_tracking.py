@@ -97,11 +97,11 @@ def markdown(report: dict[str, dict[str, dict[str, Any]]]) -> str:
     lines = [
         "# State tracking",
         "",
-        "Scaled accuracy on unseen rows, (accuracy - chance) / (1 - chance): 0 is guessing, 1 all right. First at the",
-        "lengths of training, then at longer ones: `parity` and `modular-arithmetic` train on 3 to 40 tokens and test on",
-        "40 to 256, `s3` trains on 24 elements and tests on 128; `event-xor` has up to 32 bits in both. One small model",
-        "of one or two layers each (below, and in the recipes), trained on one thread until validation, at the longer",
-        "lengths, reaches the recipe's target or its time is up.",
+        "Scaled accuracy on unseen rows, (accuracy - chance) / (1 - chance): 0 is guessing, 1 all right. First at",
+        "the lengths of training, then at longer ones: `parity` and `modular-arithmetic` train on 3 to 40 tokens and",
+        "test on 40 to 256, `s3` trains on 24 elements and tests on 128; `event-xor` has up to 32 bits in both. One",
+        "small model of one or two layers each (below, and in the recipes), trained on one thread until validation,",
+        "at the longer lengths, reaches the recipe's target or its time is up.",
         f"Machine: {', '.join(sorted(machines))}.",
         "",
     ]
