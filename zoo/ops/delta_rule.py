@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zoo.ops import common, native
+from zoo.ops._delta import compiled_delta
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.decay import even_odd, join_squares, pair_decays, pair_scores
 
 CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: the work between chunks grows with K, that inside with C
-COMPILED_CHUNK, LANES = 64, 16  # of the compiled form: steps a chunk, and what the sizes of its blocks are multiples of
 FEW_STEPS = 8  # up to here the step form is the faster one
 
 
@@ -61,7 +61,7 @@ def delta_rule(
     if form == "reference":
         o, state = _reference(heads, scale)
     elif form == "compiled":
-        o, state = _compiled(heads, scale)
+        o, state = compiled_delta(heads, scale)
     else:
         o, state = _chunked(heads, scale, chunk)
     return o.flatten(2, 3).to(v.dtype), state.flatten(1, 2)
@@ -151,113 +151,6 @@ class _Chunks(torch.autograd.Function):
         d_v, d_k_start, d_k_scores = d_rhs.mul_(beta), d_k_start.mul_(beta), d_lower.mul_(beta)
         d_q_scores, d_q, d_k_end = d_o @ values.mT, d_o @ states.mT, values @ adjoint[1:].mT
         return d_q_scores, d_k_scores, d_q, d_k_start, d_k_end, d_total, d_v, d_beta, adjoint[0]
-
-
-def _compiled(heads: Heads, scale: float) -> tuple[Tensor, Tensor]:
-    """`_chunked` in C++: all of a chunk stays in the cache, and only one state a chunk is kept for the gradients."""
-    q, k, v, g, beta, state, resets = heads
-    assert beta is not None
-    if g is not None:
-        g = g.flatten(2, 3) if g.shape[-1] > 1 else g.flatten(2)
-    inputs = q, k, v.flatten(2, 3), beta.flatten(2), g, state.flatten(1, 2)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    o, last, _ = compiled_delta_rule(*inputs, resets, scale, keep)
-    return o.unflatten(2, v.shape[2:4]), last.unflatten(1, v.shape[2:4])
-
-
-@torch.library.custom_op("zoo::delta_rule", mutates_args=(), device_types="cpu")
-def compiled_delta_rule(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    g: Tensor | None,
-    state: Tensor,
-    resets: Tensor | None,
-    scale: float,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """o, S_T and, where they are to be kept, the states before each chunk. Shapes as in `delta_rule`."""
-    inputs = contiguous(q, k, v, beta, g, state, resets)
-    o, last, states = _outputs(q, k, v, state, keep)
-    sizes = (*v.shape[:2], q.shape[2], v.shape[2], q.shape[3], v.shape[3], COMPILED_CHUNK)
-    channels = g is not None and g.ndim == 4
-    native.load("delta").delta_rule_forward(*inputs, o, last, states if keep else None, *sizes, channels, scale)
-    return o, last, states
-
-
-@compiled_delta_rule.register_fake
-def _(q, k, v, beta, g, state, resets, scale, keep):
-    return _outputs(q, k, v, state, keep)
-
-
-def _outputs(q: Tensor, k: Tensor, v: Tensor, state: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    B, T, H, V = v.shape
-    kept = (B, H, -(-T // COMPILED_CHUNK), -(-q.shape[3] // LANES) * LANES, -(-V // LANES) * LANES)
-    return v.new_empty(v.shape), state.new_empty(state.shape), v.new_empty(kept if keep else (0,))
-
-
-@torch.library.custom_op("zoo::delta_rule_backward", mutates_args=(), device_types="cpu")
-def _compiled_backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    g: Tensor | None,
-    resets: Tensor | None,
-    states: Tensor,
-    d_o: Tensor,
-    d_last: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    (B, T, H, V), (G, K) = v.shape, q.shape[2:]
-    parts = group_parts(B * G, H // G)
-    inputs = contiguous(q, k, v, beta, g, resets, states, d_o, d_last)
-    d_q, d_k = (x.new_empty(B, T, G, parts, K) for x in (q, k))
-    d_v, d_beta, d_g = v.new_empty(v.shape), beta.new_empty(beta.shape), v.new_empty(() if g is None else g.shape)
-    d_state = d_last.new_empty(d_last.shape)
-    outputs = d_q, d_k, d_v, d_beta, None if g is None else d_g, d_state
-    channels = g is not None and g.ndim == 4
-    sizes = (B, T, G, H, K, V, COMPILED_CHUNK, parts)
-    native.load("delta").delta_rule_backward(*inputs, *outputs, *sizes, channels, scale)
-    return sum_parts(d_q), sum_parts(d_k), d_v, d_beta, d_g, d_state
-
-
-@_compiled_backward.register_fake
-def _(q, k, v, beta, g, resets, states, d_o, d_last, scale):
-    d_g = v.new_empty(() if g is None else g.shape)
-    return (*(x.new_empty(x.shape) for x in (q, k, v, beta)), d_g, d_last.new_empty(d_last.shape))
-
-
-def _setup(ctx, inputs, output):
-    q, k, v, beta, g, _, resets, ctx.scale, _ = inputs
-    ctx.save_for_backward(q, k, v, beta, g, resets, output[2])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, d_o, d_last, _):
-    q, k, v, beta, g, resets, states = ctx.saved_tensors
-    d_o = v.new_zeros(v.shape) if d_o is None else d_o
-    d_last = v.new_zeros(v.shape[0], v.shape[2], k.shape[3], v.shape[3]) if d_last is None else d_last
-    d_q, d_k, d_v, d_beta, d_g, d_state = _compiled_backward(q, k, v, beta, g, resets, states, d_o, d_last, ctx.scale)
-    return d_q, d_k, d_v, d_beta, None if g is None else d_g, d_state, None, None, None
-
-
-compiled_delta_rule.register_autograd(_backward, setup_context=_setup)
-
-
-def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if x is None else x.contiguous() for x in tensors]
-
-
-def group_parts(groups: int, heads: int) -> int:
-    """Into how many parts the heads of a group are cut, so that all threads have some: a divisor of `heads`."""
-    wanted = -(-torch.get_num_threads() // groups)
-    return next(n for n in range(1, heads + 1) if heads % n == 0 and (n >= wanted or n == heads))
-
-
-def sum_parts(x: Tensor) -> Tensor:
-    return x.sum(3) if x.shape[3] > 1 else x.squeeze(3)
 
 
 def unit_lower_inverse(lower: Tensor) -> Tensor:

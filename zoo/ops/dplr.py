@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from zoo.ops import common
+from zoo.ops import common, native
+from zoo.ops._delta import compiled_delta
 from zoo.ops.adapters import flash_linear_attention
 from zoo.ops.common import LEGEND, Heads, blank, from_chunks, to_chunks, valid_steps
 from zoo.ops.delta_rule import unit_lower_inverse
@@ -50,7 +51,8 @@ def dplr(
         resets: (B, T) bool; the state is forgotten before a step where it is true.
         scale: K ** -0.5 by default.
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
-        backend: "auto", "reference" (one step at a time), "chunked", or "fla" (flash-linear-attention, on GPUs).
+        backend: "auto", "reference" (one step at a time), "chunked", "compiled" (C++, float32 on a CPU), or "fla"
+            (flash-linear-attention, on GPUs).
     Returns:
         o (B, T, H, V) in v's dtype, S_T (B, H, K, V).
     """
@@ -60,10 +62,15 @@ def dplr(
         a = blank(a, heads.resets)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     chunk = common.chunk_length(chunk_size, CHUNK, v.shape[1])
-    offers = {"fla": lambda: flash_linear_attention.why_not(v, q.shape[-1], chosen=backend == "fla")}
+    offers = {
+        "fla": lambda: flash_linear_attention.why_not(v, q.shape[-1], chosen=backend == "fla"),
+        "compiled": lambda: native.serves(heads.v),
+    }
     form = common.choose_form("dplr", backend, v.shape[1], FEW_STEPS, offers)
     if form == "reference":
         o, state = _reference(heads, a, b, scale)
+    elif form == "compiled":
+        o, state = compiled_delta(heads, scale, a, b)
     elif form == "fla":
         o, state = flash_linear_attention.dplr(heads, a, b, scale, v.dtype)
     else:
@@ -109,22 +116,23 @@ def _chunked(heads: Heads, a: Tensor, b: Tensor, scale: float, chunk: int) -> tu
 
     Reads q, a, writes k, b and values v, u alternate, so that each of these is one product for both.
     """
-    q, k, v, _, _, state, _ = heads
+    q, k, v, g, _, state, resets = heads
     B, T, G, R = v.shape[:4]
     K = q.shape[-1]
-    decays = common.chunk_decays(heads, chunk)
-    if decays is None:
-        decays = v.new_ones(1)
+    if g is None:
+        g = v.new_zeros(B, T, 1, 1, 1)
+    if resets is not None:
+        g = g.masked_fill(resets[:, :, None, None, None], -torch.inf)
     q, k = (x.unsqueeze(3).expand(B, T, G, R, K) for x in (q * scale, k))
     reads, writes = (to_chunks(torch.cat(pair, -1), chunk).unflatten(-1, (2, K)) for pair in ((q, a), (k, b)))
-    decays = decays.expand(*reads.shape[:5], K)
-    parts = (x.flatten(1, 3) for x in (reads, writes, decays, to_chunks(v, chunk)))
+    g = to_chunks(g, chunk).expand(*reads.shape[:5], K)
+    parts = (x.flatten(1, 3) for x in (reads, writes, g, to_chunks(v, chunk)))
     o, last, *_ = _Chunks.apply(*parts, state.flatten(0, 2))
     return from_chunks(o.unflatten(1, (B, G, R)), T), last.unflatten(0, (B, G, R))
 
 
 class _Chunks(torch.autograd.Function):
-    """o and the last state from reads, writes (n, heads, C, 2, K), decays (n, heads, C, K), v (n, heads, C, V), state.
+    """o and the last state from reads, writes (n, heads, C, 2, K), g (n, heads, C, K), v (n, heads, C, V) and state.
 
     forward: values u = (I - A)^-1 (read_a S + score(a, k) v) with A = score(a, b).
     backward, with d_u all that reaches u: d_rhs = (I - A)^-T d_u, and the gradients of all scores are (d_o, d_rhs)
@@ -132,18 +140,16 @@ class _Chunks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(reads, writes, decays, v, state):
-        scores, read, write, total = decayed(reads, writes, decays)
-        q_scores, a_scores = _pairs(scores)
-        q_read, a_read = _pairs(read)
+    def forward(reads, writes, g, v, state):
+        scores, read, write, total = decayed(reads, writes, g)
+        (q_scores, a_scores), (q_read, a_read), (k_write, b_write) = (_pairs(x) for x in (scores, read, write))
         inverse = unit_lower_inverse(-a_scores[..., 1::2])
-        recall = inverse @ a_read
-        values = torch.stack([v, inverse @ (a_scores[..., ::2] @ v)], 3).flatten(2, 3)  # v, u
-        u = _pairs(values)[1]
-        states = torch.cat([state[None], state.new_zeros(len(v), *state.shape)])
+        recall, u = inverse @ a_read, inverse @ (a_scores[..., ::2].contiguous() @ v)
+        states = torch.cat([state[None], k_write.mT @ v])
         for c in range(len(v)):
             u[c].baddbmm_(recall[c], states[c])
-            torch.mul(states[c], total[c], out=states[c + 1]).baddbmm_(write[c].mT, values[c])
+            states[c + 1].addcmul_(states[c], total[c]).baddbmm_(b_write[c].mT, u[c])
+        values = torch.stack([v, u], 3).flatten(2, 3)
         o = (q_read @ states[:-1]).add_(q_scores @ values)
         return o, states[-1].clone(), scores, read, write, total, inverse, recall, values, states[:-1]
 
@@ -156,21 +162,19 @@ class _Chunks(torch.autograd.Function):
     @once_differentiable
     @common.without_autocast
     def backward(ctx, d_o, d_last, *_):
-        reads, writes, decays, scores, read, write, total, inverse, recall, values, states = ctx.saved_tensors
-        q_scores, a_scores = _pairs(scores)
-        d_values = q_scores.mT @ d_o
-        d_v, d_u = _pairs(d_values)
-        adjoint = torch.cat([_pairs(read)[0].mT @ d_o, d_last[None]])  # adjoint[c]: of the state before c
+        reads, writes, g, scores, read, write, total, inverse, recall, values, states = ctx.saved_tensors
+        (q_read, _), (k_write, b_write) = _pairs(read), _pairs(write)
+        d_u = _pairs(scores)[0][..., 1::2].contiguous().mT @ d_o
+        adjoint = torch.cat([q_read.mT @ d_o, d_last[None]])  # adjoint[c]: of the state before c
         for c in reversed(range(len(values))):
-            d_values[c].baddbmm_(write[c], adjoint[c + 1])
+            d_u[c].baddbmm_(b_write[c], adjoint[c + 1])
             adjoint[c].addcmul_(adjoint[c + 1], total[c]).baddbmm_(recall[c].mT, d_u[c])
-        d_rhs = inverse.mT @ d_u
-        d_v = d_v + a_scores[..., ::2].mT @ d_rhs
-        d_total = (adjoint[1:] * states).sum(-1)
-        d_out = torch.stack([d_o, d_rhs], 3).flatten(2, 3)
+        d_out = torch.stack([d_o, inverse.mT @ d_u], 3).flatten(2, 3)
+        d_v = (scores[..., ::2].contiguous().mT @ d_out).add_(k_write @ adjoint[1:])
+        d_total = (adjoint[1:] * states).sum(-1, keepdim=True)
         d_scores, d_read, d_write = d_out @ values.mT, d_out @ states.mT, values @ adjoint[1:].mT
-        d_reads, d_writes, d_decays = decayed_backward(reads, writes, decays, d_scores, d_read, d_write, d_total)
-        return d_reads, d_writes, d_decays, d_v, adjoint[0]
+        d_g = decayed_backward(reads, writes, g, d_scores, (read, write, total), (d_read, d_write, d_total))
+        return d_read.view_as(reads), d_write.view_as(writes), d_g, d_v, adjoint[0]
 
 
 def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,27 +182,27 @@ def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., ::2, :], x[..., 1::2, :]
 
 
-def decayed(reads: Tensor, writes: Tensor, decays: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def decayed(reads: Tensor, writes: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All that depends on the decays inside of chunks, built as in `zoo.ops.decay`: nothing is ever divided.
 
     Args:
         reads, writes: (n, heads, C, 2, K): q and a, k and b.
-        decays: (n, heads, C, K), exp(g_t) in [0, 1].
+        g: (n, heads, C, K), logarithms of the decays, minus infinity where all is forgotten.
     Returns:
         scores (n, heads, 2 C, 2 C), zero for steps to come; reads decayed since the chunk's start and writes until its
         end, each (n, heads, 2 C, K); the decay of the whole chunk, (n, heads, K, 1).
     """
     n, H, C, _, K = reads.shape
+    reads, writes, g = (x.flatten(0, 1) for x in (reads, writes, g))
     scores, total = reads.new_zeros(n * H, 2 * C, 2 * C), reads.new_empty(n * H, K)
-    reads, writes, decays = (x.flatten(0, 1) for x in (reads, writes, decays))
     read, write = torch.empty_like(reads), torch.empty_like(writes)
-    for part in _slices(decays):
+    for part in _slices(g):
         r, w = reads[part], writes[part]
-        *levels, (start, end) = _levels(decays[part])
+        *levels, (start, end) = _levels(g[part])
         _diagonal(scores[part]).copy_((r[:, :, :1] * w).sum(-1))
         for i, level in enumerate(levels):
             rows, columns = _decayed_pairs(r, w, *level, 2**i)
-            _corners(scores[part], 2 * 2**i).copy_(rows @ columns.mT)
+            _corners(scores[part], 2 * 2**i).copy_(rows.flatten(2, 3) @ columns.flatten(2, 3).mT)
         torch.mul(r, start, out=read[part])
         torch.mul(w, end, out=write[part])
         total[part] = start[:, -1, 0]
@@ -208,58 +212,69 @@ def decayed(reads: Tensor, writes: Tensor, decays: Tensor) -> tuple[Tensor, Tens
 def decayed_backward(
     reads: Tensor,
     writes: Tensor,
-    decays: Tensor,
+    g: Tensor,
     d_scores: Tensor,
-    d_read: Tensor,
-    d_write: Tensor,
-    d_total: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `decayed`'s inputs from those of its outputs, written in place into d_read and d_write."""
-    shapes = reads.shape, writes.shape, decays.shape
-    reads, writes, decays, d_scores, d_total = (x.flatten(0, 1) for x in (reads, writes, decays, d_scores, d_total))
-    d_reads, d_writes, d_decays = d_read.view_as(reads), d_write.view_as(writes), torch.empty_like(decays)
-    for part in _slices(decays):
+    ends: tuple[Tensor, Tensor, Tensor],
+    d_ends: tuple[Tensor, Tensor, Tensor],
+) -> Tensor:
+    """The gradient of g, from those of what `decayed` gave; those of reads and writes replace those in d_ends.
+
+    Every decay is a product, so that the gradient of its logarithm is its own times itself, and what comes for the
+    logarithm of a block of steps is passed on to its parts as it is: there are only sums.
+
+    Args:
+        reads, writes, g: as given to it.
+        d_scores: of the scores; what stands at steps to come is not looked at.
+        ends, d_ends: what it gave for the chunk's ends, (read, write, total), and their gradients.
+    """
+    shape, K = g.shape, g.shape[-1]
+    reads, writes, g, d_scores = (x.flatten(0, 1) for x in (reads, writes, g, d_scores))
+    (read, write), (d_reads, d_writes) = ((x.view_as(reads) for x in pair[:2]) for pair in (ends, d_ends))
+    d_total, d_g = (ends[2] * d_ends[2]).view(-1, K), torch.empty_like(g)
+    for part in _slices(g):
         r, w, d_r, d_w = reads[part], writes[part], d_reads[part], d_writes[part]
-        *levels, (start, end) = _levels(decays[part])
-        d_start, d_end = d_r * r, (d_w * w).sum(2, keepdim=True)
+        *levels, (start, end) = _levels(g[part])
+        d_start, d_end = d_r * read[part], d_w * write[part]  # of the logarithms
         d_start[:, -1, 0] += d_total[part]
         d_r.mul_(start)
         d_w.mul_(end)
-        for i, (start, end) in reversed(list(enumerate(levels))):
-            size = 2**i
-            _unjoin(start, end, d_start, d_end, size)
+        while levels:
+            start, end = levels.pop()
+            size = 2 ** len(levels)
+            (d_start_left, d_start_right), (d_end_left, _) = _blocks(d_start, size), _blocks(d_end, size)
+            d_start_left[..., -1, 0, :] += d_start_right.sum((-3, -2))
+            d_start_right[..., -1, 0, :] += d_end_left.sum((-3, -2))
             rows, columns = _decayed_pairs(r, w, start, end, size)
             d_corners = _corners(d_scores[part], 2 * size)
-            right, left = _blocks(r, size)[1], _blocks(w, size)[0]
-            d_rows, d_columns = (d_corners @ columns).view(right.shape), (d_corners.mT @ rows).view(left.shape)
+            d_rows = (d_corners @ columns.flatten(2, 3)).view_as(rows)
+            d_columns = (d_corners.mT @ rows.flatten(2, 3)).view_as(columns)
+            d_start_right.addcmul_(d_rows, rows)
+            d_end_left.addcmul_(d_columns, columns)
             _blocks(d_r, size)[1].addcmul_(d_rows, _blocks(start, size)[1])
-            _blocks(d_start, size)[1].addcmul_(d_rows, right)
             _blocks(d_w, size)[0].addcmul_(d_columns, _blocks(end, size)[0])
-            _blocks(d_end, size)[0].add_((d_columns * left).sum(-2, keepdim=True))
         d_diagonal = _diagonal(d_scores[part]).unsqueeze(-1)
         d_r[:, :, 0].add_((d_diagonal * w).sum(2))
         d_w.addcmul_(d_diagonal, r[:, :, :1])
-        d_decays[part] = d_start[:, :, 0]
-    gradients = zip((d_reads, d_writes, d_decays), shapes, strict=True)
-    d_reads, d_writes, d_decays = (x.view(shape) for x, shape in gradients)
-    return d_reads, d_writes, d_decays
+        d_g[part] = d_start[:, :, 0]
+    return d_g.view(shape)
 
 
-def _slices(decays: Tensor) -> list[slice]:
+def _slices(g: Tensor) -> list[slice]:
     """Parts of (heads, C, K) that stay in a CPU's cache from one level to the next: a third less time in all."""
-    n = len(decays)
-    if decays.device.type != "cpu" or torch.compiler.is_compiling():
+    n = len(g)
+    if g.device.type != "cpu" or torch.compiler.is_compiling():
         return [slice(0, n)]
-    step = max(1, SLICE // decays[0].numel())
+    step = max(1, SLICE // g[0].numel())
     return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
 
-def _levels(decays: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _levels(g: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Decays inside blocks of 1, 2, 4, ..., C steps: since the block's start, with the step's own (for q) and without
     (for a), (heads, C, 2, K); and until the block's end, (heads, C, 1, K)."""
-    ones = torch.ones_like(decays)
-    levels = [(torch.stack([decays, ones], 2), ones.unsqueeze(2))]
-    while (size := 2 ** (len(levels) - 1)) < decays.shape[1]:
+    start, end = g.new_ones(*g.shape[:2], 2, g.shape[2]), torch.ones_like(g).unsqueeze(2)
+    start[:, :, 0] = g.exp()
+    levels = [(start, end)]
+    while (size := 2 ** (len(levels) - 1)) < g.shape[1]:
         start, end = (x.clone() for x in levels[-1])
         left, right = _blocks(start, size)
         _blocks(end, size)[0].mul_(right[..., -1:, :1, :])
@@ -268,21 +283,9 @@ def _levels(decays: Tensor) -> list[tuple[Tensor, Tensor]]:
     return levels
 
 
-def _unjoin(start: Tensor, end: Tensor, d_start: Tensor, d_end: Tensor, size: int) -> None:
-    """From the gradients of the decays in blocks of 2 * size steps to those in blocks of `size`, in place."""
-    (left, right), end_left = _blocks(start, size), _blocks(end, size)[0]
-    (d_left, d_right), d_end_left = _blocks(d_start, size), _blocks(d_end, size)[0]
-    d_left[..., -1, 0, :] += (d_right * right).sum((-3, -2))
-    d_right.mul_(left[..., -1:, :1, :])
-    d_right[..., -1, 0, :] += (d_end_left * end_left).sum((-3, -2))
-    d_end_left.mul_(right[..., -1:, :1, :])
-
-
 def _decayed_pairs(r: Tensor, w: Tensor, start: Tensor, end: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Reads of right blocks since their start, writes of left ones until their end, (heads, pairs, 2 size, K)."""
-    rows = _blocks(r, size)[1] * _blocks(start, size)[1]
-    columns = _blocks(w, size)[0] * _blocks(end, size)[0]
-    return rows.flatten(2, 3), columns.flatten(2, 3)
+    """Reads of right blocks since their start, writes of left ones until their end, (heads, pairs, size, 2, K)."""
+    return _blocks(r, size)[1] * _blocks(start, size)[1], _blocks(w, size)[0] * _blocks(end, size)[0]
 
 
 def _blocks(x: Tensor, size: int) -> tuple[Tensor, Tensor]:

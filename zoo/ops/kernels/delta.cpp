@@ -625,26 +625,31 @@ void backward(const Call& call) {
 
 }  // namespace
 
-extern "C" void delta_rule_forward(const float* q, const float* k, const float* v, const float* beta, const float* g,
-                                   const float* state, const unsigned char* resets, float* o, float* last,
-                                   float* states, int64_t B, int64_t T, int64_t G, int64_t H, int64_t K, int64_t V,
-                                   int64_t C, int64_t channels, double scale) {
+// `sizes`: B, T, G, H, K, V, C, parts, and whether g is one decay a channel. With a and b: DPLR.
+static Call sized(const int64_t* sizes, double scale) {
     Call call{};
-    call.q = q, call.k = k, call.v = v, call.beta = beta, call.g = g, call.state = state, call.resets = resets;
-    call.o = o, call.last = last, call.states = states, call.scale = static_cast<float>(scale);
-    call.B = B, call.T = T, call.G = G, call.H = H, call.K = K, call.V = V, call.C = C;
-    channels ? forward<true, false>(call) : forward<false, false>(call);
+    int64_t* fields[] = {&call.B, &call.T, &call.G, &call.H, &call.K, &call.V, &call.C, &call.parts};
+    for (int64_t* field : fields) *field = *sizes++;
+    call.scale = static_cast<float>(scale);
+    return call;
 }
 
-extern "C" void delta_rule_backward(const float* q, const float* k, const float* v, const float* beta, const float* g,
-                                    const unsigned char* resets, float* states, const float* d_o, const float* d_last,
-                                    float* d_q, float* d_k, float* d_v, float* d_beta, float* d_g, float* d_state,
-                                    int64_t B, int64_t T, int64_t G, int64_t H, int64_t K, int64_t V, int64_t C,
-                                    int64_t parts, int64_t channels, double scale) {
-    Call call{};
-    call.q = q, call.k = k, call.v = v, call.beta = beta, call.g = g, call.resets = resets, call.states = states;
-    call.d_o = d_o, call.d_last = d_last, call.d_q = d_q, call.d_k = d_k, call.d_v = d_v, call.d_beta = d_beta;
-    call.d_g = d_g, call.d_state = d_state, call.scale = static_cast<float>(scale), call.parts = parts;
-    call.B = B, call.T = T, call.G = G, call.H = H, call.K = K, call.V = V, call.C = C;
-    channels ? backward<true, false>(call) : backward<false, false>(call);
+extern "C" void delta_forward(const float* q, const float* k, const float* v, const float* beta, const float* a,
+                              const float* b, const float* g, const float* state, const unsigned char* resets, float* o,
+                              float* last, float* states, const int64_t* sizes, double scale) {
+    Call call = sized(sizes, scale);
+    call.q = q, call.k = k, call.v = v, call.beta = beta, call.a = a, call.b = b, call.g = g, call.state = state;
+    call.resets = resets, call.o = o, call.last = last, call.states = states;
+    a ? forward<true, true>(call) : sizes[8] ? forward<true, false>(call) : forward<false, false>(call);
+}
+
+extern "C" void delta_backward(const float* q, const float* k, const float* v, const float* beta, const float* a,
+                               const float* b, const float* g, const unsigned char* resets, float* states,
+                               const float* d_o, const float* d_last, float* d_q, float* d_k, float* d_v, float* d_beta,
+                               float* d_a, float* d_b, float* d_g, float* d_state, const int64_t* sizes, double scale) {
+    Call call = sized(sizes, scale);
+    call.q = q, call.k = k, call.v = v, call.beta = beta, call.a = a, call.b = b, call.g = g, call.resets = resets;
+    call.states = states, call.d_o = d_o, call.d_last = d_last, call.d_q = d_q, call.d_k = d_k, call.d_v = d_v;
+    call.d_beta = d_beta, call.d_a = d_a, call.d_b = d_b, call.d_g = d_g, call.d_state = d_state;
+    a ? backward<true, true>(call) : sizes[8] ? backward<true, false>(call) : backward<false, false>(call);
 }
