@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import re
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 from tasks import random, strings
 from tasks.protocol import IGNORE, Batch, Split, Task, check_request, register
 from tasks.registry import Options, UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Indices = NDArray[np.int64]
 
@@ -86,13 +89,14 @@ class StateTracking(Task):
 
     def _choose(self) -> Indices:
         """The elements that are drawn."""
-        kind, moved = self.config.elements, self.group.moved
+        kind, images = self.config.elements, self.group.images
         if kind == "all":
             return np.arange(len(self.group.names))
-        if moved is None:
+        if images is None:
             raise UsageError(
                 f"state_tracking: elements={kind!r} is for groups of permutations, S and A, not {self.config.group}."
             )
+        moved = (images != np.arange(images.shape[1])).sum(1)
         drawn = np.flatnonzero(moved == 2) if kind == "swaps" else np.flatnonzero((moved == 0) | (moved == 3))
         if len(drawn) < 2:
             raise UsageError(f"state_tracking: {self.config.group} has too few elements that are {kind}.")
@@ -135,6 +139,29 @@ class StateTracking(Task):
             (f"{self.config.group} element", "product"),
         )
 
+    def draw(self, batch: Batch, row: int = 0, predictions: Tensor | None = None) -> Figure:
+        """Permuted things as strands, or a sum as a line, with a mark at every wrong prediction."""
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
+        order, k = len(self.group.names), self.config.tokens_per_transition
+        states = batch.targets[row, k - 1 :: k].numpy()
+        time = np.arange(len(states) + 1)
+        places = np.arange(order)[:, None] if self.group.images is None else self.group.images + 1
+        figure = Figure(figsize=(min(2 + 0.25 * len(states), 16), 3), layout="constrained")
+        axes = figure.add_subplot()
+        for thing, line in enumerate(places[[0, *states]].T):
+            axes.plot(time, line, "-o", color=f"C{thing}", markersize=3)
+        if predictions is not None:
+            wrong = time[1:][(predictions[row, k - 1 :: k].numpy() != states)]
+            axes.plot(wrong, np.full(len(wrong), places.min() - 0.5), "x", color="tab:red")
+            axes.set_title(f"{len(states) - len(wrong)} of {len(states)} products right", fontsize=10)
+        axes.set_xlabel(f"elements of {self.config.group} so far")
+        axes.set_ylabel("product" if self.group.images is None else "place of each thing")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        return figure
+
 
 class Group(NamedTuple):
     """A finite group. Element 0 is the identity.
@@ -142,12 +169,12 @@ class Group(NamedTuple):
     Attributes:
         names: what each element is called.
         table: (m, m), the index of a b, where a acts first.
-        moved: (m,) number of things that each permutation moves; None for other groups.
+        images: (m, things), where each permutation puts each thing; None for other groups.
     """
 
     names: tuple[str, ...]
     table: Indices
-    moved: Indices | None
+    images: Indices | None
 
     def products(self, elements: Indices) -> Indices:
         """(n, T) products g_1 ... g_t of element sequences (n, T)."""
@@ -194,8 +221,7 @@ def _permutations(n: int, *, even: bool) -> Group:
     codes = images @ place  # rises with the lexicographic order
     both = images[:, images].swapaxes(0, 1)  # [a, b, i] is b(a(i))
     table = np.searchsorted(codes, both @ place)
-    moved = (images != np.arange(n)).sum(1)
-    return Group(tuple(map(_cycles, images.tolist())), table, moved)
+    return Group(tuple(map(_cycles, images.tolist())), table, images)
 
 
 def _cycles(images: list[int]) -> str:

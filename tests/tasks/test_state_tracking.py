@@ -151,6 +151,21 @@ def test_render():
     assert task.render(batch, 0, batch.targets + 1).count("!") == 5
 
 
+@pytest.mark.parametrize("options", [{}, {"group": "Z60"}, {"group": "S5", "tokens_per_transition": 2}])
+def test_picture_marks_what_is_wrong(options):
+    task = word_problem(length=12, **options)
+    batch = task.sample(1, split="train", seed=0)
+    predictions = batch.targets.clone()
+    predictions[:, -1] = (predictions[:, -1] + 1) % len(task.group.names)
+    (axes,) = task.draw(batch, 0, predictions).axes
+    assert axes.get_title() == "11 of 12 products right"
+    *strands, marks = axes.lines
+    assert list(marks.get_xdata()) == [12]
+    assert len(strands) == (1 if task.group.images is None else task.group.images.shape[1])
+    for strand in strands:
+        assert len(strand.get_xdata()) == 13
+
+
 def test_docstring_is_true():
     lines = [line.split() for line in StateTracking.__doc__.splitlines()]
     shown = {words[0]: words[1:] for words in lines if words and words[0] in ("inputs", "targets", "products")}
