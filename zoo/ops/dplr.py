@@ -163,9 +163,9 @@ class _Chunks(torch.autograd.Function):
     @common.without_autocast
     def backward(ctx, d_o, d_last, *_):
         reads, writes, g, scores, read, write, total, inverse, recall, values, states = ctx.saved_tensors
-        (q_read, _), (k_write, b_write) = _pairs(read), _pairs(write)
-        d_u = _pairs(scores)[0][..., 1::2].contiguous().mT @ d_o
-        adjoint = torch.cat([q_read.mT @ d_o, d_last[None]])  # adjoint[c]: of the state before c
+        q_scores, (k_write, b_write) = _pairs(scores)[0], _pairs(write)
+        d_u = q_scores[..., 1::2].contiguous().mT @ d_o
+        adjoint = torch.cat([_pairs(read)[0].mT @ d_o, d_last[None]])  # adjoint[c]: of the state before c
         for c in reversed(range(len(values))):
             d_u[c].baddbmm_(b_write[c], adjoint[c + 1])
             adjoint[c].addcmul_(adjoint[c + 1], total[c]).baddbmm_(recall[c].mT, d_u[c])
