@@ -154,7 +154,7 @@ def _accumulate(target: Tensor, source: Tensor, factor: Tensor | None) -> None:
     target.add_(source) if factor is None else target.addcmul_(source, factor)
 
 
-SEGMENT = 64  # steps between the states kept for the compiled backward pass, for K or V up to as many
+SEGMENT = 128  # steps between the states kept for the compiled backward pass, for K or V up to as many
 CACHE = 1 << 19  # bytes that the states of the heads of one task may take
 
 

@@ -49,22 +49,31 @@ inline void load_block(float* block, int64_t steps, const float* x, int64_t stri
     std::fill(block + n * whole, block + steps * whole, 0.0f);
 }
 
+// Rows that will be read soon: they lie too far apart for the hardware to foresee. Called before some long arithmetic.
+inline void prefetch_block(const float* x, int64_t stride, int64_t n, int64_t width) {
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(x + i * stride + d);
+}
+
+// Rows that will be written soon.
+inline void prefetch_output(float* x, int64_t stride, int64_t n, int64_t width) {
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(x + i * stride + d, 1);
+}
+
 inline void store_block(const float* block, float* x, int64_t stride, int64_t n, int64_t width) {
     const int64_t whole = padded(width);
     for (int64_t i = 0; i < n; ++i)
         for (int64_t d = 0; d < width; ++d) x[i * stride + d] = block[i * whole + d];
 }
 
-inline float sum_lanes(Lanes x) {
-    float total = 0;
-    for (int i = 0; i < BLOCK_LANES; ++i) total += x[i];
-    return total;
-}
-
-inline float dot(const float* x, const float* y, int64_t n) {  // n a multiple of the lanes
+// out (16) = sums of the rows of x (16, 16).
+inline void row_sums(const float* x, float* out) {
+    float turned[BLOCK_LANES * BLOCK_LANES];
+    transposed(BLOCK_LANES, BLOCK_LANES, x, BLOCK_LANES, turned, BLOCK_LANES);
     Lanes sums = {};
-    for (int64_t i = 0; i < n; i += BLOCK_LANES) sums += load_lanes(x + i) * load_lanes(y + i);
-    return sum_lanes(sums);
+    for (int64_t i = 0; i < BLOCK_LANES; ++i) sums += load_lanes(turned + i * BLOCK_LANES);
+    store_lanes(out, sums);
 }
 
 // C (steps, n) = or += A B where A (steps, steps) is zero above the diagonal; steps a multiple of 16.
@@ -88,8 +97,9 @@ inline void lower_product(int64_t steps, int64_t k, const float* a, const float*
 // One decay a head over a block of C steps.
 template <int64_t C>
 struct HeadDecays {
-    float pair[C * C];  // from step j to step i >= j, zero above the diagonal
-    float since_start[C], until_end[C], total;
+    alignas(64) float pair[C * C];  // from step j to step i >= j, zero above the diagonal
+    alignas(64) float since_start[C], until_end[C];
+    float total;
 
     // Where a reset is marked all before it is forgotten; g null for no decay, resets null for none.
     void fill(const float* g, int64_t stride, const uint8_t* resets, int64_t n) {

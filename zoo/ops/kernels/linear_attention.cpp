@@ -50,12 +50,15 @@ template <int64_t C>
 struct PerHead : HeadDecays<C> {
     static constexpr int64_t STEPS = C;
     static constexpr bool CHANNEL = false;
+    float* whole;       // the block's decay, for every row of the state
+    int64_t width;
     bool ones = false;  // neither decay nor reset
-    static int64_t floats(int64_t) { return 0; }
-    PerHead(Scratch&, int64_t) {}
+    static int64_t floats(int64_t width) { return width; }
+    PerHead(Scratch& scratch, int64_t width) : whole(scratch.take(width)), width(width) {}
     void read(const float* g, const uint8_t* resets, const Shape& s, int64_t row, int64_t t, int64_t head, int64_t n) {
         if (ones) return;
         this->fill(g ? g + (row * s.T + t) * s.H + head : nullptr, s.H, resets ? resets + row * s.T + t : nullptr, n);
+        std::fill(whole, whole + width, this->total);
         ones = !g && !resets;
     }
     const float* since(const float* x, float* out, int64_t width) const { return rows(x, this->since_start, out, width); }
@@ -66,13 +69,13 @@ struct PerHead : HeadDecays<C> {
             for (int64_t d = 0; d < width; ++d) out[i * width + d] = factor[i] * x[i * width + d];
         return out;
     }
-    float whole(int64_t) const { return this->total; }
 };
 
 struct PerChannel : ChannelDecays {
     static constexpr int64_t STEPS = ChannelDecays::C;
     static constexpr bool CHANNEL = true;
-    using ChannelDecays::ChannelDecays;
+    float* whole;
+    PerChannel(Scratch& scratch, int64_t width) : ChannelDecays(scratch, width), whole(total) {}
     void read(const float* g, const uint8_t* resets, const Shape& s, int64_t row, int64_t t, int64_t head, int64_t n) {
         fill(g + ((row * s.T + t) * s.H + head) * s.K, s.H * s.K, resets ? resets + row * s.T + t : nullptr, n, s.K);
     }
@@ -82,21 +85,13 @@ struct PerChannel : ChannelDecays {
         for (int64_t i = 0; i < STEPS * width; ++i) out[i] = factor[i] * x[i];
         return out;
     }
-    float whole(int64_t d) const { return total[d]; }
 };
-
-template <typename Decays>
-void keep(const Decays& decays, float* state, int64_t width_k, int64_t width_v) {
-    for (int64_t d = 0; d < width_k; ++d) {
-        const float factor = decays.whole(d);
-        for (int64_t e = 0; e < width_v; ++e) state[d * width_v + e] *= factor;
-    }
-}
 
 // A = D * (q k^T) from the products q k^T of the group, or with the decays of all channels inside.
 template <int64_t C>
 void scores(const PerHead<C>& decays, const float* products, const float*, const float*, int64_t, float* out) {
-    for (int64_t i = 0; i < C * C; ++i) out[i] = decays.pair[i] * products[i];
+    for (int64_t i = 0; i < C * C; i += BLOCK_LANES)
+        store_lanes(out + i, load_lanes(decays.pair + i) * load_lanes(products + i));
 }
 void scores(const PerChannel& decays, const float*, const float* q, const float* k, int64_t width, float* out) {
     channel_scores(width, q, k, decays.step, out);
@@ -124,8 +119,10 @@ void forward(const Shape& s, const float* q, const float* k, const float* v, con
                 load_block(S + h * K * V, K, state + (task.row * s.H + task.first + h) * s.K * s.V, s.V, s.K, s.V);
             for (int64_t t = 0; t < s.T; t += C) {
                 const int64_t n = std::min(C, s.T - t);
-                load_block(Q, C, q + task.row * s.q_row + t * s.q_step + task.group * s.K, s.q_step, n, s.K, s.scale);
-                load_block(Key, C, k + task.row * s.k_row + t * s.k_step + task.group * s.K, s.k_step, n, s.K);
+                const float* q_block = q + task.row * s.q_row + t * s.q_step + task.group * s.K;
+                const float* k_block = k + task.row * s.k_row + t * s.k_step + task.group * s.K;
+                load_block(Q, C, q_block, s.q_step, n, s.K, s.scale);
+                load_block(Key, C, k_block, s.k_step, n, s.K);
                 if (!Decays::CHANNEL) {
                     transposed(C, K, Key, K, KeyT, C);
                     lower_product(C, K, Q, KeyT, P);
@@ -137,13 +134,17 @@ void forward(const Shape& s, const float* q, const float* k, const float* v, con
                         store_block(Sh, saved + ((task.row * s.H + head) * s.saved() + t / s.segment - 1) * s.K * s.V,
                                     s.V, s.K, s.V);
                     decays.read(g, resets, s, task.row, t, head, n);
-                    load_block(Val, C, v + task.row * s.v_row + t * s.v_step + head * s.V, s.v_step, n, s.V);
+                    const float* v_head = v + task.row * s.v_row + t * s.v_step + head * s.V;
+                    load_block(Val, C, v_head, s.v_step, n, s.V);
                     scores(decays, P, Q, Key, K, A);
+                    prefetch_output(o + ((task.row * s.T + t) * s.H + head) * s.V, s.H * s.V, n, s.V);
+                    prefetch_block(v_head + C * s.v_step, s.v_step, C, s.V);
                     product(C, V, K, decays.since(Q, Qe, K), K, Sh, V, O, V);
                     product_lower<true>(C, V, A, Val, O);
+                    if (h == 0) prefetch_block(q_block + C * s.q_step, s.q_step, C, s.K);
                     store_block(O, o + ((task.row * s.T + t) * s.H + head) * s.V, s.H * s.V, n, s.V);
-                    keep(decays, Sh, K, V);
-                    product_tn<true>(K, V, C, decays.until(Key, Kx, K), K, Val, V, Sh, V);
+                    if (h == 0) prefetch_block(k_block + C * s.k_step, s.k_step, C, s.K);
+                    product_tn_kept(K, V, C, decays.until(Key, Kx, K), K, Val, V, Sh, V, decays.whole);
                 }
             }
             for (int64_t h = 0; h < task.n_heads; ++h)
@@ -156,23 +157,30 @@ void forward(const Shape& s, const float* q, const float* k, const float* v, con
 template <typename Decays>
 void next_state(const Decays& decays, const float* before, const float* keys, const float* values, int64_t K, int64_t V,
                 float* after) {
-    float whole[1024];
-    for (int64_t from = 0; from < K; from += 1024) {
-        const int64_t n = std::min<int64_t>(1024, K - from);
-        for (int64_t d = 0; d < n; ++d) whole[d] = decays.whole(from + d);
-        for (int64_t e = 0; e < V; ++e)
-            for (int64_t d = 0; d < n; ++d) after[e * K + from + d] = whole[d] * before[e * K + from + d];
-    }
+    for (int64_t e = 0; e < V; ++e)
+        for (int64_t d = 0; d < K; d += BLOCK_LANES)
+            store_lanes(after + e * K + d, load_lanes(decays.whole + d) * load_lanes(before + e * K + d));
     product_tn<true>(V, K, Decays::STEPS, values, V, keys, K, after, K);
 }
 
-// d_log (C) from the reads E q and writes X k with their gradients, and from the two states, turned (V, K).
+// d_log (C, 16), its lanes to be summed, from the reads E q and writes X k with their gradients, and from the two
+// states, turned (V, K).
 template <int64_t C>
 void log_gradient(const PerHead<C>& decays, const float* q, const float* reads, const float* k, const float* writes,
                   const float* before, const float* d_after, int64_t K, int64_t V, float* d_log) {
-    float later = decays.total * dot(before, d_after, K * V), earlier = 0;
-    for (int64_t t = C - 1; t >= 0; --t) d_log[t] = later += dot(q + t * K, reads + t * K, K);
-    for (int64_t t = 0; t < C; ++t) d_log[t] += earlier, earlier += dot(k + t * K, writes + t * K, K);
+    Lanes sums[4] = {}, earlier = {};
+    for (int64_t i = 0; i < K * V; i += 4 * BLOCK_LANES)
+        for (int64_t l = 0; l < 4; ++l)
+            sums[l] += load_lanes(before + i + l * BLOCK_LANES) * load_lanes(d_after + i + l * BLOCK_LANES);
+    Lanes later = decays.total * ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (int64_t t = C - 1; t >= 0; --t) {
+        for (int64_t d = t * K; d < (t + 1) * K; d += BLOCK_LANES) later += load_lanes(q + d) * load_lanes(reads + d);
+        store_lanes(d_log + t * BLOCK_LANES, later);
+    }
+    for (int64_t t = 0; t < C; ++t) {
+        store_lanes(d_log + t * BLOCK_LANES, load_lanes(d_log + t * BLOCK_LANES) + earlier);
+        for (int64_t d = t * K; d < (t + 1) * K; d += BLOCK_LANES) earlier += load_lanes(k + d) * load_lanes(writes + d);
+    }
 }
 
 // The same for d_log (C, K).
@@ -195,16 +203,22 @@ void log_gradient(const PerChannel& decays, const float* q, const float* reads, 
 template <int64_t C>
 void scores_backward(const PerHead<C>& decays, const float*, const float*, int64_t, const float* A, const float* d_A,
                      float* d_products, float*, float*, float* d_log) {
-    for (int64_t i = 0; i < C * C; ++i) d_products[i] += decays.pair[i] * d_A[i];
+    for (int64_t i = 0; i < C * C; i += BLOCK_LANES)
+        store_lanes(d_products + i,
+                    load_lanes(d_products + i) + load_lanes(decays.pair + i) * load_lanes(d_A + i));
     if (!d_log) return;
-    float below[C] = {};  // of A dA, over the rows from t on
+    Lanes below[C / BLOCK_LANES] = {};  // of A dA, over the rows from t on
+    typedef int32_t Index __attribute__((vector_size(BLOCK_LANES * sizeof(int32_t))));
+    Index lane = {};
+    for (int l = 0; l < BLOCK_LANES; ++l) lane[l] = l;
     for (int64_t t = C - 1; t > 0; --t) {
-        float sum[BLOCK_LANES] = {};
-        for (int64_t j = 0; j < C; ++j) {
-            below[j] += A[t * C + j] * d_A[t * C + j];
-            sum[j % BLOCK_LANES] += j < t ? below[j] : 0.0f;
+        Lanes sum = load_lanes(d_log + t * BLOCK_LANES);
+        for (int64_t j = 0; j < C / BLOCK_LANES; ++j) {
+            below[j] += load_lanes(A + t * C + j * BLOCK_LANES) * load_lanes(d_A + t * C + j * BLOCK_LANES);
+            const Index before = lane < static_cast<int32_t>(t - j * BLOCK_LANES);
+            sum += reinterpret_cast<Lanes>(reinterpret_cast<Index>(below[j]) & before);
         }
-        d_log[t] += sum_lanes(load_lanes(sum));
+        store_lanes(d_log + t * BLOCK_LANES, sum);
     }
 }
 
@@ -290,32 +304,41 @@ void backward(const Shape& s, const float* q, const float* k, const float* v, co
                         const float *q_since = decays.since(Q, Qe, K), *k_until = decays.until(Key, Kx, K);
                         scores(decays, P, Q, Key, K, A);
                         transposed(C, V, Val, V, ValT, C);
+                        prefetch_output(d_v + step * s.V, s.H * s.V, n, s.V);
                         lower_product(C, V, dO, ValT, dA);
 
+                        prefetch_block(v_task + (t - C) * s.v_step + h * s.V, s.v_step, C, s.V);
                         product(C, V, K, k_until, K, dS, V, dV, V);
                         product_lower_t<true>(C, V, A, dO, dV);
                         store_block(dV, d_v + step * s.V, s.H * s.V, n, s.V);
 
+                        if (h == 0) prefetch_block(q_task + (t - C) * s.q_step, s.q_step, C, s.K);
                         product(C, K, V, dO, V, S, K, reads, K);
                         add(decays.since(reads, reads, K), dQ, C * K);
                         transposed(K, V, dS, V, turned, K);
+                        if (h == 0) prefetch_block(k_task + (t - C) * s.k_step, s.k_step, C, s.K);
                         product(C, K, V, Val, V, turned, K, writes, K);
                         add(decays.until(writes, writes, K), dK, C * K);
                         if (d_g) log_gradient(decays, Q, reads, Key, writes, S, turned, K, V, d_log);
                         scores_backward(decays, Q, Key, K, A, dA, dP, dQ, dK, d_g ? d_log : nullptr);
                         if (d_g && Decays::CHANNEL) store_block(d_log, d_g + step * s.K, s.H * s.K, n, s.K);
-                        if (d_g && !Decays::CHANNEL)
-                            for (int64_t i = 0; i < n; ++i) d_g[step + i * s.H] = d_log[i];
+                        if (d_g && !Decays::CHANNEL) {
+                            float sums[C];
+                            for (int64_t i = 0; i < C; i += 16) row_sums(d_log + i * BLOCK_LANES, sums + i);
+                            for (int64_t i = 0; i < n; ++i) d_g[step + i * s.H] = sums[i];
+                        }
 
-                        keep(decays, dS, K, V);
-                        product_tn<true>(K, V, C, q_since, K, dO, V, dS, V);
+                        prefetch_block(d_o + (step - C * s.H) * s.V, s.H * s.V, C, s.V);
+                        product_tn_kept(K, V, C, q_since, K, dO, V, dS, V, decays.whole);
                     }
+                    const int64_t at = (((task.part * s.B + task.row) * s.T + t) * s.G + task.group) * s.K;
+                    prefetch_output(d_q + at, s.G * s.K, n, s.K);
+                    prefetch_output(d_k + at, s.G * s.K, n, s.K);
                     if (!Decays::CHANNEL) {
                         product_lower<true>(C, K, dP, Key, dQ);
                         product_lower_t<true>(C, K, dP, Q, dK);
                     }
                     for (int64_t i = 0; i < C * K; ++i) dQ[i] *= s.scale;
-                    const int64_t at = (((task.part * s.B + task.row) * s.T + t) * s.G + task.group) * s.K;
                     store_block(dQ, d_q + at, s.G * s.K, n, s.K);
                     store_block(dK, d_k + at, s.G * s.K, n, s.K);
                 }

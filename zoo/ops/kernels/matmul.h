@@ -3,6 +3,7 @@
 // Columns go in vectors, TILE rows by two to four vectors at a time in registers; what is left over goes one vector,
 // then one column at a time. For A B^T transpose B first (`transposed`), once for all its products.
 #pragma once
+#include <type_traits>
 #include <utility>
 
 #include "simd.h"
@@ -22,10 +23,11 @@ inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 inline Vec splat(float x) { return Vec{} + x; }
 
-// R rows by V vectors. Element (i, k) of op(A) lies at a[i * row + k * col].
+// R rows by V vectors. Element (i, k) of op(A) lies at a[i * row + k * col]. Where `keep` is given, C = keep C + ....
 template <int R, int V, bool ADD>
 inline __attribute__((always_inline)) void tile(int64_t k, const float* a, int64_t row, int64_t col, const float* b,
-                                                int64_t ldb, float* c, int64_t ldc, float alpha) {
+                                                int64_t ldb, float* c, int64_t ldc, float alpha,
+                                                const float* keep = nullptr) {
     Vec sums[R][V];
     for (int r = 0; r < R; ++r)
         for (int v = 0; v < V; ++v) sums[r][v] = Vec{};
@@ -40,7 +42,10 @@ inline __attribute__((always_inline)) void tile(int64_t k, const float* a, int64
     for (int r = 0; r < R; ++r)
         for (int v = 0; v < V; ++v) {
             float* at = c + r * ldc + v * LANES;
-            store(at, ADD ? load(at) + alpha * sums[r][v] : alpha * sums[r][v]);
+            if (keep)
+                store(at, keep[r] * load(at) + sums[r][v]);
+            else
+                store(at, ADD ? load(at) + alpha * sums[r][v] : alpha * sums[r][v]);
         }
 }
 
@@ -81,6 +86,22 @@ template <bool ADD = false>
 inline void product_tn(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
                        float* c, int64_t ldc, float alpha = 1.0f) {
     product_strided<ADD>(m, n, k, a, 1, lda, b, ldb, c, ldc, alpha);
+}
+
+// C (m, n) = diag(keep) C + A^T B with A (k, m), B (k, n), keep (m): a decaying state and what is written to it.
+// n is a multiple of the lanes.
+inline void product_tn_kept(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
+                            float* c, int64_t ldc, const float* keep) {
+    const auto columns = [&](auto vectors, int64_t j) {
+        constexpr int V = decltype(vectors)::value;
+        int64_t i = 0;
+        for (; i + TILE <= m; i += TILE)
+            tile<TILE, V, true>(k, a + i, 1, lda, b + j, ldb, c + i * ldc + j, ldc, 1.0f, keep + i);
+        for (; i < m; ++i) tile<1, V, true>(k, a + i, 1, lda, b + j, ldb, c + i * ldc + j, ldc, 1.0f, keep + i);
+    };
+    int64_t j = 0;
+    for (; j + 4 * LANES <= n; j += 4 * LANES) columns(std::integral_constant<int, 4>(), j);
+    for (; j < n; j += LANES) columns(std::integral_constant<int, 1>(), j);
 }
 
 #if defined(__has_builtin)
