@@ -7,19 +7,21 @@ import torch
 import torch.nn.functional as F
 
 from tasks.registry import UsageError
-from zoo.ops import causal_conv1d
+from zoo.ops import causal_conv1d, native
 
-BACKENDS = ["reference", "chunked"]
+PLAIN = ["reference", "chunked"]
+BACKENDS = PLAIN if native.why_not() else [*PLAIN, "compiled"]
 
 
-def make(T, *, B=3, D=5, W=4, dtype=torch.float64):
+def make(T, *, B=3, D=5, W=4, backend=None):
     x, weight, bias, state = torch.randn(B, T, D), torch.randn(D, W), torch.randn(D), torch.randn(B, W - 1, D)
+    dtype = torch.float32 if backend == "compiled" else torch.float64
     return [t.bfloat16().to(dtype) for t in (x, weight, bias, state)]
 
 
-def outcome(inputs, **options):
-    leaves = [x.clone().requires_grad_() for x in inputs]
-    y, state = causal_conv1d(*leaves, **options)
+def outcome(inputs, op=causal_conv1d, **options):
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    y, state = op(*leaves, **options)
     rng = torch.Generator().manual_seed(1)
     loss = sum((t * torch.randn(t.shape, generator=rng).to(t.dtype)).sum() for t in (y, state))
     grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
@@ -30,7 +32,7 @@ def outcome(inputs, **options):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("W", [1, 2, 4])
 def test_is_torchs_convolution(backend, activation, W):
-    x, weight, bias, state = make(20, W=W)
+    x, weight, bias, state = make(20, W=W, backend=backend)
     y, last = causal_conv1d(x, weight, bias, state, activation=activation, backend=backend)
     window = torch.cat([state, x], 1)
     expected = F.conv1d(window.mT, weight[:, None], bias, groups=5).mT
@@ -41,17 +43,18 @@ def test_is_torchs_convolution(backend, activation, W):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("W", [1, 2, 4])
-@pytest.mark.parametrize("T", [1, 2, 3, 63, 100])
-def test_forms_agree(T, W, ragged, packed):
+@pytest.mark.parametrize(("T", "D"), [(1, 5), (2, 16), (3, 5), (63, 40), (100, 33)])
+def test_forms_agree(T, D, W, ragged, packed):
     options = {"activation": "silu"}
     if packed:
         options["resets"] = torch.rand(3, T) < 0.3
     if ragged:
         options["lengths"] = torch.tensor([T, T // 2, 0])
-    inputs = make(T, W=W)
+    inputs = make(T, D=D, W=W)
     exact = outcome(inputs, backend="reference", **options)
-    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-5)):
-        got = outcome([x.to(dtype) for x in inputs], backend="chunked", **options)
+    fast = [("chunked", torch.float64, 1e-9), *((form, torch.float32, 2e-5) for form in BACKENDS[1:])]
+    for form, dtype, tolerance in fast:
+        got = outcome([x.to(dtype) for x in inputs], backend=form, **options)
         for a, b in zip(got, exact, strict=True):
             torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance)
 
@@ -64,12 +67,12 @@ def test_bfloat16(backend):
     assert y.dtype == torch.bfloat16
     assert kept.dtype == torch.float32
     assert (y - expected).abs().max() < 2e-2 * expected.abs().max()
-    torch.testing.assert_close(kept.double(), last)
+    torch.testing.assert_close(kept.double(), last.double())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_packed_row_is_its_documents_alone(backend):
-    x, weight, bias, state = make(20, B=1)
+    x, weight, bias, state = make(20, B=1, backend=backend)
     resets = torch.zeros(1, 20, dtype=torch.bool)
     resets[:, [2, 9, 18]] = True
     y, last = causal_conv1d(x, weight, bias, state, resets=resets, backend=backend)
@@ -82,7 +85,7 @@ def test_a_packed_row_is_its_documents_alone(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_padded_row_is_the_row_alone(backend):
-    x, weight, bias, state = make(20)
+    x, weight, bias, state = make(20, backend=backend)
     lengths = torch.tensor([20, 2, 0])
     x = x.masked_fill((torch.arange(20) >= lengths[:, None])[..., None], torch.nan)
     y, last = causal_conv1d(x, weight, bias, state, lengths=lengths, backend=backend)
@@ -105,7 +108,7 @@ def test_a_sequence_can_be_cut_anywhere():
     torch.testing.assert_close(state, last)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", PLAIN)
 def test_gradients_by_finite_differences(backend):
     inputs = [x.requires_grad_() for x in make(6, B=2, D=2, W=3)]
     resets = torch.tensor([[False, False, True, False, False, False], [False] * 6])
@@ -114,7 +117,7 @@ def test_gradients_by_finite_differences(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_inputs_are_left_alone_and_no_memory_is_read_unwritten(backend, poisoned_memory):
-    inputs = make(30)
+    inputs = make(30, backend=backend)
     before = [x.clone() for x in inputs]
     options = {"resets": torch.rand(3, 30) < 0.1, "lengths": torch.tensor([30, 4, 0]), "backend": backend}
     assert all(x.isfinite().all() for x in outcome(inputs, **options))
@@ -125,14 +128,35 @@ def test_inputs_are_left_alone_and_no_memory_is_read_unwritten(backend, poisoned
     assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
 
 
-def test_compiles_to_one_graph():
-    inputs = make(30)
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_compiles_to_one_graph(backend):
+    inputs = make(30, backend=backend)
     options = {"resets": torch.rand(3, 30) < 0.1, "lengths": torch.tensor([30, 4, 0]), "activation": "silu"}
-    expected = causal_conv1d(*inputs, **options)
+    expected = outcome(inputs, backend=backend, **options)
     torch._dynamo.reset()
     compiled = torch.compile(causal_conv1d, fullgraph=True, backend="aot_eager")
-    for a, b in zip(compiled(*inputs, **options), expected, strict=True):
+    for a, b in zip(outcome(inputs, backend=backend, op=compiled, **options), expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.skipif("compiled" not in BACKENDS, reason="no kernels here")
+@pytest.mark.parametrize("threads", [1, 5])
+@pytest.mark.parametrize("W", [4, 40])
+def test_compiled_over_slices_threads_and_wide_windows(W, threads):
+    """x a slice of wider rows, its channels cut between threads; the window wider than a stretch of steps."""
+    inputs = make(100, B=1, D=70, W=W)
+    resets = torch.rand(1, 100) < 0.02
+    exact = outcome(inputs, backend="reference", activation="silu", resets=resets)
+    singles = [x.float() for x in inputs]
+    singles[0] = torch.cat([singles[0], singles[0]], -1)[..., :70]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        got = outcome(singles, backend="compiled", activation="silu", resets=resets)
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(got, exact, strict=True):
+        assert (a - b).abs().max() < 2e-5 * b.abs().max()
 
 
 @pytest.mark.parametrize(

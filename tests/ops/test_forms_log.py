@@ -15,7 +15,7 @@ def test_every_form_that_ran_is_logged() -> None:
         state = model(torch.zeros(1, 40, dtype=torch.int64))[1]
     assert forms == {
         "attention": {"sdpa"},
-        "causal_conv1d": {"chunked"},
+        "causal_conv1d": {FAST},
         "delta_rule": {FAST},
         "linear_attention": {FAST},
         "lstm": {"fused"},

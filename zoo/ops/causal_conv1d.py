@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tasks.registry import UsageError, unknown
-from zoo.ops import common
+from zoo.ops import common, native
 from zoo.ops.common import blank
 
 ACTIVATIONS = (None, "silu")
@@ -45,7 +45,8 @@ def causal_conv1d(
         resets: (B, T) bool; the window is forgotten before a step where it is true.
         chunk_size: taken for the sake of one signature for all ops, and without effect: nothing is cut here. (A
             `scale` is not taken: it would be a factor on the weight.)
-        backend: "auto", "reference" (one step at a time) or "chunked" (all steps at once).
+        backend: "auto", "reference" (one step at a time), "chunked" (all steps at once), or "compiled" (C++, float32
+            on a CPU).
     Returns:
         y (B, T, D) in x's dtype, state (B, W - 1, D): the last W - 1 inputs, zeros where forgotten.
     """
@@ -62,16 +63,22 @@ def causal_conv1d(
         raise unknown("activation", activation, [str(name) for name in ACTIVATIONS])
     common.chunk_length(chunk_size, T, T)
 
-    inputs = x.to(dtype)
+    inputs, weight = x.to(dtype), weight.to(dtype)
     if state is None:
         state = inputs.new_zeros(B, W - 1, D)
+    bias = None if bias is None else bias.to(dtype)
+    offers = {"compiled": lambda: native.serves(inputs)}
+    chosen = common.choose_form("causal_conv1d", backend, T, FEW_STEPS, offers)
+    if chosen == "compiled":
+        y, state = compiled_conv(inputs, weight, bias, state, resets, lengths, activation == "silu")
+        return y.to(x.dtype), state
     if lengths is not None:
         padding = ~common.valid_steps(lengths, T)
         inputs = blank(inputs, padding)
         resets = None if resets is None else resets & ~padding
-    form = _reference if common.choose_form("causal_conv1d", backend, T, FEW_STEPS) == "reference" else _chunked
-    y, state = form(inputs, weight.to(dtype), state, lengths, resets)
-    y = y if bias is None else y + bias.to(dtype)
+    form = _reference if chosen == "reference" else _chunked
+    y, state = form(inputs, weight, state, lengths, resets)
+    y = y if bias is None else y + bias
     y = F.silu(y) if activation == "silu" else y
     return (y if lengths is None else blank(y, padding)).to(x.dtype), state
 
@@ -142,3 +149,89 @@ class _Taps(torch.autograd.Function):
 def _kept(x: Tensor, keep: Tensor | None, w: int) -> Tensor:
     """x (B, T, D) where tap w belongs to the same document as the step."""
     return x if keep is None else x * keep[:, w, :, None]
+
+
+@torch.library.custom_op("zoo::causal_conv1d", mutates_args=(), device_types="cpu")
+def compiled_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    """Everything in one pass over x: `kernels/causal_conv1d.cpp`."""
+    pointer, arguments, sizes = _arguments(x, weight, bias, state, resets, lengths, silu)
+    y, last = x.new_empty(x.shape), torch.empty_like(state, memory_format=torch.contiguous_format)
+    library = native.load("causal_conv1d")
+    library.causal_conv1d_forward(pointer.data_ptr(), *arguments, y, last, sizes, torch.get_num_threads())
+    return y, last
+
+
+@compiled_conv.register_fake
+def _(x, weight, bias, state, resets, lengths, silu):
+    return x.new_empty(x.shape), state.new_empty(state.shape)
+
+
+def _arguments(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, list[Tensor | None], Tensor]:
+    """x with its channels side by side, the other arguments of both kernels, and their sizes."""
+    x = x if x.stride(2) == 1 else x.contiguous()
+    lengths = None if lengths is None else lengths.long()
+    others = [t if t is None else t.contiguous() for t in (weight, bias, state, resets, lengths)]
+    return x, others, torch.tensor([*x.shape, weight.shape[1], x.stride(0), x.stride(1), silu])
+
+
+@torch.library.custom_op("zoo::causal_conv1d_backward", mutates_args=(), device_types="cpu")
+def compiled_backward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    d_y: Tensor,
+    d_last: Tensor,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, bias (there or not) and state."""
+    pointer, arguments, sizes = _arguments(x, weight, bias, state, resets, lengths, silu)
+    (B, _, D), W = x.shape, weight.shape[1]
+    d_x, d_state, d_taps = x.new_empty(x.shape), state.new_empty(state.shape), x.new_empty(B, W + 1, D)
+    native.load("causal_conv1d").causal_conv1d_backward(
+        *(pointer.data_ptr(), *arguments, d_y.contiguous(), d_last.contiguous()),
+        *(d_x, d_taps, d_state, sizes, torch.get_num_threads()),
+    )
+    taps = d_taps.sum(0)
+    return d_x, taps[:W].flip(0).T.contiguous(), taps[W].clone(), d_state
+
+
+@compiled_backward.register_fake
+def _(x, weight, bias, state, resets, lengths, d_y, d_last, silu):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), x.new_empty(x.shape[2]), state.new_empty(state.shape)
+
+
+def _setup(ctx, inputs, output):
+    *tensors, silu = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.silu = silu
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, d_y, d_last):
+    x, weight, bias, state, resets, lengths = ctx.saved_tensors
+    d_y = x.new_zeros(x.shape) if d_y is None else d_y
+    d_last = torch.zeros_like(state) if d_last is None else d_last
+    d_x, d_weight, d_bias, d_state = compiled_backward(x, weight, bias, state, resets, lengths, d_y, d_last, ctx.silu)
+    return d_x, d_weight, None if bias is None else d_bias, d_state, None, None, None
+
+
+compiled_conv.register_autograd(_backward, setup_context=_setup)
