@@ -84,6 +84,9 @@ class Mixer(nn.Module, ABC):
     """Whether it works in continuous time, by `context.timespans`."""
     compiles: str | None = None
     """Why `torch.compile(fullgraph=True)` does not work, where it does not."""
+    couples_rows: str | None = None
+    """Why a row's results and work depend on the rest of its batch, within some tolerance, where they do: such a mixer
+    is outside law 3 and what rests on it (9, 10, rows of a state), and its `flops_per_token` are the least it takes."""
 
     d_model: int
     causal: bool = True
