@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 import zoo
 from tasks.registry import UsageError
 
+SLOW = 5.0  # seconds
 SEGMENT = 128  # steps between the states kept by a float64 step form
 
 Inputs = dict[str, Tensor]
@@ -163,14 +164,23 @@ def medians(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
 
 
 def timings(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of `repeats` runs of each, the runs taking turns; a first turn, not counted, warms up."""
+    """Seconds of `repeats` runs of each, the runs taking turns; a first turn, not counted, warms up.
+
+    What takes SLOW seconds and more is run once after warming up: it varies little, and its ratio is large.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
+    warm: dict[str, float] = {}
     for turn in range(repeats + 1):
         for name, step in steps.items():
+            if turn > 1 and warm[name] >= SLOW:
+                continue
             start = time.perf_counter()
             step()
+            taken = time.perf_counter() - start
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(taken)
+            else:
+                warm[name] = taken
     return seconds
 
 
