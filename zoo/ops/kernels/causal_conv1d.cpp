@@ -1,193 +1,173 @@
 // y_t = activation(bias + sum_l weight[:, W - 1 - l] x_{t - l}), depthwise over the last W steps, forward and backward
-// in one pass over memory each: stretches of steps, within them 16 channels at a time in registers.
+// in one pass over memory each, row after row of channels.
 //
 // A tap l belongs to step t where no reset lies in (t - l, t]. Steps before the first are those of the state.
-#include "decay.h"
+#include <algorithm>
+#include <vector>
+
+#include "simd.h"
 
 namespace {
 
-using namespace zoo;
-
-constexpr int64_t STRETCH = 32;  // steps whose channels are gone through before the next ones
+constexpr int64_t STRETCH = 32;      // steps of the backward pass whose gradients are kept at hand
+constexpr int64_t CHANNELS = 1024;   // of a task at most, so that its rows stay in the nearest cache
 
 struct Shape {
     int64_t B, T, D, W, x_row, x_step, silu;
 };
 
-// Lanes of which only the first n are memory.
-Lanes load_some(const float* p, int64_t n) {
-    if (n == BLOCK_LANES) return load_lanes(p);
-    Lanes x = {};
-    for (int64_t i = 0; i < n; ++i) x[i] = p[i];
-    return x;
-}
-void store_some(float* p, Lanes x, int64_t n) {
-    if (n == BLOCK_LANES) return store_lanes(p, x);
-    for (int64_t i = 0; i < n; ++i) p[i] = x[i];
+using Rows = std::vector<const float*>;
+
+// sum = base + taps[0] rows[0] + taps[1] rows[1] + ..., on n channels; taps lie `stride` apart.
+void add_taps(const float* base, const float* taps, int64_t stride, const float* const* rows, int64_t count, int64_t n,
+              float* sum) {
+    const float *t0 = taps, *t1 = t0 + stride, *t2 = t1 + stride, *t3 = t2 + stride;
+    if (count >= 4) {
+        const float *r0 = rows[0], *r1 = rows[1], *r2 = rows[2], *r3 = rows[3];
+#pragma GCC ivdep
+        for (int64_t d = 0; d < n; ++d) sum[d] = base[d] + t0[d] * r0[d] + t1[d] * r1[d] + t2[d] * r2[d] + t3[d] * r3[d];
+        if (count > 4) add_taps(sum, taps + 4 * stride, stride, rows + 4, count - 4, n, sum);
+        return;
+    }
+    if (count == 0) std::copy(base, base + n, sum);
+    for (int64_t l = 0; l < count; ++l, base = sum)
+#pragma GCC ivdep
+        for (int64_t d = 0; d < n; ++d) sum[d] = base[d] + taps[l * stride + d] * rows[l][d];
 }
 
-Lanes sigmoid_lanes(Lanes x) {
-    float out[BLOCK_LANES];
-    store_lanes(out, x);
-    for (int64_t i = 0; i < BLOCK_LANES; ++i) out[i] = sigmoid(out[i]);
-    return load_lanes(out);
-}
-
-// One row of the batch and a range of channels.
+// One row of the batch and n channels from the first on.
 struct Task {
     const Shape& s;
-    int64_t row, from, to, steps;  // steps: the valid ones
+    int64_t row, first, n, steps;  // steps: the valid ones
     const float *x, *state;
     const uint8_t* resets;
+    std::vector<float> taps;  // (W + 1, n): the present step's first; the bias
+    mutable Rows rows;
 
-    Task(const Shape& s, int64_t index, int64_t ranges, const float* x, const float* state, const uint8_t* resets,
-         const int64_t* lengths)
-        : s(s), row(index / ranges) {
-        const int64_t strips = padded(s.D) / BLOCK_LANES, range = index % ranges;
-        from = range * strips / ranges * BLOCK_LANES;
-        to = std::min(s.D, (range + 1) * strips / ranges * BLOCK_LANES);
+    Task(const Shape& s, int64_t row, int64_t first, int64_t n, const float* x, const float* weight, const float* bias,
+         const float* state, const uint8_t* resets, const int64_t* lengths)
+        : s(s), row(row), first(first), n(n), taps((s.W + 1) * n), rows(s.W) {
         steps = lengths ? std::max<int64_t>(0, std::min(lengths[row], s.T)) : s.T;
-        this->x = x + row * s.x_row, this->state = state + row * (s.W - 1) * s.D;
+        this->x = x + row * s.x_row + first, this->state = state + row * (s.W - 1) * s.D + first;
         this->resets = resets ? resets + row * s.T : nullptr;
+        for (int64_t l = 0; l < s.W; ++l)
+            for (int64_t d = 0; d < n; ++d) taps[l * n + d] = weight[(first + d) * s.W + s.W - 1 - l];
+        for (int64_t d = 0; d < n; ++d) taps[s.W * n + d] = bias ? bias[first + d] : 0;
     }
     // The input of step t, or of the state for t < 0.
     const float* input(int64_t t) const { return t < 0 ? state + (s.W - 1 + t) * s.D : x + t * s.x_step; }
-    // How many taps beyond the present one belong to step t.
-    int64_t reach(int64_t t) const {
-        int64_t l = 0;
-        if (!resets) return s.W - 1;
-        while (l < s.W - 1 && t - l >= 0 && !resets[t - l]) ++l;
-        return t - l < 0 ? s.W - 1 : l;
+    // The inputs that step t sees, the present one first.
+    const Rows& window(int64_t t) const {
+        rows.clear();
+        do rows.push_back(input(t - static_cast<int64_t>(rows.size())));
+        while (static_cast<int64_t>(rows.size()) < s.W && !starts(t + 1 - static_cast<int64_t>(rows.size())));
+        return rows;
+    }
+    bool starts(int64_t t) const { return resets && t >= 0 && resets[t]; }
+    void before_activation(int64_t t, float* z) const {
+        const Rows& seen = window(t);
+        add_taps(taps.data() + s.W * n, taps.data(), n, seen.data(), seen.size(), n, z);
     }
     // Input i of the last window: its step (below 0: of the state), and whether it is remembered.
     int64_t last(int64_t i) const { return steps - (s.W - 1) + i; }
-    bool kept(int64_t i) const { return !steps || s.W - 2 - i <= reach(steps - 1); }
+    bool kept(int64_t i) const { return !steps || s.W - 2 - i < static_cast<int64_t>(window(steps - 1).size()); }
 };
 
-int64_t ranges_of(const Shape& s, int64_t threads) {  // tasks that the channels are cut into
-    return std::min(padded(s.D) / BLOCK_LANES, (threads + s.B - 1) / s.B);
-}
-
-void taps_of(const float* weight, const float* bias, int64_t d, int64_t n, int64_t W, float* taps) {
-    for (int64_t l = 0; l < W; ++l)
-        for (int64_t i = 0; i < BLOCK_LANES; ++i) taps[l * BLOCK_LANES + i] = i < n ? weight[(d + i) * W + W - 1 - l] : 0;
-    for (int64_t i = 0; i < BLOCK_LANES; ++i) taps[W * BLOCK_LANES + i] = i < n && bias ? bias[d + i] : 0;
-}
-
-// bias + sum_l taps_l x_{t - l} for the channels d .. d + n.
-template <typename Window>
-inline __attribute__((always_inline)) Lanes before_activation(const Task& task, Window W, const float* taps, int64_t t,
-                                                              int64_t d, int64_t n) {
-    Lanes sum = load_lanes(taps + W * BLOCK_LANES);
-    if (!task.resets && t >= W - 1) {
-        const float* at = task.x + t * task.s.x_step + d;
-        for (int64_t l = 0; l < W; ++l) sum += load_lanes(taps + l * BLOCK_LANES) * load_some(at - l * task.s.x_step, n);
-    } else {
-        const int64_t reach = task.reach(t);
-        for (int64_t l = 0; l <= reach; ++l)
-            sum += load_lanes(taps + l * BLOCK_LANES) * load_some(task.input(t - l) + d, n);
+void forward(const Shape& s, const Task& task, float* y, float* last) {
+    const int64_t n = task.n;
+    y += task.row * s.T * s.D + task.first, last += task.row * (s.W - 1) * s.D + task.first;
+    std::vector<float> buffer(n);
+    float* z = buffer.data();
+    for (int64_t t = 0; t < task.steps; ++t) {
+        float* out = y + t * s.D;
+        task.before_activation(t, s.silu ? z : out);
+        if (s.silu)
+#pragma GCC ivdep
+            for (int64_t d = 0; d < n; ++d) out[d] = z[d] * zoo::sigmoid(z[d]);
     }
-    return sum;
-}
-
-template <typename Window>
-void forward(const Shape& s, Window W, const Task& task, const float* weight, const float* bias, float* y, float* last) {
-    Scratch scratch((W + 1) * BLOCK_LANES);
-    float* taps = scratch.take((W + 1) * BLOCK_LANES);
-    y += task.row * s.T * s.D, last += task.row * (W - 1) * s.D;
-    for (int64_t start = 0; start < task.steps; start += STRETCH)
-        for (int64_t d = task.from; d < task.to; d += BLOCK_LANES) {
-            const int64_t n = std::min(BLOCK_LANES, s.D - d);
-            taps_of(weight, bias, d, n, W, taps);
-            for (int64_t t = start; t < std::min(task.steps, start + STRETCH); ++t) {
-                Lanes z = before_activation(task, W, taps, t, d, n);
-                if (s.silu) z *= sigmoid_lanes(z);
-                store_some(y + t * s.D + d, z, n);
-            }
-        }
-    for (int64_t t = task.steps; t < s.T; ++t) std::fill(y + t * s.D + task.from, y + t * s.D + task.to, 0.0f);
-    for (int64_t i = 0; i < W - 1; ++i) {
+    for (int64_t t = task.steps; t < s.T; ++t) std::fill(y + t * s.D, y + t * s.D + n, 0.0f);
+    for (int64_t i = 0; i < s.W - 1; ++i) {
         const float* from = task.input(task.last(i));
-        for (int64_t d = task.from; d < task.to; ++d) last[i * s.D + d] = task.kept(i) ? from[d] : 0;
+        const bool kept = task.kept(i);
+        for (int64_t d = 0; d < n; ++d) last[i * s.D + d] = kept ? from[d] : 0;
     }
 }
 
 // d_taps (W + 1, D): gradients of the weight, the present step's first, and of the bias, for one row of the batch.
-template <typename Window>
-void backward(const Shape& s, Window W, const Task& task, const float* weight, const float* bias, const float* d_y,
-              const float* d_last, float* d_x, float* d_taps, float* d_state) {
-    Scratch scratch((W + 1) * BLOCK_LANES + (STRETCH + W) * BLOCK_LANES + (W - 1) * padded(s.D));
-    float *taps = scratch.take((W + 1) * BLOCK_LANES), *d_z = scratch.take((STRETCH + W) * BLOCK_LANES);
-    float* later = scratch.take((W - 1) * padded(s.D));  // d_z of the steps after the stretch
-    d_y += task.row * s.T * s.D, d_last += task.row * (W - 1) * s.D;
-    d_x += task.row * s.T * s.D, d_taps += task.row * (W + 1) * s.D, d_state += task.row * (W - 1) * s.D;
-    std::fill(later, later + (W - 1) * padded(s.D), 0.0f);
-    for (int64_t l = 0; l <= W; ++l) std::fill(d_taps + l * s.D + task.from, d_taps + l * s.D + task.to, 0.0f);
-    for (int64_t t = task.steps; t < s.T; ++t) std::fill(d_x + t * s.D + task.from, d_x + t * s.D + task.to, 0.0f);
+void backward(const Shape& s, const Task& task, const float* d_y, const float* d_last, float* d_x, float* d_taps,
+              float* d_state) {
+    const int64_t n = task.n, W = s.W;
+    d_y += task.row * s.T * s.D + task.first, d_last += task.row * (W - 1) * s.D + task.first;
+    d_x += task.row * s.T * s.D + task.first, d_state += task.row * (W - 1) * s.D + task.first;
+    d_taps += task.row * (W + 1) * s.D + task.first;
+    std::vector<float> gradients((STRETCH + W) * n), sums((W + 1) * n), zeros(n);
+    float* d_z = gradients.data();  // of a stretch of steps, and of the W - 1 after it
+    for (int64_t l = 0; l <= W; ++l) std::fill(d_taps + l * s.D, d_taps + l * s.D + n, 0.0f);
+    for (int64_t t = task.steps; t < s.T; ++t) std::fill(d_x + t * s.D, d_x + t * s.D + n, 0.0f);
 
-    // The gradient of the input at step t of a stretch, from d_z.
-    const auto gradient = [&](int64_t t, int64_t start) {
-        Lanes sum = {};
-        for (int64_t l = 0; l < W; ++l)
-            if (t + l >= 0 && t + l < task.steps && (!task.resets || l <= task.reach(t + l)))
-                sum += load_lanes(taps + l * BLOCK_LANES) * load_lanes(d_z + (t + l - start) * BLOCK_LANES);
-        return sum;
-    };
-    const int64_t stretches = (task.steps + STRETCH - 1) / STRETCH;
-    for (int64_t stretch = std::max<int64_t>(stretches, 1) - 1; stretch >= 0; --stretch)
-        for (int64_t d = task.from; d < task.to; d += BLOCK_LANES) {
-            const int64_t start = stretch * STRETCH, stop = std::min(task.steps, start + STRETCH);
-            const int64_t n = std::min(BLOCK_LANES, s.D - d);
-            taps_of(weight, bias, d, n, W, taps);
-            float* after = later + d * (W - 1);
-            std::copy(after, after + (W - 1) * BLOCK_LANES, d_z + (stop - start) * BLOCK_LANES);
-            Lanes d_bias = {};
-            for (int64_t t = start; t < stop; ++t) {
-                Lanes g = load_some(d_y + t * s.D + d, n);
-                if (s.silu) {
-                    const Lanes z = before_activation(task, W, taps, t, d, n), sig = sigmoid_lanes(z);
-                    g *= sig + z * sig * (1.0f - sig);
+    Rows later;
+    const int64_t stretches = std::max<int64_t>((task.steps + STRETCH - 1) / STRETCH, 1);
+    for (int64_t stretch = stretches - 1; stretch >= 0; --stretch) {
+        const int64_t start = stretch * STRETCH, stop = std::min(task.steps, start + STRETCH);
+        std::copy_backward(d_z, d_z + (W - 1) * n, d_z + (stop - start + W - 1) * n);
+        std::fill(sums.begin(), sums.end(), 0.0f);
+        for (int64_t t = start; t < stop; ++t) {
+            const float* from = d_y + t * s.D;
+            float *g = d_z + (t - start) * n, *d_bias = sums.data() + W * n;
+            if (s.silu) {
+                task.before_activation(t, g);
+#pragma GCC ivdep
+                for (int64_t d = 0; d < n; ++d) {
+                    const float part = zoo::sigmoid(g[d]);
+                    g[d] = from[d] * (part + g[d] * part * (1 - part));
+                    d_bias[d] += g[d];
                 }
-                store_lanes(d_z + (t - start) * BLOCK_LANES, g);
-                d_bias += g;
+            } else {
+#pragma GCC ivdep
+                for (int64_t d = 0; d < n; ++d) g[d] = from[d], d_bias[d] += from[d];
             }
-            store_some(d_taps + W * s.D + d, load_some(d_taps + W * s.D + d, n) + d_bias, n);
-            for (int64_t l = 0; l < W; ++l) {
-                Lanes sum = {};
-                for (int64_t t = start; t < stop; ++t)
-                    if (!task.resets || l <= task.reach(t))
-                        sum += load_lanes(d_z + (t - start) * BLOCK_LANES) * load_some(task.input(t - l) + d, n);
-                store_some(d_taps + l * s.D + d, load_some(d_taps + l * s.D + d, n) + sum, n);
+            const Rows& seen = task.window(t);
+            for (int64_t l = 0; l < static_cast<int64_t>(seen.size()); ++l) {
+                float* sum = sums.data() + l * n;
+                const float* input = seen[l];
+#pragma GCC ivdep
+                for (int64_t d = 0; d < n; ++d) sum[d] += g[d] * input[d];
             }
-            for (int64_t t = start; t < stop; ++t) {
-                Lanes sum = {};
-                if (!task.resets && t + W <= task.steps)
-                    for (int64_t l = 0; l < W; ++l)
-                        sum += load_lanes(taps + l * BLOCK_LANES) * load_lanes(d_z + (t + l - start) * BLOCK_LANES);
-                else
-                    sum = gradient(t, start);
-                store_some(d_x + t * s.D + d, sum, n);
-            }
-            if (start == 0)
-                for (int64_t t = 1 - W; t < 0; ++t) store_some(d_state + (W - 1 + t) * s.D + d, gradient(t, start), n);
-            std::copy(d_z, d_z + (W - 1) * BLOCK_LANES, after);
         }
+        for (int64_t l = 0; l <= W; ++l)
+            for (int64_t d = 0; d < n; ++d) d_taps[l * s.D + d] += sums[l * n + d];
+        for (int64_t t = start ? start : 1 - W; t < stop; ++t) {  // the steps that saw the input of step t
+            later.clear();
+            int64_t first = std::max<int64_t>(0, -t), l = first;
+            for (bool seen = true; l < W && t + l < task.steps; ++l) {
+                seen = seen && !(l && task.starts(t + l));
+                if (!seen) break;
+                later.push_back(d_z + (t + l - start) * n);
+            }
+            float* to = t < 0 ? d_state + (W - 1 + t) * s.D : d_x + t * s.D;
+            add_taps(zeros.data(), task.taps.data() + first * n, n, later.data(), later.size(), n, to);
+        }
+    }
     for (int64_t i = 0; i < W - 1; ++i) {
         if (!task.kept(i)) continue;
         const int64_t t = task.last(i);
         float* to = t < 0 ? d_state + (W - 1 + t) * s.D : d_x + t * s.D;
-        for (int64_t d = task.from; d < task.to; ++d) to[d] += d_last[i * s.D + d];
+        for (int64_t d = 0; d < n; ++d) to[d] += d_last[i * s.D + d];
     }
 }
 
 template <typename Run>
 void for_tasks(const Shape& s, int64_t threads, const Run& run) {
-    const int64_t ranges = ranges_of(s, threads);
+    const int64_t wanted = std::max((threads + s.B - 1) / s.B, (s.D + CHANNELS - 1) / CHANNELS);
+    const int64_t lines = (s.D + 15) / 16, ranges = std::min(lines, wanted);  // of whole cache lines
 #pragma omp parallel
     {
-        FlushDenormals flush;
+        zoo::FlushDenormals flush;
 #pragma omp for
-        for (int64_t index = 0; index < s.B * ranges; ++index) run(index, ranges);
+        for (int64_t index = 0; index < s.B * ranges; ++index) {
+            const int64_t range = index % ranges, first = range * lines / ranges * 16;
+            run(index / ranges, first, std::min(s.D, (range + 1) * lines / ranges * 16) - first);
+        }
     }
 }
 
@@ -198,12 +178,8 @@ extern "C" void causal_conv1d_forward(const float* x, const float* weight, const
                                       const int64_t* sizes, int64_t threads) {
     Shape s;
     std::memcpy(&s, sizes, sizeof(s));
-    for_tasks(s, threads, [&](int64_t index, int64_t ranges) {
-        const Task task(s, index, ranges, x, state, resets, lengths);
-        if (s.W == 4)
-            forward(s, std::integral_constant<int64_t, 4>(), task, weight, bias, y, last);
-        else
-            forward(s, s.W, task, weight, bias, y, last);
+    for_tasks(s, threads, [&](int64_t row, int64_t first, int64_t n) {
+        forward(s, Task(s, row, first, n, x, weight, bias, state, resets, lengths), y, last);
     });
 }
 
@@ -213,11 +189,8 @@ extern "C" void causal_conv1d_backward(const float* x, const float* weight, cons
                                        const int64_t* sizes, int64_t threads) {
     Shape s;
     std::memcpy(&s, sizes, sizeof(s));
-    for_tasks(s, threads, [&](int64_t index, int64_t ranges) {
-        const Task task(s, index, ranges, x, state, resets, lengths);
-        if (s.W == 4)
-            backward(s, std::integral_constant<int64_t, 4>(), task, weight, bias, d_y, d_last, d_x, d_taps, d_state);
-        else
-            backward(s, s.W, task, weight, bias, d_y, d_last, d_x, d_taps, d_state);
+    for_tasks(s, threads, [&](int64_t row, int64_t first, int64_t n) {
+        const Task task(s, row, first, n, x, weight, bias, state, resets, lengths);
+        backward(s, task, d_y, d_last, d_x, d_taps, d_state);
     });
 }
