@@ -81,30 +81,30 @@ def slstm(
 def _reference(
     gates: Tensor, weight: Tensor, state: SLSTMState, lengths: Tensor | None, resets: Tensor | None
 ) -> tuple[Tensor, SLSTMState]:
-    """The definition, one step at a time."""
+    """The definition, one step at a time; heads come first, so that a step's products are one batch of matrices."""
     weight = weight.flatten(1, 2).mT  # (H, D, 4 D)
     valid = None if lengths is None else common.valid_steps(lengths, gates.shape[1])
     if valid is not None and resets is not None:
         resets = resets & valid
+    h, c, n, m = (leaf.transpose(0, 1) for leaf in state)  # (H, B, D)
     outputs = []
-    for t, inputs in enumerate(gates.unbind(1)):
+    for t, inputs in enumerate(gates.permute(1, 3, 0, 2, 4).flatten(3)):  # (H, B, 4 D)
         if resets is not None:
-            state = SLSTMState(*(blank(leaf, resets[:, t]) for leaf in state))
-        h, c, n, m = state
-        recurrent = (h.transpose(0, 1) @ weight).transpose(0, 1)  # one product a head
-        i, f, z, o = (inputs + recurrent.unflatten(-1, (4, -1)).transpose(1, 2)).unbind(1)
-        kept = F.logsigmoid(f) + m.masked_fill(n == 0, -torch.inf)
-        m = torch.maximum(kept, i)
-        i, f = (i - m).exp(), (kept - m).exp()
-        c, n = f * c + i * z.tanh(), f * n + i
-        new = SLSTMState(o.sigmoid() * c / n, c, n, m)
+            h, c, n, m = (leaf.masked_fill(resets[:, t, None], 0) for leaf in (h, c, n, m))
+        i, f, z, o = torch.baddbmm(inputs, h, weight).chunk(4, -1)
+        at_rest = t == 0 or resets is not None  # may be: then nothing is kept
+        kept = F.logsigmoid(f) + (m.masked_fill(n == 0, -torch.inf) if at_rest else m)
+        top = torch.maximum(kept, i)
+        i, f = (i - top).exp(), (kept - top).exp()
+        new_c, new_n = torch.addcmul(f * c, i, z.tanh()), torch.addcmul(i, f, n)
+        new = (o.sigmoid() * new_c / new_n, new_c, new_n, top)
+        outputs.append(new[0])
         if valid is None:
-            outputs.append(new.h)
-            state = new
+            h, c, n, m = new
         else:
-            outputs.append(blank(new.h, ~valid[:, t]))
-            state = SLSTMState(*(torch.where(valid[:, t, None, None], a, b) for a, b in zip(new, state, strict=True)))
-    return torch.stack(outputs, 1), state
+            h, c, n, m = (torch.where(valid[:, t, None], a, b) for a, b in zip(new, (h, c, n, m), strict=True))
+    y = torch.stack(outputs).permute(2, 0, 1, 3)
+    return y if valid is None else blank(y, ~valid), SLSTMState(*(leaf.transpose(0, 1) for leaf in (h, c, n, m)))
 
 
 @torch.library.custom_op("zoo::slstm", mutates_args=(), device_types="cpu")
