@@ -122,7 +122,8 @@ def scan_chunks(a: Tensor, b: Tensor, state: Tensor, chunk: int) -> Tensor:
     """All h (B, T, ...), in 2 * chunk steps that each take one step of all chunks, and a scan over the chunks.
 
     The first pass finds what each chunk makes of a state of zero, and its whole decay; a scan over these gives the
-    states between the chunks, from which the second pass goes on as the definition does.
+    states between the chunks, from which the second pass goes on as the definition does. The first is in float64:
+    products of decays near 1 all round the same way, which adds up over thousands of chunks.
     """
     n_steps = b.shape[1]
     if n_steps <= chunk:
@@ -131,12 +132,13 @@ def scan_chunks(a: Tensor, b: Tensor, state: Tensor, chunk: int) -> Tensor:
     if missing:
         a, b = (torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], 1) for x in (a, b))
     a, b = a.unflatten(1, (-1, chunk)), b.unflatten(1, (-1, chunk))
-    total, after = a[:, :-1, 0].clone(), b[:, :-1, 0].clone()
+    wide = b.dtype if b.device.type == "mps" else torch.float64
+    total, after = a[:, :-1, 0].to(wide, copy=True), b[:, :-1, 0].to(wide, copy=True)
     for i in range(1, chunk):
         total.mul_(a[:, :-1, i])
-        after = torch.addcmul(b[:, :-1, i], a[:, :-1, i], after)
-    starts = torch.cat([state[:, None], scan_chunks(total, after, state, chunk)], 1)
-    return _advance(a, b, starts).flatten(1, 2)[:, :n_steps]
+        after.mul_(a[:, :-1, i]).add_(b[:, :-1, i])
+    starts = torch.cat([state[:, None].to(wide), scan_chunks(total, after, state.to(wide), chunk)], 1)
+    return _advance(a, b, starts.to(b.dtype)).flatten(1, 2)[:, :n_steps]
 
 
 def _advance(a: Tensor, b: Tensor, state: Tensor) -> Tensor:
