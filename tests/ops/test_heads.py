@@ -254,6 +254,17 @@ def test_compiles_to_one_graph(op, backend, decay):
     assert_close(outcome(compiled, inputs, torch.float32, **options), expected, torch.float32)
 
 
+@pytest.mark.parametrize("channels", [(), (8,)])
+@pytest.mark.parametrize("form", [form for op, form in FORMS if op is linear_attention and form != "reference"])
+def test_a_constant_slow_decay_over_65536_steps(form, channels):
+    """The roundings of exp(-2 ** -12), all alike, would add up to more than the tolerance."""
+    T = 65_536
+    inputs = make(linear_attention, T, B=1, G=1, H=1, K=8, V=8)
+    inputs.leaves["log_decay"] = torch.full((1, T, 1, *channels), -(2.0**-12), dtype=torch.float64)
+    exact = outcome(linear_attention, inputs, backend="chunked")
+    assert_close(outcome(linear_attention, inputs, torch.float32, backend=form), exact, torch.float32)
+
+
 @pytest.mark.skipif(not COMPILED, reason="no kernels here")
 @pytest.mark.parametrize("decay", [None, "head mild", "channel mixed"])
 @pytest.mark.parametrize(("G", "H", "K", "V"), [(1, 1, 5, 7), (1, 5, 64, 64), (2, 4, 130, 24), (3, 3, 33, 17)])

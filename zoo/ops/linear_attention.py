@@ -16,7 +16,7 @@ from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.decay import pair_decays, pair_scores
 
 CHUNK, WIDE_CHUNK = 32, 64  # for K up to 32, and above: the work between chunks grows with K, that inside with C
-FEW_STEPS = 8  # up to here the step form is the faster one
+FEW_STEPS, COMPILED_FEW_STEPS = 8, 1  # up to here the step form is faster than the chunked, the compiled one
 
 
 @common.without_autocast
@@ -52,8 +52,9 @@ def linear_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     default = CHUNK if q.shape[-1] <= 32 else WIDE_CHUNK
     chunk = common.chunk_length(chunk_size, default, v.shape[1])
-    offers = {"compiled": lambda: native.serves(heads.v)}
-    form = common.choose_form("linear_attention", backend, v.shape[1], FEW_STEPS, offers)
+    refused = native.serves(heads.v)
+    few_steps = FEW_STEPS if refused else COMPILED_FEW_STEPS
+    form = common.choose_form("linear_attention", backend, v.shape[1], few_steps, {"compiled": lambda: refused})
     if form == "compiled":
         o, state = _compiled(heads, scale)
     elif form == "reference":
@@ -94,14 +95,27 @@ def _chunked(heads: Heads, scale: float, chunk: int) -> tuple[Tensor, Tensor]:
     elif a.shape[-1] == 1:
         decays, ends = pair_decays(a)
         scores = (q @ k.mT) * decays
-        before, state = running_state(_writes(k, v * ends.until_end), ends.total, heads.state)
+        before, state = running_state(_writes(k, v * ends.until_end), _totals(heads, chunk), heads.state)
         read = _reads(q, before) * ends.since_start
     else:
         (scores,), ends = pair_scores([q], k, a)
-        before, state = running_state(_writes(k * ends.until_end, v), ends.total, heads.state)
+        before, state = running_state(_writes(k * ends.until_end, v), _totals(heads, chunk), heads.state)
         read = _reads(q * ends.since_start, before)
     o = read + torch.einsum("nbgrij,nbgrjv->nbgriv", scores, v)
     return from_chunks(o, n_steps), state
+
+
+def _totals(heads: Heads, chunk: int) -> Tensor:
+    """Decay over each chunk, (n, B, G, R, 1, K or 1): of its sum, one rounding where a product would have one a step.
+
+    Over many chunks of a slow decay the roundings of products add up, all in one direction where it is constant.
+    """
+    g = heads.v.new_zeros(*heads.v.shape[:4], 1) if heads.g is None else heads.g
+    totals = to_chunks(g, chunk).sum(-2, keepdim=True).exp()
+    if heads.resets is None:
+        return totals
+    forgotten = to_chunks(heads.resets[..., None, None, None].to(g.dtype), chunk).amax(-2, keepdim=True)
+    return totals.masked_fill(forgotten > 0, 0)
 
 
 def _writes(k: Tensor, v: Tensor) -> Tensor:
