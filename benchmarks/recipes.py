@@ -3,8 +3,8 @@
     python -m benchmarks.recipes [--budget 600] [--only sudoku-4x4 ...] [--out docs/results]
 
 Each is `zoo train RECIPE` in a process of its own; training stops at the recipe's own end or after the budget,
-whichever comes first, and the table says which. Rows of recipes not run this time are kept. Writes recipes.json and
-recipes.md.
+whichever comes first, and the table says which. (Those of state tracking are for `benchmarks.state_tracking`.) Rows of
+recipes not run this time are kept. Writes recipes.json and recipes.md.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import sys
 import tempfile
 from typing import Any
 
-from zoo.training.experiment import list_recipes
+from benchmarks.state_tracking import RECIPES as STATE_TRACKING
+from zoo.training.experiment import list_recipes, read_recipe
 
 ENDED = {"target": "target reached", "finished": "all its steps", "time_budget": "time budget"}
 
 
 def run(recipe: str, budget: float, folder: pathlib.Path) -> list[dict[str, Any]]:
     """The results of one recipe, one for each of its variants."""
-    # The demo's variants bring a budget of their own.
-    overrides = [] if recipe == "mqar-demo" else [f"train.time_budget={budget}"]
+    # Recipes with variants bring a budget of their own.
+    overrides = [] if "variants" in read_recipe(recipe) else [f"train.time_budget={budget}"]
     command = [sys.executable, "-m", "zoo", "train", recipe, "--quiet", f"out={folder / recipe}", *overrides]
     subprocess.run(command, check=True)
     return [json.loads(file.read_text()) for file in sorted((folder / recipe).rglob("result.json"))]
@@ -73,8 +74,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = [name for name in list_recipes() if name not in STATE_TRACKING]
     parser.add_argument("--budget", type=float, default=600, help="seconds of training for each recipe")
-    parser.add_argument("--only", nargs="*", choices=list_recipes(), default=list_recipes())
+    parser.add_argument("--only", nargs="*", choices=list_recipes(), default=default)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
