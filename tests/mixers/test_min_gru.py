@@ -55,5 +55,5 @@ def test_sizes():
     wide = zoo.create_mixer("min_gru(expand=2.5)", 16)
     assert wide.d_hidden == 40
     assert wide(torch.randn(2, 5, 16))[0].shape == (2, 5, 16)
-    with pytest.raises(zoo.UsageError, match="= 20.8 is not allowed"):
+    with pytest.raises(zoo.UsageError, match=r"= 20\.8 is not allowed"):
         zoo.create_mixer("min_gru(expand=1.3)", 16)
