@@ -82,9 +82,10 @@ class SLSTM(Mixer):
         if c.recurrent_init == "uniform":
             recurrent.uniform_(-(d_model**-0.5), d_model**-0.5)
         self.recurrent = nn.Parameter(recurrent)
+        self.recurrent.no_weight_decay = True  # type: ignore[attr-defined]  # as published
         bias = torch.zeros(4, self.n_heads, self.d_head)
         bias[1] = _forget_bias(self.d_head, place) if c.forget_bias == "powerlaw" else torch.linspace(3, 6, self.d_head)
-        self.bias = nn.Parameter(bias)
+        self.bias = nn.Parameter(bias.flatten())
         self.norm = HeadNorm(d_model, eps=1e-5, weight="centred" if c.norm_weight else None)
 
     def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> SLSTMMixerState:
@@ -99,8 +100,8 @@ class SLSTM(Mixer):
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         conv, *cell = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
         u, conv = self.conv(x, conv, context) if self.conv else (x, conv)
-        gates = torch.stack([self.igate(u), self.fgate(u), self.zgate(x), self.ogate(x)], 2)
-        gates = gates.unflatten(-1, (self.n_heads, -1)) + self.bias
+        gates = torch.stack([self.igate(u), self.fgate(u), self.zgate(x), self.ogate(x)], 2) + self.bias.view(4, -1)
+        gates = gates.unflatten(-1, (self.n_heads, -1))
         h, cell = slstm(gates, self.recurrent, SLSTMState(*cell), backend=self.config.backend, **packing(context))
         return self.norm(h).to(x.dtype), SLSTMMixerState(conv, *cell)
 
