@@ -1,10 +1,11 @@
-"""The elementwise scans and the mixers on them, beside the sequential forms of transformers and torch's own GRU."""
+"""The elementwise scans and the mixers on them, beside mambapy, transformers and torch's own GRU."""
 
 from __future__ import annotations
 
 import functools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -12,6 +13,7 @@ from benchmarks.measure import Case, Function, Inputs, mixer_case, op_case
 from zoo.ops import scan, selective_scan
 
 B, T, D, N = 2, 2048, 256, 16
+SHORT = 256  # for a peer whose backward pass is quadratic in time: 70 s at 2048
 WIDTH = 128  # of the mamba mixer, whose channels are twice as many
 FORMS = ("compiled", "chunked")
 
@@ -23,28 +25,30 @@ def cases() -> dict[str, Case]:
         return torch.randn(shape, generator=rng)
 
     steps = {"a": torch.sigmoid(normal(B, T, D) + 3), "b": normal(B, T, D)}
-    selective = {
-        "u": normal(B, T, D),
-        "delta": normal(B, T, D) - 4,
-        "A": -torch.arange(1.0, N + 1).repeat(D, 1),
-        "B": normal(B, T, N),
-        "C": normal(B, T, N),
-        "D": normal(D),
-        "z": normal(B, T, D),
-        "delta_bias": normal(D),
-    }
+
+    def selective(n_steps: int) -> Inputs:
+        return {
+            "u": normal(B, n_steps, D),
+            "delta": normal(B, n_steps, D) - 4,
+            "A": -torch.arange(1.0, N + 1).repeat(D, 1),
+            "B": normal(B, n_steps, N),
+            "C": normal(B, n_steps, N),
+            "D": normal(D),
+            "z": normal(B, n_steps, D),
+            "delta_bias": normal(D),
+        }
+
+    op = functools.partial(selective_scan, delta_softplus=True)
     return {
         f"scan, width {D}": op_case(scan, steps, FORMS),
         f"selective_scan, width {D}, state {N}": op_case(
-            functools.partial(selective_scan, delta_softplus=True),
-            selective,
-            FORMS,
-            peer=_selective_peer,
-            peer_name="transformers mamba_selective_scan",
-            at_least=5,
+            op, selective(T), FORMS, peer=_parallel_peer, peer_name="mambapy pscan", at_least=5
         ),
-        f"mamba, width {WIDTH}, expand 2, state {N}": mixer_case(
-            "mamba", WIDTH, (B, T), FORMS, peer=_mamba_peer, peer_name="transformers MambaMixer", at_least=5
+        f"selective_scan, width {D}, state {N}, T {SHORT}": op_case(
+            op, selective(SHORT), FORMS, peer=_sequential_peer, peer_name="transformers, sequential", at_least=5
+        ),
+        f"mamba, width {WIDTH}, expand 2, state {N}, T {SHORT}": mixer_case(
+            "mamba", WIDTH, (B, SHORT), FORMS, peer=_mamba_peer, peer_name="transformers MambaMixer", at_least=5
         ),
         f"rg_lru, width {D}": mixer_case("rg_lru", D, (B, T), FORMS),
         f"min_gru, width {D}": mixer_case("min_gru", D, (B, T), FORMS),
@@ -54,7 +58,19 @@ def cases() -> dict[str, Case]:
     }
 
 
-def _selective_peer() -> Function:
+def _parallel_peer() -> Function:
+    from mambapy.pscan import pscan
+
+    def run(x: Inputs) -> tuple[Tensor, ...]:
+        dt = F.softplus(x["delta"] + x["delta_bias"])
+        states = pscan(torch.exp(dt[..., None] * x["A"]), (dt * x["u"])[..., None] * x["B"][:, :, None])
+        y = (states @ x["C"][..., None]).squeeze(-1) + x["D"] * x["u"]
+        return (y * F.silu(x["z"]),)
+
+    return run
+
+
+def _sequential_peer() -> Function:
     from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
     def run(x: Inputs) -> tuple[Tensor, ...]:
