@@ -15,6 +15,7 @@ import pathlib
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from zoo.training import machine
 
 H, K, N = 4, 64, 16
 LENGTHS = (2048, 4096, 8192, 16384, 32768)
-OPS = {
+OPS: dict[str, tuple[Callable[..., tuple[Tensor, Any]], str]] = {
     "linear_attention, per head": (linear_attention, "q k v g"),
     "linear_attention, per channel": (linear_attention, "q k v gk"),
     "delta_rule, per head": (delta_rule, "q k v beta g"),

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from tasks.registry import UsageError, unknown
 from zoo.ops import common, native
+from zoo.ops.adapters import causal_conv1d as adapter
 from zoo.ops.common import blank
 
 ACTIVATIONS = (None, "silu")
@@ -67,10 +68,16 @@ def causal_conv1d(
     if state is None:
         state = inputs.new_zeros(B, W - 1, D)
     bias = None if bias is None else bias.to(dtype)
-    offers = {"compiled": lambda: native.serves(inputs)}
+    offers = {
+        "causal_conv1d": lambda: adapter.why_not(x, weight, lengths, resets),
+        "compiled": lambda: native.serves(inputs),
+    }
     chosen = common.choose_form("causal_conv1d", backend, T, FEW_STEPS, offers)
     if chosen == "compiled":
         y, state = compiled_conv(inputs, weight, bias, state, resets, lengths, activation == "silu")
+        return y.to(x.dtype), state
+    if chosen == "causal_conv1d":
+        y, state = adapter.causal_conv1d(x, weight, bias, state, activation)
         return y.to(x.dtype), state
     if lengths is not None:
         padding = ~common.valid_steps(lengths, T)

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from zoo.ops import common, native
 from zoo.ops._delta import compiled_delta
+from zoo.ops.adapters import flash_linear_attention
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.decay import even_odd, join_squares, pair_decays, pair_scores
 
@@ -56,12 +57,17 @@ def delta_rule(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     default = CHUNK if q.shape[-1] <= 64 else WIDE_CHUNK
     chunk = common.chunk_length(chunk_size, default, v.shape[1])
-    offers = {"compiled": lambda: native.serves(heads.v)}
+    offers = {
+        "fla": lambda: flash_linear_attention.why_not(v, q.shape[-1], chosen=backend == "fla"),
+        "compiled": lambda: native.serves(heads.v),
+    }
     form = common.choose_form("delta_rule", backend, v.shape[1], FEW_STEPS, offers)
     if form == "reference":
         o, state = _reference(heads, scale)
     elif form == "compiled":
         o, state = compiled_delta(heads, scale)
+    elif form == "fla":
+        o, state = flash_linear_attention.delta_rule(heads, scale, v.dtype)
     else:
         o, state = _chunked(heads, scale, chunk)
     return o.flatten(2, 3).to(v.dtype), state.flatten(1, 2)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zoo.ops import common, native
+from zoo.ops.adapters import flash_linear_attention, mamba_ssm
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.decay import pair_decays, pair_scores
 
@@ -54,9 +55,18 @@ def linear_attention(
     chunk = common.chunk_length(chunk_size, default, v.shape[1])
     refused = native.serves(heads.v)
     few_steps = FEW_STEPS if refused else COMPILED_FEW_STEPS
-    form = common.choose_form("linear_attention", backend, v.shape[1], few_steps, {"compiled": lambda: refused})
+    offers = {
+        "fla": lambda: flash_linear_attention.why_not(v, q.shape[-1], chosen=backend == "fla"),
+        "mamba_ssm": lambda: mamba_ssm.why_not_ssd(v, heads, chosen=backend == "mamba_ssm"),
+        "compiled": lambda: refused,
+    }
+    form = common.choose_form("linear_attention", backend, v.shape[1], few_steps, offers)
     if form == "compiled":
         o, state = _compiled(heads, scale)
+    elif form == "fla":
+        o, state = flash_linear_attention.linear_attention(heads, scale, v.dtype)
+    elif form == "mamba_ssm":
+        o, state = mamba_ssm.linear_attention(heads, scale, v.dtype)
     elif form == "reference":
         o, state = _reference(heads, scale)
     else:

@@ -52,9 +52,9 @@ def selective_scan(
     The library has no gradient of the last state: asking for it is refused.
     """
     if kernel is None:
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn as kernel
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    assert kernel is not None
+        kernel = selective_scan_fn
     u, delta, B, C = (x.transpose(1, 2) for x in (u, delta, B, C))
     z = None if z is None else z.transpose(1, 2)
     y, state = kernel(u, delta, A, B, C, D, z, delta_bias, delta_softplus, True)
@@ -96,9 +96,9 @@ def linear_attention(
 ) -> tuple[Tensor, Tensor]:
     """The op of that name on prepared heads, operands in `dtype`: o (B, T, G, R, V), state (B, G, R, K, V)."""
     if kernel is None:
-        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined as kernel
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
-    assert kernel is not None
+        kernel = mamba_chunk_scan_combined
     v = heads.v.flatten(2, 3)
     g = v.new_zeros(v.shape[:3]) if heads.g is None else heads.g.flatten(2, 4)
     dt = (-g).clamp(min=SMALLEST_STEP)
