@@ -78,11 +78,6 @@ def serves(*tensors: Tensor) -> str | None:
     for tensor in tensors:
         if tensor.device.type != "cpu":
             return f"it runs on the CPU, the inputs are on {tensor.device}"
-    return _no_kernels()
-
-
-@torch.compiler.assume_constant_result
-def _no_kernels() -> str | None:
     return native.why_not()
 
 

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from tasks.registry import UsageError
 from zoo.ops import common, native
+from zoo.ops.adapters import mamba_ssm
 from zoo.ops.common import blank
 from zoo.ops.scan import adjoint_chunks, scan_chunks, serves, suffix
 
@@ -60,7 +61,8 @@ def selective_scan(
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
         resets: (B, T) bool; the state is forgotten before a step where it is true.
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
-        backend: "auto", "reference" (one step at a time), "chunked", or "compiled" (C++, on a CPU).
+        backend: "auto", "reference" (one step at a time), "chunked", "compiled" (C++, on a CPU), or "mamba_ssm" (CUDA,
+            from rest, without documents).
     Returns:
         y (B, T, D) in u's dtype, h_T (B, D, N).
     """
@@ -77,18 +79,24 @@ def selective_scan(
     dtype = common.state_dtype(u, delta, A, B, C)
     common.check_dtypes("selective_scan", state, dtype, u=u, **given)
     chunk = common.chunk_length(chunk_size, CHUNK, n_steps)
-    form = common.choose_form("selective_scan", backend, n_steps, FEW_STEPS, {"compiled": lambda: serves(u)})
+    offers = {"mamba_ssm": lambda: mamba_ssm.why_not_scan(u, state, resets), "compiled": lambda: serves(u)}
+    form = common.choose_form("selective_scan", backend, n_steps, FEW_STEPS, offers)
 
     inputs: dict[str, Any] = {
         name: None if tensor is None else tensor.to(dtype) for name, tensor in {"u": u, **given}.items()
     }
-    state = u.new_zeros(batch, width, n_states, dtype=dtype) if state is None else state
     if lengths is not None:  # a padded step has dt = 0: it leaves the state as it is
         padding = ~common.valid_steps(lengths, n_steps)
         inputs |= {name: None if inputs[name] is None else blank(inputs[name], padding) for name in "uBCz"}
         inputs["delta"] = inputs["delta"].masked_fill(padding[..., None], -torch.inf if delta_softplus else 0.0)
         if delta_bias is not None and not delta_softplus:
             inputs["delta"] = inputs["delta"] - inputs["delta_bias"] * padding[..., None]
+    if form == "mamba_ssm":
+        wide = ("A", "D", "delta_bias")
+        taken = (x if x is None or name in wide else x.to(u.dtype) for name, x in inputs.items())
+        y, state = mamba_ssm.selective_scan(*taken, delta_softplus=delta_softplus)
+        return (y if lengths is None else blank(y, padding)).to(u.dtype), state
+    state = u.new_zeros(batch, width, n_states, dtype=dtype) if state is None else state
     if form == "compiled":
         keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs.values(), state) if x is not None)
         y, state, _ = compiled_selective_scan(*inputs.values(), state, resets, delta_softplus, keep)
