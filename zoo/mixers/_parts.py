@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tasks.registry import UsageError
 from zoo.ops import causal_conv1d
+from zoo.ops.gated_norm import gated_norm
 from zoo.protocol import Context, Place, recurrent_dtype
 
 Backend = Literal["auto", "reference", "chunked", "compiled", "fla", "mamba_ssm", "causal_conv1d"]
@@ -103,16 +104,10 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         x = precise(x)
-        gate = None if z is None else F.silu(z.to(x.dtype))
-        if gate is not None and not self.norm_before_gate:
-            x, gate = x * gate, None
-        weight = self.weight.to(x.dtype)
-        if self.n_groups == 1:
-            y = F.rms_norm(x, weight.shape, weight, self.eps)
-        else:
-            parts = x.unflatten(-1, (self.n_groups, -1))
-            y = F.rms_norm(parts, parts.shape[-1:], None, self.eps).flatten(-2) * weight
-        return y if gate is None else y * gate
+        z = None if z is None else z.to(x.dtype)
+        return gated_norm(
+            x, z, self.weight, n_groups=self.n_groups, eps=self.eps, norm_before_gate=self.norm_before_gate
+        )
 
 
 def step_bias(n: int, low: float = 1e-3, high: float = 1e-1, floor: float = 1e-4) -> Tensor:
