@@ -148,8 +148,8 @@ def _chunked(
     """
     dtype, shape, n_steps = heads.v.dtype, heads.v.shape[2:4], heads.v.shape[1]
     missing = -n_steps % chunk
-    log_i = F.pad(gates.log_i.double(), (0, 0, 0, 0, 0, missing), value=-torch.inf)
-    log_f = F.pad(gates.log_f.double(), (0, 0, 0, 0, 0, missing))
+    log_i = F.pad(_wide(gates.log_i), (0, 0, 0, 0, 0, missing), value=-torch.inf)
+    log_f = F.pad(_wide(gates.log_f), (0, 0, 0, 0, 0, missing))
     resets = None if heads.resets is None else F.pad(heads.resets, (0, missing))
     m = _stabilisers(log_i, log_f, gates.m, resets)
 
@@ -162,7 +162,7 @@ def _chunked(
     log_i, log_f, m = (cut(x).squeeze(-1) for x in (log_i, log_f, m))
     after = m[..., -1:]
     after = torch.cat([after[:-1].detach(), after[-1:]])
-    before = torch.cat([gates.m.double().flatten()[None, :, None], after[:-1]])
+    before = torch.cat([_wide(gates.m).flatten()[None, :, None], after[:-1]])
     row = -m.detach().clamp(min=0)
     since, until, total = (
         log_f.cumsum(-1) + before + row,
@@ -184,6 +184,11 @@ def _chunked(
     return from_chunks(h.unflatten(1, (-1, *shape)), n_steps), (state[..., :-1], state[..., -1], m)
 
 
+def _wide(x: Tensor) -> Tensor:
+    """x in float64, in which exponents are summed; in float32 where the device has no other."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+
+
 def _stabilisers(log_i: Tensor, log_f: Tensor, m: Tensor, resets: Tensor | None) -> Tensor:
     """m_t = max(log f_t + m_{t-1}, log i_t) of all steps, (B, T, G, R) in float64, rounded to m's dtype.
 
@@ -193,13 +198,13 @@ def _stabilisers(log_i: Tensor, log_f: Tensor, m: Tensor, resets: Tensor | None)
     if resets is not None:
         log_i = torch.where(resets[..., None, None], torch.maximum(log_i, log_f), log_i)
     sums = log_f.cumsum(1)
-    levels = torch.cat([m.double()[:, None], log_i - sums], 1)
+    levels = torch.cat([_wide(m)[:, None], log_i - sums], 1)
     lifted = levels.detach()
     if resets is not None:
         lift = 2 * lifted.masked_fill(lifted.isinf(), 0).abs().amax() + 1
         lifted = lifted + lift * F.pad(resets.cumsum(1), (1, 0))[..., None, None]
     index = lifted.cummax(1).indices[:, 1:]
-    return (sums + levels.gather(1, index)).to(m.dtype).double()
+    return _wide((sums + levels.gather(1, index)).to(m.dtype))
 
 
 class _Chunks(torch.autograd.Function):
@@ -258,7 +263,7 @@ class _Chunks(torch.autograd.Function):
         d_v = (scores.mT @ d_h + (k * until) @ adjoint[1:])[..., :-1]
         d_k = d_k.mul_(until).add_(d_scores.mT @ q)
         d_total = (adjoint[1:] * states).sum((-2, -1))[..., None, None]
-        d_gates = (x.double() for x in (d_log_i, d_log_f, d_m))
+        d_gates = (_wide(x) for x in (d_log_i, d_log_f, d_m))
         return d_q, d_k, d_v, *d_gates, d_since, d_until, d_total, adjoint[0], None, None
 
 
