@@ -93,8 +93,8 @@ def selective_scan(
             inputs["delta"] = inputs["delta"] - inputs["delta_bias"] * padding[..., None]
     if form == "mamba_ssm":
         wide = ("A", "D", "delta_bias")
-        taken = (x if x is None or name in wide else x.to(u.dtype) for name, x in inputs.items())
-        y, state = mamba_ssm.selective_scan(*taken, delta_softplus=delta_softplus)
+        taken: dict[str, Any] = {n: x if x is None or n in wide else x.to(u.dtype) for n, x in inputs.items()}
+        y, state = mamba_ssm.selective_scan(**taken, delta_softplus=delta_softplus)
         return (y if lengths is None else blank(y, padding)).to(u.dtype), state
     state = u.new_zeros(batch, width, n_states, dtype=dtype) if state is None else state
     if form == "compiled":
