@@ -8,10 +8,9 @@
 //   o = (E q)^T S + AQ0 u + AQ1 v;   S' = diag(E_last) S + (X c0)^T u + (X c1)^T v.
 // The backward pass keeps one state a chunk, forms everything else again, and goes back with P, the gradient of S'.
 //
-// A decay is formed from exponents without a cancelling difference (one decay a head: differences of double sums) or as
-// a product of numbers in [0, 1] (one a channel), never as a quotient: any decay, zero included, is exact to a few
-// roundings. The gradient of a log decay is a sum over all pairs of steps with that decay between them, without
-// subtractions.
+// A decay is a product of numbers in [0, 1] or the exponential of a sum, never a quotient or of a difference: any decay,
+// zero included, is exact to a few roundings. The gradient of a log decay is a sum over all pairs of steps with that
+// decay between them, without subtractions.
 //
 // All blocks in memory are filled up with zeros to multiples of STEPS rows and columns.
 #include <cstdlib>
@@ -63,7 +62,7 @@ struct Masks {
 constexpr Masks MASKS;
 
 // out = (I - lower diag(beta))^-1 for the strictly lower triangular block of STEPS steps.
-inline void unit_inverse(const float* lower, int64_t ld, const float* beta, float* out) {
+[[gnu::noinline]] void unit_inverse(const float* lower, int64_t ld, const float* beta, float* out) {
     Lanes x[STEPS];
 #pragma GCC unroll 16
     for (int i = 0; i < STEPS; ++i) x[i] = at(MASKS.one[i]);
@@ -77,7 +76,7 @@ inline void unit_inverse(const float* lower, int64_t ld, const float* beta, floa
 
 // Scores of one block of STEPS steps with itself, one decay a channel; ct (K, STEPS) is left decayed to the block's end.
 template <bool SHIFTED>
-void block_scores(int64_t K, const float* q, const float* r, const float* a, float* ct, int64_t ldt, float* AQ,
+[[gnu::noinline]] void block_scores(int64_t K, const float* q, const float* r, const float* a, float* ct, int64_t ldt, float* AQ,
                   float* AR, int64_t ld) {
     constexpr int HALF = STEPS / 2;
     for (int half = 0; half < 2; ++half) {
@@ -105,7 +104,7 @@ void block_scores(int64_t K, const float* q, const float* r, const float* a, flo
 
 // The gradients of `block_scores`, added to dq, dr, dc and dg (STEPS, K).
 template <bool SHIFTED>
-void block_scores_backward(int64_t K, const float* q, const float* r, const float* c, const float* a, const float* dAQ,
+[[gnu::noinline]] void block_scores_backward(int64_t K, const float* q, const float* r, const float* c, const float* a, const float* dAQ,
                            const float* dAR, int64_t ld, float* dq, float* dr, float* dc, float* dg) {
     for (int64_t d = 0; d < K; d += STEPS)
         for (int j = 0; j < STEPS; ++j) {
@@ -152,7 +151,7 @@ struct Scratch {
         next = memory;
     }
     ~Scratch() { std::free(memory); }
-    float* take(int64_t floats) { return (next += filled(floats)) - filled(floats); }
+    float* take(int64_t floats) { return (next += filled(floats) + 48) - filled(floats) - 48; }
 };
 
 // One head at a time. CHANNEL: one decay a channel, else one a head or none. DPLR: see above (with CHANNEL only).
@@ -179,7 +178,7 @@ struct Head {
     float *d_q, *d_r, *d_c[WRITES], *d_g, *along_total, *stages, *d_through, *d_q_block, *d_r_block;
 
     static int64_t size(int64_t K, int64_t V, int64_t C) {
-        return 26 * C * K + 10 * C * V + 10 * C * C + 5 * K * V + C / STEPS * C * K + 64 * (K + V + C + STEPS);
+        return 26 * C * K + 10 * C * V + 10 * C * C + 5 * K * V + C / STEPS * C * K + 64 * (K + V + C + STEPS) + 48 * 64;
     }
 
     Head(const Call& call, bool backward)
@@ -212,18 +211,21 @@ struct Head {
 
     // (steps, width) out of rows `stride` apart, zeros below.
     void fetch(const float* in, int64_t stride, int64_t width, float factor, float* out, int64_t ld) const {
-        for (int64_t i = 0; i < steps; ++i) {
-            for (int64_t d = 0; d < width; ++d) out[i * ld + d] = factor * in[i * stride + d];
-            for (int64_t d = width; d < ld; ++d) out[i * ld + d] = 0;
+        const int64_t whole = width / STEPS * STEPS;
+        for (int64_t i = 0; i < steps; ++i, in += stride, out += ld) {
+            for (int64_t d = 0; d < whole; d += STEPS) at(out + d) = factor * at(in + d);
+            for (int64_t d = whole; d < ld; ++d) out[d] = d < width ? factor * in[d] : 0.0f;
         }
-        zero(out + steps * ld, (n - steps) * ld);
+        zero(out, (n - steps) * ld);
     }
 
     template <bool ADD>
     void put(const float* in, int64_t ld, float factor, float* out, int64_t stride, int64_t width) const {
-        for (int64_t i = 0; i < steps; ++i)
-            for (int64_t d = 0; d < width; ++d)
-                out[i * stride + d] = ADD ? out[i * stride + d] + factor * in[i * ld + d] : factor * in[i * ld + d];
+        const int64_t whole = width / STEPS * STEPS;
+        for (int64_t i = 0; i < steps; ++i, in += ld, out += stride) {
+            for (int64_t d = 0; d < whole; d += STEPS) at(out + d) = (ADD ? at(out + d) : Lanes{}) + factor * at(in + d);
+            for (int64_t d = whole; d < width; ++d) out[d] = (ADD ? out[d] : 0.0f) + factor * in[d];
+        }
     }
 
     const float* of_head(const float* x, int64_t width) const { return x + (step(0) * call.H + h) * width; }
@@ -244,7 +246,7 @@ struct Head {
             fetch(of_head(call.b, call.K), headed, call.K, 1.0f, c[0], K);
             for (int64_t i = 0; i < n; ++i) beta[i] = 1.0f;
         } else {
-            for (int64_t i = 0; i < n * K; ++i) r[i] = -c[0][i];
+            for (int64_t i = 0; i < n * K; i += STEPS) at(r + i) = -at(c[0] + i);
             for (int64_t i = 0; i < n; ++i) beta[i] = i < steps ? call.beta[step(i) * call.H + h] : 0.0f;
         }
         for (int w = 0; w < WRITES; ++w) transposed(n, K, c[w], K, ct_end[w], C);
@@ -257,25 +259,7 @@ struct Head {
     bool reset(int64_t i) const { return i < steps && call.resets && call.resets[step(i)]; }
 
     void enter_head() {
-        if (!decays_known || call.g || call.resets) {
-            double sums[1024], sofar = 0;
-            double* sum = C <= 1024 ? sums : static_cast<double*>(std::malloc(C * sizeof(double)));
-            for (int64_t i = 0; i < n; ++i) {
-                const float g = call.g && i < steps ? call.g[step(i) * call.H + h] : 0.0f;
-                sum[i] = sofar += reset(i) || g < GONE ? GONE : g;
-            }
-            for (int64_t i = 0; i < n; ++i) {
-                E[i] = zoo::exp(static_cast<float>(sum[i]));
-                X[i] = zoo::exp(static_cast<float>(sum[n - 1] - sum[i]));
-                for (int64_t j = 0; j < i / STEPS * STEPS + STEPS; ++j) {
-                    const float decay = zoo::exp(static_cast<float>(sum[i] - sum[j]));
-                    D[i * C + j] = j <= i ? decay : 0.0f;
-                }
-            }
-            for (int64_t d = 0; d < K; ++d) total[d] = E[n - 1];
-            decays_known = n == C;
-            if (sum != sums) std::free(sum);
-        }
+        if (!decays_known || call.g || call.resets) find_decays();
         for (int64_t i = 0; i < n; ++i) {
             const int64_t width = i / STEPS * STEPS + STEPS;
             if (i % STEPS == 0) {
@@ -296,20 +280,51 @@ struct Head {
             for (int64_t j = 0; j < n; j += STEPS) at(ct_end[0] + d * C + j) *= at(X + j);
     }
 
+    // D, E, X and total, by blocks of STEPS steps: inside a block and from its ends running products, and from block to
+    // block the exponential of a sum.
+    void find_decays() {
+        float start = 1.0f;
+        for (int64_t m = 0; m < n; m += STEPS) {
+            float g[STEPS], sum = 0;
+            for (int64_t i = 0; i < STEPS; ++i) {
+                g[i] = call.g && m + i < steps ? call.g[step(m + i) * call.H + h] : 0.0f;
+                if (reset(m + i) || g[i] < GONE) g[i] = GONE;
+                sum += g[i];
+            }
+            for (int64_t i = 0; i < STEPS; ++i) g[i] = zoo::exp(g[i]);
+            const float whole = zoo::exp(sum);
+            Lanes inside{};
+            float since = 1.0f;
+            for (int64_t i = 0; i < STEPS; ++i) {
+                float* row = D + (m + i) * C;
+                inside = g[i] * inside + at(MASKS.one[i]), since *= g[i];
+                for (int64_t j = 0; j < m; j += STEPS) at(row + j) = since * at(X + j);
+                at(row + m) = inside;
+                E[m + i] = start * since;
+            }
+            for (int64_t j = 0; j < m; j += STEPS) at(X + j) *= whole;
+            at(X + m) = inside;
+            start *= whole;
+        }
+        for (int64_t d = 0; d < K; d += STEPS) at(total + d) = all(start);
+        decays_known = n == C;
+    }
+
     // By blocks of STEPS steps: decays since the block's start and until its end are running products; from block to
     // block the writes of all earlier steps are decayed on, so that they always stand at the end of the block before.
     void enter_channels() {
         fetch(of_head(call.g, call.K), call.H * call.K, call.K, 1.0f, a, K);
-        for (int64_t i = 0; i < n; ++i) {
-            const bool forget = reset(i);
-            for (int64_t d = 0; d < K; ++d) a[i * K + d] = forget || a[i * K + d] < GONE ? GONE : a[i * K + d];
-        }
         for (int64_t d = 0; d < K; ++d) before[d] = 1.0f;
         for (int64_t m = 0; m < blocks(); ++m) {
             float *here = a + m * STEPS * K, *whole = through + m * K;
-            zero(whole, K);
-            for (int64_t i = 0; i < STEPS; ++i)
-                for (int64_t d = 0; d < K; ++d) whole[d] += here[i * K + d];
+            for (int64_t d = 0; d < K; d += STEPS) {
+                Lanes sum{};
+                for (int64_t i = 0; i < STEPS; ++i) {
+                    const Lanes g = at(here + i * K + d);
+                    sum += at(here + i * K + d) = reset(m * STEPS + i) ? all(GONE) : g < GONE ? all(GONE) : g;
+                }
+                at(whole + d) = sum;
+            }
             for (int64_t d = 0; d < K; ++d) whole[d] = zoo::exp(whole[d]);
             for (int64_t i = 0; i < STEPS * K; ++i) here[i] = zoo::exp(here[i]);
             for (int64_t d = 0; d < K; d += STEPS) {
@@ -585,7 +600,7 @@ struct Head {
             put<false>(d_r, K, 1.0f, of_head(call.d_a, call.K), call.H * call.K, call.K);
             put<false>(d_c[0], K, 1.0f, of_head(call.d_b, call.K), call.H * call.K, call.K);
         } else
-            for (int64_t i = 0; i < n * K; ++i) d_c[0][i] -= d_r[i];
+            for (int64_t i = 0; i < n * K; i += STEPS) at(d_c[0] + i) -= at(d_r + i);
         if (CHANNEL) put<false>(d_g, K, 1.0f, of_head(call.d_g, call.K), call.H * call.K, call.K);
         if (first) {
             put<false>(d_q, K, call.scale, call.d_q + rows, groups * call.K, call.K);

@@ -1,5 +1,5 @@
 // Elementary functions that compilers vectorise: no branches, no tables, no calls. Errors are a few units in the last
-// place in float. Double goes through the standard library.
+// place in float. Double goes through the standard library. Inlined always: a call would keep its loop from vectorising.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -8,6 +8,8 @@
 #if defined(__SSE2__)
 #include <xmmintrin.h>
 #endif
+
+#define ZOO_INLINE inline __attribute__((always_inline))
 
 namespace zoo {
 
@@ -30,7 +32,7 @@ inline To bits(From x) {
 }
 
 // exp(x) = 2^n exp(r), |r| <= ln 2 / 2, with a Taylor polynomial of degree 7; 0 below -87.3, held at 88.3 above.
-inline float exp(float x) {
+ZOO_INLINE float exp(float x) {
     const float low = -87.3f, y = x < low ? low : (x > 88.3f ? 88.3f : x);
     const float n = (y * 1.44269504088896341f + 12582912.0f) - 12582912.0f;  // rounds to the nearest whole number
     const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -48,7 +50,7 @@ inline float exp(float x) {
 inline double exp(double x) { return std::exp(x); }
 
 // log(x) for normal x > 0: log(2^n m) with m in [sqrt(1/2), sqrt(2)), by atanh((m - 1) / (m + 1)).
-inline float log(float x) {
+ZOO_INLINE float log(float x) {
     const int32_t i = bits<int32_t>(x), shifted = i - 0x3f3504f3;
     const int32_t n = shifted >> 23;
     const float m = bits<float>(i - (n << 23));
@@ -64,7 +66,7 @@ inline float log(float x) {
 inline double log(double x) { return std::log(x); }
 
 // log(1 + x) for x in [0, 1], exact to rounding for small x too.
-inline float log1p_unit(float x) {
+ZOO_INLINE float log1p_unit(float x) {
     const float s = x / (2.0f + x), z = s * s;  // log((1 + s) / (1 - s)), s <= 1/3
     float p = 2.0f / 15;
     p = p * z + 2.0f / 13;
@@ -79,17 +81,17 @@ inline float log1p_unit(float x) {
 inline double log1p_unit(double x) { return std::log1p(x); }
 
 template <typename T>
-inline T sigmoid(T x) {
+ZOO_INLINE T sigmoid(T x) {
     const T e = exp(x < 0 ? x : -x), d = T(1) / (T(1) + e);
     return x < 0 ? e * d : d;
 }
 
 template <typename T>
-inline T log_sigmoid(T x) {
+ZOO_INLINE T log_sigmoid(T x) {
     return (x < 0 ? x : T(0)) - log1p_unit(exp(x < 0 ? x : -x));
 }
 
-inline float tanh(float x) {
+ZOO_INLINE float tanh(float x) {
     const float a = x < 0 ? -x : x, e = exp(-2.0f * a);
     const float far = (1.0f - e) / (1.0f + e);
     const float z = a * a;  // below 0.6 an odd polynomial: 1 - e would cancel
