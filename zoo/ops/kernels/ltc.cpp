@@ -178,14 +178,14 @@ extern "C" void ltc_backward(const float* d_out, const float* x, const float* se
                     for (int64_t n = 0; n < N; ++n) {
                         const float drive = leak[n] * rest[n] + pull[n], drain = leak[n] + open[n] + eps;
                         const float below = capacity[n] + dt * drain;
-                        const float d_above = d_v[n] / below;
-                        const float d_below = -d_above * (capacity[n] * v[n] + dt * drive) / below;
+                        const float d_above = d_v[n] / below, after = (capacity[n] * v[n] + dt * drive) / below;
+                        const float d_below = -d_above * after;
                         d_pull[n] = dt * d_above;
                         d_open[n] = dt * d_below;
                         d_old[n] = capacity[n] * d_above;
                         d_leak[n] += dt * (rest[n] * d_above + d_below);
                         d_rest[n] += dt * leak[n] * d_above;
-                        d_capacity[n] += v[n] * d_above + d_below;
+                        d_capacity[n] += d_above * (v[n] - after);  // near rest the two cancel
                         d_dt += drive * d_above + drain * d_below;
                         d_pull_x[n] += d_pull[n];
                         d_open_x[n] += d_open[n];
