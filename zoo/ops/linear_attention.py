@@ -228,7 +228,8 @@ def _segment(q: Tensor, v: Tensor) -> int:
 
 def _rows(x: Tensor) -> Tensor:
     """x (B, T, heads, D) with the heads of a step side by side, copied only where they are not."""
-    return x if x.stride(3) == 1 and x.stride(2) == x.shape[3] else x.contiguous()
+    close = x.stride(3) == 1 and (x.shape[2] == 1 or x.stride(2) == x.shape[3])
+    return x if close else x.contiguous()
 
 
 def _whole(x: Tensor | None) -> Tensor | None:
