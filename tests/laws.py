@@ -340,7 +340,9 @@ def flops(case: Case, context_length: int) -> None:
     with FlopCounterMode(display=False) as counter:
         mixer.step(noise(1, WIDTH).float(), state)
     counted = counter.get_total_flops()
-    assert mixer.flops_per_token(context_length) == counted, f"flops_per_token({context_length}) counted as {counted}"
+    said = mixer.flops_per_token(context_length)
+    right = counted <= said if mixer.work_varies else counted == said
+    assert right, f"flops_per_token({context_length}) = {said} counted as {counted}"
 
 
 # ---- 7: training

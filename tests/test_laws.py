@@ -51,6 +51,11 @@ def test_only_adaptive_solvers_couple_rows():
     assert coupled <= {("neural_ode", "dopri5")}
 
 
+def test_only_zero_experts_vary_the_work():
+    varying = [str(case) for case in ALL if case.build().work_varies]
+    assert varying == [str(case) for case in ALL if case.options.get("n_zero_experts")]
+
+
 def test_every_mixer_is_here():
     assert set(zoo.list_mixers()) <= set(CASES)
     assert {"bidirectional"} == set(CASES) - set(zoo.list_mixers())

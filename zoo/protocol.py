@@ -87,6 +87,8 @@ class Mixer(nn.Module, ABC):
     couples_rows: str | None = None
     """Why a row's results and work depend on the rest of its batch, within some tolerance, where they do: such a mixer
     is outside law 3 and what rests on it (9, 10, rows of a state), and its `flops_per_token` are the least it takes."""
+    work_varies: str | None = None
+    """Why the work of a step depends on the values of its input, where it does: `flops_per_token` are the most then."""
 
     d_model: int
     causal: bool = True
@@ -124,6 +126,12 @@ class Mixer(nn.Module, ABC):
         """`forward` at T = 1: x_t (B, D) to ((B, D), next state). Fields of `context` keep their T axis (of 1)."""
         y, state = self(x_t.unsqueeze(1), state, context)
         return y.squeeze(1), state
+
+    def after_step(self) -> None:
+        """Called after every optimizer step: for what a mixer learns by a rule of its own and not by a gradient.
+
+        It may change buffers (which checkpoints keep, if persistent), from what training passes left in others.
+        """
 
     @abstractmethod
     def flops_per_token(self, context_length: int) -> int:

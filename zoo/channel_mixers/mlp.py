@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from tasks.registry import Options
+from zoo.channel_mixers._glu import ACTIVATIONS
 from zoo.protocol import Context, Mixer, Place, State
 from zoo.registry import register
-
-_ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "relu_squared": lambda x: F.relu(x).square(),
-    "silu": F.silu,
-}
 
 
 @register("mlp")
@@ -63,7 +55,7 @@ class MLP(Mixer):
         return ()
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
-        return self.out_proj(_ACTIVATIONS[self.config.activation](self.in_proj(x))), ()
+        return self.out_proj(ACTIVATIONS[self.config.activation](self.in_proj(x))), ()
 
     def flops_per_token(self, context_length: int) -> int:
         return 4 * self.d_model * self.d_hidden

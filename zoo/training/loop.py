@@ -18,6 +18,7 @@ from tasks.registry import UsageError, unknown
 from zoo.models.token import TokenModel, create_model
 from zoo.objectives.base import Encoded, Update
 from zoo.ops.common import logged_forms
+from zoo.protocol import Mixer
 from zoo.training import checkpoint, machine
 from zoo.training.clock import Clock
 from zoo.training.data import Stream
@@ -115,6 +116,7 @@ class Trainer:
         self.session = Session(self.model_config, self.config, self.device)
         self.session.resume(run.checkpoints, reporter.say)
         self.model, self.at = self.session.model, self.session.at
+        self.mixers = [module for module in self.model.modules() if isinstance(module, Mixer)]
         if _more_time(experiment, self.at.status, self.at.seconds):
             self.at.status = None
         self.validation = held_out(self.task, "validation", self.config.eval_rows)
@@ -210,6 +212,8 @@ class Trainer:
                 break
             update.loss.backward()
             self.grad_norm = self.session.optimizer.step(self.at.step)
+            for mixer in self.mixers:
+                mixer.after_step()
             self.loss_sum += update.loss.detach()
             self.at.loss_count += 1
             last = update
@@ -353,10 +357,13 @@ class Trainer:
         rows = self.task.sample(self.config.batch_size, split="train", seed=self.config.seed)
         data = self.objective.encode(rows).to(self.device)
         carry = {k: v.clone() for k, v in self.session.carry.items()}
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
         with machine.autocast(self.precision, self.device):
             update = next(iter(self.objective.updates(self.model, data, carry, torch.Generator())))
         update.loss.backward()
         self.model.zero_grad(set_to_none=True)
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
         torch.set_rng_state(random)
         self.at.compile_seconds += time.perf_counter() - started
         self.clock.rate(self.at.tokens)

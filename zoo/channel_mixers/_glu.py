@@ -1,0 +1,87 @@
+"""What the gated feed-forward layers share: activations, and one layer of three matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from tasks.registry import Options
+from zoo.protocol import Context, Mixer, Place, State
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "identity": lambda x: x,
+    "relu": F.relu,
+    "relu_squared": lambda x: F.relu(x).square(),
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+}
+GPT_OSS_SLOPE, GPT_OSS_LIMIT = 1.702, 7.0
+
+Gate = Literal["gelu", "gelu_tanh", "gpt_oss", "identity", "relu", "relu_squared", "sigmoid", "silu"]
+
+
+def gated(activation: str, gate: Tensor, up: Tensor) -> Tensor:
+    """act(gate) * up; `gpt_oss` clamps both, has the slope 1.702 within the SiLU, and adds one to `up`."""
+    if activation == "gpt_oss":
+        gate, up = gate.clamp(max=GPT_OSS_LIMIT), up.clamp(-GPT_OSS_LIMIT, GPT_OSS_LIMIT)
+        return gate * torch.sigmoid(GPT_OSS_SLOPE * gate) * (up + 1)
+    return ACTIVATIONS[activation](gate) * up
+
+
+def hidden_width(d_model: int, share: int = 1) -> int:
+    """8/3 D / share, rounded up to a multiple of 32."""
+    return -(-8 * d_model // (3 * share) // 32) * 32
+
+
+class GLUOptions(Options):
+    """The options of every gated layer.
+
+    Attributes:
+        d_hidden: inner width, by default 8/3 D rounded up to a multiple of 32.
+        bias: on all three projections.
+    """
+
+    d_hidden: int | None = Field(default=None, ge=1)
+    bias: bool = False
+
+
+class GatedLayer(Mixer):
+    """y = W_down (act(W_gate x) * W_up x); subclasses say which activation."""
+
+    kind = "channel"
+
+    def __init__(self, d_model: int, config: Any, *, place: Place = Place()):
+        super().__init__(d_model, config, place=place)
+        self.d_hidden = config.d_hidden or hidden_width(d_model)
+        self.gate_proj = nn.Linear(d_model, self.d_hidden, bias=config.bias)
+        self.up_proj = nn.Linear(d_model, self.d_hidden, bias=config.bias)
+        self.down_proj = nn.Linear(self.d_hidden, d_model, bias=config.bias)
+        nn.init.normal_(self.gate_proj.weight, std=d_model**-0.5)
+        nn.init.normal_(self.up_proj.weight, std=d_model**-0.5)
+        nn.init.normal_(self.down_proj.weight, std=(2 * place.n_layers * self.d_hidden) ** -0.5)
+        if config.bias:
+            for layer in (self.gate_proj, self.up_proj, self.down_proj):
+                nn.init.zeros_(layer.bias)
+
+    @property
+    def activation(self) -> str:
+        return self.config.activation
+
+    def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> State:
+        return ()
+
+    def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
+        return self.down_proj(gated(self.activation, self.gate_proj(x), self.up_proj(x))), ()
+
+    def flops_per_token(self, context_length: int) -> int:
+        return 6 * self.d_model * self.d_hidden
+
+    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
+        return 0

@@ -1,0 +1,298 @@
+"""Mixture of experts: every token is sent to a few of many feed-forward layers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from tasks.registry import Options, UsageError
+from zoo.channel_mixers._glu import ACTIVATIONS, Gate, gated, hidden_width
+from zoo.channel_mixers.glu import GLU
+from zoo.channel_mixers.mlp import MLP
+from zoo.ops.common import without_autocast
+from zoo.ops.grouped import grouped_linear
+from zoo.protocol import Context, Mixer, Place, State, recurrent_dtype
+from zoo.registry import register
+
+JUDGED_BY = {"top2": 2, "max": 1}  # best experts whose scores are summed to a group's
+
+
+class Routing(NamedTuple):
+    """What a router decides for N tokens: chosen experts and their weights (N, k), logits and scores (N, E)."""
+
+    experts: Tensor
+    weights: Tensor
+    logits: Tensor
+    scores: Tensor
+
+
+@register("moe")
+class MoE(Mixer):
+    """A token's sum over its k chosen experts, and experts that all tokens share.
+
+        s = softmax(W_r x) or sigmoid(W_r x);   C = the k largest of s + b, ties to the lowest index
+        y = c sum_{i in C} s_i / (sum_{j in C} s_j) E_i(x) + S(x);   E_i, S gated layers as in `glu`
+
+    (Shazeer et al. 2017, arXiv 1701.06538; Fedus et al. 2021, arXiv 2101.03961). The b, zero at first, only choose;
+    after every step b_i grows by `bias_rate` where expert i had less than the mean load and shrinks where it had more
+    (Wang et al. 2024, arXiv 2408.15664). With groups, C is taken from the `top_groups` best groups of experts, judged
+    by their two best (DeepSeek-V3, arXiv 2412.19437, section 2.1.2) or their best expert (DeepSeek-V2, arXiv
+    2405.04434, section 2.2.2). Zero experts return their input (LongCat-Flash, arXiv 2509.01322, section 2.1).
+
+    While training, `context.losses` gets `balance_loss` * E sum_i f_i p_i, f_i the share of choices and p_i the mean
+    share of the score that expert i has, which is `balance_loss` when all are even (Switch's equation 4, DeepSeekMoE's
+    equation 12; transformers' is k times that); and `z_loss` * mean (logsumexp W_r x)^2 (Zoph et al. 2022, arXiv
+    2202.08906, equation 5). `context.metrics` gets the largest share of choices that an expert has and their entropy
+    over log E, 1 when all are even. Padding counts in none of these.
+
+    The router is at least float32, also under autocast. Tokens are sorted by expert and none is dropped. Init as in
+    `swiglu`, of each expert; biases are not decayed.
+
+    | state | cost per token                    | parallel form      | cannot             |
+    |-------|-----------------------------------|--------------------|--------------------|
+    | none  | 2 D E + 6 k D d_hidden (+ shared) | every step at once | see any other step |
+    """
+
+    kind = "channel"
+
+    class Config(Options):
+        """The options.
+
+        Attributes:
+            n_experts: number of experts.
+            top_k: experts of a token.
+            d_hidden: inner width of an expert, by default 8/3 D / top_k rounded up to a multiple of 32.
+            activation: of the experts, as in `glu`.
+            gated: false makes the experts perceptrons of two matrices.
+            bias: in the experts.
+            router: how logits become scores.
+            router_bias: a bias in the logits.
+            normalize: divide the chosen scores by their sum.
+            scale: factor c on the sum of experts.
+            n_groups: groups of experts, which must divide their number.
+            top_groups: groups from which a token may choose.
+            group_score: what a group is judged by.
+            n_shared: experts that every token has, in one layer of n_shared * d_shared.
+            d_shared: inner width of each of them, `d_hidden` by default.
+            shared_gate: their sum times sigmoid(w x) (Qwen2-MoE, Qwen3-Next).
+            n_zero_experts: experts that return their input.
+            balance: by an auxiliary loss, by the bias b on the choice, both or not at all.
+            balance_loss: coefficient of that loss.
+            bias_rate: what a step changes in b.
+            z_loss: coefficient of the router's z-loss.
+        """
+
+        n_experts: int = Field(default=8, ge=1)
+        top_k: int = Field(default=2, ge=1)
+        d_hidden: int | None = Field(default=None, ge=1)
+        activation: Gate = "silu"
+        gated: bool = True
+        bias: bool = False
+        router: Literal["softmax", "sigmoid"] = "softmax"
+        router_bias: bool = False
+        normalize: bool = True
+        scale: float = 1.0
+        n_groups: int = Field(default=1, ge=1)
+        top_groups: int = Field(default=1, ge=1)
+        group_score: Literal["top2", "max"] = "top2"
+        n_shared: int = Field(default=0, ge=0)
+        d_shared: int | None = Field(default=None, ge=1)
+        shared_gate: bool = False
+        n_zero_experts: int = Field(default=0, ge=0)
+        balance: Literal["loss", "bias", "both", "none"] = "loss"
+        balance_loss: float = Field(default=0.01, ge=0)
+        bias_rate: float = Field(default=0.001, ge=0)
+        z_loss: float = Field(default=0.0, ge=0)
+
+    load: Tensor
+    e_score_correction_bias: Tensor | None
+
+    def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
+        super().__init__(d_model, config, place=place)
+        self.layer = place.layer
+        self.n_choices = config.n_experts + config.n_zero_experts
+        _check(config, self.n_choices)
+        if config.n_zero_experts:
+            self.work_varies = "a zero expert costs nothing"
+        n, h = config.n_experts, config.d_hidden or hidden_width(d_model, config.top_k)
+        self.d_hidden, d_shared = h, config.n_shared * (config.d_shared or h)
+        self.router = nn.Linear(d_model, self.n_choices, bias=config.router_bias)
+        self.up_proj = nn.Parameter(torch.empty(n, 2 * h if config.gated else h, d_model))  # gate first
+        self.down_proj = nn.Parameter(torch.empty(n, d_model, h))
+        self.up_bias = _bias(config.bias, n, self.up_proj.shape[1])
+        self.down_bias = _bias(config.bias, n, d_model)
+        nn.init.normal_(self.router.weight, std=d_model**-0.5)
+        nn.init.normal_(self.up_proj, std=d_model**-0.5)
+        nn.init.normal_(self.down_proj, std=(2 * place.n_layers * h) ** -0.5)
+        if config.router_bias:
+            nn.init.zeros_(self.router.bias)
+        self.shared: Mixer | None = None
+        if config.n_shared:
+            layer: Any = GLU if config.gated else MLP
+            options = layer.Config(d_hidden=d_shared, activation=config.activation, bias=config.bias)
+            self.shared = layer(d_model, options, place=place)
+        self.shared_gate = nn.Linear(d_model, 1, bias=False) if config.shared_gate else None
+        correction = torch.zeros(self.n_choices) if config.balance in ("bias", "both") else None
+        self.register_buffer("e_score_correction_bias", correction)
+        self.register_buffer("load", torch.zeros(self.n_choices, dtype=torch.int64), persistent=False)
+
+    def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> State:
+        return ()
+
+    def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
+        tokens = x.flatten(0, 1)
+        routing = self.route(tokens)
+        y = self._experts(tokens, routing)
+        if self.training:
+            self._account(routing, _valid(x, context), Context() if context is None else context)
+        if self.shared is not None:
+            shared = self.shared(tokens)[0]
+            y = y + (shared if self.shared_gate is None else shared * torch.sigmoid(self.shared_gate(tokens)))
+        return y.view(x.shape), ()
+
+    @without_autocast
+    def route(self, tokens: Tensor) -> Routing:
+        """Which experts tokens (N, D) go to, in at least float32."""
+        config, dtype = self.config, recurrent_dtype(tokens.dtype)
+        bias = None if self.router.bias is None else self.router.bias.to(dtype)
+        logits = F.linear(tokens.to(dtype), self.router.weight.to(dtype), bias)
+        scores = logits.softmax(-1) if config.router == "softmax" else logits.sigmoid()
+        wanted = scores.detach()
+        if self.e_score_correction_bias is not None:
+            wanted = wanted + self.e_score_correction_bias
+        if config.top_groups < config.n_groups:
+            groups = wanted.unflatten(-1, (config.n_groups, -1))
+            best = _largest(groups, min(JUDGED_BY[config.group_score], groups.shape[-1]))
+            chosen = _largest(groups.gather(-1, best).sum(-1), config.top_groups)
+            closed = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(-1, chosen, False)
+            wanted = groups.masked_fill(closed[..., None], -math.inf).flatten(-2)
+        experts = _largest(wanted, config.top_k)
+        weights = scores.gather(-1, experts)
+        if config.normalize:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return Routing(experts, config.scale * weights, logits, scores)
+
+    def _experts(self, tokens: Tensor, routing: Routing) -> Tensor:
+        """The weighted sum of every token's experts, (N, D)."""
+        config, k = self.config, self.config.top_k
+        real = routing.experts < config.n_experts
+        order = routing.experts.flatten().argsort(stable=True)  # places (token, choice) by expert, zero experts last
+        expert = routing.experts.flatten()[order].clamp(max=config.n_experts - 1)
+        sizes = _count(routing.experts, real, config.n_experts)
+        # Copied k times, then permuted: the gradient is then a sum in fixed order, on a GPU too.
+        rows = tokens[:, None].expand(-1, k, -1).flatten(0, 1).index_select(0, order)
+        h = grouped_linear(rows, self.up_proj, sizes)
+        h = h if self.up_bias is None else h + self.up_bias.to(h.dtype).index_select(0, expert)
+        h = gated(config.activation, *h.chunk(2, -1)) if config.gated else ACTIVATIONS[config.activation](h)
+        y = grouped_linear(h, self.down_proj, sizes)
+        y = y if self.down_bias is None else y + self.down_bias.to(y.dtype).index_select(0, expert)
+        y = y.index_select(0, order.argsort())
+        total = (y.unflatten(0, (-1, k)) * routing.weights.masked_fill(~real, 0)[..., None]).sum(1)
+        if config.n_zero_experts:
+            total = total + tokens * routing.weights.masked_fill(real, 0).sum(-1, keepdim=True)
+        return total.to(y.dtype)
+
+    @without_autocast
+    def _account(self, routing: Routing, valid: Tensor | None, context: Context) -> None:
+        """The auxiliary losses, the load of this pass, and figures about it."""
+        config, scores, logits = self.config, routing.scores, routing.logits
+        counted = torch.ones_like(routing.experts, dtype=torch.bool)
+        n_tokens: Any = len(scores)
+        if valid is not None:
+            counted = counted & valid[:, None]
+            n_tokens = valid.sum().clamp(min=1)
+            logits = logits.masked_fill(~valid[:, None], 0)
+        load = _count(routing.experts, counted, self.n_choices)
+        share = load.to(scores.dtype) / load.sum().clamp(min=1)
+        if config.balance in ("loss", "both"):
+            of_token = scores / scores.sum(-1, keepdim=True)
+            mean = (of_token * counted[:, :1]).sum(0) / n_tokens
+            context.losses.append(config.balance_loss * self.n_choices * (share * mean).sum())
+        if config.z_loss:
+            context.losses.append(config.z_loss * (logits.logsumexp(-1).square() * counted[:, 0]).sum() / n_tokens)
+        if self.e_score_correction_bias is not None and torch.is_grad_enabled():
+            self.load = self.load + load
+        entropy = torch.special.entr(share).sum() / math.log(max(self.n_choices, 2))
+        context.metrics[f"moe_{self.layer}_max_load"] = share.max()
+        context.metrics[f"moe_{self.layer}_load_entropy"] = entropy
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Move the bias on the choice against the load of the passes since the last step."""
+        if self.e_score_correction_bias is not None:
+            ahead = self.load * self.n_choices - self.load.sum()  # in whole numbers, so that equal means equal
+            self.e_score_correction_bias -= self.config.bias_rate * ahead.sign()
+            self.load = torch.zeros_like(self.load)
+
+    def flops_per_token(self, context_length: int) -> int:
+        d, config = self.d_model, self.config
+        experts = config.top_k * (6 if config.gated else 4) * d * self.d_hidden
+        shared = 0 if self.shared is None else self.shared.flops_per_token(context_length)
+        return 2 * d * (self.n_choices + config.shared_gate) + experts + shared
+
+    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
+        return 0
+
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        deepseek = {"router": "sigmoid", "n_groups": 4, "top_groups": 2, "scale": 2.5, "n_shared": 2}
+        return [
+            {},
+            {"n_experts": 16, "top_k": 3, "d_hidden": 24, **deepseek, "balance": "bias", "bias_rate": 0.01},
+            {"n_shared": 1, "d_shared": 40, "shared_gate": True, "balance_loss": 0.1, "z_loss": 0.001},
+            {"n_zero_experts": 4, "top_k": 3, "normalize": False, "scale": 6.0, "balance": "both"},
+            {"activation": "gpt_oss", "bias": True, "router_bias": True, "n_experts": 5, "balance": "none"},
+            {"gated": False, "activation": "gelu", "n_groups": 2, "group_score": "max", "n_shared": 1},
+        ]
+
+
+def _check(config: MoE.Config, n_choices: int) -> None:
+    """Refuse options that do not go together."""
+    within = n_choices // config.n_groups * config.top_groups
+    if n_choices % config.n_groups:
+        raise UsageError(f"n_groups={config.n_groups} does not divide the {n_choices} experts.")
+    if config.top_groups > config.n_groups:
+        raise UsageError(f"top_groups={config.top_groups} is more than n_groups={config.n_groups}.")
+    if config.top_k > within:
+        raise UsageError(f"top_k={config.top_k} is more than the {within} experts that a token may choose from.")
+    if config.top_k == 1 and config.normalize:
+        raise UsageError("top_k=1 with normalize=True gives every expert the weight 1: set normalize=False.")
+    if config.shared_gate and not config.n_shared:
+        raise UsageError("shared_gate=True needs n_shared of at least 1.")
+    if not config.gated and config.activation == "gpt_oss":
+        raise UsageError('activation="gpt_oss" is that of a gated layer: it needs gated=True.')
+
+
+def _bias(wanted: bool, n: int, width: int) -> nn.Parameter | None:
+    if not wanted:
+        return None
+    bias = nn.Parameter(torch.zeros(n, width))
+    bias.no_weight_decay = True  # type: ignore[attr-defined]
+    return bias
+
+
+def _largest(scores: Tensor, k: int) -> Tensor:
+    """Indices of the k largest along the last axis, falling; among equals the lowest comes first."""
+    indices = []
+    for _ in range(k):
+        indices.append(scores.argmax(-1, keepdim=True))  # the first of equals, which `topk` does not promise
+        scores = scores.scatter(-1, indices[-1], -math.inf)
+    return torch.cat(indices, -1)
+
+
+def _count(experts: Tensor, counted: Tensor, n: int) -> Tensor:
+    """How many of the `counted` choices fall to each of n experts, (n,) int64."""
+    zeros = torch.zeros(n, dtype=torch.int64, device=experts.device)
+    return zeros.scatter_add(0, experts.flatten().clamp(max=n - 1), counted.flatten().long())
+
+
+def _valid(x: Tensor, context: Context | None) -> Tensor | None:
+    """Which of the B T tokens are no padding, (B * T,)."""
+    if context is None or context.lengths is None:
+        return None
+    return (torch.arange(x.shape[1], device=x.device) < context.lengths[:, None]).flatten()

@@ -1,0 +1,92 @@
+"""Grouped matrix products: rows sorted by group, each group times its own matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ALIGNMENT = 16  # bytes, of the rows that `F.grouped_mm` takes
+
+
+def grouped_linear(x: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
+    """y_i = W_g x_i for the rows i of group g; one product a group, none for the rows of another.
+
+    Args:
+        x: (N, d_in), sorted by group.
+        weight: (E, d_out, d_in).
+        sizes: (E,) int64, rows of each group, N at most in all; the rows that are left over give zeros.
+
+    Returns:
+        (N, d_out), under autocast in its dtype.
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, weight = x.to(dtype), weight.to(dtype)
+    if device == "cuda" and x.dtype == torch.bfloat16 and _aligned(x, weight):
+        return _one_kernel(x, weight, sizes)
+    if torch.compiler.is_compiling():  # sizes that depend on data would break the graph: they stay inside an operator
+        return grouped_product(x, weight, sizes)
+    return _products(x, weight, sizes)
+
+
+def _products(x: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
+    counts = sizes.tolist()
+    left_over = len(x) - sum(counts)
+    parts = x.split([*counts, left_over])
+    outputs = [F.linear(part, w) for part, w in zip(parts[:-1], weight.unbind(), strict=True) if len(part)]
+    return torch.cat([*outputs, x.new_zeros(left_over, weight.shape[1])])
+
+
+def _aligned(x: Tensor, weight: Tensor) -> bool:
+    return all(width * x.element_size() % ALIGNMENT == 0 for width in weight.shape[1:])
+
+
+def _one_kernel(x: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
+    """All groups in one launch, with no wait for their sizes; rows past the last group, and gradients, are masked."""
+    ends = sizes.cumsum(0)
+    past = (torch.arange(len(x), device=x.device) >= ends[-1])[:, None]
+    y = F.grouped_mm(x.masked_fill(past, 0), weight.mT, offs=ends.to(torch.int32))
+    return y.masked_fill(past, 0)
+
+
+@torch.library.custom_op("zoo::grouped_product", mutates_args=())
+def grouped_product(x: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
+    """`grouped_linear` as one operator."""
+    return _products(x, weight, sizes)
+
+
+@grouped_product.register_fake
+def _(x, weight, sizes):
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+@torch.library.custom_op("zoo::grouped_product_backward", mutates_args=())
+def grouped_product_backward(d_y: Tensor, x: Tensor, weight: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and weight."""
+    counts = sizes.tolist()
+    d_weight = torch.stack([a.mT @ b for a, b in zip(_groups(d_y, counts), _groups(x, counts), strict=True)])
+    return _products(d_y, weight.mT, sizes), d_weight
+
+
+def _groups(x: Tensor, counts: list[int]) -> tuple[Tensor, ...]:
+    return x[: sum(counts)].split(counts)
+
+
+@grouped_product_backward.register_fake
+def _(d_y, x, weight, sizes):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _setup(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor, None]:
+    return *grouped_product_backward(d_y, *ctx.saved_tensors), None
+
+
+grouped_product.register_autograd(_backward, setup_context=_setup)
