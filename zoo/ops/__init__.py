@@ -4,6 +4,7 @@ from zoo.ops.attention import attention
 from zoo.ops.causal_conv1d import causal_conv1d
 from zoo.ops.delta_rule import delta_rule
 from zoo.ops.dplr import dplr
+from zoo.ops.latent_attention import latent_attention
 from zoo.ops.linear_attention import linear_attention
 from zoo.ops.mlstm import mlstm
 from zoo.ops.scan import scan
@@ -15,6 +16,7 @@ __all__ = [
     "causal_conv1d",
     "delta_rule",
     "dplr",
+    "latent_attention",
     "linear_attention",
     "mlstm",
     "scan",

@@ -10,7 +10,7 @@ K key and V value width of a head, N rows of a cache.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -49,14 +49,23 @@ class KVCache(NamedTuple):
 
     def canonical(self) -> KVCache:
         """Only the keys still held, oldest first, trimmed to the longest row."""
-        N = self.k.shape[1]
-        held = self.length.clamp(max=N)
-        age = torch.arange(int(held.max()), device=held.device)
-        row = (self.length - held)[:, None] + age
-        beyond = age >= held[:, None]
-        batch = torch.arange(len(held), device=held.device)[:, None]
-        k, v = (blank(x[batch, row % N], beyond) for x in (self.k, self.v))
-        return KVCache(k, v, self.length)
+        return in_order_of_time(self)
+
+
+Cache = TypeVar("Cache", bound=NamedTuple)
+"""A NamedTuple of buffers (B, N, ...), row p % N of each that of position p, and last `length` (B,)."""
+
+
+def in_order_of_time(cache: Cache) -> Cache:
+    """Only the rows still held, oldest first, trimmed to the longest row of the batch."""
+    *buffers, length = cache
+    N = buffers[0].shape[1]
+    held = length.clamp(max=N)
+    age = torch.arange(int(held.max()), device=held.device)
+    row = (length - held)[:, None] + age
+    beyond = age >= held[:, None]
+    batch = torch.arange(len(held), device=held.device)[:, None]
+    return type(cache)._make([*(blank(x[batch, row % N], beyond) for x in buffers), length])
 
 
 def init_cache(
@@ -126,22 +135,24 @@ def attention(
     if lengths is not None:
         padding = ~valid_steps(lengths, q.shape[1])
         q, k, v = (blank(x, padding) for x in (q, k, v))
-    options = _Options(scale, softcap, sinks, chunk_size, backend)
+    options = Settings(scale, softcap, sinks, chunk_size, backend)
     if state is not None and q.shape[1] == 1:
         after = append(state, k, v, window=window, lengths=lengths, resets=resets)
-        o = _decode(q, after, options)
+        o = decode(q, after, options)
     else:
-        o = _attend(q, k, v, state, causal, window, lengths, resets, options)
+        o = attend(q, k, v, state, causal, window, lengths, resets, options)
         if not causal:
             return (o if lengths is None else blank(o, padding)), ()
         if state is None:
-            after = _fresh(k, v, window, lengths, resets)
+            after = first_cache(KVCache, k, v, window=window, lengths=lengths, resets=resets)
         else:
             after = append(state, k, v, window=window, lengths=lengths, resets=resets)
     return (o if lengths is None else blank(o, padding)), after
 
 
-class _Options(NamedTuple):
+class Settings(NamedTuple):
+    """What is done with the scores, and by which form."""
+
     scale: float
     softcap: float | None
     sinks: Tensor | None
@@ -206,7 +217,7 @@ def _sight(
     return _Sight(number, first, torch.maximum(last, t))
 
 
-def _attend(
+def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -215,7 +226,7 @@ def _attend(
     window: int | None,
     lengths: Tensor | None,
     resets: Tensor | None,
-    options: _Options,
+    options: Settings,
 ) -> Tensor:
     """T queries against the cache (left as it is) and the T new keys."""
     T, n_past = q.shape[1], 0
@@ -245,7 +256,7 @@ def _attend(
 # ---- forms
 
 
-def _reference(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: _Options) -> Tensor:
+def _reference(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: Settings) -> Tensor:
     """The definition; `seen` (B or 1, T, S) is true where a query sees a key, None where all see all."""
     dtype, out = state_dtype(q), q.dtype
     q, k, v = (x.to(dtype).transpose(1, 2) for x in (q, k, v))  # (B, H, T, K), (B, G, S, K), (B, G, S, V)
@@ -267,7 +278,7 @@ def _softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
     return torch.cat([logits, sinks.expand(*logits.shape[:-1], 1)], -1).softmax(-1)[..., :-1]
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: _Options, *, causal: bool = False) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: Settings, *, causal: bool = False) -> Tensor:
     """Torch's kernels; on a CPU they need K = V, so the narrower ones are filled up with zeros."""
     K, V = q.shape[-1], v.shape[-1]
     if K < V:
@@ -286,7 +297,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: _Option
     return o[..., :V]
 
 
-def _decode(q: Tensor, cache: KVCache, options: _Options) -> Tensor:
+def decode(q: Tensor, cache: KVCache, options: Settings) -> Tensor:
     """One query a row, (B, 1, H, K), against the written rows of a cache that holds its own key already."""
     held = cache.length.clamp(1, cache.k.shape[1])  # an empty row of the batch sees one zero key instead of none
     k, v, masked = cache.k, cache.v, True
@@ -305,7 +316,7 @@ def _decode(q: Tensor, cache: KVCache, options: _Options) -> Tensor:
     return attend(q, k, v, seen, options)
 
 
-def _by_group(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: _Options) -> Tensor:
+def _by_group(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: Settings) -> Tensor:
     """`_reference` for T = 1, with one matrix product a group: it reads k and v where they lie."""
     q = q.squeeze(1).unflatten(1, (k.shape[2], -1)) * options.scale  # (B, G, R, K)
     logits = torch.stack([q[:, g] @ k[:, :, g].mT for g in range(k.shape[2])], 1).to(state_dtype(q))
@@ -325,7 +336,7 @@ def _chunked(
     n_past: int,
     causal: bool,
     window: int | None,
-    options: _Options,
+    options: Settings,
 ) -> Tensor:
     """Blocks of queries, each against the stretch of keys that it can see."""
     (B, T, H, _), (S, G) = q.shape, k.shape[1:3]
@@ -418,68 +429,82 @@ def _columns(x: Tensor, y: Tensor) -> Tensor:
 
 
 def append(
-    cache: KVCache,
-    k: Tensor,
-    v: Tensor,
-    *,
+    cache: Cache,
+    *new: Tensor,
     window: int | None = None,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
-) -> KVCache:
-    """`cache` (consumed) with the steps k (B, T, G, K), v (B, T, G, V) written into it; arguments as of `attention`.
+) -> Cache:
+    """`cache` (consumed) with T steps written into it; arguments as of `attention`.
+
+    Args:
+        cache: of n buffers.
+        new: n tensors (B, T, ...), in the order of the buffers.
 
     A row whose document starts anew holds only the steps since then. Where gradients are needed the buffers are
     replaced, otherwise they are written in place. Compiled code cannot grow them: their capacity must suffice.
     """
-    T = k.shape[1]
-    positions = document_positions(cache.length, T, resets)
-    length = next_position(positions, cache.length, lengths)
+    (B, T), before = new[0].shape[:2], cache[-1]
+    positions = document_positions(before, T, resets)
+    length = next_position(positions, before, lengths)
     if not torch.compiler.is_compiling():
         cache = _with_room(cache, length, window)
-    N = cache.k.shape[1]
+    N = cache[0].shape[1]
     # the newest n steps of each row lie in different rows of the cache, whatever was padded or reset
-    newest = torch.arange(-min(T, N), 0, device=k.device)
+    newest = torch.arange(-min(T, N), 0, device=length.device)
     position = length[:, None] + newest
     step = newest + T if lengths is None else lengths[:, None] + newest
-    batch = torch.arange(len(k), device=k.device)[:, None]
-    restarted = None if resets is None else length < cache.length + (T if lengths is None else lengths)
+    batch = torch.arange(B, device=length.device)[:, None]
+    restarted = None if resets is None else length < before + (T if lengths is None else lengths)
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in new)
 
     def write(buffer: Tensor, new: Tensor) -> Tensor:
-        in_place = not (buffer.requires_grad or (torch.is_grad_enabled() and (k.requires_grad or v.requires_grad)))
-        new = new.to(buffer.dtype)
+        in_place, new = not (buffer.requires_grad or differentiable), new.to(buffer.dtype)
         if lengths is None and resets is None:
             new = new[:, T - len(newest) :]
         else:
             if restarted is not None:
-                stale = restarted[:, None, None, None]
+                stale = _along(restarted, buffer)
                 buffer = buffer.masked_fill_(stale, 0) if in_place else buffer.masked_fill(stale, 0)
-            fresh = ((step >= 0) & (position >= 0))[..., None, None]
+            fresh = _along((step >= 0) & (position >= 0), buffer)
             steps = step.clamp(min=0).expand(len(new), -1)
             new = torch.where(fresh, new[batch, steps], buffer[batch, position % N])
         index = (batch, position % N)
         return buffer.index_put_(index, new) if in_place else buffer.index_put(index, new)
 
-    return KVCache(write(cache.k, k), write(cache.v, v), length)
+    return type(cache)._make([*map(write, cache[:-1], new), length])
 
 
-def _with_room(cache: KVCache, length: Tensor, window: int | None) -> KVCache:
-    rows = cache.k.shape[1]
+def _along(mask: Tensor, x: Tensor) -> Tensor:
+    """`mask` (B,) or (B, N) with as many axes as x."""
+    return mask.view(mask.shape + (1,) * (x.ndim - mask.ndim))
+
+
+def _with_room(cache: Cache, length: Tensor, window: int | None) -> Cache:
+    rows = cache[0].shape[1]
     if rows == window or (needed := int(length.max())) <= rows:
         return cache
     rows = max(2 * rows, needed)
     rows = rows if window is None else min(rows, window)
-    return KVCache(grow(cache.k, rows), grow(cache.v, rows), cache.length)
+    return type(cache)._make([*(grow(x, rows) for x in cache[:-1]), cache[-1]])
 
 
-def _fresh(k: Tensor, v: Tensor, window: int | None, lengths: Tensor | None, resets: Tensor | None) -> KVCache:
-    """The cache after a first pass; k and v themselves where all of their steps are held."""
-    (B, T), N = k.shape[:2], min(k.shape[1], window or k.shape[1])
+def first_cache(
+    kind: type[Cache],
+    *new: Tensor,
+    window: int | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> Cache:
+    """The cache after a first pass over `new` (B, T, ...); the tensors themselves where all of their steps are held."""
+    B, T = new[0].shape[:2]
+    N = min(T, window or T)
     if lengths is not None or resets is not None:
-        empty = KVCache(k.new_zeros(B, N, *k.shape[2:]), v.new_zeros(B, N, *v.shape[2:]), _counts(k, 0))
-        return append(empty, k, v, window=window, lengths=lengths, resets=resets)
+        empty = kind._make([*(x.new_zeros(B, N, *x.shape[2:]) for x in new), _counts(new[0], 0)])
+        return append(empty, *new, window=window, lengths=lengths, resets=resets)
     if window == N:
-        k, v = (_ring(x[:, T - N :], T % N) for x in (k, v))
-    return KVCache(k, v, _counts(k, T))
+        new = tuple(_ring(x[:, T - N :], T % N) for x in new)
+    return kind._make([*new, _counts(new[0], T)])
 
 
 def _ring(newest: Tensor, first: int) -> Tensor:
@@ -487,8 +512,8 @@ def _ring(newest: Tensor, first: int) -> Tensor:
     return newest if first == 0 and newest.requires_grad else newest.roll(first, 1)
 
 
-def _counts(k: Tensor, n: int) -> Tensor:
-    return torch.full((len(k),), n, dtype=torch.int64, device=k.device)
+def _counts(like: Tensor, n: int) -> Tensor:
+    return torch.full((len(like),), n, dtype=torch.int64, device=like.device)
 
 
 # ---- checks

@@ -1,0 +1,97 @@
+"""What the attention words share: rotary positions, norms of queries and keys, and looking ahead."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from tasks.registry import Options, UsageError
+from zoo.ops.rotary import RopeScaling, rotary_table
+from zoo.protocol import Context, Mixer, State, document_positions, recurrent_dtype
+
+
+class RopeOptions(Options):
+    """Rotary positions.
+
+    Attributes:
+        rope_base: the slowest rotation takes about 2 pi base steps.
+        rope_interleaved: rotate neighbouring channels (the paper) or the two halves of a head (Llama, NeoX): the same
+            model with its channels in another order, so this matters for given weights only.
+        rope_scaling: how a model is taken to longer contexts, see `zoo.ops.rotary.RopeScaling`; what follows belongs
+            to it.
+        rope_factor: how much longer (with "ntk", the factor that the slowest rotation is slowed by).
+        rope_context: the length trained on (yarn, llama3).
+        rope_bands: turns within that length below which a rotation is slowed down in full, and above which not at all;
+            by default 1 and 32 (yarn), 1 and 4 (llama3).
+        rope_truncate: yarn widens the stretch between to whole channel pairs.
+        rope_amplitude: factor on cosines and sines; by default 0.1 ln(rope_factor) + 1 for yarn (DeepSeek: 1).
+    """
+
+    rope_base: float = Field(default=10000.0, gt=0)
+    rope_interleaved: bool = True
+    rope_scaling: Literal["linear", "ntk", "yarn", "llama3"] | None = None
+    rope_factor: float = Field(default=8.0, ge=1)
+    rope_context: int = Field(default=8192, ge=1)
+    rope_bands: tuple[float, float] | None = None
+    rope_truncate: bool = True
+    rope_amplitude: float | None = Field(default=None, gt=0)
+
+    def scaling(self, mixer: str) -> RopeScaling | None:
+        """The options from `rope_scaling` on as one value, checked."""
+        if self.rope_bands is not None and not 0 < self.rope_bands[0] < self.rope_bands[1] < math.inf:
+            given = ", ".join(f"{turns:g}" for turns in self.rope_bands)
+            raise UsageError(f"{mixer}: rope_bands=[{given}] is not allowed: it should be [low, high], 0 < low < high.")
+        if self.rope_scaling is None:
+            stray = [k for k in self.changed() if k in SCALING_OPTIONS]
+            if stray:
+                raise UsageError(f"{mixer}: {stray[0]} belongs to rope_scaling, which is not set.")
+            return None
+        return RopeScaling(
+            self.rope_scaling,
+            self.rope_factor,
+            self.rope_context,
+            self.rope_bands,
+            self.rope_truncate,
+            self.rope_amplitude,
+        )
+
+
+SCALING_OPTIONS = ("rope_factor", "rope_context", "rope_bands", "rope_truncate", "rope_amplitude")
+
+
+def angles(
+    x: Tensor, length: Tensor | None, context: Context, width: int, base: float, scaling: RopeScaling | None
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (B or 1, T, width / 2) of the T new steps of x, each at its position in its document.
+
+    Args:
+        length: (B,) steps of the current document before these; None for none.
+    """
+    if length is not None:
+        return rotary_table(document_positions(length, x.shape[1], context.resets), width, base=base, scaling=scaling)
+    cos, sin = rotary_table(torch.arange(x.shape[1], device=x.device)[None], width, base=base, scaling=scaling)
+    if context.resets is None:
+        return cos, sin
+    start = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    positions = document_positions(start, x.shape[1], context.resets)
+    return cos[0, positions], sin[0, positions]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x normed along its last axis, in float32 at least, times `weight`."""
+    dtype = recurrent_dtype(x.dtype)
+    return (F.rms_norm(x.to(dtype), x.shape[-1:], eps=eps) * weight.to(dtype)).to(x.dtype)
+
+
+class AttentionWord(Mixer):
+    """A mixer that may look ahead, and then goes through whole sequences only."""
+
+    def step(self, x_t: Tensor, state: State, context: Context | None = None) -> tuple[Tensor, State]:
+        if not self.causal:
+            raise UsageError(f"{self.name} with causal=False looks ahead, so it cannot go step by step: use forward.")
+        return super().step(x_t, state, context)
