@@ -88,6 +88,7 @@ def agree(ours: Mixer, theirs: nn.Module, names: Names, dtype: torch.dtype, time
         actual = results[0][name].double()
         scale = expected.abs().max() if name in ("outputs", "state") else max(expected.abs().max(), 0.01 * largest)
         error = ((actual - expected).abs().max() / scale).item()
+        print(f"{name}: {error:.1e}")
         assert error <= TOLERANCE[dtype], f"{name}: relative error {error:.1e}"
 
 
