@@ -45,7 +45,43 @@ def test_swiglu_written_out():
     )
 
 
-@pytest.mark.parametrize("name", ["mlp", "swiglu"])
+@pytest.mark.parametrize(
+    ("activation", "function"),
+    [
+        ("identity", lambda x: x),
+        ("relu", lambda x: x.clamp(min=0)),
+        ("relu_squared", lambda x: x.clamp(min=0) ** 2),
+        ("sigmoid", torch.sigmoid),
+        ("silu", lambda x: x / (1 + torch.exp(-x))),
+        ("gelu", gelu),
+        ("gelu_tanh", gelu_tanh),
+    ],
+)
+def test_glu_written_out(activation, function):
+    mixer = zoo.create_mixer("glu", 16, activation=activation)
+    x = torch.randn(2, 3, 16)
+    hidden = function(x @ mixer.gate_proj.weight.T) * (x @ mixer.up_proj.weight.T)
+    torch.testing.assert_close(mixer(x)[0], hidden @ mixer.down_proj.weight.T)
+
+
+def test_clamped_glu_written_out():
+    mixer = zoo.create_mixer('glu(activation="gpt_oss")', 16)
+    x = 20 * torch.randn(2, 3, 16)
+    gate = (x @ mixer.gate_proj.weight.T).clamp(max=7)
+    up = (x @ mixer.up_proj.weight.T).clamp(-7, 7)
+    hidden = gate * torch.sigmoid(1.702 * gate) * (up + 1)
+    torch.testing.assert_close(mixer(x)[0], hidden @ mixer.down_proj.weight.T)
+
+
+@pytest.mark.parametrize(("approximate", "function"), [(False, gelu), (True, gelu_tanh)])
+def test_geglu_written_out(approximate, function):
+    mixer = zoo.create_mixer("geglu", 16, approximate=approximate)
+    x = torch.randn(2, 3, 16)
+    hidden = function(x @ mixer.gate_proj.weight.T) * (x @ mixer.up_proj.weight.T)
+    torch.testing.assert_close(mixer(x)[0], hidden @ mixer.down_proj.weight.T)
+
+
+@pytest.mark.parametrize("name", ["mlp", "swiglu", "geglu", "glu"])
 def test_inits_keep_the_variance_and_shrink_with_depth(name):
     mixer = zoo.create_mixer(name, 256, place=Place(n_layers=8))
     *inner, (_, outer) = [(n, p.std().item()) for n, p in mixer.named_parameters() if p.ndim == 2]

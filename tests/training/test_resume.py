@@ -33,8 +33,9 @@ def stop_at(monkeypatch, step: int, number: int = signal.SIGINT) -> None:
         {},
         {"train.optimizer": "muon", "train.ema": None, "train.schedule": "wsd", "model.pattern": "lstm swiglu"},
         {"model.pattern": "mha mlp", "train.batch_size": 3, "train.log_every": 4},
+        {"model.pattern": 'mamba2 moe(balance="both", bias_rate=0.05)'},
     ],
-    ids=["average", "muon", "attention"],
+    ids=["average", "muon", "attention", "experts"],
 )
 @pytest.mark.parametrize("steps", [[13], [9, 10, 29]], ids=str)
 def test_interrupted_run_ends_in_the_same_bits(recipe, monkeypatch, outcome_of, overrides, steps):
