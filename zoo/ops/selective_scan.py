@@ -135,13 +135,15 @@ class _Chunks(torch.autograd.Function):
 
     @staticmethod
     def forward(dt, x, A, B, C, state, resets, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
-        starts, outputs = [], []
-        for at in range(0, x.shape[1], chunk):
-            starts.append(state)
-            _, h = _Chunks.states(dt, x, A, B, state, resets, slice(at, at + chunk))
-            outputs.append((h @ C[:, at : at + chunk, :, None]).squeeze(-1))
+        y = torch.empty_like(x)  # whole buffers: small ones, kept between large ones that come and go, pin memory
+        starts = x.new_empty(x.shape[0], -(-x.shape[1] // chunk), *A.shape)
+        for index in range(starts.shape[1]):
+            steps = slice(index * chunk, (index + 1) * chunk)
+            starts[:, index] = state
+            _, h = _Chunks.states(dt, x, A, B, state, resets, steps)
+            y[:, steps] = (h @ C[:, steps, :, None]).squeeze(-1)
             state = h[:, -1].clone()
-        return torch.cat(outputs, 1), state, torch.stack(starts, 1)
+        return y, state, starts
 
     @staticmethod
     def states(dt, x, A, B, state, resets, steps: slice) -> tuple[Tensor, Tensor]:

@@ -8,12 +8,12 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 64;
+constexpr int64_t BLOCK = 64, SMALL = 16384;  // channels; elements that one thread is done with before others wake
 
 template <typename T>
 void forward(const T* a, const T* b, const T* state, T* h, T* last, int64_t B, int64_t steps, int64_t D) {
     const int64_t blocks = (D + BLOCK - 1) / BLOCK;
-#pragma omp parallel for collapse(2)
+#pragma omp parallel for collapse(2) if (B * steps * D > SMALL)
     for (int64_t row = 0; row < B; ++row)
         for (int64_t block = 0; block < blocks; ++block) {
             zoo::FlushDenormals flush;
@@ -36,7 +36,7 @@ template <typename T>
 void backward(const T* a, const T* h, const T* state, const T* d_h, const T* d_last, T* d_a, T* d_b, T* d_state,
               int64_t B, int64_t steps, int64_t D) {
     const int64_t blocks = (D + BLOCK - 1) / BLOCK;
-#pragma omp parallel for collapse(2)
+#pragma omp parallel for collapse(2) if (B * steps * D > SMALL)
     for (int64_t row = 0; row < B; ++row)
         for (int64_t block = 0; block < blocks; ++block) {
             zoo::FlushDenormals flush;

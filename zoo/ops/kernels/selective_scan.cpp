@@ -12,6 +12,7 @@
 namespace {
 
 constexpr int64_t CHUNK = 32, GROUP = 128;  // steps, channels
+constexpr int64_t SMALL = 32768;            // updates that one thread is done with before others wake
 
 #if defined(__AVX512F__)
 constexpr int64_t BYTES = 64;
@@ -162,7 +163,7 @@ struct Channels {
 template <typename T>
 void forward(const Inputs<T>& in, T* y, T* last, T* checkpoints) {
     const int64_t N = in.N;
-#pragma omp parallel
+#pragma omp parallel if (in.batch * in.steps * in.width * N > SMALL)
     {
         zoo::FlushDenormals flush;
         std::vector<Vec<T>> A(N), h(N);
@@ -305,7 +306,7 @@ struct Backward {
 template <typename T>
 void backward(const Inputs<T>& in, T* checkpoints, const T* d_y, const T* d_last, const Gradients<T>& out) {
     const int64_t groups = (in.width + GROUP - 1) / GROUP;
-#pragma omp parallel
+#pragma omp parallel if (in.batch * in.steps * in.width * in.N > SMALL)
     {
         zoo::FlushDenormals flush;
         Backward<T> work(in);
