@@ -2,10 +2,12 @@
 
 from zoo.ops.attention import attention
 from zoo.ops.causal_conv1d import causal_conv1d
+from zoo.ops.cfc import cfc
 from zoo.ops.delta_rule import delta_rule
 from zoo.ops.dplr import dplr
 from zoo.ops.latent_attention import latent_attention
 from zoo.ops.linear_attention import linear_attention
+from zoo.ops.ltc import ltc
 from zoo.ops.mlstm import mlstm
 from zoo.ops.scan import scan
 from zoo.ops.selective_scan import selective_scan
@@ -14,10 +16,12 @@ from zoo.ops.slstm import slstm
 __all__ = [
     "attention",
     "causal_conv1d",
+    "cfc",
     "delta_rule",
     "dplr",
     "latent_attention",
     "linear_attention",
+    "ltc",
     "mlstm",
     "scan",
     "selective_scan",
