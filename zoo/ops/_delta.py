@@ -12,7 +12,8 @@ from torch import Tensor
 from zoo.ops import native
 from zoo.ops.common import Heads
 
-CHUNK, LANES = 64, 16  # steps between the states kept for the backward pass; what a block's sizes are multiples of
+CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: steps from one state kept for the backward pass to the next
+LANES = 16  # what the sizes of kept states are multiples of
 
 
 def compiled_delta(
@@ -62,7 +63,7 @@ def _(q, k, v, beta, a, b, g, state, resets, scale, keep):
 
 def _outputs(q: Tensor, v: Tensor, state: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     B, T, H, V = v.shape
-    kept = (B, H, -(-T // CHUNK), -(-q.shape[3] // LANES) * LANES, -(-V // LANES) * LANES)
+    kept = (B, H, -(-T // _chunk(q)), -(-q.shape[3] // LANES) * LANES, -(-V // LANES) * LANES)
     return v.new_empty(v.shape), state.new_empty(state.shape), v.new_empty(kept if keep else (0,))
 
 
@@ -134,6 +135,10 @@ def _parts(groups: int, heads: int) -> int:
     return next(n for n in range(1, heads + 1) if heads % n == 0 and (n >= wanted or n == heads))
 
 
+def _chunk(q: Tensor) -> int:
+    return CHUNK if q.shape[3] <= 64 else WIDE_CHUNK
+
+
 def _sizes(q: Tensor, v: Tensor, g: Tensor | None, parts: int) -> Tensor:
     (B, T, H, V), (G, K) = v.shape, q.shape[2:]
-    return torch.tensor([B, T, G, H, K, V, CHUNK, parts, g is not None and g.ndim == 4])
+    return torch.tensor([B, T, G, H, K, V, _chunk(q), parts, g is not None and g.ndim == 4])

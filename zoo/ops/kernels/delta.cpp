@@ -8,30 +8,27 @@
 //   o = (E q)^T S + AQ0 u + AQ1 v;   S' = diag(E_last) S + (X c0)^T u + (X c1)^T v.
 // The backward pass keeps one state a chunk, forms everything else again, and goes back with P, the gradient of S'.
 //
-// A decay is a product of numbers in [0, 1] or the exponential of a sum, never a quotient or of a difference: any decay,
-// zero included, is exact to a few roundings. The gradient of a log decay is a sum over all pairs of steps with that
-// decay between them, without subtractions.
+// A decay is a product of numbers in [0, 1] or the exponential of a sum, never a quotient or that of a difference: any
+// decay, zero included, is exact to a few roundings. The gradient of a log decay is a sum over all pairs of steps with
+// that decay between them, without subtractions.
 //
 // All blocks in memory are filled up with zeros to multiples of STEPS rows and columns.
-#include <cstdlib>
-#include <new>
-
-#include "matmul.h"
+#include "decay.h"
 
 namespace {
 
+using zoo::Lanes;
+using zoo::padded;
 using zoo::product;
 using zoo::product_tn;
 using zoo::transposed;
 
-constexpr int64_t STEPS = 16;
+constexpr int64_t STEPS = zoo::BLOCK_LANES;
 constexpr float GONE = -1e4f;  // log of a decay that is zero in float, also beside others
-typedef float Lanes __attribute__((vector_size(STEPS * sizeof(float)), aligned(4), may_alias));
 
 inline Lanes& at(float* p) { return *reinterpret_cast<Lanes*>(p); }
 inline const Lanes& at(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
 inline Lanes all(float x) { return Lanes{} + x; }
-inline int64_t filled(int64_t n) { return (n + STEPS - 1) / STEPS * STEPS; }
 
 inline float sum(Lanes x) {
     float y[STEPS];
@@ -74,10 +71,10 @@ constexpr Masks MASKS;
     for (int i = 0; i < STEPS; ++i) at(out + i * STEPS) = x[i];
 }
 
-// Scores of one block of STEPS steps with itself, one decay a channel; ct (K, STEPS) is left decayed to the block's end.
+// Scores of one block of STEPS steps with itself, one decay a channel; ct (K, STEPS) is left decayed to its end.
 template <bool SHIFTED>
-[[gnu::noinline]] void block_scores(int64_t K, const float* q, const float* r, const float* a, float* ct, int64_t ldt, float* AQ,
-                  float* AR, int64_t ld) {
+[[gnu::noinline]] void block_scores(int64_t K, const float* q, const float* r, const float* a, float* ct, int64_t ldt,
+                                    float* AQ, float* AR, int64_t ld) {
     constexpr int HALF = STEPS / 2;
     for (int half = 0; half < 2; ++half) {
         const int from = half * HALF;
@@ -104,8 +101,9 @@ template <bool SHIFTED>
 
 // The gradients of `block_scores`, added to dq, dr, dc and dg (STEPS, K).
 template <bool SHIFTED>
-[[gnu::noinline]] void block_scores_backward(int64_t K, const float* q, const float* r, const float* c, const float* a, const float* dAQ,
-                           const float* dAR, int64_t ld, float* dq, float* dr, float* dc, float* dg) {
+[[gnu::noinline]] void block_scores_backward(int64_t K, const float* q, const float* r, const float* c, const float* a,
+                                             const float* dAQ, const float* dAR, int64_t ld, float* dq, float* dr,
+                                             float* dc, float* dg) {
     for (int64_t d = 0; d < K; d += STEPS)
         for (int j = 0; j < STEPS; ++j) {
             Lanes y[STEPS];
@@ -140,18 +138,6 @@ struct Call {
     int64_t B, T, G, H, K, V, C, parts;
     float scale;
     int64_t chunks() const { return (T + C - 1) / C; }
-    int64_t state_size() const { return filled(K) * filled(V); }  // of one of `states`
-};
-
-struct Scratch {
-    float *memory, *next;
-    explicit Scratch(int64_t floats) : memory(static_cast<float*>(std::aligned_alloc(64, filled(floats) * 4))) {
-        if (!memory) throw std::bad_alloc();
-        zero(memory, floats);
-        next = memory;
-    }
-    ~Scratch() { std::free(memory); }
-    float* take(int64_t floats) { return (next += filled(floats) + 48) - filled(floats) - 48; }
 };
 
 // One head at a time. CHANNEL: one decay a channel, else one a head or none. DPLR: see above (with CHANNEL only).
@@ -160,29 +146,37 @@ struct Head {
     static constexpr int WRITES = DPLR ? 2 : 1;
     const Call& call;
     const int64_t K, V, C;  // filled up
+    const int64_t ahead;    // steps from a chunk to the next one
     int64_t b = 0, h = 0, from = 0, steps = 0, n = 0;  // the chunk: its first step, its steps, the same filled up
-    Scratch scratch;
+    zoo::Scratch scratch;
 
     float *q, *r, *c[WRITES], *v, *beta;        // (C, K), (C, V), (C): as given, q scaled
     float *q_start, *r_start, *ct_end[WRITES];  // (C, K) decayed since the chunk's start; (K, C) until its end
     float *AQ[WRITES], *AR[WRITES];             // (C, C)
     float *total;                               // (K)
     float *D, *E, *X;                           // one a head: (C, C), (C), (C)
-    float *a, *e, *x, *q_block, *r_block, *before, *through;  // one a channel: (C, K) five times; (C / STEPS + 1, K), (C / STEPS, K)
+    float *a, *e, *x, *q_block, *r_block;       // one a channel: (C, K), since and until the ends of blocks of STEPS
+    float *before, *through;                    // and from block to block: (C / STEPS + 1, K), (C / STEPS, K)
     float *inverse, *w, *u, *right, *out, *S;   // (C, STEPS), (C, V) four times, (K, V)
     bool decays_known = false;
 
     // The backward pass alone.
-    float *P, *d_o, *y, *z, *ut, *St, *Pt;                                        // (K, V), (C, V) three times, their transposes
-    float *dAQ[WRITES], *dAR[WRITES], *d_q_start, *d_r_start, *d_c_end[WRITES];   // as above, d_c_end (C, K)
+    float *P, *d_o, *y, *z, *ut, *St, *Pt;  // (K, V), (C, V) three times, transposes of u, S and P
+    float *dAQ[WRITES], *dAR[WRITES], *d_q_start, *d_r_start, *d_c_end[WRITES];  // as above, d_c_end (C, K)
     float *d_q, *d_r, *d_c[WRITES], *d_g, *along_total, *stages, *d_through, *d_q_block, *d_r_block;
 
     static int64_t size(int64_t K, int64_t V, int64_t C) {
-        return 26 * C * K + 10 * C * V + 10 * C * C + 5 * K * V + C / STEPS * C * K + 64 * (K + V + C + STEPS) + 48 * 64;
+        return 26 * C * K + 10 * C * V + 10 * C * C + 5 * K * V + C / STEPS * C * K + 64 * (K + V + C + STEPS);
     }
 
     Head(const Call& call, bool backward)
-        : call(call), K(filled(call.K)), V(filled(call.V)), C(filled(call.C)), scratch(size(K, V, C)) {
+        : call(call),
+          K(padded(call.K)),
+          V(padded(call.V)),
+          C(padded(call.C)),
+          ahead(backward ? -call.C : call.C),
+          scratch(size(K, V, C)) {
+        zero(scratch.take(0), size(K, V, C));
         for (float** each : {&q, &r, &q_start, &r_start}) *each = scratch.take(C * K);
         for (int i = 0; i < WRITES; ++i) {
             c[i] = scratch.take(C * K), ct_end[i] = scratch.take(K * C);
@@ -196,7 +190,8 @@ struct Head {
         if (!backward) return;
         for (float** each : {&d_o, &y, &z, &ut}) *each = scratch.take(C * V);
         for (float** each : {&P, &St, &Pt}) *each = scratch.take(K * V);
-        for (float** each : {&d_q_start, &d_r_start, &d_q, &d_r, &d_g, &d_q_block, &d_r_block}) *each = scratch.take(C * K);
+        for (float** each : {&d_q_start, &d_r_start, &d_q, &d_r, &d_g, &d_q_block, &d_r_block})
+            *each = scratch.take(C * K);
         for (int i = 0; i < WRITES; ++i) {
             dAQ[i] = scratch.take(C * C), dAR[i] = scratch.take(C * C);
             d_c_end[i] = scratch.take(C * K), d_c[i] = scratch.take(C * K);
@@ -209,11 +204,14 @@ struct Head {
     int64_t group() const { return h / (call.H / call.G); }
     int64_t step(int64_t i) const { return b * call.T + from + i; }
 
-    // (steps, width) out of rows `stride` apart, zeros below.
+    // (steps, width) out of rows `stride` apart, zeros below; the next chunk's are called into the cache.
     void fetch(const float* in, int64_t stride, int64_t width, float factor, float* out, int64_t ld) const {
         const int64_t whole = width / STEPS * STEPS;
         for (int64_t i = 0; i < steps; ++i, in += stride, out += ld) {
-            for (int64_t d = 0; d < whole; d += STEPS) at(out + d) = factor * at(in + d);
+            for (int64_t d = 0; d < whole; d += STEPS) {
+                at(out + d) = factor * at(in + d);
+                __builtin_prefetch(in + ahead * stride + d);
+            }
             for (int64_t d = whole; d < ld; ++d) out[d] = d < width ? factor * in[d] : 0.0f;
         }
         zero(out, (n - steps) * ld);
@@ -223,7 +221,8 @@ struct Head {
     void put(const float* in, int64_t ld, float factor, float* out, int64_t stride, int64_t width) const {
         const int64_t whole = width / STEPS * STEPS;
         for (int64_t i = 0; i < steps; ++i, in += ld, out += stride) {
-            for (int64_t d = 0; d < whole; d += STEPS) at(out + d) = (ADD ? at(out + d) : Lanes{}) + factor * at(in + d);
+            for (int64_t d = 0; d < whole; d += STEPS)
+                at(out + d) = (ADD ? at(out + d) : Lanes{}) + factor * at(in + d);
             for (int64_t d = whole; d < width; ++d) out[d] = (ADD ? out[d] : 0.0f) + factor * in[d];
         }
     }
@@ -236,7 +235,7 @@ struct Head {
     void enter(int64_t chunk) {
         from = chunk * call.C;
         steps = call.T - from < call.C ? call.T - from : call.C;
-        n = filled(steps);
+        n = padded(steps);
         const int64_t grouped = call.G * call.K, headed = call.H * call.K;
         fetch(of_group(call.q), grouped, call.K, call.scale, q, K);
         fetch(of_group(call.k), grouped, call.K, 1.0f, c[WRITES - 1], K);
