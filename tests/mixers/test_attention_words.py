@@ -208,3 +208,46 @@ def test_heads_are_derived_in_multiples_of_the_groups(word, d_model, heads):
 def test_groups_that_no_number_of_heads_fits_are_refused():
     with pytest.raises(UsageError, match="d_model=64 is not divisible by n_heads=3"):
         create_mixer("gqa(n_kv_heads=3)", d_model=64)
+
+
+@pytest.mark.parametrize(("gate", "rows"), [("head", 4), ("channel", 32)])
+def test_a_gate_opens_and_closes(gate, rows):
+    plain = create_mixer("gqa(n_heads=4, n_kv_heads=2, bias=True)", 32).double()
+    gated = create_mixer(f'gqa(n_heads=4, n_kv_heads=2, bias=True, gate="{gate}")', 32).double()
+    assert gated.in_proj.out_features == plain.in_proj.out_features + rows
+    weights, x = plain.state_dict(), noise(2, 11, 32)
+    for level, share in ((40.0, 1.0), (0.0, 0.5), (-40.0, 0.0)):
+        gated.load_state_dict(
+            {
+                **weights,
+                "in_proj.weight": torch.cat([weights["in_proj.weight"], torch.zeros(rows, 32)]),
+                "in_proj.bias": torch.cat([weights["in_proj.bias"], torch.full((rows,), level)]),
+            }
+        )
+        expected = share * (plain(x)[0] - plain.out_proj.bias) + plain.out_proj.bias
+        torch.testing.assert_close(gated(x)[0], expected, rtol=0, atol=1e-12)
+
+
+def test_norms_centred_at_zero_are_shifted_weights():
+    plain = create_mixer("mha(n_heads=4, qk_norm=True)", 32)
+    shifted = create_mixer("mha(n_heads=4, qk_norm=True, norm_zero_centred=True)", 32)
+    assert not shifted.q_norm.any()
+    weights = plain.state_dict()
+    shifted.load_state_dict({k: v - 1 if "norm" in k else v for k, v in weights.items()})
+    x = noise(2, 11, 32, dtype=torch.float32)
+    torch.testing.assert_close(shifted(x)[0], plain(x)[0])
+
+
+def test_biases_are_where_they_are_asked_for():
+    def biases(word):
+        mixer = create_mixer(word, 32)
+        return [layer.bias is not None for layer in (mixer.in_proj, mixer.out_proj)]
+
+    assert biases("mha(bias=True)") == [True, True]
+    assert biases("mha(bias=True, out_bias=False)") == [True, False]
+    assert biases("mha(out_bias=True)") == [False, True]
+
+
+def test_a_norm_s_option_needs_the_norm():
+    with pytest.raises(UsageError, match="norm_zero_centred belongs to qk_norm"):
+        create_mixer("mha(norm_zero_centred=True)", 32)

@@ -11,19 +11,19 @@ from abc import abstractmethod
 from typing import Any, Literal, final
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.registry import Options, UsageError
+from tasks.registry import UsageError
+from zoo.mixers._attention import AttentionWord, RopeOptions, angles, rms_norm
 from zoo.ops.attention import attention, init_cache
-from zoo.ops.rotary import rotary_table, rotary_width, rotate
-from zoo.protocol import Context, Mixer, Place, State, document_positions, first_parameter_like
+from zoo.ops.rotary import rotary_width, rotate
+from zoo.protocol import Context, Place, State, first_parameter_like
 from zoo.registry import derive_heads, register
 
 
-class AttentionOptions(Options):
-    """What every attention word can set.
+class AttentionOptions(RopeOptions):
+    """What every attention word can set; see `RopeOptions` for the rest.
 
     Attributes:
         n_heads: H, by default the most heads of at least 64 channels, or d_model / head_dim where that is given,
@@ -31,12 +31,15 @@ class AttentionOptions(Options):
         head_dim: K, by default d_model / n_heads.
         window: each step sees itself and the window - 1 steps before it (and as many after it if not causal).
         rope: rotary positions; without them order shows through the causal mask alone.
-        rope_base: the slowest rotation takes about 2 pi base steps.
         rope_fraction: share of each head's channels that is rotated (NeoX: 0.25).
-        rope_interleaved: rotate neighbouring channels (the paper) or the two halves of a head (Llama, NeoX): the same
-            model with its channels in another order, so this matters for given weights only.
         qk_norm: RMSNorm on each head's query and key, before the rotation (Qwen3, Gemma 3).
+        norm_zero_centred: its weights are 1 + w (Qwen3-Next, Gemma 3).
+        norm_eps: added to its mean square.
+        scale: factor on q . k in place of K ** -0.5 (Gemma: query_pre_attn_scalar ** -0.5).
         bias: on the projections.
+        out_bias: on W_o where that differs (Qwen2: bias=True, out_bias=False).
+        gate: sigmoid(W_g x) on what the heads give, one for every channel (Qwen3-Next) or for every head (Qiu et al.
+            2025, arXiv 2505.06708, section 3.1).
         causal: whether steps see the past only; None is as the model says.
         softcap: c in c tanh(logits / c) (Gemma 2).
         sinks: one learned logit a head that takes attention without giving a value (GPT-OSS).
@@ -47,23 +50,28 @@ class AttentionOptions(Options):
     head_dim: int | None = Field(default=None, ge=1)
     window: int | None = Field(default=None, ge=1)
     rope: bool = True
-    rope_base: float = Field(default=10000.0, gt=0)
     rope_fraction: float = Field(default=1.0, gt=0, le=1)
-    rope_interleaved: bool = True
     qk_norm: bool = False
+    norm_zero_centred: bool = False
+    norm_eps: float = Field(default=1e-6, gt=0)
+    scale: float | None = Field(default=None, gt=0)
     bias: bool = False
+    out_bias: bool | None = None
+    gate: Literal["channel", "head"] | None = None
     causal: bool | None = None
     softcap: float | None = Field(default=None, gt=0)
     sinks: bool = False
     backend: Literal["auto", "reference", "chunked", "sdpa"] = "auto"
 
 
-class Attention(Mixer):
+class Attention(AttentionWord):
     """y = W_o concat_h softmax(q_h K_g^T / sqrt(K)) V_g with q, k, v = W_qkv x; heads h share the keys of group g.
+
+    With a gate, y = W_o (sigmoid(W_g x) * concat_h ...); its rows stand below those of q, k and v.
 
     Inits: W_qkv normal with std 1 / sqrt(D), so that logits have unit scale at any width (GPT-2's 0.02 does so near
     D = 2500 only, and starves narrow models); W_o normal with std 1 / sqrt(H K) / sqrt(2 n_layers), which keeps the
-    residual stream's scale at any depth (Radford et al. 2019, section 2.3); biases and sinks zero.
+    residual stream's scale at any depth (Radford et al. 2019, section 2.3); biases and sinks zero, norms one.
     """
 
     config: AttentionOptions
@@ -83,18 +91,25 @@ class Attention(Mixer):
             if config.backend == "sdpa" and getattr(config, option):
                 raise UsageError(f'{self.name}: backend="sdpa" does not know {option}: take "auto" or "chunked".')
 
+        if config.norm_zero_centred and not config.qk_norm:
+            raise UsageError(f"{self.name}: norm_zero_centred belongs to qk_norm, which is not set.")
+
         H, G, K = self.n_heads, self.n_kv_heads, self.head_dim
         self.rotated = rotary_width(K, config.rope_fraction) if config.rope else 0
-        self.in_proj = nn.Linear(d_model, (H + 2 * G) * K, bias=config.bias)
-        self.out_proj = nn.Linear(H * K, d_model, bias=config.bias)
-        self.q_norm = nn.Parameter(torch.ones(K)) if config.qk_norm else None
-        self.k_norm = nn.Parameter(torch.ones(K)) if config.qk_norm else None
+        self.scaling = config.scaling(self.name)
+        out_bias = config.bias if config.out_bias is None else config.out_bias
+        gates = {None: 0, "head": H, "channel": H * K}[config.gate]
+        self.in_proj = nn.Linear(d_model, (H + 2 * G) * K + gates, bias=config.bias)
+        self.out_proj = nn.Linear(H * K, d_model, bias=out_bias)
+        centre = torch.zeros(K) if config.norm_zero_centred else torch.ones(K)
+        self.q_norm = nn.Parameter(centre) if config.qk_norm else None
+        self.k_norm = nn.Parameter(centre.clone()) if config.qk_norm else None
         self.sinks = nn.Parameter(torch.zeros(H)) if config.sinks else None
         nn.init.normal_(self.in_proj.weight, std=d_model**-0.5)
         nn.init.normal_(self.out_proj.weight, std=(H * K * 2 * place.n_layers) ** -0.5)
-        if config.bias:
-            nn.init.zeros_(self.in_proj.bias)
-            nn.init.zeros_(self.out_proj.bias)
+        for layer in (self.in_proj, self.out_proj):
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     def _head_shape(self) -> tuple[int, int]:
         n_heads, head_dim = self.config.n_heads, self.config.head_dim
@@ -126,16 +141,19 @@ class Attention(Mixer):
         return init_cache(batch_size, G, K, K, capacity=capacity, window=self.window, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
-        context = Context() if context is None else context
+        context, c = Context() if context is None else context, self.config
         state = state or None  # `()` is the state of attention that is not causal
-        H, G = self.n_heads, self.n_kv_heads
-        qk, v = self.in_proj(x).unflatten(-1, (-1, self.head_dim)).split([H + G, G], 2)
+        H, G, K = self.n_heads, self.n_kv_heads, self.head_dim
+        heads = (H + 2 * G) * K
+        qkv, gate = self.in_proj(x).split([heads, self.in_proj.out_features - heads], -1)
+        qk, v = qkv.unflatten(-1, (-1, K)).split([H + G, G], 2)
         if self.q_norm is not None and self.k_norm is not None:
             weight = torch.cat([self.q_norm.expand(H, -1), self.k_norm.expand(G, -1)])
-            qk = _rms_norm(qk, weight)
+            qk = rms_norm(qk, weight + 1 if c.norm_zero_centred else weight, c.norm_eps)
         if self.rotated:
-            cos, sin = self._angles(x, state, context)
-            qk = rotate(qk, cos, sin, interleaved=self.config.rope_interleaved)
+            length = None if state is None else state.length
+            cos, sin = angles(x, length, context, self.rotated, c.rope_base, self.scaling)
+            qk = rotate(qk, cos, sin, interleaved=c.rope_interleaved)
         q, k = qk.split([H, G], 2)
         o, state = attention(
             q,
@@ -145,29 +163,15 @@ class Attention(Mixer):
             causal=self.causal,
             window=self.window,
             sinks=self.sinks,
-            softcap=self.config.softcap,
+            softcap=c.softcap,
             lengths=context.lengths,
             resets=context.resets,
-            backend=self.config.backend,
+            scale=c.scale,
+            backend=c.backend,
         )
+        if c.gate:
+            o = o * torch.sigmoid(gate).unflatten(-1, (H, -1))
         return self.out_proj(o.flatten(2)), state
-
-    def step(self, x_t: Tensor, state: State, context: Context | None = None) -> tuple[Tensor, State]:
-        if not self.causal:
-            raise UsageError(f"{self.name} with causal=False looks ahead, so it cannot go step by step: use forward.")
-        return super().step(x_t, state, context)
-
-    def _angles(self, x: Tensor, state: State | None, context: Context) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the T new steps, each at its position in its document."""
-        if state is not None:
-            positions = document_positions(state.length, x.shape[1], context.resets)
-            return rotary_table(positions, self.rotated, base=self.config.rope_base)
-        table = rotary_table(torch.arange(x.shape[1], device=x.device)[None], self.rotated, base=self.config.rope_base)
-        if context.resets is None:
-            return table
-        start = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        positions = document_positions(start, x.shape[1], context.resets)
-        return table[0][0, positions], table[1][0, positions]
 
     def flops_per_token(self, context_length: int) -> int:
         seen = min(context_length, self.window or context_length)
@@ -193,21 +197,40 @@ class Attention(Mixer):
                 "rope_fraction": 0.6,
                 "rope_interleaved": False,
                 "bias": True,
+                "out_bias": False,
+                "gate": "head",
                 "backend": "reference",
             },
-            {"n_heads": 2, "rope": False, "qk_norm": True, "softcap": 2.0, "sinks": True, "backend": "chunked"},
-            {"n_heads": 2, "window": 9, "backend": "sdpa"},
-            {"n_heads": 2, "causal": False},
+            {
+                "n_heads": 2,
+                "rope": False,
+                "qk_norm": True,
+                "norm_eps": 1e-4,
+                "softcap": 2.0,
+                "sinks": True,
+                "backend": "chunked",
+            },
+            {
+                "n_heads": 2,
+                "window": 9,
+                "qk_norm": True,
+                "norm_zero_centred": True,
+                "gate": "channel",
+                "backend": "sdpa",
+            },
+            {"n_heads": 2, "causal": False, "scale": 0.2},
+            {
+                "rope_scaling": "yarn",
+                "rope_factor": 4.0,
+                "rope_context": 16,
+                "rope_bands": (0.5, 4.0),
+                "rope_truncate": False,
+                "rope_amplitude": 1.1,
+            },
         ]
         if "n_kv_heads" in cls.Config.model_fields:
             cases[1]["n_kv_heads"] = 2
         return cases
-
-
-def _rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
-    """x (B, T, heads, K) normed along K, in float32 at least, times weight (heads, K)."""
-    dtype = torch.promote_types(torch.float32, x.dtype)
-    return (F.rms_norm(x.to(dtype), x.shape[-1:], eps=eps) * weight.to(dtype)).to(x.dtype)
 
 
 @final
