@@ -15,7 +15,7 @@ from zoo.channel_mixers._glu import ACTIVATIONS, Gate, gated, hidden_width
 from zoo.channel_mixers.glu import GLU
 from zoo.channel_mixers.mlp import MLP
 from zoo.ops.common import without_autocast
-from zoo.ops.grouped import grouped_linear
+from zoo.ops.grouped import grouped_feed_forward
 from zoo.protocol import Context, Mixer, Place, State, recurrent_dtype
 from zoo.registry import register
 
@@ -182,20 +182,21 @@ class MoE(Mixer):
         config, k = self.config, self.config.top_k
         real = routing.experts < config.n_experts
         order = routing.experts.flatten().argsort(stable=True)  # places (token, choice) by expert, zero experts last
-        expert = routing.experts.flatten()[order].clamp(max=config.n_experts - 1)
         sizes = _count(routing.experts, real, config.n_experts)
         # Copied k times, then permuted: the gradient is then a sum in fixed order, on a GPU too.
         rows = tokens[:, None].expand(-1, k, -1).flatten(0, 1).index_select(0, order)
-        h = grouped_linear(rows, self.up_proj, sizes)
-        h = h if self.up_bias is None else h + self.up_bias.to(h.dtype).index_select(0, expert)
-        h = gated(config.activation, *h.chunk(2, -1)) if config.gated else ACTIVATIONS[config.activation](h)
-        y = grouped_linear(h, self.down_proj, sizes)
-        y = y if self.down_bias is None else y + self.down_bias.to(y.dtype).index_select(0, expert)
+        y = grouped_feed_forward(
+            rows, sizes, self.up_proj, self.down_proj, self._activate, self.up_bias, self.down_bias
+        )
         y = y.index_select(0, order.argsort())
         total = (y.unflatten(0, (-1, k)) * routing.weights.masked_fill(~real, 0)[..., None]).sum(1)
         if config.n_zero_experts:
             total = total + tokens * routing.weights.masked_fill(real, 0).sum(-1, keepdim=True)
         return total.to(y.dtype)
+
+    def _activate(self, h: Tensor) -> Tensor:
+        activation = self.config.activation
+        return gated(activation, *h.chunk(2, -1)) if self.config.gated else ACTIVATIONS[activation](h)
 
     @without_autocast
     def _account(self, routing: Routing, valid: Tensor | None, context: Context) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,49 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ALIGNMENT = 16  # bytes, of the rows that `F.grouped_mm` takes
+
+
+def grouped_feed_forward(
+    x: Tensor,
+    sizes: Tensor,
+    up: Tensor,
+    down: Tensor,
+    activation: Callable[[Tensor], Tensor],
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+) -> Tensor:
+    """y_i = W2_g act(W1_g x_i + b1_g) + b2_g for the rows i of group g.
+
+    Args:
+        x: (N, D), sorted by group.
+        sizes: (E,) int64, rows of each group, N at most in all; what the rows left over give is finite, no more.
+        up: (E, d_up, D).
+        down: (E, D, d_hidden).
+        activation: (n, d_up) to (n, d_hidden).
+        up_bias: (E, d_up).
+        down_bias: (E, D).
+    """
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # one group at a time stays in the cache
+        counts = sizes.tolist()
+        left_over = len(x) - sum(counts)
+        parts = x.split([*counts, left_over])[:-1], up.unbind(), _each(up_bias, up), down.unbind(), _each(down_bias, up)
+        outputs = [
+            F.linear(activation(F.linear(rows, w1, b1)), w2, b2)
+            for rows, w1, b1, w2, b2 in zip(*parts, strict=True)
+            if len(rows)
+        ]
+        dtype = outputs[0].dtype if outputs else x.dtype
+        return torch.cat([*outputs, x.new_zeros(left_over, down.shape[1], dtype=dtype)])
+    rows = torch.arange(len(x), device=x.device)
+    group = torch.searchsorted(sizes.cumsum(0), rows, right=True).clamp(max=len(sizes) - 1)
+    h = grouped_linear(x, up, sizes)
+    h = activation(h if up_bias is None else h + up_bias.to(h.dtype).index_select(0, group))
+    y = grouped_linear(h, down, sizes)
+    return y if down_bias is None else y + down_bias.to(y.dtype).index_select(0, group)
+
+
+def _each(bias: Tensor | None, like: Tensor) -> Sequence[Tensor | None]:
+    return [None] * len(like) if bias is None else bias.unbind()
 
 
 def grouped_linear(x: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
