@@ -11,7 +11,7 @@ import torch
 import zoo
 from zoo.training.evaluation import evaluate_run
 from zoo.training.experiment import read_experiment
-from zoo.training.loop import train
+from zoo.training.loop import Trainer, train
 from zoo.training.run import read_config, read_metrics
 
 RESULT_KEYS = {
@@ -158,6 +158,30 @@ def test_compiled(recipe):
     compiled = train(recipe, {"out": "compiled", "model.dropout": 0.0, "train.compile": True}, quiet=True)
     assert compiled.data["compile_seconds"] > 0.1
     assert compiled.metrics["validation"]["loss"] == pytest.approx(plain.metrics["validation"]["loss"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_compilation_leaves_no_trace_in_what_experts_count(recipe, monkeypatch):
+    """Its warming-up pass is none of training's."""
+    seen = []
+    original = Trainer._compile
+
+    def compiling(self):
+        original(self)
+        seen.extend(m.load.sum().item() for m in self.mixers if hasattr(m, "load"))
+
+    monkeypatch.setattr(Trainer, "_compile", compiling)
+    train(recipe, {"model.pattern": 'mha moe(balance="bias")', "train.compile": True, "train.steps": 2}, quiet=True)
+    assert seen == [0]
+
+
+def test_experts_are_balanced_and_logged(recipe):
+    result = train(recipe, {"model.pattern": 'mha moe(balance="both", bias_rate=0.01)'}, quiet=True)
+    lines = [line for line in read_metrics(result.path) if line["split"] == "train"]
+    assert all(0.125 <= line["moe_0_max_load"] <= 0.5 for line in lines)
+    assert all(0 < line["moe_0_load_entropy"] <= 1 for line in lines)
+    name = "backbone.steps.1.mixers.0.e_score_correction_bias"
+    assert result.load().state_dict()[name].any()
 
 
 def test_tensorboard_reads_the_events(recipe):
