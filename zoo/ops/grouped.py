@@ -34,12 +34,13 @@ def grouped_feed_forward(
     """
     if x.device.type == "cpu" and not torch.compiler.is_compiling():  # one group at a time stays in the cache
         counts = sizes.tolist()
+        groups = [g for g, count in enumerate(counts) if count]
         left_over = len(x) - sum(counts)
-        parts = x.split([*counts, left_over])[:-1], up.unbind(), _each(up_bias, up), down.unbind(), _each(down_bias, up)
+        parts = x.split([*(counts[g] for g in groups), left_over])[:-1]
+        each = (_each(weights, groups) for weights in (up, up_bias, down, down_bias))
         outputs = [
             F.linear(activation(F.linear(rows, w1, b1)), w2, b2)
-            for rows, w1, b1, w2, b2 in zip(*parts, strict=True)
-            if len(rows)
+            for rows, w1, b1, w2, b2 in zip(parts, *each, strict=True)
         ]
         dtype = outputs[0].dtype if outputs else x.dtype
         return torch.cat([*outputs, x.new_zeros(left_over, down.shape[1], dtype=dtype)])
@@ -51,8 +52,13 @@ def grouped_feed_forward(
     return y if down_bias is None else y + down_bias.to(y.dtype).index_select(0, group)
 
 
-def _each(bias: Tensor | None, like: Tensor) -> Sequence[Tensor | None]:
-    return [None] * len(like) if bias is None else bias.unbind()
+def _each(weights: Tensor | None, groups: list[int]) -> Sequence[Any]:
+    """What belongs to each group."""
+    if weights is None:
+        return [None] * len(groups)
+    # Gradients of one unbinding are written once; those of single indices would each be as large as all together.
+    parts = weights.unbind() if torch.is_grad_enabled() else weights
+    return [parts[g] for g in groups]
 
 
 def grouped_linear(x: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
