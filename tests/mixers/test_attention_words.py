@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -251,3 +254,32 @@ def test_biases_are_where_they_are_asked_for():
 def test_a_norm_s_option_needs_the_norm():
     with pytest.raises(UsageError, match="norm_zero_centred belongs to qk_norm"):
         create_mixer("mha(norm_zero_centred=True)", 32)
+
+
+PEAK = """
+import resource, sys, torch
+from zoo.registry import create_mixer
+torch.set_num_threads(1)
+mixer = create_mixer(sys.argv[1], 32)
+mixer(torch.randn(1, 64, 32))[0].sum().backward()
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+mixer(torch.randn(1, int(sys.argv[2]), 32))[0].sum().backward()
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "word", ["gqa", "swa", "swa(causal=False)", "mha(softcap=5.0)", "mha(sinks=True)", "mla", "mla(v_dim=9)"]
+)
+def test_training_memory_is_linear(word):
+    """A matrix of 16,384 x 16,384 float32 numbers alone would be 1,024 MB."""
+
+    def megabytes(steps):
+        child = [sys.executable, "-c", PEAK, word, str(steps)]
+        return float(subprocess.run(child, capture_output=True, text=True, check=True).stdout)
+
+    short, long = megabytes(4096), megabytes(16384)
+    assert long < 250, f"{long:.0f} MB at 16,384 steps"
+    assert long < 6 * short, f"{short:.0f} MB at 4,096 steps, {long:.0f} MB at 16,384"

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tasks.registry import UsageError
-from zoo.ops import attention, latent_attention
+from zoo.ops import attention, latent_attention, native
+from zoo.ops.common import logged_forms
 from zoo.ops.latent_attention import LatentCache
 from zoo.protocol import Place
 from zoo.registry import create_mixer
@@ -106,3 +107,28 @@ def test_wrong_arguments():
         latent_attention(q, latent, key, expand, LatentCache.empty(2, 10, dtype=torch.float64), causal=False)
     with pytest.raises(UsageError, match=r"state.kv has shape"):
         latent_attention(q, latent, key, expand, LatentCache.empty(2, 9, dtype=torch.float64))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("H", "r", "P"), [(1, 3, 2), (4, 20, 6), (18, 64, 16), (33, 130, 10)])
+def test_the_kernel_of_single_steps(H, r, P, threads):
+    """Rows of unequal length, an empty one too, logits far apart, blocks begun and filled, several threads."""
+    if reason := native.why_not():
+        pytest.skip(reason)
+    lengths = torch.tensor([1, 127, 5000, 0])
+    arguments = noise(4, 1, H, 5 + P), noise(4, 1, r), noise(4, 1, P), noise(1, 12, r)
+    kv = 3 * noise(4, 5001, r + P)
+    kv.masked_fill_((torch.arange(5001) >= lengths[:, None])[..., None], 0)
+    expected, _ = latent_attention(*arguments, LatentCache(kv.clone(), lengths), absorb=True, backend="reference")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        with logged_forms() as forms:
+            arguments = [x.float() for x in arguments]
+            actual, state = latent_attention(*arguments, LatentCache(kv.float(), lengths), absorb=True)
+    finally:
+        torch.set_num_threads(before)
+    assert forms == {"attention": {"compiled"}}
+    assert state.length.tolist() == [2, 128, 5001, 1]
+    assert (actual - expected).abs().max() <= 2e-5 * expected.abs().max()

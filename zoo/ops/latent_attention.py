@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from tasks.registry import UsageError, unknown
-from zoo.ops import common
+from zoo.ops import common, native
 from zoo.ops.attention import INITIAL_CAPACITY, KVCache, Settings, append, attend, decode, first_cache, in_order_of_time
-from zoo.ops.common import blank, valid_steps
+from zoo.ops.common import blank, log_form, valid_steps
 
 BACKENDS = ("auto", "reference", "chunked", "sdpa")
 LEGEND = (
@@ -26,6 +26,8 @@ LEGEND = (
     "numbers; resets (B, T) bool; state LatentCache of kv (B, rows, r + P), length (B,)."
 )
 EXPANDED_LIMIT = 1 << 26  # numbers of an expanded cache above which it is never formed
+
+ROWS_A_THREAD = 1024  # fewer are not worth a thread of their own
 
 
 class LatentCache(NamedTuple):
@@ -81,7 +83,8 @@ def latent_attention(
         scale: (N + P) ** -0.5 by default.
         absorb: the order of the products. By default absorbed where a state is given and T is so small that expanding
             the cache would cost more, or take more memory than it should; else expanded.
-        chunk_size, backend: as of `attention`.
+        chunk_size, backend: as of `attention`; under "auto", single steps without gradients go through a compiled
+            kernel where there is one, which reads the cache once.
     Returns:
         o (B, T, H, V) and the next state.
     Raises:
@@ -109,7 +112,7 @@ def latent_attention(
         q = torch.cat([_per_group(q[..., :N], keys), q[..., N:]], -1)
         if state is not None and T == 1:
             after = append(state, kv, lengths=lengths, resets=resets)
-            o = decode(q, _as_one_head(after, r), settings)
+            o = _decode(q, after, r, settings)
         else:
             past = None if state is None else _as_one_head(state, r)
             o = attend(q, kv[:, :, None], kv[:, :, None, :r], past, causal, None, lengths, resets, settings)
@@ -127,6 +130,22 @@ def latent_attention(
         after = append(state, kv, lengths=lengths, resets=resets)
     assert after is not None
     return o, after
+
+
+def _decode(q: Tensor, cache: LatentCache, r: int, settings: Settings) -> Tensor:
+    """One absorbed query (B, 1, H, r + P) a row: (B, 1, H, r)."""
+    kv = cache.kv
+    learns = torch.is_grad_enabled() and (q.requires_grad or kv.requires_grad)
+    if settings.backend != "auto" or learns or torch.compiler.is_compiling() or native.serves(q, kv) is not None:
+        return decode(q, _as_one_head(cache, r), settings)
+    log_form("attention", "compiled")
+    (B, rows, W), H, threads = kv.shape, q.shape[2], torch.get_num_threads()
+    held = cache.length.clamp(1, rows)  # an empty row of the batch sees one zero key instead of none
+    parts = max(1, min(-(-threads // B), rows // ROWS_A_THREAD))
+    o, total = q.new_empty(B, parts, H, r), q.new_empty(B, parts, H)
+    q = (q * settings.scale).contiguous()
+    native.load("latent_attention").latent_decode(q, kv, held, o, total, B, rows, H, W, r, parts, threads)
+    return torch.einsum("bphr, bph -> bhr", o, total.softmax(1)).unsqueeze(1) if parts > 1 else o
 
 
 def _per_group(x: Tensor, weight: Tensor) -> Tensor:
