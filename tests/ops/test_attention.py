@@ -28,6 +28,9 @@ OPTIONS = {
     "window of one": {"window": 1},
     "window beyond": {"window": 5000},
     "sinks and softcap": {"sinks": True, "softcap": 1.5, "shape": (4, 2, 6, 6)},
+    "sinks": {"sinks": True, "shape": (4, 2, 6, 6), "scale": 0.3},
+    "sinks, values wider": {"sinks": True, "shape": (2, 1, 5, 8)},
+    "all ways, sinks": {"causal": False, "sinks": True, "shape": (2, 2, 6, 3)},
     "sinks in a window": {"sinks": True, "window": 6},
     "scale": {"scale": 0.3},
     "packed": {"packed": True, "shape": (4, 2, 6, 5)},
@@ -121,7 +124,7 @@ def test_every_form_is_the_definition(name):
 
 @pytest.mark.parametrize("T", [1, 63, 64, 100, 1000])
 @pytest.mark.parametrize(
-    "name", ["grouped", "window", "sinks and softcap", "packed, ragged, window", "all ways, window"]
+    "name", ["grouped", "sinks", "window", "sinks and softcap", "packed, ragged, window", "all ways, window"]
 )
 def test_forms_agree_at_length(name, T):
     qkv, options = make(T, OPTIONS[name])

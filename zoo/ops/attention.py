@@ -124,7 +124,8 @@ def attention(
         backend: "reference" forms all T x S scores. "chunked" goes through blocks of queries, and recomputes
             their scores in the backward pass (Dao 2023, FlashAttention-2): memory linear in T. "sdpa" is
             `torch.nn.functional.scaled_dot_product_attention`, with a T x S mask unless plainly causal or not at
-            all; it knows neither sinks nor softcap. "auto" takes the fastest.
+            all; it knows neither sinks nor softcap. "auto" takes the fastest, and where no mask is needed gives sinks to
+            sdpa as one more key.
     Returns:
         o (B, T, H, V) and the next state.
     Raises:
@@ -159,11 +160,17 @@ class Settings(NamedTuple):
     chunk_size: int | None
     backend: str
 
-    def form(self, sdpa: bool) -> str:
-        """The form that was asked for; under "auto" sdpa if that is the better one and can serve, else chunked."""
+    def form(self, sdpa: bool, *, sinks: bool = False) -> str:
+        """The form that was asked for; under "auto" sdpa if that is the better one and can serve, else chunked.
+
+        Args:
+            sdpa: whether it is the better one.
+            sinks: whether it could serve sinks.
+        """
         if self.backend != "auto":
             return log_form("attention", self.backend)
-        return log_form("attention", "sdpa" if sdpa and self.sinks is None and self.softcap is None else "chunked")
+        able = self.softcap is None and (sinks or self.sinks is None)
+        return log_form("attention", "sdpa" if sdpa and able else "chunked")
 
 
 # ---- what a step sees
@@ -243,7 +250,8 @@ def attend(
     ragged = lengths is not None and not causal
     masked = past is not None or window is not None or resets is not None or ragged
     small = len(q) * T * k.shape[1] <= MASK_LIMIT and (window is None or window + 64 >= T / 3)
-    form = options.form(sdpa=small or not masked)
+    precise = q.dtype == state_dtype(q) and options.scale != 0
+    form = options.form(sdpa=small or not masked, sinks=not masked and precise)
     if form == "sdpa" and not masked:
         return _sdpa(q, k, v, None, options, causal=causal)
     sight = _sight(T, past, n_past, causal, window, lengths, resets, q.device)
@@ -280,6 +288,14 @@ def _softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: Settings, *, causal: bool = False) -> Tensor:
     """Torch's kernels; on a CPU they need K = V, so the narrower ones are filled up with zeros."""
+    if options.sinks is not None:
+        o = _sdpa(
+            *_with_sink(q, k, v, options.sinks / options.scale, causal),
+            seen,
+            options._replace(sinks=None),
+            causal=causal,
+        )
+        return o[:, -q.shape[1] :]
     K, V = q.shape[-1], v.shape[-1]
     if K < V:
         q, k = F.pad(q, (0, V - K)), F.pad(k, (0, V - K))
@@ -295,6 +311,18 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: Setting
         enable_gqa=q.shape[2] != k.shape[2],
     ).transpose(1, 2)
     return o[..., :V]
+
+
+def _with_sink(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The sink as a first key without a value, alone in having a further channel, in which a query holds its logit, `sinks`.
+
+    If causal, a query comes before the others too, so that the rest sees what it saw, and the sink.
+    """
+    (B, T, H, K), G = q.shape, k.shape[2]
+    q = torch.cat([q, sinks.to(q.dtype).view(H, 1).expand(B, T, H, 1)], -1)
+    sink = F.pad(k.new_ones(B, 1, G, 1), (K, 0))
+    k, v = torch.cat([sink, F.pad(k, (0, 1))], 1), F.pad(v, (0, 0, 0, 0, 1, 0))
+    return F.pad(q, (0, 0, 0, 0, 1, 0)) if causal else q, k, v
 
 
 def decode(q: Tensor, cache: KVCache, options: Settings) -> Tensor:
