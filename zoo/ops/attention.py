@@ -124,8 +124,8 @@ def attention(
         backend: "reference" forms all T x S scores. "chunked" goes through blocks of queries, and recomputes
             their scores in the backward pass (Dao 2023, FlashAttention-2): memory linear in T. "sdpa" is
             `torch.nn.functional.scaled_dot_product_attention`, with a T x S mask unless plainly causal or not at
-            all; it knows neither sinks nor softcap. "auto" takes the fastest, and where no mask is needed gives sinks to
-            sdpa as one more key.
+            all; it knows neither sinks nor softcap. "auto" takes the fastest, and gives sinks
+            to sdpa as one more key where no mask is needed.
     Returns:
         o (B, T, H, V) and the next state.
     Raises:
@@ -314,7 +314,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: Setting
 
 
 def _with_sink(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The sink as a first key without a value, alone in having a further channel, in which a query holds its logit, `sinks`.
+    """The sink as a first key without a value, alone in having a further channel, where queries hold its logit `sinks`.
 
     If causal, a query comes before the others too, so that the rest sees what it saw, and the sink.
     """
