@@ -1,8 +1,9 @@
-"""The elementwise scans and the mixers on them, beside mambapy, transformers and torch's own GRU."""
+"""State-space scans and mixers, LSTM and GRU, beside mambapy, transformers and torch's own cells."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from zoo.ops import scan, selective_scan
 
 B, T, D, N = 2, 2048, 256, 16
 SHORT = 256  # for a peer whose backward pass is quadratic in time: 70 s at 2048
-WIDTH = 128  # of the mamba mixer, whose channels are twice as many
+WIDTH, WIDE_N = 128, 64  # of the Mamba mixers, whose channels are twice as many; states of the second
 FORMS = ("compiled", "chunked")
 
 
@@ -50,10 +51,22 @@ def cases() -> dict[str, Case]:
         f"mamba, width {WIDTH}, expand 2, state {N}, T {SHORT}": mixer_case(
             "mamba", WIDTH, (B, SHORT), FORMS, peer=_mamba_peer, peer_name="transformers MambaMixer", at_least=5
         ),
+        f"mamba2, width {WIDTH}, expand 2, state {WIDE_N}": mixer_case(
+            f"mamba2(d_state={WIDE_N})",
+            WIDTH,
+            (B, T),
+            FORMS,
+            peer=_mamba2_peer,
+            peer_name="transformers Mamba2Mixer",
+            at_least=2,
+        ),
         f"rg_lru, width {D}": mixer_case("rg_lru", D, (B, T), FORMS),
         f"min_gru, width {D}": mixer_case("min_gru", D, (B, T), FORMS),
-        f"gru, width {D}": mixer_case(
-            "gru", D, (B, T), (), counted="fused", peer=_gru_peer, peer_name="torch.nn.GRU", at_least=1
+        f"lstm, width {WIDTH}": mixer_case(
+            "lstm", WIDTH, (B, T), (), counted="fused", peer=_torch_peer(nn.LSTM), peer_name="torch.nn.LSTM", at_least=1
+        ),
+        f"gru, width {WIDTH}": mixer_case(
+            "gru", WIDTH, (B, T), (), counted="fused", peer=_torch_peer(nn.GRU), peer_name="torch.nn.GRU", at_least=1
         ),
     }
 
@@ -96,6 +109,28 @@ def _mamba_peer() -> Function:
     return run
 
 
-def _gru_peer() -> Function:
-    layer = nn.GRU(D, D, batch_first=True)
-    return lambda x: (functional_call(layer, {n: v for n, v in x.items() if n != "x"}, (x["x"],))[0],)
+def _mamba2_peer() -> Function:
+    from transformers import Mamba2Config
+    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+    head = 64
+    sizes = {
+        "hidden_size": WIDTH,
+        "num_heads": 2 * WIDTH // head,
+        "head_dim": head,
+        "state_size": WIDE_N,
+        "n_groups": 1,
+    }
+    layer = Mamba2Mixer(Mamba2Config(num_hidden_layers=1, **sizes), 0)
+
+    def run(x: Inputs) -> tuple[Tensor, ...]:
+        weights = {name.replace("conv.", "conv1d."): value for name, value in x.items() if name != "x"}
+        weights["conv1d.weight"] = weights["conv1d.weight"][:, None]
+        return (functional_call(layer, weights, (x["x"],)),)
+
+    return run
+
+
+def _torch_peer(cell: type[nn.LSTM] | type[nn.GRU]) -> Callable[[], Function]:
+    layer = cell(WIDTH, WIDTH, batch_first=True)
+    return lambda: lambda x: (functional_call(layer, {n: v for n, v in x.items() if n != "x"}, (x["x"],))[0],)
