@@ -44,7 +44,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         HEADER,
         f"{facts['cpu']}, {facts['threads']} threads, {facts['matmul_flops'] / 1e9:.0f} GFLOP/s in a large float32",
-        f"product, torch {facts['versions']['torch']}. `auto` is what a user gets.",
+        f"product, torch {facts['versions']['torch']}.",
         "",
         "| case | form | ms | error | share | peer | peer ms | ratio | asked |",
         "|---|---|---:|---:|---:|---|---:|---:|---:|",
