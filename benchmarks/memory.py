@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -78,8 +77,7 @@ def train_once(name: str, T: int, backend: str) -> None:
     o, _ = op(*leaves, backend=backend)
     gradients = torch.autograd.grad(o, leaves, torch.ones_like(o))
     floor = sum(x.numel() * x.element_size() for x in (*leaves, *gradients, o, o))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps({"peak": peak, "floor": floor}))
+    print(json.dumps({"peak": machine.peak_memory(torch.device("cpu")), "floor": floor}))
 
 
 def measured(name: str, T: int, backend: str) -> dict[str, int]:
