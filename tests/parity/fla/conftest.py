@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import importlib.machinery
 import os
 import sys
 import types
@@ -51,13 +52,15 @@ for _name, _module in list(sys.modules.items()):
             _module.IS_GATHER_SUPPORTED = False
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def sources():
     """`mamba_ssm` and `causal_conv1d` importable file by file: neither the packages' own imports nor CUDA are run."""
+    before = set(sys.modules)
     for name in ("mamba_ssm", "causal_conv1d"):
         (folder,) = SOURCES.glob(f"{name}-*/{name}")
         package = types.ModuleType(name)
         package.__path__ = [str(folder)]
+        package.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
         sys.modules[name] = package
     for extension in ("selective_scan_cuda", "causal_conv1d_cuda"):
         sys.modules[extension] = types.ModuleType(extension)
@@ -65,3 +68,7 @@ def sources():
     for name in ("fwd", "bwd", "update"):
         setattr(functions, f"causal_conv1d_{name}_function", None)
     sys.modules[functions.__name__] = functions
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith(("mamba_ssm", "causal_conv1d", "selective_scan_cuda")):
+            del sys.modules[name]
