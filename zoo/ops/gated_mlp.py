@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -73,21 +73,13 @@ def why_not(x: Tensor, *weights: Tensor, along_time: bool = False) -> str | None
         return "few rows: packing the weights would take longer than the products"
     if x.dtype == torch.bfloat16 and not _has_bfloat16():
         return "this CPU has no avx512_bf16, or has better (amx_bf16)"
-    return native.serves(*(t for t in (x, *weights) if t.dtype != torch.bfloat16)) or _elsewhere(x)
-
-
-def _elsewhere(x: Tensor) -> str | None:
-    return None if x.device.type == "cpu" else f"it runs on the CPU, the inputs are on {x.device}"
+    return native.serves(x, *weights, bfloat16=True)
 
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up; in one pass over memory where there are compiled kernels."""
-    narrow = gate.dtype == up.dtype == torch.bfloat16 and gate.device.type == "cpu"
-    if (
-        gate.shape == up.shape
-        and gate.numel() > FEW_NUMBERS
-        and (native.why_not() if narrow else native.serves(gate, up)) is None
-    ):
+    alike = gate.shape == up.shape and gate.dtype == up.dtype
+    if alike and gate.numel() > FEW_NUMBERS and native.serves(gate, up, bfloat16=True) is None:
         return compiled_product(gate, up)
     return F.silu(gate) * up
 
@@ -156,14 +148,12 @@ def _pack(x: Tensor, sizes: _Sizes, weights: tuple[Tensor, ...], back: bool) -> 
         return known[key][1]
     gate_up, down = (weights[0].new_empty(n, dtype=torch.float32) for n in sizes.packed(back))
     contiguous = [w.float().contiguous() for w in weights]
-    _function("pack", x)(torch.tensor(sizes.shape, device="cpu"), *contiguous, gate_up, down, int(back))
+    native.form_of("gated_mlp", "pack", x)(
+        torch.tensor(sizes.shape, device="cpu"), *contiguous, gate_up, down, int(back)
+    )
     if known is not None:
         known[key] = weights, (gate_up, down)  # the weights too: what is freed gives its address to others
     return gate_up, down
-
-
-def _function(name: str, x: Tensor, library: str = "gated_mlp") -> Callable[..., None]:
-    return getattr(native.load(library), f"{library}_{name}_{'bfloat16' if x.dtype == torch.bfloat16 else 'float'}")
 
 
 @torch.library.custom_op("zoo::gated_mlp", mutates_args=(), device_types="cpu")
@@ -172,7 +162,9 @@ def compiled(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, along_time: bool
     x, sizes = x.contiguous(), _Sizes(x, gate, along_time)
     packed = _pack(x, sizes, (gate, up, down), False)
     y, saved = torch.empty_like(x), x.new_empty(sizes.saved() if keep else 0)
-    _function("forward", x)(torch.tensor(sizes.shape, device="cpu"), x, *packed, y, saved if keep else None)
+    native.form_of("gated_mlp", "forward", x)(
+        torch.tensor(sizes.shape, device="cpu"), x, *packed, y, saved if keep else None
+    )
     return y, saved
 
 
@@ -190,7 +182,7 @@ def compiled_backward(
     packed = _pack(x, sizes, (gate, up, down), True)
     d_x, d_weights = torch.empty_like(x), _padded(gate, sizes)
     shape, scratch = torch.tensor(sizes.shape, device="cpu"), _scratch(sizes.scratch())
-    _function("backward", x)(shape, x, d_y, saved, *packed, d_x, *d_weights, scratch, sizes.blocks)
+    native.form_of("gated_mlp", "backward", x)(shape, x, d_y, saved, *packed, d_x, *d_weights, scratch, sizes.blocks)
     return d_x, *_unpadded(d_weights, gate)
 
 
@@ -235,7 +227,7 @@ compiled.register_autograd(_backward, setup_context=_setup)
 def compiled_product(gate: Tensor, up: Tensor) -> Tensor:
     gate, up = gate.contiguous(), up.contiguous()
     y = torch.empty_like(gate)
-    _function("forward", gate, "silu_product")(gate, up, y, gate.numel())
+    native.form_of("silu_product", "forward", gate)(gate, up, y, gate.numel())
     return y
 
 
@@ -243,7 +235,7 @@ def compiled_product(gate: Tensor, up: Tensor) -> Tensor:
 def compiled_product_backward(gate: Tensor, up: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor]:
     gate, up, d_y = gate.contiguous(), up.contiguous(), d_y.contiguous()
     d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
-    _function("backward", gate, "silu_product")(gate, up, d_y, d_gate, d_up, gate.numel())
+    native.form_of("silu_product", "backward", gate)(gate, up, d_y, d_gate, d_up, gate.numel())
     return d_gate, d_up
 
 

@@ -185,15 +185,21 @@ def has_flag(flag: str) -> bool:
     return flag in _cpu().split()
 
 
-def serves(*tensors: Tensor | None, double: bool = False) -> str | None:
+def serves(*tensors: Tensor | None, double: bool = False, bfloat16: bool = False) -> str | None:
     """Why compiled kernels cannot take these inputs: they read float32 on the CPU, and float64 where `double`, to which
-    lower precision is widened before. None where they can."""
+    lower precision is widened before; `bfloat16` where they have a form of it. None where they can."""
+    reads = (torch.float32, torch.bfloat16) if bfloat16 else (torch.float32,)
     for tensor in tensors:
         if tensor is not None and tensor.device.type != "cpu":
             return f"it runs on the CPU, the inputs are on {tensor.device}"
-        if tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float32 and not double:
+        if tensor is not None and tensor.is_floating_point() and tensor.dtype not in reads and not double:
             return f"it computes in float32, the inputs are {tensor.dtype}"
     return why_not()
+
+
+def form_of(library: str, function: str, x: Tensor) -> Callable[..., None]:
+    """The form for x's dtype of a kernel that has one for float32 and one for bfloat16."""
+    return getattr(load(library), f"{library}_{function}_{'bfloat16' if x.dtype == torch.bfloat16 else 'float'}")
 
 
 def build_all() -> dict[str, float]:

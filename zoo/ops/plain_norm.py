@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from zoo.ops import native
+from zoo.ops.common import state_dtype
 from zoo.ops.gated_norm import FEW_NUMBERS
 
 
 def plain_norm(x: Tensor, *, dim: int = -1, eps: float = 1e-5) -> Tensor:
     """x / sqrt(mean of x^2 along `dim` + eps), in x's dtype; the arithmetic is in float32 at least."""
-    narrow = x.dtype == torch.bfloat16 and x.device.type == "cpu"
-    if x.numel() > FEW_NUMBERS and (native.why_not() if narrow else native.serves(x)) is None:
+    if x.numel() > FEW_NUMBERS and native.serves(x, bfloat16=True) is None:
         return compiled(x, dim % x.ndim, eps)[0]
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = x.to(state_dtype(x))
     return (wide * torch.rsqrt(wide.square().mean(dim, keepdim=True) + eps)).to(x.dtype)
 
 
@@ -26,16 +26,12 @@ def compiled(x: Tensor, dim: int, eps: float) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     outer, n, inner = _shape(x, dim)
     y, inverse = torch.empty_like(x), x.new_empty(outer, inner, dtype=torch.float32)
-    getattr(native.load("plain_norm"), f"plain_norm_forward_{_name(x)}")(x, y, inverse, outer, n, inner, eps)
+    native.form_of("plain_norm", "forward", x)(x, y, inverse, outer, n, inner, eps)
     return y, inverse
 
 
 def _shape(x: Tensor, dim: int) -> tuple[int, int, int]:
     return math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])
-
-
-def _name(x: Tensor) -> str:
-    return "bfloat16" if x.dtype == torch.bfloat16 else "float"
 
 
 @compiled.register_fake
@@ -47,9 +43,7 @@ def _(x, dim, eps):
 @torch.library.custom_op("zoo::plain_norm_backward", mutates_args=(), device_types="cpu")
 def compiled_backward(y: Tensor, d_y: Tensor, inverse: Tensor, dim: int) -> Tensor:
     d_x = torch.empty_like(y)
-    getattr(native.load("plain_norm"), f"plain_norm_backward_{_name(y)}")(
-        y, d_y.contiguous(), inverse, d_x, *_shape(y, dim)
-    )
+    native.form_of("plain_norm", "backward", y)(y, d_y.contiguous(), inverse, d_x, *_shape(y, dim))
     return d_x
 
 
