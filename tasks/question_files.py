@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tasks import strings
-from tasks.filing import Shelves, at_line
+from tasks.filing import Shelves, at_line, parse_json, read_text, regular, unreadable
 from tasks.protocol import IGNORE, Batch, Split
 from tasks.registry import UsageError
 
@@ -94,36 +93,19 @@ def read_questions(path: str, kind: str | None) -> list[Question]:
 
 def _records(path: str) -> Iterator[tuple[int, Any]]:
     """What a file holds, with the lines where it begins."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}).") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise at_line(path, data.count(b"\n", 0, error.start) + 1, "this is no UTF-8 text") from None
+    text = read_text(path)
     if text.lstrip()[:1] != "[":
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
-                yield number, _json(path, line, number)
+                yield number, parse_json(path, line, number)
         return
-    _json(path, text, 1)  # tells of all faults of form
+    parse_json(path, text)  # tells of all faults of form
     at, seen, number = text.index("[") + 1, 0, 1
     while text[at := _BETWEEN.match(text, at).end()] != "]":  # type: ignore[union-attr]
         number += text.count("\n", seen, at)
         seen = at
         record, at = json.JSONDecoder().raw_decode(text, at)
         yield number, record
-
-
-def _json(path: str, text: str, line: int) -> Any:
-    """What a text that begins at a line holds."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise at_line(path, line + error.lineno - 1, f"this is no JSON ({error.msg})") from None
-    except (ValueError, RecursionError):  # numbers of too many digits, and too many brackets
-        raise at_line(path, line, "this is no JSON that can be read") from None
 
 
 def _ruler(path: str, line: int, record: dict[str, Any]) -> Question:
@@ -206,9 +188,11 @@ class Subwords:
             told = 'pip install "sequence-zoo[text]", or leave tokenizer out for bytes'
             raise UsageError(f"{task}: tokenizer={path!r} needs the package tokenizers: {told}.") from None
         try:
-            self._tokenizer = Tokenizer.from_file(path)
+            self._tokenizer = Tokenizer.from_file(str(regular(path)))
+        except UsageError:
+            raise
         except Exception as error:  # whatever a damaged file raises
-            raise UsageError(f"{task}: tokenizer={path!r} cannot be read: {' '.join(str(error).split())}.") from None
+            raise unreadable(path, error) from None
         known = self._tokenizer.get_vocab(with_added_tokens=True)
         if end is not None and end not in known:
             raise UsageError(f"{task}: end_token={end!r} is not in {path}.")

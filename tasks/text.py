@@ -14,6 +14,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from tasks import random
+from tasks.filing import read_bytes, shown
 from tasks.protocol import SPLITS, Batch, Split, Task, check_request, register
 from tasks.registry import Options, UsageError
 
@@ -112,14 +113,13 @@ def _documentation() -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    if not path.exists():
-        raise UsageError(f"text: there is no file or folder {path}.")
-    files = [path] if path.is_file() else []
+    if not os.path.isdir(path):
+        return read_bytes(path)
+    files: list[Path] = []
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         found = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
         files += [f for f in found if f.is_file() and not f.is_symlink()]
-    try:
-        return b"\n".join(f.read_bytes() for f in files)
-    except OSError as error:
-        raise UsageError(f"text: {error.filename} cannot be read ({error.strerror}).") from None
+    if not files:
+        raise UsageError(f"text: {shown(path)} holds no file; hidden ones and links are left out.")
+    return b"\n".join(map(read_bytes, files))

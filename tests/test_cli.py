@@ -203,7 +203,7 @@ def test_generate_ends_where_the_checkpoint_says(zoo, published):
     assert zoo(*command, "--stop", "none")[1].split() == [str(t) for t in first]
     Path("llama/generation_config.json").unlink()
     Path("llama/generation_config.json").mkdir()
-    assert zoo(*command)[::2] == (2, "zoo: llama/generation_config.json cannot be read: it is no file.\n")
+    assert zoo(*command)[::2] == (2, "zoo: llama/generation_config.json cannot be read: it is no file but a folder.\n")
 
 
 def test_generate_reads_and_writes_bytes(zoo, published):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tasks.arc.grids import COLOURS, LARGEST, Grid, Pair, Puzzle
+from tasks.filing import read_json
 from tasks.registry import UsageError
 
 
@@ -81,14 +81,7 @@ def _load(path: Path) -> Any:
             raise ValueError(f"{next(k for k in keys if keys.count(k) > 1)!r} stands twice in one object")
         return dict(items)
 
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
-    except OSError as error:
-        raise UsageError(f"Cannot read {str(path)!r}: {error.strerror}.") from None
-    except RecursionError:
-        raise UsageError(f"{path}: this is no JSON of puzzles: it is nested too deeply.") from None
-    except ValueError as error:  # of the JSON, or of the characters
-        raise UsageError(f"{path}: this is no JSON of puzzles: {error}.") from None
+    return read_json(path, object_pairs_hook=once)
 
 
 def _mapping(path: Path, what: str, data: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from tasks.code_trace.tokens import KINDS
 from tasks.code_trace.tracer import Frame
-from tasks.filing import at_line
+from tasks.filing import at_line, read_text
 from tasks.registry import UsageError
 
 SECONDS = 10
@@ -73,19 +73,11 @@ def read_functions(path: str, most: int) -> list[Example]:
 
 
 def _read(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(_LARGEST_FILE + 1)
-    except OSError as error:
-        raise UsageError(f"Cannot read {path!r}: {error}.") from None
-    if len(raw) > _LARGEST_FILE:
-        raise UsageError(f"{path!r} is larger than {_LARGEST_FILE // 2**20} MiB.")
-    text = raw.replace(b"\r\n", b"\n")
-    strange = next((i for i, byte in enumerate(text) if byte > 126 or (byte < 32 and byte not in b"\t\n")), None)
+    text = read_text(path, most=_LARGEST_FILE).replace("\r\n", "\n")
+    strange = next((i for i, c in enumerate(text) if not (" " <= c <= "~" or c in "\t\n")), None)
     if strange is not None:
-        line = text.count(b"\n", 0, strange) + 1
-        raise at_line(path, line, f"the byte {text[strange]:#04x}; programs are written in ASCII")
-    return text.decode("ascii")
+        raise at_line(path, text.count("\n", 0, strange) + 1, f"{text[strange]!a}; programs are written in ASCII")
+    return text
 
 
 def _run(path: str, job: str) -> Any:

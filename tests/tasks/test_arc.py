@@ -174,10 +174,10 @@ def test_subsets_are_chosen_by_name(tmp_path):
 
 
 DAMAGED = [
-    ("", "no JSON of puzzles: Expecting value"),
-    ('{"train": [', "no JSON of puzzles"),
+    ("", "no JSON (Expecting value)"),
+    ('{"train": [', "this is no JSON ("),
     ("[" * 100_000, "nested too deeply"),
-    (b"\xff\xfe\xff", "no JSON of puzzles: 'utf-8' codec"),
+    (b"\xff\xfe\xff", "it is UTF-16; save it as UTF-8"),
     ('{"train": [], "train": []}', "'train' stands twice in one object"),
     ("[]", "puzzle 'x' should be an object with 'test' and 'train', not an empty list"),
     ({"train": GOOD["train"]}, "puzzle 'x' should be an object with 'test' and 'train', not 'train'"),
@@ -214,7 +214,7 @@ def test_damaged_files(tmp_path, data, told):
     with pytest.raises(zoo.UsageError) as error:
         of(tmp_path)
     assert told in str(error.value)
-    assert str(error.value).startswith(f"{tmp_path / 'training' / 'x.json'}: ")
+    assert str(error.value).startswith(f"{tmp_path / 'training' / 'x.json'}")
     assert "\n" not in str(error.value)
 
 

@@ -272,7 +272,7 @@ def test_bad_files_name_the_line(tmp_path, text, message):
         ({"kind": "random"}, "kind='random'.*Did you mean 'random_walls'"),
         ({"walls": (0.5, 0.3)}, "walls"),
         ({"walls": (0.5, 1.0)}, "walls"),
-        ({"path": "/nowhere.csv"}, "Cannot read"),
+        ({"path": "/nowhere.csv"}, "nowhere.csv cannot be read: there is no such file"),
         ({"path": "x", "kind": "random_walls"}, "kind steers the generator"),
         ({"test_path": "x"}, "needs `path`"),
         ({"height": 0}, "height=0"),

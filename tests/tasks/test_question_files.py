@@ -157,7 +157,7 @@ def test_a_tokenizer_of_ones_own(ruler, tmp_path):
         assert torch.equal(again.inputs, batch.inputs)
     with pytest.raises(tasks.UsageError, match="end_token='<eos>' is not in"):
         tasks.create_task("niah", path=ruler, seq_len=200, tokenizer=file, end_token="<eos>")
-    with pytest.raises(tasks.UsageError, match=r"tokenizer=.* cannot be read") as error:
+    with pytest.raises(tasks.UsageError, match=r"niah\.jsonl cannot be read") as error:
         tasks.create_task("niah", path=ruler, tokenizer=ruler)
     assert "\n" not in str(error.value)
 
@@ -196,7 +196,7 @@ GOOD = json.dumps(RULER[0]).encode()
         (GOOD + b"\n\n7\n", ":3: a JSON object should be here, not '7'"),
         (GOOD + b"\n" + GOOD + b" " + GOOD, ":2: this is no JSON .Extra data"),
         (GOOD + b"\n\xff\xfe", ":2: this is no UTF-8 text"),
-        (b"\x00\x01\x02" * 10, ":1: this is no JSON"),
+        (b"\x00\x01\x02" * 10, ":1: this is no UTF-8 text .the byte 0x00."),
         (b"[" * 100_000, ":1: this is no JSON that can be read"),
         (b'{"input": ' + b"9" * 10_000 + b"}", ":1: this is no JSON that can be read"),
         (b"[" + GOOD + b",\n" + GOOD + b",\n{}]", ":3: 'input' should be a text, and is missing"),

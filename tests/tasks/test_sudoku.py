@@ -256,7 +256,7 @@ def test_scores_want_every_cell():
         ({"n_givens": 16}, "n_givens=16 is not allowed for size=9.*17"),
         ({"size": 4, "max_givens": 17}, "max_givens=17 is not allowed.*16"),
         ({"size": 4, "n_givens": 5, "max_givens": 6}, "exclude each other"),
-        ({"path": "/nowhere/x.csv"}, "Cannot read '/nowhere/x.csv'"),
+        ({"path": "/nowhere/x.csv"}, "/nowhere/x.csv cannot be read: there is no such file"),
         ({"path": "x", "minimal": True}, "minimal steers the generator"),
         ({"test_path": "x"}, "needs `path`"),
         ({"n_puzzles": 0}, "n_puzzles=0"),

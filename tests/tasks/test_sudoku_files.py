@@ -81,7 +81,7 @@ def test_bad_files_name_the_line(tmp_path, text, message):
 def test_not_text(tmp_path):
     path = tmp_path / "bad.csv"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(tasks.UsageError, match="Cannot read"):
+    with pytest.raises(tasks.UsageError, match="it is UTF-16; save it as UTF-8"):
         read_puzzles(path)
 
 

@@ -49,7 +49,10 @@ def test_a_folder_is_all_its_files(tmp_path, file):
 
 def test_what_is_too_small_or_missing_is_refused(tmp_path):
     (tmp_path / "short").write_bytes(b"x" * 100)
-    for path, message in [("short", f"100 bytes are too few .* at least {MIN_BLOCKS * BLOCK:,}"), ("none", "no file")]:
+    for path, message in [
+        ("short", f"100 bytes are too few .* at least {MIN_BLOCKS * BLOCK:,}"),
+        ("none", "there is no such file"),
+    ]:
         with pytest.raises(tasks.UsageError, match=message):
             tasks.create_task("text", path=str(tmp_path / path))
 

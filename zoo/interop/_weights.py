@@ -10,24 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tasks.filing import regular, shown, unreadable
 from tasks.registry import UsageError
 from zoo.models.families._maps import Map
-from zoo.models.families._published import shown
 from zoo.models.token import ModelConfig, TokenModel, create_model
 from zoo.models.uninitialised import Uninitialised
 
+MOST_WEIGHTS = 2**44
+"""Bytes of a file of weights, of which no more than its tensors is read into memory."""
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-def regular(path: Path) -> Path:
-    """`path`, which has to be a file or a link to one: no pipe, device or folder, on which reading may never end.
-
-    Raises:
-        UsageError: it is none.
-    """
-    if not path.is_file():
-        raise UsageError(f"{path} cannot be read: {'it is no file' if path.exists() else 'there is no such file'}.")
-    return path
 
 
 def unpickle(path: Path) -> dict[str, Tensor]:
@@ -37,13 +28,12 @@ def unpickle(path: Path) -> dict[str, Tensor]:
         UsageError: it cannot be read, or holds anything else.
     """
     try:
-        mapped = zipfile.is_zipfile(regular(path))  # as torch.save writes since its version 1.6
+        mapped = zipfile.is_zipfile(regular(path, most=MOST_WEIGHTS))  # as torch.save writes since its version 1.6
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UsageError:
         raise
     except Exception as error:  # whatever a damaged or hostile file raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{path} cannot be read: {reason}") from None
+        raise unreadable(path, (str(error).splitlines() or [type(error).__name__])[0]) from None
     if not isinstance(weights, Mapping) or not all(map(_is_plain, weights.values())):
         raise UsageError(f"{path} is not a mapping of names to dense tensors.")
     return dict(weights)

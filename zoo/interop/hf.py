@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -15,11 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tasks import filing
+from tasks.filing import regular, shown, unreadable
 from tasks.registry import UsageError
-from zoo.interop._weights import FLOATS, fill, hollow, regular, sizes, some, unpickle, written
+from zoo.interop._weights import FLOATS, MOST_WEIGHTS, fill, hollow, sizes, some, unpickle, written
 from zoo.models.families import families
 from zoo.models.families._maps import Map, renamed
-from zoo.models.families._published import shown
 from zoo.models.token import ModelConfig, TokenModel
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -225,9 +227,9 @@ class _Folder(Mapping[str, Tensor]):
     def _names(self, file: str) -> dict[str, Any]:
         """The names of a file's weights, each with the open file."""
         try:
-            opened = safe_open(regular(self.folder / file), framework="pt")
+            opened = safe_open(regular(self.folder / file, most=MOST_WEIGHTS), framework="pt")
         except (OSError, SafetensorError) as error:
-            raise UsageError(f"{self.folder / file} cannot be read: {error}.") from None
+            raise unreadable(self.folder / file, error) from None
         return dict.fromkeys(opened.keys(), opened)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -253,18 +255,13 @@ def read_json(path: Path, folder: Path) -> dict[str, Any]:
     Raises:
         UsageError: no such folder or file, one that is no regular file, too large or damaged, or no mapping.
     """
-    if not folder.is_dir():
-        raise UsageError(f"There is no folder {folder}.")
-    if not path.exists():
-        raise UsageError(f"{folder} holds no {path.name}: it is not a checkpoint folder.")
-    if regular(path).stat().st_size > MOST_JSON:
-        raise UsageError(f"{path} cannot be read: it has more than {MOST_JSON:,} bytes.")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_hook=_unmarked, parse_constant=_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read: {error}.") from None
+    if not os.path.isdir(folder):
+        raise UsageError(f"There is no folder {shown(folder)}.")
+    if not os.path.lexists(path):
+        raise UsageError(f"{shown(folder)} holds no {path.name}: it is not a checkpoint folder.")
+    found = filing.read_json(path, most=MOST_JSON, object_hook=_unmarked, parse_constant=_constant)
     if not isinstance(found, dict):
-        raise UsageError(f"{path} is not a mapping.")
+        raise UsageError(f"{shown(path)} is not a mapping.")
     return found
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tasks.filing import shown
 from tasks.registry import UsageError, discover, unknown
 from zoo.models.families._maps import Map
-from zoo.models.families._published import Published, shown
+from zoo.models.families._published import Published
 
 PARTS = re.compile(r"(layers?|blocks|experts|heads)$")  # keys that count what a model is made of
 MOST_PARTS = 10_000  # an untrusted config could ask for more than can be listed

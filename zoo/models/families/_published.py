@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tasks.filing import shown
 from tasks.registry import UsageError
 from zoo.ops.rotary import yarn_amplitude
 from zoo.pattern import make_word, to_text
@@ -228,11 +229,6 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 """Their names of activations to ours."""
-
-
-def shown(text: object) -> str:
-    """Text of an untrusted file as it may stand in a message: one line, and nothing that a terminal obeys."""
-    return str(text) if str(text).isprintable() else ascii(str(text))[1:-1]
 
 
 def word(name: str, **options: Any) -> str:
