@@ -15,7 +15,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 from torch import Tensor
 
 from tasks import random
-from tasks.protocol import IGNORE, SPLITS, Batch, Split, Task, check_request, register
+from tasks.protocol import IGNORE, SPLITS, Batch, Split, Task, check_request, names_of, register
 from tasks.registry import Options, UsageError
 
 _MIN_INSTANCES = 200  # below this, a split of an eighth may be empty
@@ -208,16 +208,27 @@ class MQAR(Task):
             again = random.fold(row_keys[left], 3 + attempt)
             k = self._keys(again, pairs)
             v = self.vocab_size - self._n_values + random.distinct(random.fold(again, 1), pairs, self._n_values)
-            code = v if not self.config.compositional else k[..., 1] * self.vocab_size + v
-            code = code + k[..., 0] * self.vocab_size ** (self._width - 1)
-            # A sum of hashes does not see the order.
-            fingerprint = random.mix(code).reshape(v.shape).sum(1)
-            found = random.split_of(fingerprint) == SPLITS.index(split)
+            found = random.split_of(self._fingerprint(k, v)) == SPLITS.index(split)
             keys[left[found]], values[left[found]] = k[found], v[found]
             left = left[~found]
             if not len(left):
                 return keys, values
         raise UsageError(f"mqar: no set of pairs falls into the split {split!r}; raise vocab_size or n_pairs.")
+
+    def _fingerprint(self, keys: NDArray[np.int64], values: NDArray[np.int64]) -> random.Keys:
+        """(n,) a hash of each set of pairs, from keys (n, pairs, 1 or 2) and values (n, pairs)."""
+        code = values if not self.config.compositional else keys[..., 1] * self.vocab_size + values
+        code = code + keys[..., 0] * self.vocab_size ** (self._width - 1)
+        return random.mix(code).reshape(values.shape).sum(1)  # a sum of hashes does not see the order
+
+    def problems(self, batch: Batch) -> Tensor:
+        """Sets of pairs, in whatever order they are shown and asked for."""
+        names = np.empty(len(batch.inputs), dtype=np.uint64)
+        for pairs in set(self._choices):
+            rows = (batch.slices["n_pairs"] == pairs).cpu().numpy()
+            block = batch.inputs.cpu().numpy()[rows, : pairs * self._width].reshape(-1, pairs, self._width)
+            names[rows] = self._fingerprint(block[..., :-1], block[..., -1])
+        return names_of(names)
 
     def _keys(self, row_keys: random.Keys, pairs: int) -> NDArray[np.int64]:
         """(n, pairs, 1 or 2) keys."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from tasks import random
+from tasks.random import SPLITS, Split
 from tasks.registry import Options, Registry, UsageError, split_spec, unknown
 from tasks.sketch import Cell, Kind, Sketch
 
@@ -14,9 +18,6 @@ IGNORE = -100
 """The target where nothing is scored (the `ignore_index` of torch's cross entropy)."""
 
 _COLUMNS = 48  # of a terminal, at most, for a sketch
-
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class Batch(NamedTuple):
@@ -31,6 +32,8 @@ class Batch(NamedTuple):
         timespans: (n, L) time since the previous token, for tasks with irregular times.
         puzzles: (n,) int64 numbers, below the task's `n_puzzles`, of the puzzles that rows belong to, for models that
             learn something of each.
+        streams: (n,) int64 names of the rows' own random streams, for what is drawn while they are answered; where
+            there are none, their content names them.
     """
 
     inputs: Tensor
@@ -38,6 +41,7 @@ class Batch(NamedTuple):
     slices: dict[str, Tensor] = {}  # noqa: RUF012 - never written to
     timespans: Tensor | None = None
     puzzles: Tensor | None = None
+    streams: Tensor | None = None
 
 
 class Task(ABC):
@@ -96,10 +100,21 @@ class Task(ABC):
         right = (predictions == batch.targets) & scored
         figures = {
             "accuracy": right.sum(1).double() / scored.sum(1).clamp(min=1),
-            "exact": (right.sum(1) == scored.sum(1)).double(),
+            "exact": exactly(batch, predictions).double(),
             **self.row_scores(batch, predictions),
         }
         return _summary(figures, batch.slices)
+
+    def problems(self, batch: Batch) -> Tensor:
+        """(n,) int64 names of the problems that rows ask: of one name where the task's own symmetry turns one into the
+        other.
+
+        Errors are estimated over problems: rows of one name prove no more than one of them. By default rows are one
+        problem only where they are equal.
+        """
+        given = [batch.inputs, batch.targets, *([] if batch.timespans is None else [batch.timespans])]
+        rows = zip(*(t.cpu().numpy() for t in given), strict=True)
+        return names_of(random.contents(np.concatenate([part.view(np.uint8) for part in row]) for row in rows))
 
     def row_scores(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
         """Further figures of each row, each (n,), averaged by `score`; none by default."""
@@ -155,6 +170,16 @@ class Task(ABC):
     def spell(self, token: int) -> str:
         """A token as a short word."""
         return str(token)
+
+
+def exactly(batch: Batch, predictions: Tensor) -> Tensor:
+    """(n,) bool, the rows with every scored position right."""
+    return ((predictions == batch.targets) | (batch.targets == IGNORE)).all(1)
+
+
+def names_of(keys: random.Keys) -> Tensor:
+    """Keys (n,) as the tensor that holds the same bits."""
+    return torch.from_numpy(keys.view(np.int64))
 
 
 def _kind(token: int, hidden: bool, asked: bool, target: int) -> Kind:
@@ -223,6 +248,8 @@ __all__ = [
     "check_request",
     "check_split",
     "create_task",
+    "exactly",
     "list_tasks",
+    "names_of",
     "register",
 ]

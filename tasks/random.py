@@ -6,10 +6,15 @@ depends on what was drawn before, on the batch, or on the process. All keys are 
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
+from typing import Literal
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tasks.protocol import SPLITS, Split
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 Keys = NDArray[np.uint64]
 
@@ -85,6 +90,12 @@ def split_of(fingerprints: Keys) -> NDArray[np.int64]:
     """The index in `SPLITS` to which instances belong: 3/4 train, 1/8 validation, 1/8 test, by hash."""
     eighth = (mix(fingerprints ^ SPLIT_SALT) >> np.uint64(61)).astype(np.int64)
     return np.clip(eighth - 5, 0, 2)
+
+
+def contents(rows: Iterable[NDArray]) -> Keys:
+    """(n,) a hash of the bytes of each row."""
+    digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
 def permutation(key: Keys, n: int) -> NDArray[np.int64]:

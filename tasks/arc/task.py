@@ -196,6 +196,16 @@ class Arc(Task):
 
     # ---- scores
 
+    def problems(self, batch: Batch) -> Tensor:
+        """Puzzles, whatever their pairs and maps: a rule that is found answers them all."""
+        return torch.from_numpy(self._owner_of(batch))
+
+    def _owner_of(self, batch: Batch) -> NDArray[np.int64]:
+        """(n,) places in `puzzles` of the puzzles that rows belong to."""
+        if batch.puzzles is None:
+            raise UsageError("arc: rows need to say whose they are: the batch should have `puzzles`, as sampled.")
+        return np.searchsorted(self._first, batch.puzzles.cpu().numpy(), side="right") - 1
+
     def score(self, batch: Batch, predictions: Tensor) -> dict[str, Any]:
         """As every task's, and `two_guesses` of the rows' ballots, which read predictions beyond the scored cells."""
         return {"two_guesses": two_guesses(self.ballots(batch, predictions)), **super().score(batch, predictions)}
@@ -208,15 +218,13 @@ class Arc(Task):
             predictions: (n, L) int64. A vote is the largest rectangle of colours at the grid's corner, mapped back.
             confidence: (n,) in each, such as what a halting head says; it decides between guesses given equally often.
         """
-        if batch.puzzles is None:
-            raise UsageError("arc: votes need to know whose they are: the batch should have `puzzles`, as sampled.")
         trust = [0.0] * len(predictions) if confidence is None else confidence.double().tolist()
         return count_votes(self._votes(batch, predictions, trust))
 
     def _votes(self, batch: Batch, predictions: Tensor, trust: list[float]) -> Iterable[Vote]:
+        owners = self._owner_of(batch).tolist()
         assert batch.puzzles is not None
-        for i, mapped in enumerate(batch.puzzles.tolist()):
-            owner = int(np.searchsorted(self._first, mapped, side="right")) - 1
+        for i, (owner, mapped) in enumerate(zip(owners, batch.puzzles.tolist(), strict=True)):
             number = mapped - int(self._first[owner])
             grids = self._grids(batch, i, predictions)
             question, answer, given = (self._maps[owner].undo(number, grid) for grid in grids)

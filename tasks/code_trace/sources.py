@@ -28,6 +28,9 @@ class Source(Protocol):
     def take(self, start: int, n: int, split: Split, seed: int) -> list[Program]:
         """The programs of rows start ... start + n - 1."""
 
+    def fingerprint(self, source: str) -> int:
+        """What puts a program that was taken into its split."""
+
 
 class Generator:
     """Programs of a grammar, ever new ones.
@@ -71,6 +74,9 @@ class Generator:
             f" max_value={self._grammar.max_value} in {self._MAX_TRIES} tries; allow longer rows or larger values."
         )
 
+    def fingerprint(self, source: str) -> int:
+        return programs.fingerprint(source)
+
 
 class FromFile:
     """The example calls of a file, split by what they call; those of a second file, where given, are the test split."""
@@ -85,10 +91,18 @@ class FromFile:
         self._files = read[path], read[test_path or path]
         main, test = (file.fingerprints for file in self._files)
         self._shelves = Shelves(path, main, None if test_path is None else test)
+        self.known = {
+            program.source: int(print_)
+            for file in self._files
+            for program, print_ in zip(file.programs, file.fingerprints, strict=True)
+        }
 
     def take(self, start: int, n: int, split: Split, seed: int) -> list[Program]:
         second, rows = self._shelves.rows(start, n, split, seed)
         return [self._files[second].programs[row] for row in rows.tolist()]
+
+    def fingerprint(self, source: str) -> int:
+        return self.known[source]
 
 
 class Tested:
@@ -99,6 +113,9 @@ class Tested:
 
     def take(self, start: int, n: int, split: Split, seed: int) -> list[Program]:
         return (self._file if split == "test" else self._generator).take(start, n, split, seed)
+
+    def fingerprint(self, source: str) -> int:
+        return (self._file if source in self._file.known else self._generator).fingerprint(source)
 
 
 class _File(NamedTuple):

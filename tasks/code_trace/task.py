@@ -12,7 +12,7 @@ from torch import Tensor
 from tasks import strings
 from tasks.code_trace import picture, programs, tokens
 from tasks.code_trace.sources import FromFile, Generator, Program, Source, Tested
-from tasks.protocol import IGNORE, Batch, Split, Task, check_request, register
+from tasks.protocol import IGNORE, Batch, Split, Task, check_request, names_of, register
 from tasks.registry import Options, UsageError
 
 _FRAME, _END = ord(tokens.FRAME), ord(tokens.END)
@@ -120,6 +120,16 @@ class CodeTrace(Task):
         targets[unscored] = IGNORE
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), _slices(rows))
 
+    def problems(self, batch: Batch) -> Tensor:
+        """Programs up to the names in them; of a file what its calls call, whatever their arguments."""
+        prints = [self._source.fingerprint(self._program(batch, row)) for row in range(len(batch.inputs))]
+        return names_of(np.array(prints, dtype=np.uint64))
+
+    def _program(self, batch: Batch, row: int) -> str:
+        """The source that a row begins with."""
+        asked = int((batch.targets[row] != IGNORE).nonzero()[0])
+        return tokens.to_text(batch.inputs[row, :asked].tolist()[2:])
+
     def row_scores(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
         """`frames`: the share of frames that are right. `final`: whether the last value is."""
         scored = batch.targets != IGNORE
@@ -136,10 +146,9 @@ class CodeTrace(Task):
 
     def render(self, batch: Batch, row: int = 0, predictions: Tensor | None = None) -> str:
         scored = batch.targets[row] != IGNORE
-        source = batch.inputs[row, : int(scored.nonzero()[0])].tolist()
         trace = tokens.to_text(batch.targets[row][scored].tolist())
         said = None if predictions is None else tokens.to_text(predictions[row][scored].tolist())
-        return picture.side_by_side(tokens.to_text(source[2:]), trace, said)
+        return picture.side_by_side(self._program(batch, row), trace, said)
 
     def spell(self, token: int) -> str:
         character = tokens.to_text([token])

@@ -11,10 +11,10 @@ from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor
 
 from tasks import random
-from tasks.maze.grids import CHARACTERS, OPEN, is_valid, symmetries
+from tasks.maze.grids import CHARACTERS, OPEN, fingerprint, is_valid, symmetries
 from tasks.maze.picture import INK, cell
 from tasks.maze.sources import FromFile, Generator, Source
-from tasks.protocol import Batch, Split, Task, check_request, register
+from tasks.protocol import Batch, Split, Task, check_request, names_of, register
 from tasks.registry import Options, UsageError
 from tasks.sketch import Sketch
 
@@ -133,6 +133,10 @@ class Maze(Task):
         step = max(1, max(self.height, self.width) // 2)
         inputs, targets = (torch.from_numpy(tokens.astype(np.int64)) for tokens in (grids, answers))
         return Batch(inputs, targets, {"length": torch.from_numpy(lengths // step * step)})
+
+    def problems(self, batch: Batch) -> Tensor:
+        """Mazes up to turns, flips and swapping S and G."""
+        return names_of(fingerprint(batch.inputs.cpu().numpy(), self.height, self.width))
 
     def row_scores(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
         """`valid`: a shortest path, whichever, and everything else as it was."""

@@ -11,11 +11,11 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from tasks import random
-from tasks.protocol import Batch, Split, Task, check_request, register
+from tasks.protocol import Batch, Split, Task, check_request, names_of, register
 from tasks.registry import Options, UsageError
 from tasks.sketch import Cell, Kind, Sketch
 from tasks.sudoku.boards import BOXES, FEWEST, Boards
-from tasks.sudoku.solver import augment
+from tasks.sudoku.solver import augment, fingerprint
 from tasks.sudoku.sources import FromFile, Generator, Source
 
 if TYPE_CHECKING:
@@ -112,6 +112,11 @@ class Sudoku(Task):
         slices = {"givens": (puzzles > 0).sum(1), "guesses": _bucket(guesses)}
         return Batch(_tokens(puzzles), _tokens(solutions), {k: torch.from_numpy(v) for k, v in slices.items()})
 
+    def problems(self, batch: Batch) -> Tensor:
+        """Puzzles up to symmetry, of 9x9 by their solutions: see `tasks.sudoku.fingerprint`."""
+        puzzles, solutions = (_digits(tokens).astype(np.uint8) for tokens in (batch.inputs, batch.targets))
+        return names_of(fingerprint(puzzles, solutions))
+
     def render(self, batch: Batch, row: int = 0, predictions: Tensor | None = None) -> str:
         puzzle, answer = _digits(batch.inputs[row]), _digits(batch.targets[row])
         boards = {"puzzle": (puzzle, puzzle), "answer": (answer, answer)}
@@ -149,7 +154,7 @@ def _tokens(boards: Boards) -> Tensor:
 
 
 def _digits(tokens: Tensor) -> NDArray[np.int64]:
-    """Digits of a row of tokens; 0 for a token that is no digit."""
+    """Digits of tokens; 0 for a token that is no digit."""
     return (tokens.cpu().numpy() - BLANK).clip(min=0)
 
 

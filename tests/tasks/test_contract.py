@@ -29,8 +29,8 @@ def equal(a: tasks.Batch, b: tasks.Batch) -> bool:
 
 def part(batch: tasks.Batch, rows: slice) -> tasks.Batch:
     slices = {k: v[rows] for k, v in batch.slices.items()}
-    puzzles = None if batch.puzzles is None else batch.puzzles[rows]
-    return tasks.Batch(batch.inputs[rows], batch.targets[rows], slices, puzzles=puzzles)
+    timespans, puzzles = (None if t is None else t[rows] for t in (batch.timespans, batch.puzzles))
+    return tasks.Batch(batch.inputs[rows], batch.targets[rows], slices, timespans, puzzles)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -61,6 +61,24 @@ def test_no_row_is_in_two_splits(task):
     assert not seen["train"] & seen["validation"]
     assert not seen["train"] & seen["test"]
     assert not seen["validation"] & seen["test"]
+
+
+def test_problems_have_names_of_their_own(task):
+    """A row's problem is told from the row alone, and is in one split only, however a symmetry turns it."""
+    names = {split: task.problems(batch := task.sample(300, split=split, seed=0)) for split in SPLITS}
+    for found in names.values():
+        assert found.shape == (300,)
+        assert found.dtype == torch.int64
+    assert torch.equal(task.problems(part(batch, slice(120, 130))), found[120:130])
+    order = torch.arange(299, -1, -1)
+    assert torch.equal(task.problems(part(batch, order)), found[order])
+    twice = part(batch, torch.tensor([5, 5, 6]))
+    assert len(task.problems(twice)[:2].unique()) == 1
+    if task.overlap and not task.irregular_times:  # there tokens repeat, tokens with their times do not
+        return
+    asked = SPLITS[1:] if task.n_puzzles else SPLITS  # where puzzles have names, the demonstrations of all are taught
+    sets = [set(names[split].tolist()) for split in asked]
+    assert sum(map(len, sets)) == len(set.union(*sets))
 
 
 def test_shapes_and_ranges(task):

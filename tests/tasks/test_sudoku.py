@@ -230,6 +230,13 @@ def test_the_splits_share_out_all_4x4_puzzles(options, classes):
     assert sum(map(len, prints)) == len(set.union(*prints)) == classes
 
 
+def test_problems_of_4x4_are_few():
+    """With at most five givens there are 109 essentially different puzzles: 80, 14 and 15 in the splits."""
+    task = tasks.create_task("sudoku", size=4, max_givens=5)
+    names = {split: task.problems(task.sample(3000, split=split, seed=0)) for split in SPLITS}
+    assert [len(found.unique()) for found in names.values()] == [80, 14, 15]
+
+
 def test_few_givens_on_4x4_still_vary():
     puzzles, solutions = draw("train", 2000, size=4, max_givens=5)
     assert len({p.tobytes() for p in puzzles}) > 1500

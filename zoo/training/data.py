@@ -101,5 +101,5 @@ def split_rows(batch: Batch, size: int) -> list[Batch]:
 def take(batch: Batch, rows: slice | Tensor) -> Batch:
     """The rows that an index picks."""
     slices = {k: v[rows] for k, v in batch.slices.items()}
-    timespans, puzzles = (None if t is None else t[rows] for t in (batch.timespans, batch.puzzles))
-    return Batch(batch.inputs[rows], batch.targets[rows], slices, timespans, puzzles)
+    inputs, targets, _, *rest = batch
+    return Batch(inputs[rows], targets[rows], slices, *(None if t is None else t[rows] for t in rest))

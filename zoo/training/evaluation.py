@@ -8,13 +8,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tasks.protocol import IGNORE, Batch, Task, check_split
+from tasks import random
+from tasks.protocol import IGNORE, Batch, Task, check_split, exactly, names_of
 from tasks.registry import unknown
 from zoo.models.token import TokenModel
 from zoo.objectives.base import Objective
+from zoo.statistics import clustered_interval
 from zoo.training.data import split_rows
 from zoo.training.experiment import Experiment, Parts, TrainConfig, override
 from zoo.training.machine import autocast, choose_device, choose_precision
@@ -28,8 +31,10 @@ class Stopped(Exception):
     """An evaluation that was asked to end early."""
 
 
-def held_out(task: Task, split: Any, n: int) -> Batch:
-    return task.sample(n, split=split, seed=HELD_OUT_SEED)
+def held_out(task: Task, split: Any, n: int, *, start: int = 0, seed: int = HELD_OUT_SEED) -> Batch:
+    """Rows start ... start + n - 1 of a split, each with a random stream of its own for what is drawn to answer it."""
+    rows = task.sample(n, split=split, seed=seed, start=start)
+    return rows._replace(streams=names_of(random.row_keys(split, seed, start, n)))
 
 
 @torch.no_grad()
@@ -45,6 +50,8 @@ def evaluate(
     """`Task.score` of the model's predictions, with the mean `loss` of a scored position.
 
     Of a text, `bits_per_byte` is the loss in bits: exact under next_token, an upper bound under masked_diffusion.
+    `n_rows` were scored, of `n_problems` (`Task.problems`); `exact_low` and `exact_high` are the 95 % interval of
+    `exact` over those problems, None where there is one only. No figure depends on `batch_size`.
 
     Raises:
         Stopped: `stop` said so between two batches.
@@ -68,7 +75,21 @@ def evaluate(
     figures = {"loss": loss.item()}
     if objective.task.is_language:  # a token is a byte
         figures["bits_per_byte"] = loss.item() / math.log(2)
-    return {**figures, **objective.task.score(batch, torch.cat(predictions))}
+    said = torch.cat(predictions)
+    return {**figures, **objective.task.score(batch, said), **certainty(objective.task, batch, said)}
+
+
+def certainty(task: Task, batch: Batch, predictions: Tensor) -> dict[str, Any]:
+    """What the share of exact answers rests on: rows, problems that differ, and the 95 % interval over these."""
+    problems = task.problems(batch).numpy()
+    interval = clustered_interval(exactly(batch, predictions).numpy(), problems)
+    low, high = interval or (None, None)
+    return {
+        "n_rows": len(problems),
+        "n_problems": len(np.unique(problems)),
+        "exact_low": low,
+        "exact_high": high,
+    }
 
 
 def scalars(score: dict[str, Any]) -> dict[str, float]:
@@ -170,7 +191,7 @@ def evaluate_run(
 
 def score_lines(score: dict[str, Any]) -> list[str]:
     """A score for a person: its figures, then each slice."""
-    lines = [f"{k}: {_text(v)}" for k, v in score.items() if k != "slices"]
+    lines = [f"{k}: {_text(v)}" for k, v in score.items() if k != "slices" and v is not None]
     for name, values in score["slices"].items():
         lines += [
             f"{name} {value}: " + ", ".join(f"{k} {_text(v)}" for k, v in s.items()) for value, s in values.items()
