@@ -45,6 +45,9 @@ class Sudoku(Task):
     over and over, each time under a new random symmetry; rows of the other splits are puzzles as they are. Splits are
     disjoint up to symmetry: by the puzzle's canonical form for 4x4 and 6x6, by the solution's invariants for 9x9.
     Slices: `givens`, and `guesses` of the solver (the difficulty), rounded down to 0 or a power of two.
+
+    4x4 has few puzzles up to symmetry: with max_givens=5 there are 80 in training, 14 in validation and 15 in test,
+    however many rows are drawn. 6x6 and 9x9 rows nearly all differ.
     """
 
     class Config(Options):
