@@ -25,6 +25,7 @@ from typing import Any
 from zoo.training.experiment import read_recipe
 
 RECIPES = ("parity", "s3", "modular-arithmetic", "event-xor")
+LEARNED, STOPPED = 0.9, "stopped by the clock"
 AS_TRAINED = {  # what makes test rows as long as those of training; event XOR has one length for all
     "parity": "task.test_lengths=null",
     "s3": "task.test_length=null",
@@ -89,6 +90,21 @@ def shown(value: float | None) -> str:
     return f"**{value:.2f}**" if value > 0.995 else f"{value:.2f}"
 
 
+def has_learned(row: dict[str, Any]) -> bool:
+    """Whether a run learned its task at the lengths of training, so that its figures say something of the layer."""
+    return row["trained"] >= LEARNED
+
+
+def scores(report: dict[str, dict[str, dict[str, Any]]], recipe: str, variant: str) -> list[str]:
+    """A run's cells in the first table."""
+    if variant not in report[recipe]:
+        return ["not run" if variant in variants(recipe) else "—"] * len(_parts(recipe))
+    row = report[recipe][variant]
+    if not has_learned(row):
+        return [STOPPED if row["status"] == "time_budget" else "not learned"] * len(_parts(recipe))
+    return [f"{shown(row[part])}{' †' * (row['status'] == 'time_budget')}" for part in _parts(recipe)]
+
+
 def markdown(report: dict[str, dict[str, dict[str, Any]]]) -> str:
     """The report as a page."""
     recipes = [r for r in RECIPES if report.get(r)]
@@ -97,35 +113,56 @@ def markdown(report: dict[str, dict[str, dict[str, Any]]]) -> str:
     lines = [
         "# State tracking",
         "",
-        "Scaled accuracy on unseen rows, (accuracy - chance) / (1 - chance): 0 is guessing, 1 all right. First at",
-        "the lengths of training, then at longer ones: `parity` and `modular-arithmetic` train on 3 to 40 tokens and",
-        "test on 40 to 256, `s3` trains on 24 elements and tests on 128; `event-xor` has up to 32 bits in both. One",
-        "small model of one or two layers each (below, and in the recipes), trained on one thread until validation,",
-        "at the longer lengths, reaches the recipe's target or its time is up.",
+        "Scaled accuracy on 1,024 unseen rows (`event-xor`: 2,048), which is (accuracy - chance) / (1 - chance): 0 is",
+        "guessing, 1 all right. First at the lengths of training, then at longer ones: `parity` and `modular-arithmetic` train on 3 to 40 tokens and",
+        "test on 40 to 256, `s3` trains on 24 elements and tests on 128; `event-xor` has up to 32 bits in both. So",
+        "nothing is said of lengths beyond 256. One small model of one or two layers each (below, and in the recipes),",
+        "trained on one thread until validation, at the longer lengths, reaches the recipe's target or its time is up.",
+        "",
+        "Every cell is one run: 1 seed (0). The models of a column have the same width, not the same number of",
+        "parameters, and learning rates of the recipe, which were not searched for each. What a model did not learn",
+        "here it may learn in more time, or from another seed.",
+        "",
+        f"- *{STOPPED}*: the time was up before the model had {LEARNED} of scaled accuracy at the lengths of training.",
+        f"- *not learned*: the model had less than {LEARNED} there after all the steps of the recipe.",
+        "- †: the clock ended this training before its target.",
+        "- —: the recipe has no such variant. *not run*: the variant was not measured.",
+        "",
         f"Machine: {', '.join(sorted(machines))}.",
         "",
     ]
     head = [""] + [f"{r}, {part}" if r in AS_TRAINED else r for r in recipes for part in _parts(r)]
-    rows = [[n, *(shown(report[r].get(n, {}).get(part)) for r in recipes for part in _parts(r))] for n in names]
-    lines += table(head, rows)
-    lines += ["", "## Training", "", "Seconds and steps; *solved* where the target was reached on validation.", ""]
+    lines += table(head, [[n, *(cell for r in recipes for cell in scores(report, r, n))] for n in names])
+    lines += [
+        "",
+        "## Training",
+        "",
+        "Parameters, seconds, steps, and how it ended: *solved*, the target was reached on validation; *clock*, the time",
+        "was up; *steps*, all steps were taken. Seconds depend on the machine's other work, steps do not.",
+        "",
+    ]
 
     def cost(row: dict[str, Any] | None) -> str:
         if row is None:
             return ""
-        return f"{row['seconds']:.0f} s, {row['steps']:,}" + (", *solved*" if row["status"] == "target" else "")
+        ended = {"target": "*solved*", "time_budget": "clock", "finished": "steps"}[row["status"]]
+        return f"{row['n_parameters']:,}; {row['seconds']:.0f} s, {row['steps']:,}, {ended}"
 
     lines += table(["", *recipes], [[n, *(cost(report[r].get(n)) for r in recipes)] for n in names])
     for r in recipes:
         lengths = sorted({int(k) for row in report[r].values() for k in row["by_length"]})
         what = "accuracy at positions up to" if r == "s3" else "scaled accuracy by length, up to"
-        lines += ["", f"## {r}: {what}", ""]
+        chance = " (chance is 0.17)" if r == "s3" else ""
+        lines += ["", f"## {r}: {what}{chance}", ""]
         rows = [
             [f"{n}: `{row['pattern'].replace('|', chr(92) + '|')}`"]
             + [shown(row["by_length"].get(str(length))) for length in lengths]
             for n, row in ((n, report[r][n]) for n in names if n in report[r])
+            if has_learned(row)
         ]
         lines += table(["", *map(str, lengths)], rows)
+        if rest := [f"{n} `{report[r][n]['pattern']}`" for n in names if n in report[r] and not has_learned(report[r][n])]:
+            lines += ["", f"No row, as the training ended before they had learned: {'; '.join(rest)}."]
     return "\n".join(lines) + "\n"
 
 
