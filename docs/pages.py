@@ -26,12 +26,13 @@ import zoo
 from tasks.protocol import registry as tasks
 from tasks.registry import Options, UsageError
 from zoo import protocol
+from zoo.models.token import ModelConfig, Recursion
 from zoo.objectives.base import objectives
 from zoo.pattern import make_word, parse, to_text
 from zoo.protocol import Mixer, Place
 from zoo.registry import mixers
 from zoo.report.units import size
-from zoo.training.experiment import list_recipes, recipe_about
+from zoo.training.experiment import Target, TrainConfig, list_recipes, recipe_about
 from zoo.training.listing import listing
 
 DOCS = Path(__file__).resolve().parent
@@ -435,10 +436,11 @@ def start_page() -> Iterator[tuple[str, str]]:
     """README.md, and what all pages are found by."""
     text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"\]\(docs/results/\)", "](results/README.md)", text)
+    text = re.sub(r"\[docs/([\w/]+?)/?(?:\.md)?\]\(", r"[\1](", text)  # the site has no folder docs
     text = re.sub(r"\]\(docs/", "](", text)
     text = re.sub(r"\[([^\]]+)\]\((?:zoo|tasks|tests|benchmarks)/[^)]*\)", r"`\1`", text)
     trees = {
-        "Start": ["Start <self>", "concepts", "adding"],
+        "Start": ["Start <self>", "concepts", "training", "adding", "limits"],
         "What there is": ["mixers/README", "attention", "tasks", "objectives", "models", "recipes"],
         "Measuring": ["benchmarks", "report", "results/README"],
     }
@@ -450,8 +452,12 @@ def start_page() -> Iterator[tuple[str, str]]:
     yield "results/README.md", "\n".join([text, *toctree([page for page in found if page != "README"], hidden=True)])
 
 
+CONFIGS = {"train": TrainConfig, "train.target": Target, "model": ModelConfig, "model.recursion": Recursion}
+"""Sections of an experiment whose options a page may list."""
+
+
 def filled(text: str) -> str:
-    """A page with what its comments ask for: `<!-- laws -->`, `<!-- file: NAME -->`."""
+    """A page with its comments replaced: `<!-- laws -->`, `<!-- file: NAME -->`, `<!-- options: SECTION -->`."""
     laws = re.findall(r"^(\d+\. .+?)$", inspect.cleandoc(protocol.__doc__ or ""), re.M)
     text = text.replace("<!-- laws -->", "\n".join(laws))
 
@@ -459,6 +465,7 @@ def filled(text: str) -> str:
         path = DOCS / match[1]
         return "\n".join(fenced(path.read_text(encoding="utf-8"), {".py": "python"}.get(path.suffix, "text")))
 
+    text = re.sub(r"<!-- options: (\S+) -->", lambda m: "\n".join(options(CONFIGS[m[1]])).rstrip("\n"), text)
     return re.sub(r"<!-- file: (\S+) -->", contents, text)
 
 

@@ -84,14 +84,14 @@ class ModelConfig(Options):
         residual_streams: how many there are then.
         residual_dynamic: whether each token has weights of its own for them.
         positions: added to the embedding; attention words bring rotary positions of their own.
-        max_len: number of positions that `positions="learned"` can tell apart, and that words with weights for every
+        max_len: number of positions that `positions="learned"` has, and that words with weights for every
             step have weights for; the usual length of a recursive model, the places of its puzzles included.
         tie_embeddings: the head uses the embedding's weights.
         embedding_scale: factor on the embedding.
         embedding_norm: a norm right after the embedding (RWKV).
         time_feature: add a learned function of the time since the previous token, `context.timespans`, to the
             embedding: for mixers that do not read it themselves.
-        decoder: an MLP that tells every token of a row from the features of its last, for tasks of the layout
+        decoder: an MLP that predicts every token of a row from the features of its last, for tasks of the layout
             `reconstruct`.
         dropout: probability, after the embedding.
         head_bias: a bias on the head.

@@ -40,7 +40,12 @@ CONFIG = "config.yaml"
 
 
 class Target(Options):
-    """metric: a figure of the task's score, or "loss"; value: what ends the training once validation reaches it."""
+    """A figure on validation that ends the training.
+
+    Attributes:
+        metric: a figure of the task's score, or "loss".
+        value: the training ends once validation reaches it, from below, or from above where it is the loss.
+    """
 
     metric: str = "accuracy"
     value: float
