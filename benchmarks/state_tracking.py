@@ -114,10 +114,11 @@ def markdown(report: dict[str, dict[str, dict[str, Any]]]) -> str:
         "# State tracking",
         "",
         "Scaled accuracy on 1,024 unseen rows (`event-xor`: 2,048), which is (accuracy - chance) / (1 - chance): 0 is",
-        "guessing, 1 all right. First at the lengths of training, then at longer ones: `parity` and `modular-arithmetic` train on 3 to 40 tokens and",
-        "test on 40 to 256, `s3` trains on 24 elements and tests on 128; `event-xor` has up to 32 bits in both. So",
-        "nothing is said of lengths beyond 256. One small model of one or two layers each (below, and in the recipes),",
-        "trained on one thread until validation, at the longer lengths, reaches the recipe's target or its time is up.",
+        "guessing, 1 all right. First at the lengths of training, then at longer ones: `parity` and",
+        "`modular-arithmetic` train on 3 to 40 tokens and test on 40 to 256, `s3` trains on 24 elements and tests on",
+        "128; `event-xor` has up to 32 bits in both. So nothing is said of lengths beyond 256. One small model of one",
+        "or two layers each (below, and in the recipes), trained on one thread until validation, at the longer",
+        "lengths, reaches the recipe's target or its time is up.",
         "",
         "Every cell is one run: 1 seed (0). The models of a column have the same width, not the same number of",
         "parameters, and learning rates of the recipe, which were not searched for each. What a model did not learn",
@@ -137,8 +138,8 @@ def markdown(report: dict[str, dict[str, dict[str, Any]]]) -> str:
         "",
         "## Training",
         "",
-        "Parameters, seconds, steps, and how it ended: *solved*, the target was reached on validation; *clock*, the time",
-        "was up; *steps*, all steps were taken. Seconds depend on the machine's other work, steps do not.",
+        "Parameters, seconds, steps, and how it ended: *solved*, the target was reached on validation; *clock*, the",
+        "time was up; *steps*, all steps were taken. Seconds depend on the machine's other work, steps do not.",
         "",
     ]
 
@@ -161,7 +162,9 @@ def markdown(report: dict[str, dict[str, dict[str, Any]]]) -> str:
             if has_learned(row)
         ]
         lines += table(["", *map(str, lengths)], rows)
-        if rest := [f"{n} `{report[r][n]['pattern']}`" for n in names if n in report[r] and not has_learned(report[r][n])]:
+        if rest := [
+            f"{n} `{report[r][n]['pattern']}`" for n in names if n in report[r] and not has_learned(report[r][n])
+        ]:
             lines += ["", f"No row, as the training ended before they had learned: {'; '.join(rest)}."]
     return "\n".join(lines) + "\n"
 
