@@ -28,6 +28,10 @@ class UsageError(ValueError):
     """Wrong input from a person. Its text is one line; the `zoo` command prints it and exits with status 2."""
 
 
+class UsageWarning(UserWarning):
+    """Something that was left aside, and why. Its text is one line; the `zoo` command prints it on standard error."""
+
+
 def closest(given: str, allowed: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` where a name is near enough, else an empty string."""
     near = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.5)

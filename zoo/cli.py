@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tasks.registry import UsageError
+from tasks.registry import UsageError, UsageWarning
 
 app = typer.Typer(
     name="zoo",
@@ -263,8 +264,19 @@ def _print_listing(found: list[dict[str, Any]], as_json: bool) -> None:
         print(f"{f['name']:<{width}}  {f['about']}".rstrip())
 
 
+def _one_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+    """A warning as the command prints it: without the place in the code where it is our own."""
+    if issubclass(category, UsageWarning):
+        return "zoo: " + " ".join(str(message).split()) + "\n"
+    return _formatwarning(message, category, *place, **more)
+
+
+_formatwarning = warnings.formatwarning
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; wrong use is one line on standard error and exit status 2."""
+    warnings.formatwarning = _one_line
     try:
         status = app(args=(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
     except UsageError as error:

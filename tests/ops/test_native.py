@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+import pathlib
+import shlex
+import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import zoo
+from tasks.registry import UsageError, UsageWarning
 from zoo.ops import native
+from zoo.ops.common import logged_forms
+from zoo.training import doctor
 
 needs_compiler = pytest.mark.skipif(native.why_not() is not None, reason=f"no kernels here: {native.why_not()}")
 
@@ -97,3 +105,258 @@ def test_built_once_for_several_processes(tmp_path):
     running = [subprocess.Popen([sys.executable, "-c", code], env=env) for _ in range(3)]
     assert [p.wait(120) for p in running] == [0, 0, 0]
     assert len(list(tmp_path.glob("kernels/*.so"))) == 1
+    (built,) = tmp_path.glob("kernels/*.so")
+    assert native._whole(built)
+
+
+# ---- the cache
+
+KERNELS = sorted(source.stem for source in native.SOURCES.glob("*.cpp"))
+QUICK = "silu_product"  # the one that is built in the shortest time
+
+
+def forget():
+    for known in (native.load, native.folder, native._why_not, native._version):
+        known.cache_clear()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A copy of the kernels built so far as this process's cache: its folder."""
+    for name in (QUICK, "probe"):
+        native.load(name)
+    folder = tmp_path / "cache" / "kernels"
+    shutil.copytree(native.folder(), folder)
+    for path in (folder.parent, folder):
+        path.chmod(0o700)
+    monkeypatch.setenv("ZOO_CACHE", str(folder.parent))
+    monkeypatch.delenv("ZOO_KERNELS", raising=False)
+    forget()
+    yield folder
+    forget()
+
+
+def library(folder: pathlib.Path, name: str) -> pathlib.Path:
+    newest = max(folder.glob(f"{name}-*.so"), key=lambda path: path.stat().st_mtime_ns)
+    assert native._whole(newest)
+    return newest
+
+
+def halved(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def linked(path):
+    shutil.move(path, path.with_suffix(".elsewhere"))
+    path.symlink_to(path.with_suffix(".elsewhere"))
+
+
+DAMAGES = {
+    "half": halved,
+    "one bit": flipped,
+    "empty": lambda path: path.write_bytes(b""),
+    "garbage": lambda path: path.write_bytes(b"garbage" * 1000),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "gone": pathlib.Path.unlink,
+    "a link": linked,
+    "without a seal": lambda path: path.with_suffix(".json").unlink(),
+    "a seal that is empty": lambda path: path.with_suffix(".json").write_text(""),
+    "a seal of another type": lambda path: path.with_suffix(".json").write_text("[" * 5000),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", [QUICK, "probe"])
+def test_what_is_damaged_is_built_again(cache, monkeypatch, name, damage):
+    path = library(cache, name)
+    content, built = path.read_bytes(), []
+
+    def build(compiler, source, out):
+        built.append(source.stem)
+        out.unlink(missing_ok=True)
+        out.write_bytes(content)
+
+    monkeypatch.setattr(native, "_build", build)
+    DAMAGES[damage](path)
+    assert not native._whole(path)
+    assert native.why_not(name) is None
+    assert native._whole(path)
+    assert built == [name]
+
+
+@needs_compiler
+def test_a_damaged_library_of_an_earlier_process_kills_no_command(cache):
+    for path in cache.glob("*.so"):
+        halved(path)
+    code = f"from zoo.ops import native; print(native.why_not({QUICK!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
+
+
+@needs_compiler
+def test_a_library_that_is_whole_is_loaded_as_it_is(cache, monkeypatch):
+    monkeypatch.setattr(native, "_build", lambda *_: pytest.fail("it was there"))
+    assert native.why_not(QUICK) is None
+
+
+def without(monkeypatch, *names, why="out of order"):
+    """No kernel of these names can be built."""
+    building = native._build
+
+    def build(compiler, source, path):
+        if source.stem in names:
+            raise native.Unavailable(why)
+        building(compiler, source, path)
+
+    monkeypatch.setattr(native, "_whole", lambda path: path.name.rpartition("-")[0] not in names and path.exists())
+    monkeypatch.setattr(native, "_build", build)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", [k for k in KERNELS if k != "probe"])
+def test_a_kernel_that_cannot_be_built_is_left_out_alone(cache, monkeypatch, name):
+    without(monkeypatch, name)
+    with pytest.warns(
+        UsageWarning, match=f"The compiled kernel {name} is left out, plain PyTorch runs instead: out of"
+    ):
+        assert native.why_not(name) == "out of order"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is said once
+        assert native.serves(torch.zeros(1), kernel=name) == "out of order"
+        assert native.why_not() is None
+
+
+@needs_compiler
+def test_every_mixer_runs_in_plain_pytorch_without_its_kernels(cache, monkeypatch):
+    without(monkeypatch, *(k for k in KERNELS if k != "probe"))
+    x = torch.randn(2, 40, 32)
+    with warnings.catch_warnings(), logged_forms() as forms:
+        warnings.simplefilter("ignore", UsageWarning)
+        for word in zoo.list_mixers():
+            zoo.create_mixer(word, 32, place=zoo.Place(length=40))(x)[0].sum().backward()
+    assert len(forms) > 9
+    assert "compiled" not in set().union(*forms.values())
+    with pytest.raises(UsageError, match=r"backend='compiled' cannot run here: out of order"):
+        zoo.ops.scan(x, x, backend="compiled")
+
+
+@pytest.mark.parametrize("name", [k for k in KERNELS if k != "probe"])
+def test_every_kernel_is_asked_for_before_it_is_loaded(name):
+    sources = [path.read_text() for path in native.SOURCES.parent.glob("*.py")]
+    using = [text for text in sources if f'load("{name}")' in text or f'form_of("{name}"' in text]
+    assert using
+    asked = (f'kernel="{name}"', f'serves("{name}"')
+    assert any(words in text for text in sources for words in asked)
+
+
+@needs_compiler
+def test_the_doctor_names_what_is_left_out(cache, monkeypatch):
+    without(monkeypatch, *(k for k in KERNELS if k not in (QUICK, "probe")), why="no room")
+    found = doctor.kernels()
+    assert found["available"]
+    assert found["folder"] == str(cache)
+    assert set(found["seconds"]) == {QUICK, "probe"}
+    assert found["refused"] == {k: "no room" for k in KERNELS if k not in found["seconds"]}
+    assert "plain PyTorch in place of scan: no room" in doctor._kernels(found)
+
+
+@needs_compiler
+def test_a_library_without_its_functions_is_refused_and_not_kept(cache, monkeypatch):
+    path = library(cache, QUICK)
+    path.unlink()
+    monkeypatch.setattr(native, "_build", lambda compiler, source, out: shutil.copy(library(cache, "probe"), out))
+    with pytest.warns(UsageWarning, match="the library lacks silu_product_forward_float"):
+        assert native.why_not(QUICK) == f"the library lacks silu_product_forward_float: {QUICK}"
+    assert not path.exists()
+    assert native.why_not("probe") is None
+
+
+@needs_compiler
+def test_a_folder_in_place_of_a_library_is_a_reason(cache):
+    path = library(cache, QUICK)
+    path.unlink()
+    (path / "inner").mkdir(parents=True)
+    with pytest.warns(UsageWarning, match=QUICK):
+        assert "directory" in (native.why_not(QUICK) or "")
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_functions_of_a_kernel_are_known(name):
+    functions = native.exported((native.SOURCES / f"{name}.cpp").read_text())
+    assert functions
+    native.Library(pathlib.Path(native.load(name)._library._name), functions)
+    assert (native.SOURCES / f"{name}.cpp").read_text().count('extern "C" void') <= len(functions)
+
+
+@needs_compiler
+@pytest.mark.parametrize("which", ["root", "kernels"])
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o702])
+def test_a_cache_that_others_may_write_to_is_refused(cache, which, mode):
+    folder = cache if which == "kernels" else cache.parent
+    folder.chmod(mode)
+    with pytest.warns(UsageWarning, match="There are no compiled kernels"):
+        why = native.why_not()
+    assert why == f"others may write to {folder}: chmod go-w it, or name another folder in ZOO_CACHE"
+
+
+@needs_compiler
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("which", ["root", "kernels"])
+def test_a_cache_of_another_user_is_refused(cache, which):
+    folder = cache if which == "kernels" else cache.parent
+    os.chown(folder, 54321, 54321)
+    with pytest.warns(UsageWarning, match=f"{folder} belongs to another user; name a folder of your own in ZOO_CACHE"):
+        assert native.why_not() is not None
+
+
+@pytest.mark.parametrize("home", ["none", "nowhere", "unsafe", "relative"])
+def test_without_a_safe_home_kernels_lie_in_a_private_temporary_folder(tmp_path, monkeypatch, home):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("ZOO_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "home/.cache/sequence-zoo").mkdir(parents=True)
+    (tmp_path / "home/.cache/sequence-zoo").chmod(0o777)
+    homes = {"nowhere": "/proc/nowhere", "unsafe": str(tmp_path / "home"), "relative": "home"}
+    if home == "none":
+        monkeypatch.setattr(pathlib.Path, "home", no_home)
+    else:
+        monkeypatch.setenv("HOME", homes[home])
+    forget()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        folder = native.folder()
+    forget()
+    assert folder == tmp_path / f"sequence-zoo-{os.geteuid()}" / "kernels"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert [str(w.message)[:46] for w in said] == ["The cache for compiled kernels is not used: oth"[:46]] * (
+        home == "unsafe"
+    )
+
+
+@needs_compiler
+def test_the_compiler_may_have_arguments(tmp_path, monkeypatch):
+    wrapper = tmp_path / "ccache"
+    wrapper.write_text('#!/bin/sh\nexec "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("CXX", f"{wrapper} {native.compiler()} '-DWORDS=a b'")
+    command = native._compiler()
+    assert command == [str(wrapper), *shlex.split(native.compiler().partition(" ")[2])]
+    assert command[-1] == "-DWORDS=a b"
+    native._build(command, native.SOURCES / f"{QUICK}.cpp", tmp_path / "built.so")
+    native.Library(tmp_path / "built.so", ["silu_product_forward_float"])
+    monkeypatch.setenv("CXX", str(wrapper))  # one word, as a path with spaces may be too
+    assert native._compiler() == [str(wrapper)]
+    for none in ("no-such-compiler g++", "'g++", " "):
+        monkeypatch.setenv("CXX", none)
+        assert native.compiler() is None

@@ -70,7 +70,7 @@ def causal_conv1d(
     bias = None if bias is None else bias.to(dtype)
     offers = {
         "causal_conv1d": lambda: adapter.why_not(x, weight, lengths, resets),
-        "compiled": lambda: native.serves(inputs),
+        "compiled": lambda: native.serves(inputs, kernel="causal_conv1d"),
     }
     chosen = common.choose_form("causal_conv1d", backend, T, FEW_STEPS, offers)
     if chosen == "compiled":

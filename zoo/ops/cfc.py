@@ -108,7 +108,7 @@ def cfc(
         padding = ~common.valid_steps(lengths, T)
         x, resets = blank(x, padding), None if resets is None else resets & ~padding
         spans = None if spans is None else blank(spans, padding)
-    offers = {"compiled": lambda: native.serves(x, state)}
+    offers = {"compiled": lambda: native.serves(x, state, kernel="cfc")}
     if common.choose_form("cfc", backend, T, FEW_STEPS, offers, ("reference",)) == "reference":
         h, state = _reference(x, state, matrices, biases, constants, spans, lengths, resets, mode, activation)
     else:

@@ -59,7 +59,7 @@ def delta_rule(
     chunk = common.chunk_length(chunk_size, default, v.shape[1])
     offers = {
         "fla": lambda: flash_linear_attention.why_not(v, q.shape[-1], chosen=backend == "fla"),
-        "compiled": lambda: native.serves(heads.v),
+        "compiled": lambda: native.serves(heads.v, kernel="delta"),
     }
     form = common.choose_form("delta_rule", backend, v.shape[1], FEW_STEPS, offers)
     if form == "reference":

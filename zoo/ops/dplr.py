@@ -64,7 +64,7 @@ def dplr(
     chunk = common.chunk_length(chunk_size, CHUNK, v.shape[1])
     offers = {
         "fla": lambda: flash_linear_attention.why_not(v, q.shape[-1], chosen=backend == "fla"),
-        "compiled": lambda: native.serves(heads.v),
+        "compiled": lambda: native.serves(heads.v, kernel="delta"),
     }
     form = common.choose_form("dplr", backend, v.shape[1], FEW_STEPS, offers)
     if form == "reference":

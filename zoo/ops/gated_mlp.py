@@ -71,15 +71,16 @@ def why_not(x: Tensor, *weights: Tensor, along_time: bool = False) -> str | None
     """Why the compiled kernel does not take this call, None where it does."""
     if x.numel() // max(x.shape[-2 if along_time else -1], 1) <= FEW_ROWS:
         return "few rows: packing the weights would take longer than the products"
-    if x.dtype == torch.bfloat16 and not _has_bfloat16():
+    refused = native.serves(x, *weights, kernel="gated_mlp", bfloat16=True)
+    if refused is None and x.dtype == torch.bfloat16 and not _has_bfloat16():
         return "this CPU has no avx512_bf16, or has better (amx_bf16)"
-    return native.serves(x, *weights, bfloat16=True)
+    return refused
 
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up; in one pass over memory where there are compiled kernels."""
     alike = gate.shape == up.shape and gate.dtype == up.dtype
-    if alike and gate.numel() > FEW_NUMBERS and native.serves(gate, up, bfloat16=True) is None:
+    if alike and gate.numel() > FEW_NUMBERS and native.serves(gate, up, kernel="silu_product", bfloat16=True) is None:
         return compiled_product(gate, up)
     return F.silu(gate) * up
 

@@ -31,7 +31,7 @@ def gated_norm(
         norm_before_gate: which of the two.
     """
     weight = weight.to(x.dtype)
-    if x.numel() > FEW_NUMBERS and native.serves(x, z, weight) is None:
+    if x.numel() > FEW_NUMBERS and native.serves(x, z, weight, kernel="gated_norm") is None:
         return compiled_norm(x, z, weight, n_groups, eps, norm_before_gate)
     gate = None if z is None else F.silu(z)
     if gate is not None and not norm_before_gate:

@@ -146,7 +146,8 @@ def decode_latents(q: Tensor, cache: LatentCache, r: int, settings: Settings) ->
     """One absorbed query (B, 1, H, r + P) a row: (B, 1, H, r)."""
     kv = cache.kv
     learns = torch.is_grad_enabled() and (q.requires_grad or kv.requires_grad)
-    if settings.backend != "auto" or learns or torch.compiler.is_compiling() or native.serves(q, kv) is not None:
+    plain = settings.backend != "auto" or learns or torch.compiler.is_compiling()
+    if plain or native.serves(q, kv, kernel="latent_attention") is not None:
         return decode(q, _as_one_head(cache, r), settings)
     log_form("attention", "compiled")
     (B, rows, W), H, threads = kv.shape, q.shape[2], torch.get_num_threads()

@@ -53,7 +53,7 @@ def linear_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     default = CHUNK if q.shape[-1] <= 32 else WIDE_CHUNK
     chunk = common.chunk_length(chunk_size, default, v.shape[1])
-    refused = native.serves(heads.v)
+    refused = native.serves(heads.v, kernel="linear_attention")
     few_steps = FEW_STEPS if refused else COMPILED_FEW_STEPS
     offers = {
         "fla": lambda: flash_linear_attention.why_not(v, q.shape[-1], chosen=backend == "fla"),

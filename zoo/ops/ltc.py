@@ -102,7 +102,7 @@ def ltc(
         padding = ~common.valid_steps(lengths, T)
         inputs, resets = blank(inputs, padding), None if resets is None else resets & ~padding
         spans = None if spans is None else blank(spans, padding)
-    offers = {"compiled": lambda: native.serves(inputs, state)}
+    offers = {"compiled": lambda: native.serves(inputs, state, kernel="ltc")}
     if common.choose_form("ltc", backend, T, FEW_STEPS, offers, ("reference",)) == "reference":
         v, state = _reference(inputs, state, outer, between, cell, spans, lengths, resets, unfolds, epsilon)
     else:

@@ -85,7 +85,8 @@ def mlstm(
     gates = _gates(heads, log_i, log_f, n, m, lengths)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     chunk = common.chunk_length(chunk_size, CHUNK if q.shape[-1] <= 64 else WIDE_CHUNK, v.shape[1])
-    form = common.choose_form("mlstm", backend, v.shape[1], FEW_STEPS, {"compiled": lambda: native.serves(heads.v)})
+    offers = {"compiled": lambda: native.serves(heads.v, kernel="mlstm")}
+    form = common.choose_form("mlstm", backend, v.shape[1], FEW_STEPS, offers)
     if form == "compiled":
         h, last = _compiled(heads, gates, scale, eps)
     elif form == "reference":

@@ -2,10 +2,14 @@
 
 A source `kernels/NAME.cpp` holds `extern "C"` functions over raw pointers, so that it compiles in a second and depends
 on no version of torch. The library is kept in the user's cache folder under a name made of its sources, the compiler
-and the CPU. Loops run in parallel through the OpenMP pool that torch has loaded already, with torch's own number of
-threads.
+and the CPU, and beside it its size and digest: what does not agree with them is built again and never loaded. Loops run
+in parallel through the OpenMP pool that torch has loaded already, with torch's own number of threads.
 
-Environment: ZOO_KERNELS=off leaves them out; ZOO_CACHE names the cache folder; CXX names the compiler.
+A kernel that cannot be built or loaded is left out alone: its op runs in plain PyTorch, which one warning says, and
+`zoo doctor`.
+
+Environment: ZOO_KERNELS=off leaves them out; ZOO_CACHE names the cache folder, which must be this user's (or root's)
+and writable by nobody else; CXX names the compiler, with arguments if need be ("ccache g++").
 """
 
 from __future__ import annotations
@@ -13,14 +17,19 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import json
 import os
 import pathlib
 import platform
+import re
+import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +37,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from tasks.registry import UsageWarning
 
 SOURCES = pathlib.Path(__file__).parent / "kernels"
 FLAGS = (
@@ -44,26 +55,44 @@ class Unavailable(RuntimeError):
 
 
 def compiler() -> str | None:
-    """Path of the C++ compiler: $CXX, else the first of c++, g++ and clang++."""
+    """The C++ compiler as a command line: $CXX, else the first of c++, g++ and clang++."""
+    command = _compiler()
+    return None if command is None else shlex.join(command)
+
+
+def _compiler() -> list[str] | None:
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    return next((path for name in names if (path := shutil.which(name))), None)
+    for name in names:
+        if path := shutil.which(name):  # a path with spaces too
+            return [path]
+        try:
+            first, *arguments = shlex.split(name)
+        except ValueError:  # quotes that do not end, or nothing but spaces
+            continue
+        if path := shutil.which(first):
+            return [path, *arguments]
+    return None
 
 
 @torch.compiler.assume_constant_result
-def why_not() -> str | None:
-    """Why there are no compiled kernels; None where there are. The first call builds one, to be sure."""
+def why_not(kernel: str = "probe") -> str | None:
+    """Why there is no such compiled kernel; None where there is. The first call builds and loads it, to be sure, also
+    where torch.compile is tracing the caller."""
     if os.environ.get("ZOO_KERNELS", "").lower() in ("off", "0"):
         return "switched off by ZOO_KERNELS"
     if forward_ad._current_level >= 0:  # torch would take a tangent of zero for one that an op does not tell
         return "forward-mode differentiation, which kernels do not know"
-    return _why_not()
+    return _why_not("probe") or _why_not(kernel)
 
 
 @functools.cache
-def _why_not() -> str | None:
+def _why_not(kernel: str) -> str | None:
+    """Says so once where there is none."""
     try:
-        load("probe")
+        load(kernel)
     except Unavailable as error:
+        what = "There are no compiled kernels" if kernel == "probe" else f"The compiled kernel {kernel} is left out"
+        warnings.warn(f"{what}, plain PyTorch runs instead: {error}", UsageWarning, stacklevel=2)
         return str(error)
     return None
 
@@ -73,10 +102,15 @@ class Library:
 
     Tensors (contiguous, on the CPU) are passed as pointers, None as a null pointer, whole numbers and bools as
     int64_t, floats as double.
+
+    Raises:
+        OSError: the file is no library, or lacks one of `functions`.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, functions: list[str]):
         self._library = ctypes.CDLL(str(path))
+        if missing := [name for name in functions if not hasattr(self._library, name)]:
+            raise OSError(f"the library lacks {missing[0]}")
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name.startswith("_"):
@@ -108,26 +142,90 @@ def load(name: str) -> Library:
     Raises:
         Unavailable: no compiler, no folder to write to, or a source that does not compile.
     """
-    path = compiler()
-    if path is None:
+    command = _compiler()
+    if command is None:
         raise Unavailable("no C++ compiler found (install g++ or clang, or name one in CXX)")
-    texts = [SOURCES / f"{name}.cpp", *sorted(SOURCES.glob("*.h"))]
-    version = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
-    parts = [version, *FLAGS, *OPTIONAL, _cpu(), *(text.read_text() for text in texts)]
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     try:
-        folder = _cache()
-        library = folder / f"{name}-{digest}.so"
-        if not library.exists():
-            with FileLock(library.with_suffix(".lock")):
-                if not library.exists():
-                    _build(path, texts[0], library)
-        return Library(library)
-    except OSError as error:
-        raise Unavailable(f"{error.strerror or error}: {error.filename or name}") from error
+        source = SOURCES / f"{name}.cpp"
+        texts = [text.read_text(encoding="utf-8") for text in (source, *sorted(SOURCES.glob("*.h")))]
+        parts = [_version(*command), *command[1:], *FLAGS, *OPTIONAL, _cpu(), *texts]
+        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+        path, functions = folder() / f"{name}-{digest}.so", exported(texts[0])
+        if _whole(path):
+            return Library(path, functions)
+        with FileLock(path.with_suffix(".lock")):
+            if _whole(path):  # another process was faster
+                return Library(path, functions)
+            _build(command, source, path)
+            try:
+                library = Library(path, functions)
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
+            _seal(path)
+            return library
+    except (OSError, NotImplementedError) as error:  # the latter where a file system knows no locks
+        told = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise Unavailable(f"{told}: {getattr(error, 'filename', None) or name}") from error
 
 
-def _build(compiler: str, source: pathlib.Path, library: pathlib.Path) -> None:
+@functools.cache
+def _version(*command: str) -> str:
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, errors="replace")
+    return done.stdout
+
+
+def exported(text: str) -> list[str]:
+    """The functions that a kernel's source exports whatever the CPU: those outside of `#if`, macros spelt out."""
+    text = re.sub(r"(?s)^#if.*?^#endif", "", text.replace("\\\n", " "), flags=re.MULTILINE)
+    found = re.findall(r'^extern "C" void (\w+)\(', text, re.MULTILINE)
+    for macro, parameters, body in re.findall(r"^#define (\w+)\((.*?)\)(.*)", text, re.MULTILINE):
+        for given in re.findall(rf"^{macro}\((.*)\)", text, re.MULTILINE):
+            words = dict(zip(*(re.split(r"\s*,\s*", part) for part in (parameters, given)), strict=False))
+            functions = re.findall(r'extern "C" void (\w+)##(\w+)\(', body)
+            found += [start + words.get(end, end) for start, end in functions]
+    return found
+
+
+def _whole(path: pathlib.Path) -> bool:
+    """Whether a library is the one that was built: a file of its own, of the size and digest kept beside it."""
+    try:
+        if not all(stat.S_ISREG(os.lstat(file).st_mode) for file in (path, _seal_of(path))):
+            return False
+        return json.loads(_seal_of(path).read_bytes()) == _sum(path)
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _seal_of(path: pathlib.Path) -> pathlib.Path:
+    return path.with_suffix(".json")
+
+
+def _sum(path: pathlib.Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _seal(path: pathlib.Path) -> None:
+    """Keep a library's size and digest beside it, once both are on the disk."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        written = pathlib.Path(scratch, "seal")
+        written.write_text(json.dumps(_sum(path)))
+        _to_disk(path, written)
+        written.replace(_seal_of(path))
+    _to_disk(path.parent)
+
+
+def _to_disk(*paths: pathlib.Path) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _build(compiler: list[str], source: pathlib.Path, library: pathlib.Path) -> None:
     """Compile into a file of its own and move it into place, so that no other process meets half a library.
 
     Linking leaves OpenMP's functions open: torch has loaded them into this process, and a second OpenMP beside torch's
@@ -136,38 +234,75 @@ def _build(compiler: str, source: pathlib.Path, library: pathlib.Path) -> None:
     flags, optional = list(FLAGS), list(OPTIONAL)
     if sys.platform.startswith("linux"):
         flags.append("-fopenmp")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*compiler, *arguments], capture_output=True, text=True, errors="replace")
+
     while True:
         with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
             unlinked, out = pathlib.Path(scratch, "kernel.o"), pathlib.Path(scratch, library.name)
             compiling = [f for f in flags if f != "-shared"]
             undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-            done = subprocess.run(
-                [compiler, *compiling, "-c", str(source), "-o", str(unlinked)], capture_output=True, text=True
-            )
+            done = run(*compiling, "-c", str(source), "-o", str(unlinked))
             if done.returncode == 0:
-                done = subprocess.run(
-                    [compiler, "-shared", *undefined, str(unlinked), "-o", str(out)], capture_output=True, text=True
-                )
+                done = run("-shared", *undefined, str(unlinked), "-o", str(out))
             if done.returncode == 0:
                 out.replace(library)
                 return
         if not optional:
             complaint = next((line for line in done.stderr.splitlines() if "error" in line), "it failed")
-            raise Unavailable(f"{pathlib.Path(compiler).name} cannot build {source.name}: {complaint.strip()}")
+            raise Unavailable(f"{pathlib.Path(compiler[0]).name} cannot build {source.name}: {complaint.strip()}")
         refused = optional.pop(0)
         flags = [f for f in flags if f != refused]
 
 
-def _cache() -> pathlib.Path:
-    """The folder of built libraries, this user's alone."""
+@functools.cache
+def folder() -> pathlib.Path:
+    """The folder of built libraries, which nobody else can write to.
+
+    Where the user has no home, or none to write to, it is a folder for temporary files of this user's alone.
+
+    Raises:
+        Unavailable: the folder is another user's, or others may write to it: their libraries would be run.
+        OSError: it cannot be made.
+    """
     if chosen := os.environ.get("ZOO_CACHE"):
-        folder = pathlib.Path(chosen)
-    else:
-        root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        folder = pathlib.Path(root) / "sequence-zoo"
-    folder = folder / "kernels"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
+        return _private(pathlib.Path(chosen))
+    try:
+        found = _private(_caches() / "sequence-zoo")
+        if os.access(found, os.W_OK):
+            return found
+    except Unavailable as error:
+        warnings.warn(f"The cache for compiled kernels is not used: {error}", UsageWarning, stacklevel=2)
+    except (OSError, RuntimeError):  # a container's user has no home, or that of nobody
+        pass
+    user = os.geteuid() if hasattr(os, "geteuid") else "cache"
+    return _private(pathlib.Path(tempfile.gettempdir(), f"sequence-zoo-{user}"))
+
+
+def _caches() -> pathlib.Path:
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(root):
+        root = str(pathlib.Path.home() / ".cache")
+    if not os.path.isabs(root):
+        raise RuntimeError("HOME is no absolute path")
+    return pathlib.Path(root)
+
+
+def _private(root: pathlib.Path) -> pathlib.Path:
+    """`root/kernels`, made where it is not there."""
+    kernels = root / "kernels"
+    for path in (root, kernels):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.stat()
+        if not hasattr(os, "geteuid"):
+            continue
+        if found.st_uid not in (os.geteuid(), 0):
+            raise Unavailable(f"{path} belongs to another user; name a folder of your own in ZOO_CACHE")
+        # In a sticky folder such as /tmp nobody can replace what is ours.
+        if found.st_mode & 0o022 and not (path is root and found.st_mode & stat.S_ISVTX):
+            raise Unavailable(f"others may write to {path}: chmod go-w it, or name another folder in ZOO_CACHE")
+    return kernels
 
 
 def _cpu() -> str:
@@ -185,16 +320,16 @@ def has_flag(flag: str) -> bool:
     return flag in _cpu().split()
 
 
-def serves(*tensors: Tensor | None, double: bool = False, bfloat16: bool = False) -> str | None:
-    """Why compiled kernels cannot take these inputs: they read float32 on the CPU, and float64 where `double`, to which
-    lower precision is widened before; `bfloat16` where they have a form of it. None where they can."""
+def serves(*tensors: Tensor | None, kernel: str = "probe", double: bool = False, bfloat16: bool = False) -> str | None:
+    """Why a compiled kernel cannot take these inputs: it reads float32 on the CPU, and float64 where `double`, to which
+    lower precision is widened before; `bfloat16` where it has a form of it. None where it can."""
     reads = (torch.float32, torch.bfloat16) if bfloat16 else (torch.float32,)
     for tensor in tensors:
         if tensor is not None and tensor.device.type != "cpu":
             return f"it runs on the CPU, the inputs are on {tensor.device}"
         if tensor is not None and tensor.is_floating_point() and tensor.dtype not in reads and not double:
             return f"it computes in float32, the inputs are {tensor.dtype}"
-    return why_not()
+    return why_not(kernel)
 
 
 def form_of(library: str, function: str, x: Tensor) -> Callable[..., None]:
@@ -202,11 +337,15 @@ def form_of(library: str, function: str, x: Tensor) -> Callable[..., None]:
     return getattr(load(library), f"{library}_{function}_{'bfloat16' if x.dtype == torch.bfloat16 else 'float'}")
 
 
-def build_all() -> dict[str, float]:
-    """Build every kernel; seconds that each took (next to none where it had been built before)."""
-    seconds = {}
+def build_all() -> tuple[dict[str, float], dict[str, str]]:
+    """Build every kernel: seconds that each took (next to none where it had been built before), and why some are not
+    to be had."""
+    seconds, refused = {}, {}
     for source in sorted(SOURCES.glob("*.cpp")):
         started = time.perf_counter()
-        load(source.stem)
-        seconds[source.stem] = time.perf_counter() - started
-    return seconds
+        try:
+            load(source.stem)
+            seconds[source.stem] = time.perf_counter() - started
+        except Unavailable as error:
+            refused[source.stem] = str(error)
+    return seconds, refused

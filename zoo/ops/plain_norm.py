@@ -14,7 +14,7 @@ from zoo.ops.gated_norm import FEW_NUMBERS
 
 def plain_norm(x: Tensor, *, dim: int = -1, eps: float = 1e-5) -> Tensor:
     """x / sqrt(mean of x^2 along `dim` + eps), in x's dtype; the arithmetic is in float32 at least."""
-    if x.numel() > FEW_NUMBERS and native.serves(x, bfloat16=True) is None:
+    if x.numel() > FEW_NUMBERS and native.serves(x, kernel="plain_norm", bfloat16=True) is None:
         return compiled(x, dim % x.ndim, eps)[0]
     wide = x.to(state_dtype(x))
     return (wide * torch.rsqrt(wide.square().mean(dim, keepdim=True) + eps)).to(x.dtype)

@@ -54,7 +54,7 @@ def scan(
     dtype = common.state_dtype(a, b)
     common.check_dtypes("scan", state, dtype, a=a, b=b)
     chunk = common.chunk_length(chunk_size, CHUNK, n_steps)
-    form = common.choose_form("scan", backend, n_steps, FEW_STEPS, {"compiled": lambda: serves(b)})
+    form = common.choose_form("scan", backend, n_steps, FEW_STEPS, {"compiled": lambda: serves("scan", b)})
 
     decay, inputs = a.to(dtype), b.to(dtype)
     state = inputs.new_zeros(b.shape[0], *b.shape[2:]) if state is None else state
@@ -73,12 +73,12 @@ def scan(
     return (h if lengths is None else blank(h, padding)).to(b.dtype), state
 
 
-def serves(*tensors: Tensor) -> str | None:
+def serves(kernel: str, *tensors: Tensor) -> str | None:
     """Why the compiled form cannot take these inputs; None where it can."""
     for tensor in tensors:
         if tensor.device.type != "cpu":
             return f"it runs on the CPU, the inputs are on {tensor.device}"
-    return native.why_not()
+    return native.why_not(kernel)
 
 
 def _reference(a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

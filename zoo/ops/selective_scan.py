@@ -79,7 +79,10 @@ def selective_scan(
     dtype = common.state_dtype(u, delta, A, B, C)
     common.check_dtypes("selective_scan", state, dtype, u=u, **given)
     chunk = common.chunk_length(chunk_size, CHUNK, n_steps)
-    offers = {"mamba_ssm": lambda: mamba_ssm.why_not_scan(u, state, resets), "compiled": lambda: serves(u)}
+    offers = {
+        "mamba_ssm": lambda: mamba_ssm.why_not_scan(u, state, resets),
+        "compiled": lambda: serves("selective_scan", u),
+    }
     form = common.choose_form("selective_scan", backend, n_steps, FEW_STEPS, offers)
 
     inputs: dict[str, Any] = {

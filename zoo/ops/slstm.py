@@ -68,7 +68,7 @@ def slstm(
     inputs, weight = gates.to(dtype), weight.to(dtype)
     if state is None:
         state = SLSTMState(*(inputs.new_zeros(B, H, D) for _ in SLSTMState._fields))
-    offers = {"compiled": lambda: native.serves(inputs)}
+    offers = {"compiled": lambda: native.serves(inputs, kernel="slstm")}
     if common.choose_form("slstm", backend, T, FEW_STEPS, offers, ("reference",)) == "reference":
         h, state = _reference(inputs, weight, state, lengths, resets)
     else:

@@ -227,7 +227,7 @@ def _cached_scores(index: Index, key: Tensor, most: int, settings: Settings) -> 
     """`index_scores` of single queries (B, 1, J, E) and the first `most` rows of the cached keys (B, rows, E)."""
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (key, *index))
     plain = settings.backend != "auto" or learns or torch.compiler.is_compiling()
-    if plain or native.serves(index.q, key, index.weight) is not None:
+    if plain or native.serves(index.q, key, index.weight, kernel="index_scores") is not None:
         return index_scores(index.q, key[:, :most].to(index.q.dtype), index.weight)
     log_form("sparse_latent_attention", "compiled")
     (B, rows, E), J, threads = key.shape, index.q.shape[2], torch.get_num_threads()

@@ -7,11 +7,13 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from importlib import metadata
 from typing import Any
 
 import torch
 
+from tasks.registry import UsageWarning
 from zoo.ops import native
 from zoo.training import machine
 
@@ -52,13 +54,14 @@ def examine() -> dict[str, Any]:
 
 
 def kernels() -> dict[str, Any]:
-    """Whether the compiled CPU kernels are there, why not, and the seconds spent on building those that were not."""
-    try:
-        if (why := native.why_not()) is None:
-            return {"available": True, "seconds": native.build_all()}
-    except native.Unavailable as error:
-        why = str(error)
-    return {"available": False, "why": why}
+    """Whether the compiled CPU kernels are there, where they are kept, the seconds spent on building those that were
+    not, and why some or all are missing."""
+    with warnings.catch_warnings():  # which say the same
+        warnings.simplefilter("ignore", UsageWarning)
+        if (why := native.why_not()) is not None:
+            return {"available": False, "why": why}
+        seconds, refused = native.build_all()
+    return {"available": True, "folder": str(native.folder()), "seconds": seconds, "refused": refused}
 
 
 def package(name: str) -> dict[str, Any]:
@@ -112,4 +115,6 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
 def _kernels(found: dict[str, Any]) -> str:
     if not found["available"]:
         return f"none, plain PyTorch runs in their place: {found['why']}"
-    return f"compiled: {', '.join(found['seconds'])} ({sum(found['seconds'].values()):.1f} s to build or load)"
+    compiled = f"compiled: {', '.join(found['seconds'])} ({sum(found['seconds'].values()):.1f} s to build or load)"
+    refused = "".join(f"; plain PyTorch in place of {name}: {why}" for name, why in found["refused"].items())
+    return f"{compiled}, kept in {found['folder']}{refused}"
