@@ -10,6 +10,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; before torch
 import pytest
 import torch
 
+torch.backends.cudnn.allow_tf32 = False  # by default cuDNN's recurrent layers round float32 to 10 bits of mantissa
+
 
 @pytest.fixture(autouse=True)
 def _seeded():

@@ -32,27 +32,37 @@ WIDTHS = (16, 18, 34, 48, 66, 130)
 
 @dataclass(frozen=True)
 class Case:
-    """A mixer class with one set of options, in a model that is causal or not."""
+    """A mixer class with one set of options, in a model that is causal or not, on a device."""
 
     mixer: type[Mixer]
     options: dict[str, Any] = field(default_factory=dict)
     causal: bool = True
+    device: str = "cpu"
 
     def __str__(self) -> str:
         word = to_text(make_word(self.mixer.name, self.options)) if self.mixer.name in mixers else self.mixer.name
-        return word if self.causal else f"{word}, looking ahead"
+        word = word if self.causal else f"{word}, looking ahead"
+        return word if self.device == "cpu" else f"{word} on {self.device}"
 
     @property
     def place(self) -> Place:
         return Place(layer=1, n_layers=3, causal=self.causal)
 
     def build(self, dtype: torch.dtype = torch.float64, d_model: int = WIDTH, **options: Any) -> Mixer:
-        """The mixer with parameters moved off their inits; the same ones in float64 and float32."""
+        """The mixer with parameters moved off their inits; the same ones in float64 and float32, on every device."""
         config = self.mixer.Config(**{**self.options, **options})
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), torch.device("cpu"):
             torch.manual_seed(1)
             mixer = laws.off_inits(self.mixer(d_model, config, place=self.place).double())
-        return mixer.float().to(dtype)
+        return mixer.float().to(self.device, dtype)
+
+    def noise(self, *shape: int, seed: int = 0) -> Tensor:
+        """Normal float64 numbers on the device."""
+        return noise(*shape, seed=seed, device=self.device)
+
+    def spans(self, batch: int, steps: int) -> Tensor:
+        """Time steps on the device."""
+        return spans(batch, steps, device=self.device)
 
 
 # ---- inputs, runs, comparisons
@@ -89,7 +99,9 @@ def row(tree: Any, i: int) -> Any:
 def gradients(outputs: Any, inputs: Sequence[Tensor], seed: int = 9) -> list[Tensor]:
     """Gradients of a random weighing of all floating-point tensors of `outputs`; zeros where nothing arrives."""
     leaves = [leaf for leaf in tree_leaves(outputs) if leaf.requires_grad]
-    loss = sum((leaf * noise(*leaf.shape, seed=seed + i).to(leaf)).sum() for i, leaf in enumerate(leaves))
+    loss = sum(
+        (leaf * noise(*leaf.shape, seed=seed + i, device=leaf.device).to(leaf)).sum() for i, leaf in enumerate(leaves)
+    )
     return list(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
 
 
@@ -114,18 +126,20 @@ def causality(case: Case, dtype: torch.dtype) -> None:
 def batch_independence(case: Case, dtype: torch.dtype) -> None:
     """No output or state of a row depends on another row's inputs, state, length or documents."""
     mixer, n = case.build(dtype), 20
-    x, fields = noise(3, n, WIDTH), {"timespans": spans(3, n)}
+    x, fields = case.noise(3, n, WIDTH), {"timespans": case.spans(3, n)}
     state = None
     if mixer.causal:
-        _, state = run(mixer, noise(3, 6, WIDTH, seed=1))
+        _, state = run(mixer, case.noise(3, 6, WIDTH, seed=1))
     expected = run(exact(mixer), x, widened(state, mixer), **fields)
     for i in range(3):
         alone = run(mixer, x[[i]], row(state, i) if state is not None else None, timespans=fields["timespans"][[i]])
         assert_same_run(alone, (expected[0][[i]], row(expected[1], i)), mixer, f"row {i} alone")
-    resets = torch.zeros(3, n, dtype=torch.bool)
+    resets = torch.zeros(3, n, dtype=torch.bool, device=case.device)
     resets[0, 3] = resets[2, 0] = True
-    crowd = torch.stack([3 * noise(n, WIDTH, seed=2), x[1], noise(n, WIDTH, seed=3)])
-    y, after = run(mixer, crowd, forked(state), lengths=torch.tensor([5, n, 0]), resets=resets, **fields)
+    crowd = torch.stack([3 * case.noise(n, WIDTH, seed=2), x[1], case.noise(n, WIDTH, seed=3)])
+    y, after = run(
+        mixer, crowd, forked(state), lengths=torch.tensor([5, n, 0], device=case.device), resets=resets, **fields
+    )
     assert_same_run((y[[1]], row(after, 1)), (expected[0][[1]], row(expected[1], 1)), mixer, "row 1 among others")
 
 
@@ -150,7 +164,9 @@ def forms(case: Case, steps: int) -> None:
     """Every form agrees with the reference in value and in the gradients of inputs, state and parameters."""
 
     def values_and_gradients(mixer: Mixer) -> tuple[Any, list[Tensor]]:
-        first, second = (t.to(dtype_of(mixer)).requires_grad_() for t in (noise(1, 5, WIDTH), noise(1, steps, WIDTH)))
+        first, second = (
+            t.to(dtype_of(mixer)).requires_grad_() for t in (case.noise(1, 5, WIDTH), case.noise(1, steps, WIDTH))
+        )
         state = run(mixer, first)[1] if mixer.causal else None
         y, state = run(mixer, second, state)
         outputs = (y, zoo.canonical(state))
@@ -174,20 +190,20 @@ def forms(case: Case, steps: int) -> None:
 def purity(case: Case, dtype: torch.dtype) -> None:
     """Inputs, parameters and (with gradients on) the state stay as they are; the same call gives the same bits."""
     mixer, n = case.build(dtype), 18
-    x = noise(2, n, WIDTH).to(dtype)
-    resets = torch.zeros(2, n, dtype=torch.bool)
+    x = case.noise(2, n, WIDTH).to(dtype)
+    resets = torch.zeros(2, n, dtype=torch.bool, device=case.device)
     resets[0, 4] = True
     held = {
         "x": x,
-        "lengths": torch.tensor([n, 11]),
+        "lengths": torch.tensor([n, 11], device=case.device),
         "resets": resets,
-        "timespans": spans(2, n).to(dtype),
+        "timespans": case.spans(2, n).to(dtype),
         **dict(mixer.named_parameters()),
         **dict(mixer.named_buffers()),
     }
     start = None
     if mixer.causal:
-        _, start = run(mixer, noise(2, 6, WIDTH, seed=1))
+        _, start = run(mixer, case.noise(2, 6, WIDTH, seed=1))
         held |= {f"state {i}": leaf for i, leaf in enumerate(tree_leaves(start))}
     before = {name: (tensor._version, tensor.detach().clone()) for name, tensor in held.items()}
 
@@ -217,7 +233,7 @@ def cost(case: Case, dtype: torch.dtype) -> None:
     for batch, n in ((1, 1), (2, 7), (3, 40)):
         state = mixer.init_state(batch, capacity=n, dtype=dtype)
         assert mixer.state_bytes(batch, n, dtype) == tree_bytes(state), f"state_bytes at capacity {n}"
-        _, state = run(mixer, noise(batch, n, WIDTH), state)
+        _, state = run(mixer, case.noise(batch, n, WIDTH), state)
         assert mixer.state_bytes(batch, n, dtype) == tree_bytes(state), f"state_bytes after {n} tokens"
         for leaf in tree_leaves(state):
             assert leaf.shape[0] == batch
@@ -235,9 +251,9 @@ def flops(case: Case, context_length: int) -> None:
     mixer = case.build(torch.float32, **form)
     state = mixer.init_state(1, capacity=context_length)
     if context_length > 1:
-        _, state = run(mixer, noise(1, context_length - 1, WIDTH), state)
+        _, state = run(mixer, case.noise(1, context_length - 1, WIDTH), state)
     with FlopCounterMode(display=False) as counter:
-        mixer.step(noise(1, WIDTH).float(), state)
+        mixer.step(case.noise(1, WIDTH).float(), state)
     counted = counter.get_total_flops()
     said = mixer.flops_per_token(context_length)
     right = counted <= said if mixer.work_varies else counted == said
@@ -250,7 +266,7 @@ def flops(case: Case, context_length: int) -> None:
 def training_gradients(case: Case) -> None:
     """Gradients of y.sum() + sum(context.losses) reach every parameter and the input, and are finite."""
     mixer = case.build()
-    x, context = noise(2, 19, WIDTH).requires_grad_(), Context(timespans=spans(2, 19))
+    x, context = case.noise(2, 19, WIDTH).requires_grad_(), Context(timespans=case.spans(2, 19))
     y, _ = mixer(x, None, context)
     (y.sum() + sum(context.losses)).backward()
     for name, tensor in {"x": x, **dict(mixer.named_parameters())}.items():
@@ -262,7 +278,7 @@ def training_gradients(case: Case) -> None:
 def state_gradients(case: Case) -> None:
     """A carried state passes the gradients that an uncut pass has."""
     mixer = case.build()
-    x = noise(2, 24, WIDTH).requires_grad_()
+    x = case.noise(2, 24, WIDTH).requires_grad_()
     inputs = [x, *mixer.parameters()]
     whole = gradients(run(mixer, x)[0][:, 11:], inputs)
     stateless = not any(leaf.numel() for leaf in tree_leaves(run(mixer, x)[1]))
@@ -276,16 +292,16 @@ def compiles(case: Case, backend: str = "aot_eager") -> None:
     """`torch.compile(fullgraph=True)` gives the outputs and gradients of eager mode, packed and padded rows too."""
     torch._dynamo.reset()
     mixer, n = case.build(torch.float32), 6
-    x = noise(2, n, WIDTH).float().requires_grad_()
+    x = case.noise(2, n, WIDTH).float().requires_grad_()
     fields = {
-        "lengths": torch.tensor([n, 4]),
-        "resets": torch.arange(n).eq(2).expand(2, n),
-        "timespans": spans(2, n).float(),
+        "lengths": torch.tensor([n, 4], device=case.device),
+        "resets": torch.arange(n, device=case.device).eq(2).expand(2, n),
+        "timespans": case.spans(2, n).float(),
     }
     start = None
     if mixer.causal:
         with torch.no_grad():
-            _, start = run(mixer, noise(2, 4, WIDTH, seed=1).float())
+            _, start = run(mixer, case.noise(2, 4, WIDTH, seed=1).float())
 
     def forward(x: Tensor, state: State, fields: dict[str, Tensor]) -> Any:
         context = Context(**fields)
@@ -302,14 +318,14 @@ def compiles(case: Case, backend: str = "aot_eager") -> None:
 
 def autocast(case: Case) -> None:
     """Forward and backward under bfloat16 autocast stay near those in float32."""
-    mixer, x = case.build(torch.float32), noise(2, 21, WIDTH).float()
+    mixer, x = case.build(torch.float32), case.noise(2, 21, WIDTH).float()
     results = []
     for enabled in (False, True):
         inputs = [x.clone().requires_grad_(), *mixer.parameters()]
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        with torch.autocast(torch.device(case.device).type, torch.bfloat16, enabled=enabled):
             y, state = mixer(inputs[0])
         if mixer.causal:
-            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            with torch.autocast(torch.device(case.device).type, torch.bfloat16, enabled=enabled):
                 later, _ = mixer(inputs[0], state)
             y = torch.cat([y, later], 1)
         results.append((y, gradients(y.float(), inputs)))
@@ -329,7 +345,7 @@ def decode_graphs(case: Case, n: int = 200, capacity: int = 256) -> None:
         graphs.append(graph)
         return graph.forward
 
-    mixer, x = case.build(torch.float32), noise(1, n, WIDTH).float()
+    mixer, x = case.build(torch.float32), case.noise(1, n, WIDTH).float()
     step = torch.compile(mixer.step, fullgraph=True, backend=backend)
     outputs = []
     with torch.no_grad():
@@ -351,7 +367,7 @@ def any_size(case: Case, d_model: int) -> None:
     """Every even width from 16, every length from 1, batch 1."""
     mixer = case.build(d_model=d_model)
     for n in (1, 2, 3, 5, 63, 65):
-        x = noise(1, n, d_model, seed=n)
+        x = case.noise(1, n, d_model, seed=n)
         expected = run(mixer, x)
         assert expected[0].shape == x.shape
         assert expected[0].isfinite().all()
@@ -365,9 +381,9 @@ def packing(case: Case, dtype: torch.dtype) -> None:
     mixer = case.build(dtype)
     documents = [[37], [1, 1, 19, 16], [8, 28, 1]]
     n = 37
-    x, timespans = noise(3, n, WIDTH), spans(3, n)
+    x, timespans = case.noise(3, n, WIDTH), case.spans(3, n)
     starts = [[sum(row[:i]) for i in range(len(row))] for row in documents]
-    resets = torch.zeros(3, n, dtype=torch.bool)
+    resets = torch.zeros(3, n, dtype=torch.bool, device=case.device)
     for i, at in enumerate(starts):
         resets[i, at] = True
     expected = []
@@ -387,7 +403,7 @@ def packing(case: Case, dtype: torch.dtype) -> None:
         return
     check("cut at documents and inside", cuts=[1, 2, 8, 12, 30])
     check("step by step", steps=True)
-    past = noise(3, 21, WIDTH, seed=5)
+    past = case.noise(3, 21, WIDTH, seed=5)
     check("after an unrelated past", state=run(mixer, past)[1])
     check("step by step, after an unrelated past", state=run(mixer, past)[1], steps=True)
     capacious = mixer.init_state(3, capacity=64)
@@ -395,22 +411,22 @@ def packing(case: Case, dtype: torch.dtype) -> None:
     # A row that goes on from its past, beside rows that start anew.
     resets[0, 0] = False
     expected[0] = run(
-        exact(mixer), torch.cat([past[:1], x[:1]], 1), timespans=torch.cat([torch.ones(1, 21), timespans[:1]], 1)
+        exact(mixer), torch.cat([past[:1], x[:1]], 1), timespans=torch.cat([x.new_ones(1, 21), timespans[:1]], 1)
     )
     expected[0] = (expected[0][0][:, 21:], expected[0][1])
-    check("where row 0 goes on", state=run(mixer, past, timespans=torch.ones(3, 21))[1], cuts=[10])
+    check("where row 0 goes on", state=run(mixer, past, timespans=x.new_ones(3, 21))[1], cuts=[10])
 
 
 @torch.no_grad()
 def raggedness(case: Case, dtype: torch.dtype) -> None:
     """With `lengths`, outputs and returned state of each row equal that row run alone, and so does what follows."""
     mixer, n = case.build(dtype), 33
-    lengths = torch.tensor([n, 0, 20, 1])
-    past, x, later = noise(4, 6, WIDTH, seed=1), noise(4, n, WIDTH), noise(4, 9, WIDTH, seed=2)
+    lengths = torch.tensor([n, 0, 20, 1], device=case.device)
+    past, x, later = case.noise(4, 6, WIDTH, seed=1), case.noise(4, n, WIDTH), case.noise(4, 9, WIDTH, seed=2)
     for i, length in enumerate(lengths):
         x[i, length:] *= 10  # padding that would be seen
-    ones = torch.ones(4, 6)
-    timespans = spans(4, n)
+    ones = x.new_ones(4, 6)
+    timespans = case.spans(4, n)
     pasts = [None] if not mixer.causal else [None, past]
     for prefix in pasts:
         before = None if prefix is None else run(mixer, prefix, timespans=ones)[1]
@@ -436,19 +452,19 @@ def raggedness(case: Case, dtype: torch.dtype) -> None:
                 assert_same_run(outcome, alone[i], mixer, f"row of length {length}, {what}")
             if not mixer.causal:
                 continue
-            y, state = run(mixer, later, state, cuts=[1, 2], timespans=torch.ones(4, 9))
+            y, state = run(mixer, later, state, cuts=[1, 2], timespans=x.new_ones(4, 9))
             for i in range(4):
-                wanted = run(exact(mixer), later[[i]], zoo.fork(alone[i][1]), timespans=torch.ones(1, 9))
+                wanted = run(exact(mixer), later[[i]], zoo.fork(alone[i][1]), timespans=x.new_ones(1, 9))
                 assert_same_run((y[[i]], row(state, i)), wanted, mixer, f"row {i} going on, {what}")
 
 
 def ragged_gradients(case: Case) -> None:
     """Padding gets no gradient, and spoils none."""
     mixer, n = case.build(), 17
-    lengths = torch.tensor([n, 5, 0])
-    x = noise(3, n, WIDTH).requires_grad_()
+    lengths = torch.tensor([n, 5, 0], device=case.device)
+    x = case.noise(3, n, WIDTH).requires_grad_()
     y, _ = run(mixer, x, lengths=lengths)
-    valid = (torch.arange(n) < lengths[:, None])[..., None]
+    valid = (torch.arange(n, device=case.device) < lengths[:, None])[..., None]
     inputs = [x, *mixer.parameters()]
     grads = gradients(y.masked_fill(~valid, 0), inputs)
     assert not grads[0].masked_fill(valid, 0).any(), "padding gets a gradient"
@@ -460,7 +476,7 @@ def ragged_gradients(case: Case) -> None:
 def gradients_alone(mixer: Mixer, x: Tensor, i: int, length: int) -> list[Tensor]:
     """Parameter gradients of row i's valid part, under the weights that the whole batch has."""
     y, _ = run(mixer, x[[i], :length])
-    weights = noise(*x.shape, seed=9)[[i], :length]
+    weights = noise(*x.shape, seed=9, device=x.device)[[i], :length]
     parameters = list(mixer.parameters())
     return list(torch.autograd.grad((y * weights).sum(), parameters, allow_unused=True, materialize_grads=True))
 
@@ -472,7 +488,7 @@ def gradients_alone(mixer: Mixer, x: Tensor, i: int, length: int) -> list[Tensor
 def state_handling(case: Case, dtype: torch.dtype) -> None:
     """fork branches, select picks rows, join undoes select, also where capacities differ."""
     mixer, n = case.build(dtype), 23
-    x, later = noise(3, n, WIDTH), noise(3, 12, WIDTH, seed=1)
+    x, later = case.noise(3, n, WIDTH), case.noise(3, 12, WIDTH, seed=1)
     _, state = run(mixer, x, mixer.init_state(3, capacity=n + 12))
     assert all(leaf.shape[0] == 3 for leaf in tree_leaves(state)), "every leaf is batch first"
     kept = zoo.fork(state)
@@ -481,7 +497,7 @@ def state_handling(case: Case, dtype: torch.dtype) -> None:
     assert_close(branch, kept, 0.0, "a fork whose original was consumed")
     assert_same_run(run(mixer, later, branch, steps=True), expected, mixer, "a fork going on")
 
-    mask = torch.tensor([False, True, True])
+    mask = torch.tensor([False, True, True], device=case.device)
     rows = zoo.join([zoo.select(kept, ~mask), zoo.select(kept, mask)])
     assert_close(rows, kept, 0.0, "select, then join")
     picked = zoo.select(kept, [2, 0, 2])

@@ -1,10 +1,15 @@
-"""On a GPU: every form of every op, and every mixer, against float64 on the CPU, forward and backward.
+"""On another device: every form of every op, and every mixer, against float64 on the CPU, forward and backward.
 
-pytest -m gpu -rs
+The same functions run on the CPU too, with everything that is made without a device on yet another one. The laws on a
+GPU are in `test_laws.py`.
+
+pytest -m "gpu and not slow" -rs
 """
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,18 +19,18 @@ import torch
 import torch.nn.functional as F
 from laws import Case
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from tasks.registry import UsageError
+from zoo.laws import error
 from zoo.ops import causal_conv1d, delta_rule, dplr, linear_attention, mlstm, scan, selective_scan
 from zoo.registry import mixers
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: torch.cuda.is_available() is False"),
-]
+GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
 
 B, G, H, K, V, D, N, W = 2, 2, 4, 32, 48, 40, 16, 4
+PLAIN = ("auto", "chunked")
 LIBRARIES = ("fla", "mamba_ssm", "causal_conv1d")
 # float32 operands go through TF32 in the libraries' kernels: 10 bits of mantissa
 TOLERANCE = {("plain", torch.float32): 2e-5, ("library", torch.float32): 5e-3, ("library", torch.bfloat16): 2e-2}
@@ -34,10 +39,10 @@ TOLERANCE["plain", torch.bfloat16] = 2e-2
 
 def inputs(op: str, decay: str | None, T: int) -> dict[str, Tensor]:
     """Float64 leaves on the CPU that bfloat16 holds exactly."""
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator("cpu").manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=rng)
+        return torch.randn(shape, generator=rng, device="cpu")
 
     def unit(*shape: int) -> Tensor:
         return F.normalize(normal(*shape), dim=-1)
@@ -50,7 +55,7 @@ def inputs(op: str, decay: str | None, T: int) -> dict[str, Tensor]:
     leaves = {
         "linear_attention": qkv | g | state,
         "delta_rule": qkv | {"beta": normal(B, T, H).sigmoid()} | g | state,
-        "dplr": qkv | {"a": -a, "b": a * torch.rand(B, T, H, 1, generator=rng)} | g | state,
+        "dplr": qkv | {"a": -a, "b": a * normal(B, T, H, 1).sigmoid()} | g | state,
         "mlstm": qkv | {"log_i": normal(B, T, H), "log_f": F.logsigmoid(normal(B, T, H) + 3)},
         "scan": {"a": normal(B, T, D).sigmoid(), "b": normal(B, T, D), "state": normal(B, D)},
         "selective_scan": {
@@ -92,18 +97,30 @@ def outcome(op: str, leaves: dict[str, Tensor], device: str, dtype: torch.dtype,
     wide = torch.promote_types(dtype, torch.float32)
     held = {n: x.to(device, wide if n == "state" else dtype).requires_grad_() for n, x in leaves.items()}
     o, _ = function(**held, **options, backend=backend)
-    weight = laws.noise(*o.shape).to(o)
+    weight = laws.noise(*o.shape, device=device).to(o)
     return [x.double().cpu() for x in (o, *torch.autograd.grad(o, list(held.values()), weight))]
 
 
-@pytest.mark.parametrize("T", [1, 63, 100, 1000])
+@pytest.fixture(autouse=True)
+def _other_default_device():
+    """What is made without a device comes out on one that holds no numbers."""
+    with torch.device("meta"):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("device", "T", "backend"),
+    [
+        *(("cpu", T, backend) for T in (1, 63) for backend in PLAIN),
+        *(pytest.param("cuda", T, b, marks=GPU) for T in (1, 63, 100, 1000) for b in (*PLAIN, *LIBRARIES)),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
-@pytest.mark.parametrize("backend", ["auto", "chunked", *LIBRARIES])
 @pytest.mark.parametrize(("op", "decay"), CASES)
-def test_ops(op, decay, backend, dtype, T):
+def test_ops(op, decay, dtype, device, T, backend):
     leaves = inputs(op, decay, T)
     try:
-        got = outcome(op, leaves, "cuda", dtype, backend)
+        got = outcome(op, leaves, device, dtype, backend)
     except UsageError as refusal:
         if backend not in LIBRARIES:
             raise
@@ -112,29 +129,27 @@ def test_ops(op, decay, backend, dtype, T):
     # "auto" takes a library for bfloat16 alone
     kind = "library" if backend in LIBRARIES else "plain"
     for name, a, e in zip(["o", *leaves], got, exact, strict=True):
-        assert laws.error(a, e, floor=0.05) <= TOLERANCE[kind, dtype], name
+        assert error(a, e, floor=0.05) <= TOLERANCE[kind, dtype], name
 
 
+@DEVICES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("name", mixers.names())
-def test_mixers(name, dtype):
+def test_mixers(name, dtype, device, monkeypatch):
+    monkeypatch.setattr(sys.modules[laws.choose.__module__], "choose", laws.choice_by_place)
     case = Case(mixers[name], mixers[name].law_cases()[0])
+    start = case.build(dtype)
 
     def results(device: str, dtype: torch.dtype) -> list[Tensor]:
-        mixer = case.build(torch.float32 if dtype == torch.bfloat16 else dtype).to(device, dtype)
-        x = laws.noise(2, 100, laws.WIDTH).to(device, dtype).requires_grad_()
+        mixer = copy.deepcopy(start).to(device, dtype)
+        x = laws.noise(2, 70, laws.WIDTH, device=device).to(dtype).requires_grad_()
         y, state = mixer(x)
-        weight = laws.noise(*y.shape).to(y)
+        weight = laws.noise(*y.shape, device=device).to(y)
         (gradient,) = torch.autograd.grad(y, x, weight)
         if not mixer.causal:
             return [t.double().cpu() for t in (y, gradient)]
-        stepped, after = mixer.step(x[:, 0].detach(), tuple_of(state))
+        stepped, after = mixer.step(x[:, 0].detach(), tree_map(torch.detach, state))
         return [t.double().cpu() for t in (y, gradient, stepped, *tree_leaves(after))]
 
-    for a, e in zip(results("cuda", dtype), results("cpu", torch.float64), strict=True):
-        assert laws.error(a, e, floor=0.05) <= laws.TOLERANCE[dtype]
-
-
-def tuple_of(state: Any) -> Any:
-    """The state cut off from its past."""
-    return torch.utils._pytree.tree_map(lambda t: t.detach().clone(), state)
+    for a, e in zip(results(device, dtype), results("cpu", torch.float64), strict=True):
+        assert error(a, e, floor=0.05) <= laws.TOLERANCE[dtype]

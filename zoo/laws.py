@@ -37,14 +37,27 @@ def require(holds: bool, what: str) -> None:
         raise LawBroken(what)
 
 
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    """Normal float64 numbers that every dtype holds exactly."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16().double()
+Device = torch.device | str
 
 
-def spans(batch: int, steps: int, seed: int = 0) -> Tensor:
-    """Time steps between 0.5 and 1.5, for mixers that read `timespans`."""
-    return (0.5 + torch.rand(batch, steps, generator=torch.Generator().manual_seed(seed))).bfloat16().double()
+def noise(*shape: int, seed: int = 0, device: Device | None = None) -> Tensor:
+    """Normal float64 numbers that every dtype holds exactly, the same on every device (by default the default one)."""
+    drawn = torch.randn(shape, generator=_seeded(seed), device="cpu")
+    return drawn.bfloat16().double().to(_device(device))
+
+
+def spans(batch: int, steps: int, seed: int = 0, device: Device | None = None) -> Tensor:
+    """Time steps between 0.5 and 1.5, for mixers that read `timespans`, the same on every device."""
+    drawn = 0.5 + torch.rand(batch, steps, generator=_seeded(seed), device="cpu")
+    return drawn.bfloat16().double().to(_device(device))
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def _device(device: Device | None) -> Device:
+    return torch.get_default_device() if device is None else device
 
 
 @torch.no_grad()
@@ -58,6 +71,11 @@ def off_inits(mixer: M) -> M:
 def dtype_of(mixer: Any) -> torch.dtype:
     """The dtype that a mixer computes in."""
     return next(mixer.parameters()).dtype
+
+
+def device_of(mixer: Any) -> torch.device:
+    """The device that a mixer computes on."""
+    return next(mixer.parameters()).device
 
 
 def exact(mixer: Any) -> Any:
@@ -132,7 +150,8 @@ def assert_same_run(
 
 def _input(mixer: Any, n: int) -> tuple[Tensor, dict[str, Any]]:
     """x (2, n, D), and the fields of a context that go with it."""
-    return noise(2, n, mixer.d_model), {"timespans": spans(2, n)}
+    device = device_of(mixer)
+    return noise(2, n, mixer.d_model, device=device), {"timespans": spans(2, n, device=device)}
 
 
 def chunk_consistency(mixer: Any, n: int = 37, tolerance: float | None = None) -> None:
@@ -165,7 +184,7 @@ def chunk_consistency(mixer: Any, n: int = 37, tolerance: float | None = None) -
 def causality(mixer: Any, n: int = 33) -> None:
     """No output of a causal mixer depends on a later input; a mixer that is not causal looks ahead and has no state."""
     x, fields = _input(mixer, n)
-    other = 3 * noise(*x.shape, seed=1)
+    other = 3 * noise(*x.shape, seed=1, device=x.device)
     y, state = run(mixer, x, **fields)
     for t in (1, 2, 15, 16, n - 1):
         changed = torch.cat([x[:, :t], other[:, t:]], 1)
@@ -188,7 +207,7 @@ def rounding(mixer: Any, n: int) -> float:
     """How far results in float64 move, relatively, when every input of `n` steps moves by half a unit in its last
     place of the mixer's own dtype: what no computation in that dtype can be asked to stay below."""
     x, fields = _input(mixer, n)
-    nudge = 1 + torch.finfo(dtype_of(mixer)).eps / 2 * noise(*x.shape, seed=2).sign()
+    nudge = 1 + torch.finfo(dtype_of(mixer)).eps / 2 * noise(*x.shape, seed=2, device=x.device).sign()
     exactly = copy.deepcopy(mixer).double()
     runs = [run(exactly, x * factor, **fields) for factor in (1.0, nudge)]
     leaves = [tree_leaves((y, canonical(state))) for y, state in runs]

@@ -141,4 +141,4 @@ def _chunk(q: Tensor) -> int:
 
 def _sizes(q: Tensor, v: Tensor, g: Tensor | None, parts: int) -> Tensor:
     (B, T, H, V), (G, K) = v.shape, q.shape[2:]
-    return torch.tensor([B, T, G, H, K, V, _chunk(q), parts, g is not None and g.ndim == 4])
+    return torch.tensor([B, T, G, H, K, V, _chunk(q), parts, g is not None and g.ndim == 4], device="cpu")

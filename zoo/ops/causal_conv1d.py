@@ -194,7 +194,7 @@ def _arguments(
     x = x if x.stride(2) == 1 else x.contiguous()
     lengths = None if lengths is None else lengths.long()
     others = [t if t is None else t.contiguous() for t in (weight, bias, state, resets, lengths)]
-    return x, others, torch.tensor([*x.shape, weight.shape[1], x.stride(0), x.stride(1), silu])
+    return x, others, torch.tensor([*x.shape, weight.shape[1], x.stride(0), x.stride(1), silu], device="cpu")
 
 
 @torch.library.custom_op("zoo::causal_conv1d_backward", mutates_args=(), device_types="cpu")

@@ -204,7 +204,7 @@ def _joined(weights: Sequence[Tensor]) -> Tensor:
 
 def _shape(matrices: Sequence[Tensor]) -> tuple[Tensor, int]:
     """Widths of the state and of every layer, and the number of layers."""
-    return torch.tensor([matrices[0].shape[1], *(len(w) for w in matrices)]), len(matrices)
+    return torch.tensor([matrices[0].shape[1], *(len(w) for w in matrices)], device="cpu"), len(matrices)
 
 
 def _packing(*fields: Tensor | None) -> list[Tensor | None]:

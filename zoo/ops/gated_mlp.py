@@ -90,7 +90,7 @@ def silu_product(gate: Tensor, up: Tensor) -> Tensor:
 def _has_bfloat16() -> bool:
     if native.has_flag("amx_bf16"):  # oneDNN's products, in tiles, are several times as fast
         return False
-    found = torch.zeros(1, dtype=torch.int64)
+    found = torch.zeros(1, dtype=torch.int64, device="cpu")
     native.load("gated_mlp").gated_mlp_has_bfloat16(found)
     return bool(found.item())
 

@@ -246,7 +246,7 @@ def _parts(q: Tensor, v: Tensor) -> int:
 def _sizes(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     strides = (x.stride(axis) for x in (q, k, v) for axis in (0, 1))
     B, T, G, K = q.shape
-    return torch.tensor([B, T, G, v.shape[2], K, v.shape[3], _parts(q, v), _segment(q, v), *strides])
+    return torch.tensor([B, T, G, v.shape[2], K, v.shape[3], _parts(q, v), _segment(q, v), *strides], device="cpu")
 
 
 @compiled_linear_attention.register_fake
