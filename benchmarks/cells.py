@@ -60,7 +60,7 @@ class Request:
         return machine.autocast(self.precision, torch.device(self.device))
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Synchronise the device: return when all its work is done."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 

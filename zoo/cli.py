@@ -92,13 +92,13 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, a YAML file, or a run folder.")],
     overrides: Overrides = None,
     variant: Annotated[list[str] | None, typer.Option(help="Only this variant; may be repeated.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Insist that there is a run to go on from.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Fail if there is no run to resume.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run that the folder holds; start over.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Train a recipe: every variant of it, each in a process of its own.
 
-    A folder that already holds the run is gone on from.
+    A run that the folder already holds is resumed.
     """
     from zoo.training.launch import train_recipe
 

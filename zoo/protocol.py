@@ -1,10 +1,10 @@
-"""The contract every mixer keeps, and the laws it can be held to.
+"""The contract of all mixers, and the laws that every one is tested for.
 
 Shape legend: B batch, T time, D model width, H heads, G groups of keys (G divides H), K key width of a head, V value
 width of a head, W convolution width.
 
-A mixer maps (B, T, D) to (B, T, D) and takes its past as an explicit state, so that one body serves training, chunked
-prefill and step-by-step decoding. What must hold for every mixer, and is tested for each (`tests/test_laws.py`):
+A mixer maps (B, T, D) to (B, T, D) and takes its past as an explicit state, so that the same code serves training, chunked
+prefill and step-by-step decoding. Tested for every mixer (`tests/test_laws.py`):
 
 1. Chunk consistency: cutting a sequence anywhere and carrying the state changes neither outputs nor final state.
 2. Causality: no output of a causal mixer depends on a later input.
@@ -89,10 +89,13 @@ class Mixer(nn.Module, ABC):
     compiles: str | None = None
     """Why `torch.compile(fullgraph=True)` does not work, where it does not."""
     couples_rows: str | None = None
-    """Why a row's results and work depend on the rest of its batch, within some tolerance, where they do: such a mixer
-    is outside law 3 and what rests on it (9, 10, rows of a state), and its `flops_per_token` are the least it takes."""
+    """Why the results of a row depend on the other rows of its batch, within a tolerance; None where they do not.
+
+    Such a mixer is not checked for law 3 and the laws that need it (9, 10, selected rows of a state). Its
+    `flops_per_token` are the least number of FLOPs."""
     work_varies: str | None = None
-    """Why the work of a step depends on the values of its input, where it does: `flops_per_token` are the most then."""
+    """Why the work of a step depends on the values of its input; None where it does not. `flops_per_token` are then the
+    largest number of FLOPs."""
 
     d_model: int
     length: int

@@ -1,6 +1,6 @@
 """How the steps of a model read its residual stream and write to it, token by token: one stream, or several that mix.
 
-A step takes a reading h (B, T, D) of the stream and adds what it makes of it, y (B, T, D). With one stream, h = x and
+A step reads h (B, T, D) from the stream and adds its result y (B, T, D). With one stream, h = x and
 x + y is the next one. Hyper-connections widen the stream to H (B, T, n, D), n copies at first; every step has weights
 for what it reads, for how the streams mix, and for what it writes to each of them:
 

@@ -37,7 +37,8 @@ class DeltaNet(DeltaMixer):
         S_t = (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T ;  o_t = S_t^T q_t / sqrt(K)
         y = W_out RMSNorm_head(o), with `gate`: W_out (RMSNorm_head(o) * silu(W_g x))
 
-    Schlag et al. 2021 (arXiv 2102.11174) is `qk_activation="elu", qk_norm="sum", conv_size=0`.
+    Schlag et al. 2021 (arXiv 2102.11174), with their feature map elu + 1, is `qk_activation="elu", qk_norm="sum",
+    conv_size=0`; their DPFP map is not offered.
 
     | state                     | cost per token          | parallel form (WY)           |
     |---------------------------|-------------------------|------------------------------|

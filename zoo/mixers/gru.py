@@ -27,8 +27,8 @@ class GRU(TorchCell):
         n = tanh(W_in x_t + b_in + r * (W_hn h_{t-1} + b_hn)) ;  h_t = (1 - z) * n + z * h_{t-1}
         y_t = h_t, or W_out h_t where d_hidden differs from D
 
-    The reset gate r acts on the product, not on h (the variant that cuDNN and torch have, as in Cho et al.'s second
-    paper, arXiv 1409.1259).
+    The reset gate r acts on the product, not on h: the variant of cuDNN and torch; the published paper has
+    W_hn (r * h_{t-1}).
 
     | state    | cost per token            | parallel form                | cannot                              |
     |----------|---------------------------|------------------------------|-------------------------------------|

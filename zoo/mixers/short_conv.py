@@ -1,4 +1,4 @@
-"""A short convolution as a mixer of its own: the Canon layer."""
+"""A short convolution as a mixer of its own."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class ShortConvState(NamedTuple):
 class ShortConv(Mixer):
     """y_t = act(b + sum_w weight[:, w] * x_{t - W + 1 + w}), each channel on its own.
 
-    As a residual step, h + conv(norm(h)), it is the Canon layer that Allen-Zhu 2025 (Physics of Language Models: Part
-    4.1) puts before attention and feed-forward: W = 4, no activation, no bias. With `activation="silu"` it is the
-    short convolution inside Mamba and DeltaNet (Gu and Dao 2023, section 3.4). A token next to its key finds it at
-    once, which is what one attention layer alone needs a second layer for (Arora et al. 2023, Zoology, arXiv
+    As a residual step it is h + conv(norm(h)). The Canon layers of Allen-Zhu 2025 (Physics of Language Models: Part
+    4.1, arXiv 2512.17351) are another thing: u + conv(u) within a layer, on what attention or feed-forward read (A, C),
+    on queries, keys and values (B) or on hidden features (D), with W = 4, no activation and no bias. With
+    `activation="silu"` it is the short convolution inside Mamba and DeltaNet (Gu and Dao 2023, section 3.4). It puts a
+    key's features beside its value, for which attention alone needs a second layer (Arora et al. 2023, Zoology, arXiv
     2312.04927, section 4, whose BaseConv has a multiplicative gate besides: see `gated_short_conv`).
 
     | state            | cost per token  | parallel form | cannot                                                |

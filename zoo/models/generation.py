@@ -27,7 +27,12 @@ Generators = torch.Generator | Sequence[torch.Generator]
 
 
 class NewTokens(NamedTuple):
-    """One step of a stream: `rows` (n,) int64, the prompts that still go on, rising; `tokens` (n,) int64, theirs."""
+    """One step of a stream.
+
+    Attributes:
+        rows: (n,) int64, the numbers of the prompts that have not ended, in ascending order.
+        tokens: (n,) int64, the new token of each of them.
+    """
 
     rows: Tensor
     tokens: Tensor

@@ -63,7 +63,7 @@ class RecursiveModel(TokenModel):
     with gradients in the last of the T cycles only; the head reads y, and a halting head reads y at the first place.
     Where a network does not end in a norm (`placement` other than "post"), f ends in the one of the head.
 
-    One call of the model is one supervision step and its state is (y, z), so thinking can be cut anywhere. With a
+    One call of the model is one supervision step and its state is (y, z), so the steps can be interrupted anywhere. With a
     network of its own for y and the gradient of one step it is HRM (Wang et al. 2025, arXiv 2506.21734).
 
     Options: `ModelConfig.recursion`.
@@ -282,7 +282,7 @@ class RecursiveModel(TokenModel):
 
 @contextlib.contextmanager
 def _kept(network: nn.Module) -> Iterator[None]:
-    """Buffers as they are, whatever a pass that is taken again counts in them."""
+    """Restore all buffers afterwards, so that recomputation under checkpointing does not count twice."""
     before = [(module, dict(module._buffers)) for module in network.modules() if module._buffers]
     try:
         yield

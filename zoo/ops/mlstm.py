@@ -293,7 +293,8 @@ def _kernel(
     eps: float,
     keep: bool,
 ) -> list[Tensor]:
-    """h, C, n, m; then, for the backward pass, m and n^T q of all steps, and C, n, m before every chunk (to `keep`)."""
+    """h and the last C, n, m; then m and n^T q of all steps, and with `keep`, for the backward pass, C, n, m before every
+    chunk."""
     out = _outputs(q, v, keep)
     for last, first in zip(out[1:4], (C, n, m), strict=True):
         last.copy_(first)

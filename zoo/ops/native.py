@@ -321,8 +321,10 @@ def has_flag(flag: str) -> bool:
 
 
 def serves(*tensors: Tensor | None, kernel: str = "probe", double: bool = False, bfloat16: bool = False) -> str | None:
-    """Why a compiled kernel cannot take these inputs: it reads float32 on the CPU, and float64 where `double`, to which
-    lower precision is widened before; `bfloat16` where it has a form of it. None where it can."""
+    """Why a compiled kernel cannot take these inputs, or None where it can.
+
+    Kernels take float32 on the CPU. With `double` any floating type is allowed, since the caller widens its inputs to
+    float32 or float64 first; with `bfloat16` the kernel has a form of its own for it."""
     reads = (torch.float32, torch.bfloat16) if bfloat16 else (torch.float32,)
     for tensor in tensors:
         if tensor is not None and tensor.device.type != "cpu":

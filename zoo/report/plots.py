@@ -198,7 +198,7 @@ def _numbers(config: Any, above: str = "") -> dict[str, float]:
 PLOTS = (
     Plot(
         "accuracy-by-state", "Accuracy against state size",
-        "What a model carries from token to token (logarithmic), and what it makes of it. "
+        "The state that a model carries from token to token (logarithmic), and its accuracy. "
         "The dashed line is the Pareto front of the rows shown: on it, nothing smaller does as well.",
         accuracy_by_state,
     ),

@@ -56,7 +56,7 @@ def save_charts(
 
 
 def draw(chart: Chart, rows: Sequence[Row]) -> Figure:
-    """A chart as a figure, a panel below the other."""
+    """A chart as a figure, with its panels stacked."""
     from matplotlib.figure import Figure
 
     by_id = {row.id: row for row in rows}

@@ -61,7 +61,7 @@ def train(
 ) -> Result:
     """Train one experiment into its run folder.
 
-    A folder that already holds the run is gone on from, to the same bits as if it had never stopped; a finished run is
+    A run that the folder already holds is resumed, to the same bits as if it had never stopped; a finished run is
     returned as it is.
 
     Args:

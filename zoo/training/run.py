@@ -101,7 +101,7 @@ class RunFolder:
     # ---- records
 
     def start_records(self, size: int) -> None:
-        """Cut metrics.jsonl to its first `size` bytes, those of the checkpoint gone on from, and continue there."""
+        """Cut metrics.jsonl to its first `size` bytes, those of the checkpoint that is resumed, and continue there."""
         path = self.path / METRICS
         with writing(path):
             self._metrics = open(path, "ab")  # noqa: SIM115 - closed by __exit__
