@@ -2,8 +2,8 @@
 
 Two results agree when the relative error of every tensor, max |actual - expected| / max |expected|, is at most
 `TOLERANCE` of the dtype; whole numbers agree exactly. What is expected of a float32 mixer is computed in float64 with
-the same parameters; of other dtypes, in the dtype itself by the plainest route (one uncut pass). The whole set of laws
-is in `tests/laws.py`; `quick` is what a benchmark holds a mixer to before it times it.
+the same parameters; of other dtypes, in the dtype itself, in one pass over the whole sequence. The whole set of laws
+is in `tests/laws.py`; a benchmark checks a mixer by `quick` before it times it.
 """
 
 from __future__ import annotations

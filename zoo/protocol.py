@@ -3,8 +3,8 @@
 Shape legend: B batch, T time, D model width, H heads, G groups of keys (G divides H), K key width of a head, V value
 width of a head, W convolution width.
 
-A mixer maps (B, T, D) to (B, T, D) and takes its past as an explicit state, so that the same code serves training, chunked
-prefill and step-by-step decoding. Tested for every mixer (`tests/test_laws.py`):
+A mixer maps (B, T, D) to (B, T, D) and takes its past as an explicit state, so that the same code serves training,
+chunked prefill and step-by-step decoding. Tested for every mixer (`tests/test_laws.py`):
 
 1. Chunk consistency: cutting a sequence anywhere and carrying the state changes neither outputs nor final state.
 2. Causality: no output of a causal mixer depends on a later input.

@@ -63,8 +63,8 @@ class RecursiveModel(TokenModel):
     with gradients in the last of the T cycles only; the head reads y, and a halting head reads y at the first place.
     Where a network does not end in a norm (`placement` other than "post"), f ends in the one of the head.
 
-    One call of the model is one supervision step and its state is (y, z), so the steps can be interrupted anywhere. With a
-    network of its own for y and the gradient of one step it is HRM (Wang et al. 2025, arXiv 2506.21734).
+    One call of the model is one supervision step and its state is (y, z), so the steps can be interrupted anywhere.
+    With a network of its own for y and the gradient of one step it is HRM (Wang et al. 2025, arXiv 2506.21734).
 
     Options: `ModelConfig.recursion`.
     """

@@ -293,8 +293,7 @@ def _kernel(
     eps: float,
     keep: bool,
 ) -> list[Tensor]:
-    """h and the last C, n, m; then m and n^T q of all steps, and with `keep`, for the backward pass, C, n, m before every
-    chunk."""
+    """h and the last C, n, m; for the backward pass m and n^T q of all steps, and, with `keep`, C, n, m by chunk."""
     out = _outputs(q, v, keep)
     for last, first in zip(out[1:4], (C, n, m), strict=True):
         last.copy_(first)

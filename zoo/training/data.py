@@ -23,8 +23,8 @@ _ORDER = 2**63  # the purpose of random numbers, apart from those of the rows
 class Stream:
     """Batches `start`, `start + 1`, ... `stop - 1` of a task's training split.
 
-    Batch i has rows i * batch_size and following, whatever the chunk they were drawn in. With `rows`, the training set has
-    that number of rows; they come again in every epoch, each time in another order.
+    Batch i has rows i * batch_size and following, whatever the chunk they were drawn in. With `rows`, the training set
+    has that number of rows; they come again in every epoch, each time in another order.
     """
 
     def __init__(
