@@ -46,9 +46,7 @@ bench: $(VENV)/.installed
 	$(BENCH) throughput --width 128 --length 256,1K,4K --budget 2 --repeats 5 --out $(BENCH_OUT)
 	$(BENCH) memory --width 128 --length 1K,4K --repeats 3 --budget 15 --out $(BENCH_OUT)
 	$(BENCH) decode --width 64 --budget 10 --drift 1000 --out $(BENCH_OUT)
-	$(BENCH) long-context --task niah --set n_queries=8 --set asked=in_turn --set key_vocab=8 --set value_vocab=8 \
-		--set min_length=34 --layers "short_conv {mixer} swiglu" --width 64 --length 64 --times 1,4,16,64 --rows 128 \
-		--train lr=5e-3 --train eval_every=50 --train eval_rows=256 --budget 20 --out $(BENCH_OUT)
+	$(BENCH) long-context --preset niah --budget 20 --out $(BENCH_OUT)
 	$(BENCH) mad --layers "{mixer} swiglu {mixer} swiglu" --width 64 --share 0.01 --batch-size 32 --lr 3e-3 --budget 5 \
 		--train test_rows=320 --out $(BENCH_OUT)
 

@@ -14,15 +14,25 @@ import torch
 
 from benchmarks import records
 from benchmarks.records import OK, Record
-from benchmarks.subjects import Subject, held
+from benchmarks.subjects import HEADS, Subject, distinct_layers, held
 from tasks.registry import UsageError
 from zoo.laws import LawBroken
 from zoo.ops.common import logged_forms
+from zoo.pattern import Word, parse, to_text
 from zoo.report.units import MISSING
 from zoo.training import machine
 
 OVER, NO_MEMORY, NOT_OFFERED, LAW = "over budget", "no memory", "not offered", "breaks a law"
+MIXER = "{mixer}"
+"""Stands for what is measured in the pattern of a whole model."""
+NOT_LEARNED, CLOCK, NO_AVERAGE = "not learned", "stopped by the clock", "no average"
+ENDED = {CLOCK: "its budget of seconds", NOT_LEARNED: "its steps"}
 MARKS = {"formula": "†", "random cache": "*"}
+ABOVE = (
+    "‡ above 100 %: counted are the products of the reference form, three times over for training, and compared with "
+    "the rate of one product of 2048 x 2048, measured by itself. A layer that does fewer products than that, or does "
+    "them in better shapes or at a quieter moment, comes out above."
+)
 
 
 class NoFigure(Exception):
@@ -54,6 +64,24 @@ class Request:
     repeats: int = 5
     imports: Sequence[str] = ()
     say: Callable[[str], None] = field(default=lambda line: print(line, file=sys.stderr, flush=True))
+
+    def at(self, width: int) -> list[Subject]:
+        """The subjects at a width, those that are one layer there once."""
+        return distinct_layers(self.subjects, width)
+
+    def check(self, widths: Sequence[int], length: int) -> None:
+        """That every subject can be built at every width, before anything is measured.
+
+        Raises:
+            UsageError: options that do not fit a width, or a size that no tensor can have.
+        """
+        for width in widths:
+            for subject in self.subjects:
+                if not subject.peer:
+                    try:
+                        subject.weight_bytes(width, length)
+                    except (RuntimeError, OverflowError, MemoryError):
+                        raise UsageError(f"{subject.name}: width {width} is beyond what a tensor can hold.") from None
 
     def autocast(self) -> Any:
         """The context to compute in."""
@@ -98,10 +126,36 @@ Measured = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
 def cell(
-    request: Request, benchmark: str, subject: Subject, setting: Mapping[str, Any], measure: Callable[[], Measured]
+    request: Request,
+    benchmark: str,
+    subject: Subject,
+    setting: Mapping[str, Any],
+    measure: Callable[[], Measured],
+    *,
+    layer: str | None = None,
+    conditions: Mapping[str, Any] | None = None,
+    chance: float | None = None,
 ) -> Record:
-    """The record of one cell: what `measure` finds, or why it found nothing."""
-    rest: dict[str, Any] = {"peer": subject.peer, "precision": request.precision}
+    """The record of one cell: what `measure` finds, or why it found nothing.
+
+    Args:
+        request: what is measured, and how.
+        benchmark: its name.
+        subject: of the cell.
+        setting: of the cell.
+        measure: gives the figures, or raises NoFigure.
+        layer: what is built, by default the subject's own words.
+        conditions: what was asked for beside the setting and the budget.
+        chance: the accuracy of a constant answer.
+    """
+    rest: dict[str, Any] = {
+        "peer": subject.peer,
+        "precision": request.precision,
+        "same": list(subject.same),
+        "layer": subject.text(setting["width"]) if layer is None else layer,
+        "conditions": {"budget": request.budget, **(conditions or {})},
+        "chance": chance,
+    }
     with logged_forms() as forms:
         try:
             figures, more = measure()
@@ -205,7 +259,7 @@ def pivot(
     columns: dict[Any, None] = {}
     for r in found:
         columns[column(r)] = None
-        cells.setdefault(f"{r.name} (peer)" if r.peer else r.name, {})[column(r)] = shown(r, text)
+        cells.setdefault(r.label, {})[column(r)] = shown(r, text)
     head = ["", *map(label, columns)]
     return Table(title, head, [[name, *(row.get(c, MISSING) for c in columns)] for name, row in cells.items()])
 
@@ -218,19 +272,64 @@ def shown(r: Record, text: Callable[[Record], str]) -> str:
     return text(r) + "".join(sorted(marks))
 
 
+def spread(r: Record, key: str, text: Callable[[float], str]) -> str:
+    """A figure as text, of several values with its quartiles."""
+    figure = r.figures[key]
+    if figure["n"] == 1:
+        return text(figure["value"])
+    return f"{text(figure['value'])} ({text(figure['low'])} to {text(figure['high'])})"
+
+
+def chance_in(found: Iterable[Record]) -> str:
+    """What chance gives, for the head of a column of accuracies; empty where it is unknown or not one figure."""
+    known = {r.chance for r in found if r.chance is not None}
+    return f"chance {known.pop():.0%}" if len(known) == 1 else ""
+
+
 def notes(found: Sequence[Record]) -> list[str]:
-    """Lines below the tables: what the marks mean, why cells are empty."""
+    """Lines below the tables: what the marks mean, which words had their heads settled, why cells are empty."""
     hows = {f["how"] for r in found for f in r.figures.values()}
     lines = {
         "formula": "† said by the layer, not measured.",
         "random cache": "* measured on a cache of keys and values filled with random numbers, not by a prefill.",
     }
     told = [line for how, line in lines.items() if how in hows]
+    if any((r.value("matmul_share") or 0) > 1 for r in found):
+        told.append(ABOVE)
+    untaught = [status for status in (CLOCK, NOT_LEARNED) if any(r.status == status for r in found)]
+    if untaught:
+        ends = " or ".join(ENDED[status] for status in untaught)
+        told.append(f"{' and '.join(untaught)}: below 85 % when {ends} ended; the records say how far each had come.")
     empty: dict[str, None] = {}
     for r in found:
-        if r.status not in (OK, OVER):
-            empty[f"{r.name}: {r.status}: {r.why.rstrip('.')}."] = None
-    return told + list(empty)
+        if r.status not in (OK, OVER, CLOCK, NOT_LEARNED, NO_AVERAGE):
+            empty[f"{r.label}: {r.status}: {r.why.rstrip('.')}."] = None
+    return told + settled(found) + list(empty)
+
+
+def settled(found: Iterable[Record]) -> list[str]:
+    """Lines that say which layers have several names, and which options were filled in."""
+    several = dict.fromkeys(f"{r.label} (width {r.setting['width']})" for r in found if r.same)
+    lines = [f"One layer under several names, measured once: {', '.join(several)}."] if several else []
+    built: dict[int, dict[str, Word]] = {}
+    for r in found:
+        built.setdefault(r.setting["width"], {}).update(_filled_in(r))
+    for width, words in built.items():
+        if words:
+            told = f"At width {width}, where no number of heads is given: {', '.join(words)}."
+            few = any(getattr(word.config, "n_heads", HEADS) < HEADS for word in words.values())
+            lines.append(told + (f" zoo bench now gives attention {HEADS} at least." if few else ""))
+    return lines
+
+
+def _filled_in(r: Record) -> dict[str, Word]:
+    """The words of a record's layer in which something was filled in, by their texts."""
+    asked = str(r.setting.get("layers") or MIXER).replace(MIXER, r.name)
+    try:
+        pairs = zip(parse(asked).words(), parse(r.layer).words(), strict=True)
+        return {to_text(word): word for before, word in pairs if before != word}
+    except (UsageError, ValueError):  # a peer, or a mixer that is not registered here
+        return {}
 
 
 def short(n: int) -> str:

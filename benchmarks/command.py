@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,11 +41,16 @@ TITLES = {
 }
 
 
-def numbers(option: str, text: str) -> list[int]:
+MOST_WIDTH, MOST_TOKENS, MOST_RUNS, MOST_SEEDS, MOST_THREADS = 2**16, 2**30, 10**6, 1000, 1024
+MOST_SECONDS = 1e6
+"""What options take at most: far beyond any use, and within what the machine's numbers hold."""
+
+
+def numbers(option: str, text: str, most: int = MOST_TOKENS) -> list[int]:
     """Whole numbers by commas, rising; K and M stand for 1024 and 1024 x 1024.
 
     Raises:
-        UsageError: anything else.
+        UsageError: anything else, or one above `most`.
     """
     units = {"K": 2**10, "M": 2**20}
     try:
@@ -53,8 +59,10 @@ def numbers(option: str, text: str) -> list[int]:
         ]
     except ValueError:
         raise UsageError(
-            f"--{option} {text!r} is not allowed: give whole numbers by commas, such as 1K,4K,1M."
+            f"--{option} {text!r:.60} is not allowed: give whole numbers by commas, such as 1K,4K,1M."
         ) from None
+    if max(found, default=0) > most:
+        raise UsageError(f"--{option} {text!r:.60} is not allowed: it should be at most {most:,}.")
     return check_lengths(option, found)
 
 
@@ -69,7 +77,7 @@ def fractions(option: str, text: str) -> list[float]:
     except ValueError:
         found = []
     if not found or not all(0 <= number < math.inf for number in found):
-        raise UsageError(f"--{option} {text!r} is not allowed: give numbers by commas, none below 0.")
+        raise UsageError(f"--{option} {text!r:.60} is not allowed: give numbers by commas, none below 0.")
     return found
 
 
@@ -102,9 +110,13 @@ def request_of(
     Raises:
         UsageError: an unknown word, device or precision, or a number out of its range.
     """
-    for name, value in (("budget", budget), ("repeats", repeats), ("threads", 1 if threads is None else threads)):
-        if not value > 0:
-            raise UsageError(f"--{name} {value:g} is not allowed: it should be above 0.")
+    for name, value, most in (
+        ("budget", budget, MOST_SECONDS),
+        ("repeats", repeats, MOST_RUNS),
+        ("threads", 1 if threads is None else threads, MOST_THREADS),
+    ):
+        if not 0 < value <= most:
+            raise UsageError(f"--{name} {value:g} is not allowed: it should be above 0 and at most {most:,.0f}.")
     if precision not in ("auto", "float32", "bfloat16"):
         raise UsageError(f"--precision {precision!r} is not allowed: it should be auto, float32 or bfloat16.")
     for source in imports or ():
@@ -140,13 +152,14 @@ def run(
     """
     module = MODULES[benchmark]
     file = out / f"{benchmark}.jsonl" if out is not None else None
-    old = records.read(file) if file is not None and file.exists() else []
-    if missing:
-        seen = {r.name for r in old}
-        request = dataclasses.replace(request, subjects=[s for s in request.subjects if s.name not in seen])
     if file is not None:
         with writing(file.parent):
             file.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=file.parent).close()  # before anything is measured
+    old = records.read(file) if file is not None and file.exists() else []
+    if missing:
+        seen = {name for r in old for name in (r.name, *r.same)}
+        request = dataclasses.replace(request, subjects=[s for s in request.subjects if s.name not in seen])
     made: list[Record] = []
     for record in module.cells(request, **options):
         made.append(record)
@@ -170,6 +183,8 @@ def _write_page(file: Path, benchmark: str, found: Sequence[Record]) -> None:
     figure = plots.figure_of(benchmark, found)
     if figure is not None:
         write_atomic(file.with_suffix(".svg"), plots.svg(benchmark, figure).encode())
+    else:
+        file.with_suffix(".svg").unlink(missing_ok=True)  # of figures that are no longer there
     write_atomic(file.with_suffix(".md"), markdown(benchmark, found, picture=figure is not None).encode())
 
 
@@ -187,17 +202,10 @@ def markdown(benchmark: str, found: Sequence[Record], *, picture: bool) -> str:
     """The page: how it was measured, the picture, the tables."""
     module = MODULES[benchmark]
     about = (module.__doc__ or "").strip()
-    places = dict.fromkeys(
-        f"{r.machine['cpu']}, {r.machine['cpus']} cores, {r.threads} threads, {r.device}, {r.precision}, torch "
-        f"{r.versions['torch']}, commit {(r.commit or 'unknown')[:12]}, {r.date[:10]}"
-        for r in found
-    )
+    places = dict.fromkeys(map(_place, found))
     lines = [f"# {TITLES[benchmark]}", "", about, ""]
-    lines += [
-        "Medians; quartiles, forms of the ops and versions are in",
-        f"[{benchmark}.jsonl]({benchmark}.jsonl).",
-        "",
-    ]
+    lines += [values(found), f"Forms of the ops and versions are in [{benchmark}.jsonl]({benchmark}.jsonl).", ""]
+    places |= dict.fromkeys(told for r in found if (told := conditions(r)))
     lines += [*(f"- {place}" for place in places), ""]
     lines += [f"![{TITLES[benchmark]}]({benchmark}.svg)", ""] if picture else []
     for table in module.tables(found):
@@ -205,6 +213,58 @@ def markdown(benchmark: str, found: Sequence[Record], *, picture: bool) -> str:
         lines += ["|---|" + "---:|" * (len(table.head) - 1), *map(_markdown_row, table.rows), ""]
     lines += [f"- {line}" for line in notes(found)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _place(r: Record) -> str:
+    """Where and when a record was measured, as a line of the page."""
+    threads = f"{r.threads} thread{'s' if r.threads > 1 else ''}"
+    torch_and_commit = f"torch {r.versions['torch']}, commit {(r.commit or 'unknown')[:12]}"
+    at = f"{r.machine['cpu']}, {r.machine['cpus']} cores, {threads}, {r.device}, {r.precision}"
+    return f"{at}, {torch_and_commit}, {r.date[:10]}"
+
+
+def values(found: Sequence[Record]) -> str:
+    """Of how many values the figures are, in a sentence or two."""
+    counts: dict[str, set[int]] = {}
+    for r in found:
+        for name, figure in r.figures.items():
+            counts.setdefault(name, set()).add(figure["n"])
+
+    def named(names: Sequence[str]) -> str:
+        return ", ".join(name.replace("_", " ") for name in names)
+
+    several = [name for name, n in counts.items() if max(n) > 1]
+    single = [name for name, n in counts.items() if max(n) == 1]
+    told = []
+    if several:
+        n = set().union(*(counts[name] for name in several))
+        how_many = f"{min(n)} to {max(n)}" if len(n) > 1 else f"{max(n)}"
+        told.append(f"Medians of {how_many} values ({named(several)}); their number and quartiles are in the records.")
+    if single:
+        told.append(f"One value each (n = 1), without a spread: {named(single)}.")
+    return " ".join(told) or "No figures."
+
+
+def conditions(r: Record) -> str:
+    """What else was asked for, as a line of the page; empty where the record does not say."""
+
+    def text(value: Any) -> str:
+        return (
+            ", ".join(map(text, value))
+            if isinstance(value, list)
+            else f"{value:g}"
+            if _is_number(value)
+            else f"{value}"
+        )
+
+    told = [f"{key.removeprefix('train.').replace('_', ' ')} {text(value)}" for key, value in r.conditions.items()]
+    if "budget" in r.conditions:
+        told[list(r.conditions).index("budget")] += " s"
+    return "; ".join(told)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
@@ -227,7 +287,7 @@ Words = Annotated[
     ),
 ]
 Width = Annotated[str, typer.Option(help="Widths, by commas.")]
-OneWidth = Annotated[int, typer.Option(min=MIN_WIDTH, help="Width of the model.")]
+OneWidth = Annotated[int, typer.Option(min=MIN_WIDTH, max=MOST_WIDTH, help="Width of the model.")]
 Contexts = Annotated[str, typer.Option(help="Contexts, by commas.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads, by default torch's choice.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
@@ -239,7 +299,9 @@ Missing = Annotated[bool, typer.Option("--missing", help="Only what the folder h
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the task.")]
 Train = Annotated[list[str] | None, typer.Option("--train", metavar="KEY=VALUE", help="Such as lr=1e-3.")]
 Json = Annotated[bool, typer.Option("--json", help="Print a line of JSON for each record instead of tables.")]
-Seeds = Annotated[int, typer.Option(min=1, help="Trainings of each, from seed 0 on: the spread is theirs.")]
+Seeds = Annotated[
+    int, typer.Option(min=1, max=MOST_SEEDS, help="Trainings of each, from seed 0 on: the spread is theirs.")
+]
 Layers = Annotated[str, typer.Option(help="The model's pattern, {mixer} for what is measured.")]
 
 
@@ -248,7 +310,7 @@ def throughput_(
     words: Words = None,
     width: Width = "128",
     length: Annotated[str, typer.Option(help="Lengths, by commas.")] = "256,1K,4K",
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a batch; its size follows.")] = 4096,
+    tokens: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Tokens of a batch; its size follows.")] = 4096,
     compiled: Annotated[bool, typer.Option("--compile", help="By torch.compile too.")] = False,
     budget: Annotated[float, typer.Option(help="Seconds of a cell, and the most that one run may take.")] = 5.0,
     repeats: Annotated[int, typer.Option(help="Most runs of a cell.")] = 9,
@@ -264,7 +326,7 @@ def throughput_(
     """Tokens a second of training and of forward passes, by width and length."""
     request = request_of(words, imports, device, precision, threads, budget, repeats, no_peers)
     options = {
-        "widths": numbers("width", width),
+        "widths": numbers("width", width, MOST_WIDTH),
         "lengths": numbers("length", length),
         "tokens": tokens,
         "compiled": [False, True] if compiled else [False],
@@ -278,7 +340,7 @@ def memory_(
     width: Width = "128",
     length: Annotated[str, typer.Option(help="Lengths of training steps, by commas.")] = "1K,4K,16K",
     context: Contexts = "1K,4K,16K,64K,256K,1M",
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a training step.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Rows of a training step.")] = 1,
     budget: Annotated[float, typer.Option(help="Seconds of a process that measures a training step.")] = 20.0,
     repeats: Annotated[int, typer.Option(help="Processes for each training step.")] = 3,
     device: Device = "auto",
@@ -293,7 +355,7 @@ def memory_(
     """Peak memory of a training step by length, and bytes of the state by context."""
     request = request_of(words, imports, device, precision, threads, budget, repeats, no_peers)
     options = {
-        "widths": numbers("width", width),
+        "widths": numbers("width", width, MOST_WIDTH),
         "lengths": numbers("length", length),
         "contexts": numbers("context", context),
         "batch_size": batch_size,
@@ -306,8 +368,10 @@ def decode_(
     words: Words = None,
     width: Width = "128",
     context: Contexts = "1K,4K,16K,64K,256K,1M",
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows read and decoded at once.")] = 1,
-    drift: Annotated[int | None, typer.Option(min=100, help="Follow so many single steps beside float64.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Rows read and decoded at once.")] = 1,
+    drift: Annotated[
+        int | None, typer.Option(min=100, max=MOST_TOKENS, help="Steps to follow in float32 beside float64.")
+    ] = None,
     budget: Annotated[float, typer.Option(help="Seconds of reading, for the longest context.")] = 60.0,
     repeats: Annotated[int, typer.Option(help="Most single steps of a cell.")] = 200,
     device: Device = "auto",
@@ -322,7 +386,7 @@ def decode_(
     """Tokens a second of reading a context and of going on token by token, by context."""
     request = request_of(words, imports, device, precision, threads, budget, repeats, no_peers)
     options = {
-        "widths": numbers("width", width),
+        "widths": numbers("width", width, MOST_WIDTH),
         "contexts": numbers("context", context),
         "batch_size": batch_size,
         "drift": drift,
@@ -332,15 +396,22 @@ def decode_(
 
 @app.command("long-context")
 def long_context_(
+    context: typer.Context,
     words: Words = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help=f"Settings that small models learn in seconds: {', '.join(long_context.PRESETS)}."),
+    ] = None,
     task: Annotated[str, typer.Option(help="A task whose rows have a length to be varied.")] = "niah",
     options: Set = None,
     layers: Layers = "2*({mixer} swiglu)",
     width: OneWidth = 64,
-    length: Annotated[int, typer.Option(min=1, help="Of training rows.")] = 64,
+    length: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Of training rows.")] = 64,
     times: Annotated[str, typer.Option(help="Lengths of tests, in that of training, by commas.")] = "1,2,4,8,16,32,64",
-    rows: Annotated[int, typer.Option(min=1, help="Of a test.")] = 256,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a batch of tests; its size follows.")] = 16384,
+    rows: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Of a test.")] = 256,
+    tokens: Annotated[
+        int, typer.Option(min=1, max=MOST_TOKENS, help="Tokens of a batch of tests; its size follows.")
+    ] = 16384,
     training: Train = None,
     seeds: Seeds = 1,
     budget: Annotated[float, typer.Option(help="Seconds of a training, and of a test.")] = 60.0,
@@ -353,20 +424,36 @@ def long_context_(
     as_json: Json = False,
 ) -> None:
     """Accuracy by length and depth of what was learned on short rows, and the effective length."""
+    set_by_name = {
+        key: value
+        for key, value in long_context.preset(preset).items()
+        if key in ("options", "training") or not _is_given(context, key)
+    }
+    asked: dict[str, Any] = {"task": task, "layers": layers, "width": width, "length": length, "times": times}
+    asked |= {"rows": rows, **set_by_name}
+    if asked["task"] != long_context.preset(preset).get("task", task):
+        asked["options"] = {}  # they are another task's
     request = request_of(words, imports, device, precision, threads, budget)
+    train_length = asked["length"]
     chosen = {
-        "task": task,
-        "options": parse_overrides(options or []),
-        "layers": layers,
-        "width": width,
-        "train_length": length,
-        "times": numbers("times", times),
-        "rows": rows,
+        "task": asked["task"],
+        "options": {**asked.get("options", {}), **parse_overrides(options or [])},
+        "layers": asked["layers"],
+        "width": asked["width"],
+        "train_length": train_length,
+        "times": numbers("times", asked["times"], MOST_TOKENS // train_length),
+        "rows": asked["rows"],
         "tokens": tokens,
-        "training": training_options(training or []),
+        "training": {**asked.get("training", {}), **training_options(training or [])},
         "seeds": seeds,
     }
     run("long-context", request, chosen, out=out, missing=missing, as_json=as_json)
+
+
+def _is_given(context: typer.Context, option: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 @app.command("mad")
@@ -377,7 +464,7 @@ def mad_(
     share: Annotated[float, typer.Option(help="Of the published training, such as 0.01.")] = 0.01,
     layers: Layers = "2*({mixer} swiglu)",
     width: OneWidth = 128,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch of training.")] = mad.BATCH,
+    batch_size: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Rows of a batch of training.")] = mad.BATCH,
     lr: Annotated[str, typer.Option(help="Learning rates to choose from, by commas.")] = "1e-3",
     weight_decay: Annotated[str, typer.Option(help="Weight decays to choose from, by commas.")] = "0",
     training: Train = None,

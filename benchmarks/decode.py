@@ -5,7 +5,9 @@ with the quartiles of the pieces' rates. A subject's budget spans the reading of
 reached is marked. Step: the median of single steps of `step` from a state at that context: where the state has a fixed
 size, the one that was read; where it grows, one made by hand (see `benchmarks.states`), so that attention is measured
 at contexts that it could not read in time. Drift, of states of fixed size, if asked for: single steps in float32, their
-last outputs and final state against `forward` in float64 over the whole, and the memory that the steps added.
+last outputs and final state against `forward` in float64 over the whole, and the memory that the steps added. Beside
+the error stands how far the float64 outputs move when every input is rounded to float32 otherwise: where a recurrence
+makes small differences large, no step in float32 can be nearer.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import zoo
@@ -43,6 +46,7 @@ from zoo.report.units import MISSING, count, size
 
 WARM, SLOWEST = 8, 2.0
 KEPT = 1000
+DRIFT = ("error", "state_error", "rounding")
 
 
 class Reader:
@@ -151,17 +155,25 @@ class Decoding:
                 kept.append(y)
         grown = used_bytes(self.request.device) - resident
         exact = copy.deepcopy(layer).double()
-        past, last = exact.init_state(1), x[:, :0].double()
-        for start in range(0, n_steps, PIECE):
-            y, past = exact(x[:, start : start + PIECE].double(), past)
-            last = torch.cat([last, y], 1)[:, -KEPT:]
+        last, past = self._whole(exact, x.double())
+        nudge = 1 + torch.finfo(x.dtype).eps / 2 * torch.randn_like(x.double()).sign()
+        moved, _ = self._whole(exact, x.double() * nudge)
         states = zip(tree_leaves(state), tree_leaves(past), strict=True)
         figures = {
             "error": figure(error([torch.stack(kept, 1)], [last])),
             "state_error": figure(max((error([a.double()], [e.double()]) for a, e in states), default=0.0)),
+            "rounding": figure(error([moved], [last])),
             "grown_bytes": figure(grown),
         }
         return figures, fields
+
+    def _whole(self, exact: Any, x: Tensor) -> tuple[Tensor, Any]:
+        """The last outputs of a layer that reads x (1, T, D) in pieces, and its final state."""
+        past, last = exact.init_state(1), x[:, :0]
+        for start in range(0, x.shape[1], PIECE):
+            y, past = exact(x[:, start : start + PIECE], past)
+            last = torch.cat([last, y], 1)[:, -KEPT:]
+        return last, past
 
 
 def used_bytes(device: str) -> int:
@@ -175,16 +187,19 @@ def cells(
     request: Request, *, widths: Sequence[int], contexts: Sequence[int], batch_size: int, drift: int | None = None
 ) -> Iterator[Record]:
     """The records of all subjects; `drift` is the number of single steps to follow, if any."""
+    request.check(widths, max(contexts))
+    asked = {"repeats": request.repeats}
     for width in widths:
-        for subject in request.subjects:
+        for subject in request.at(width):
             decoding = Decoding(request, subject, width, batch_size)
             for context in contexts:
                 for part, run in (("prefill", decoding.prefill), ("step", decoding.step)):
                     setting = {"width": width, "context": context, "batch_size": batch_size, "part": part}
-                    yield cell(request, "decode", subject, setting, functools.partial(run, context))
+                    yield cell(request, "decode", subject, setting, functools.partial(run, context), conditions=asked)
             if drift:
                 setting = {"width": width, "context": drift, "batch_size": 1, "part": "drift"}
-                yield cell(request, "decode", subject, setting, functools.partial(decoding.drift, drift))
+                run = functools.partial(decoding.drift, drift)
+                yield cell(request, "decode", subject, setting, run, conditions=asked)
 
 
 def tables(found: Sequence[Record]) -> list[Table]:
@@ -206,12 +221,12 @@ def tables(found: Sequence[Record]) -> list[Table]:
             wanted = {"width": width, "part": "drift", "context": steps}
             rows = [r for r in found if wanted.items() <= r.setting.items() and r.figures]
             title = f"After {steps:,} single steps, width {width}: float32 beside float64"
-            head = ["", "error of the outputs", "error of the state", "memory added"]
-            made.append(Table(title, head, [[r.name, *_drift(r)] for r in rows]))
+            head = ["", "error of the outputs", "error of the state", "outputs from rounded inputs", "memory added"]
+            made.append(Table(title, head, [[r.label, *_drift(r)] for r in rows]))
     return [table for table in made if table.rows]
 
 
 def _drift(r: Record) -> list[str]:
     grown = r.value("grown_bytes")
-    errors = [f"{v:.0e}" if (v := r.value(key)) is not None else MISSING for key in ("error", "state_error")]
+    errors = [f"{v:.0e}" if (v := r.value(key)) is not None else MISSING for key in DRIFT]
     return [*errors, MISSING if grown is None else f"{grown / 2**20:+.1f} MiB"]

@@ -155,8 +155,10 @@ def cells(
     """The records of all subjects: training at `lengths`, states of one row at `contexts`."""
     if not Path("/proc/self/status").exists() and request.device == "cpu":
         raise UsageError(f"bench memory: {os.name} does not tell the peak memory of a process; Linux and GPUs do.")
+    request.check(widths, max(*lengths, *contexts))
+    asked = {"repeats": request.repeats}
     for width in widths:
-        for subject in request.subjects:
+        for subject in request.at(width):
             ladder = Ladder(request.budget)
             for length in lengths:
                 setting: dict[str, Any] = {
@@ -167,10 +169,11 @@ def cells(
                 }
                 run = functools.partial(training, request, subject, **setting)
                 run = functools.partial(ladder.climb, length, run)
-                yield cell(request, "memory", subject, setting, run)
+                yield cell(request, "memory", subject, setting, run, conditions=asked)
             for context in contexts:
                 setting = {"width": width, "length": context, "batch_size": 1, "part": "state"}
-                yield cell(request, "memory", subject, setting, functools.partial(state, request, subject, **setting))
+                run = functools.partial(state, request, subject, **setting)
+                yield cell(request, "memory", subject, setting, run, conditions=asked)
 
 
 def _size(key: str, r: Record) -> str:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.cells import distinct, short
+from benchmarks.cells import chance_in, distinct, short
 from benchmarks.long_context import by_depth
-from benchmarks.mad import AVERAGE, column
+from benchmarks.mad import AVERAGE, column, headed
 from benchmarks.records import OK, Record
 from zoo.report.style import Look, house_style
 from zoo.report.units import count, size
@@ -27,14 +27,14 @@ def curves(found: Sequence[Record], panels: Sequence[Panel]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    names = list(dict.fromkeys(r.name for r in found))
+    names = list(dict.fromkeys(r.label for r in found))
     looks = {name: Look.of(i) for i, name in enumerate(names)}
     height = max(4.0, 0.22 * len(names) + 0.6)
     figure = Figure(figsize=(4.6 * len(panels) + 2.2, height), layout="constrained")
     for axes, (title, x, y, wanted) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         rows = [r for r in found if wanted(r) and r.status == OK and y in r.figures and r.figures[y]["value"] > 0]
-        for name in dict.fromkeys(r.name for r in rows):
-            points = sorted((r.setting[x], r.figures[y]) for r in rows if r.name == name)
+        for name in dict.fromkeys(r.label for r in rows):
+            points = sorted(((r.setting[x], r.figures[y]) for r in rows if r.label == name), key=lambda p: p[0])
             at = [p[0] for p in points]
             middle = [p[1]["value"] for p in points]
             low, high = ([p[1][k] for p in points] for k in ("low", "high"))
@@ -72,9 +72,9 @@ def by_length_and_depth(found: Sequence[Record]) -> Figure:
     """Accuracy by length for all subjects, and by depth and length for each where the task tells the depth."""
     from matplotlib.figure import Figure
 
-    tests = [r for r in found if r.setting["length"]]
-    names, lengths = list(dict.fromkeys(r.name for r in tests)), sorted(distinct(tests, "length"))
-    whole = {(r.name, r.setting["length"]): r.figures["accuracy"]["value"] for r in tests if r.figures}
+    tests = [r for r in found if r.setting["length"] and r.figures]
+    names, lengths = list(dict.fromkeys(r.label for r in tests)), sorted(distinct(tests, "length"))
+    whole = {(r.label, r.setting["length"]): r.figures["accuracy"]["value"] for r in tests}
     depths = by_depth(tests)
     across = 4
     down = -(-len(depths) // across)
@@ -85,7 +85,9 @@ def by_length_and_depth(found: Sequence[Record]) -> Figure:
     axes = top.subplots()
     heat_map(axes, whole, names, lengths)
     axes.set_xticklabels([short(n) for n in lengths])
-    axes.set(title="Accuracy in percent, by length of the test", xlabel="length")
+    chance = chance_in(tests)
+    told = f" ({chance}); models that had learned" if chance else "; models that had learned"
+    axes.set(title=f"Accuracy in percent by length of the test{told}", xlabel="length")
     if bottom:
         grid = bottom[0].subplots(down, across, squeeze=False, sharex=True, sharey=True)
         levels = sorted({depth for values in depths.values() for depth, _ in values}, key=_as_number)
@@ -107,20 +109,22 @@ def _as_number(text: str) -> float:
 
 
 def averages(found: Sequence[Record]) -> Figure:
-    """Accuracy of each subject at each task, and the averages; the best in the last column on top."""
+    """Accuracy of each subject at each task, and the averages; where there are any, the best of them on top."""
     from matplotlib.figure import Figure
 
     rows = [r for r in found if r.figures and column(r) is not None]
     tasks = list(dict.fromkeys(column(r) for r in sorted(rows, key=lambda r: r.setting["task"] == AVERAGE)))
     means: dict[tuple[Any, Any], list[float]] = {}
     for r in rows:
-        means.setdefault((r.name, column(r)), []).append(r.figures["accuracy"]["value"])
+        means.setdefault((r.label, column(r)), []).append(r.figures["accuracy"]["value"])
     values = {key: sum(v) / len(v) for key, v in means.items()}
-    names = sorted(dict.fromkeys(r.name for r in rows), key=lambda n: -values.get((n, tasks[-1]), -1.0))
+    averaged = [t for t in tasks if t is not None and t.startswith(AVERAGE)][-1:]
+    names = sorted(dict.fromkeys(r.label for r in rows), key=lambda n: [-values.get((n, t), -1.0) for t in averaged])
     figure = Figure(figsize=(1.25 * len(tasks) + 2, 0.3 * len(names) + 1.4), layout="constrained")
     axes = figure.subplots()
     heat_map(axes, values, names, tasks)
-    axes.set_xticklabels([f"{t}".replace("_", "\n").replace(", ", ",\n") for t in tasks])
+    heads = [headed([r for r in rows if column(r) == t]).get(t) or f"{t}" for t in tasks]
+    axes.set_xticklabels([head.replace("_", "\n").replace(", ", ",\n").replace(" (", "\n(") for head in heads])
     axes.set(title="MAD: test accuracy in percent")
     return figure
 
@@ -170,4 +174,4 @@ def svg(benchmark: str, figure: Figure) -> str:
     with house_style():
         rcParams["svg.hashsalt"] = benchmark
         figure.savefig(out, format="svg", facecolor="white", metadata={"Date": None})
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").split("\n")) + "\n"

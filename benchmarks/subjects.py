@@ -1,7 +1,9 @@
 """What is measured: mixers by their words, stacks of them by their patterns, and public layers as their peers.
 
 Every subject is built to a module like a `Mixer`: `forward(x, state) -> (y, state)`, `init_state`, `step`, `d_model`,
-`causal`, `flops_per_token` and `state_bytes`; a public layer that does not tell one of the last two returns None.
+`causal`, `flops_per_token` and `state_bytes`; a public layer that does not tell one of the last two returns None. Its
+parameters are moved off their inits, so that no zero or one hides what the layer computes. Attention words that name no
+number of heads get at least `HEADS`, and names that stand for one layer at a width are one subject.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,9 +24,15 @@ from torch.nn.attention.bias import causal_lower_right
 from tasks.registry import UsageError
 from zoo import laws
 from zoo.backbone import Backbone
-from zoo.pattern import Word, parse
-from zoo.protocol import Context, Place, first_parameter_like, tree_bytes
-from zoo.registry import create_mixer, derive_heads, list_mixers
+from zoo.mixers._attention import AttentionWord
+from zoo.pattern import Pattern, Word, parse, replaced
+from zoo.protocol import Context, first_parameter_like, tree_bytes
+from zoo.registry import create_mixer, derive_heads, list_mixers, mixer_of
+from zoo.report.layers import joined, layer_of, same_layers
+
+HEADS = 4
+"""The fewest heads that an attention word is measured with where it names no number: with one, `mha`, `gqa` and `mqa`
+are the same layer."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +43,25 @@ class Subject:
         name: a word, a pattern, or a peer's name.
         make: from width and length to the module.
         peer: whether it is a public layer.
+        same: other names that were asked for and stand for the same layer at the width it is measured at.
     """
 
     name: str
     make: Callable[[int, int], nn.Module]
     peer: bool = False
+    same: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> str:
+        """All its names."""
+        return joined((self.name, *self.same))
+
+    def text(self, width: int) -> str:
+        """The pattern that is measured at a width, empty for a peer."""
+        return "" if self.peer else str(with_heads(parse(self.name), width))
 
     def build(self, width: int, length: int, device: torch.device | str = "cpu") -> Any:
-        """The module with weights from a fixed seed.
+        """The module with weights from a fixed seed, moved off their inits.
 
         Args:
             width: D.
@@ -53,7 +72,7 @@ class Subject:
             UsageError: options that do not fit the width.
         """
         torch.manual_seed(0)
-        return self.make(width, length).to(device)
+        return laws.off_inits(self.make(width, length)).to(device)
 
     def weight_bytes(self, width: int, length: int) -> int:
         """Bytes of the module's weights, counted without making them."""
@@ -93,10 +112,53 @@ def from_pattern(pattern: str) -> Subject:
         UsageError: an unknown word or option.
     """
     nodes = parse(pattern).nodes
-    if len(nodes) == 1 and isinstance(word := nodes[0], Word) and not word.step.changed():
-        config = word.config
-        return Subject(pattern, lambda width, length: create_mixer(config, width, place=Place(length=length)))
-    return Subject(pattern, functools.partial(Layers, pattern))
+    alone = len(nodes) == 1 and isinstance(nodes[0], Word) and not nodes[0].step.changed()
+
+    def make(width: int, length: int) -> nn.Module:
+        text = str(with_heads(parse(pattern), width))
+        return layer_of(text, width, length) if alone else Layers(text, width, length)
+
+    return Subject(pattern, make)
+
+
+def heads_at(width: int, groups: int = 1) -> int:
+    """The number of heads of an attention word that names none, a multiple of `groups`: at least `HEADS`."""
+    fewest = max(HEADS, derive_heads(width))
+    return next((n for n in range(groups, width + 1, groups) if n >= fewest and width % n == 0), groups)
+
+
+def with_heads(pattern: Pattern, width: int) -> Pattern:
+    """A pattern whose attention words have at least `HEADS` heads each, but for those that settle it themselves."""
+
+    def word(old: Word) -> Word:
+        config: Any = old.config
+        options = dict(config)
+        settled = options.get("n_heads", 0) is not None or options.get("head_dim") is not None
+        if settled or not issubclass(mixer_of(config), AttentionWord):
+            return old
+        groups = options.get("n_kv_heads") or 1
+        if max(groups, derive_heads(width)) >= HEADS:
+            return old
+        new = type(config)(**{**config.changed(), "n_heads": heads_at(width, groups)})
+        try:
+            with torch.device("meta"):
+                create_mixer(new, width)
+        except UsageError:  # other options want another number
+            return old
+        return replace(old, config=new)
+
+    return replaced(pattern, word)
+
+
+def distinct_layers(subjects: Sequence[Subject], width: int) -> list[Subject]:
+    """The subjects, of those that are one layer at this width only the first, which has the names of all."""
+    own = {s.name: s for s in subjects if not s.peer}
+    texts: dict[str, list[str]] = {}
+    for name, subject in own.items():
+        texts.setdefault(subject.text(width), []).append(name)
+    found = [[name for text in group for name in texts[text]] for group in same_layers(texts, width, length=HEADS * 16)]
+    same = {first: tuple(others) for first, *others in found}
+    return [replace(s, same=same.get(s.name, ())) for s in subjects if s.peer or s.name in same]
 
 
 # ---- public layers
@@ -109,7 +171,7 @@ class SDPA(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.d_model, self.heads = width, derive_heads(width)
+        self.d_model, self.heads = width, heads_at(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 

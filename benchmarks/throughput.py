@@ -108,8 +108,9 @@ def cells(
         directions: "train" or "forward".
         compiled: whether by torch.compile.
     """
+    request.check(widths, max(lengths))
     for width in widths:
-        for subject in request.subjects:
+        for subject in request.at(width):
             for how in compiled:
                 for direction in directions:
                     ladder = Ladder(request.budget)
@@ -124,7 +125,8 @@ def cells(
                         }
                         run = functools.partial(measure, request, subject, **setting)
                         run = functools.partial(ladder.climb, batch_size * length, run)
-                        yield cell(request, "throughput", subject, setting, run)
+                        asked = {"repeats": request.repeats}
+                        yield cell(request, "throughput", subject, setting, run, conditions=asked)
 
 
 def tables(found: Sequence[Record]) -> list[Table]:
@@ -133,7 +135,7 @@ def tables(found: Sequence[Record]) -> list[Table]:
     def text(r: Record) -> str:
         share = r.value("matmul_share")
         rate = count(r.value("tokens_per_second") or 0)
-        return rate if share is None else f"{rate} ({share:.0%})"
+        return rate if share is None else f"{rate} ({share:.0%}{'‡' if share > 1 else ''})"
 
     made = []
     for width in distinct(found, "width"):

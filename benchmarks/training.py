@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import json
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import NOT_OFFERED, NoFigure, Request
-from benchmarks.subjects import Subject
+import torch
+
+from benchmarks.cells import CLOCK, MIXER, NOT_LEARNED, NOT_OFFERED, NoFigure, Request
+from benchmarks.subjects import Subject, with_heads
+from tasks.protocol import create_task
 from tasks.registry import UsageError
 from zoo.pattern import parse
 from zoo.training.experiment import override
@@ -15,20 +21,69 @@ from zoo.training.files import RunError
 from zoo.training.loop import train
 
 FAILED = "failed"
-MIXER = "{mixer}"
+ENOUGH = 0.85
+"""The accuracy from which on something counts as learned."""
+CHANCE_ROWS = 2048
 CHECKPOINT = 1e9  # seconds: such a training is over before it is worth one
 
 
-def layers_of(subject: Subject, template: str) -> str:
-    """The pattern of a model, with a subject's words in place of `{mixer}`.
+def check_layers(template: str) -> None:
+    """Refuse a pattern of a whole model that has no place for what is measured.
 
     Raises:
-        UsageError: a template without it, or that is no pattern.
+        UsageError: a template without `{mixer}`, or that is no pattern.
     """
     if MIXER not in template:
         raise UsageError(f"--layers {template!r} is not allowed: it should hold {MIXER}, such as '2*({MIXER} swiglu)'.")
     parse(template.replace(MIXER, "mlp"))
-    return template.replace(MIXER, subject.name)
+
+
+def layers_of(subject: Subject, template: str, width: int) -> str:
+    """The pattern of a model of a width, with a subject's words in place of `{mixer}`.
+
+    Raises:
+        UsageError: a template without it, or that is no pattern.
+    """
+    check_layers(template)
+    return str(with_heads(parse(template.replace(MIXER, subject.name)), width))
+
+
+def chance_of(task: Mapping[str, Any]) -> float:
+    """The accuracy on test rows of always giving the answer that is most frequent in validation rows."""
+    return _chance(json.dumps(task, sort_keys=True))
+
+
+@functools.cache
+def _chance(asked: str) -> float:
+    task = create_task(json.loads(asked, object_hook=_tuples))
+    known, test = (task.sample(CHANCE_ROWS, split=split, seed=0) for split in ("validation", "test"))
+    answer = known.targets[known.targets >= 0].mode().values
+    return float(task.score(test, torch.full_like(test.targets, int(answer)))["accuracy"])
+
+
+def _tuples(options: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+
+
+def require_learned(results: Sequence[Mapping[str, Any]], accuracies: Sequence[float], after: str) -> None:
+    """Refuse to give figures of trainings that ended before their model had learned.
+
+    Args:
+        results: `result.json` of each seed.
+        accuracies: of each seed.
+        after: what was trained, in words.
+
+    Raises:
+        NoFigure: the median accuracy is below `ENOUGH`.
+    """
+    if statistics.median(accuracies) < ENOUGH:
+        stopped = any(result["status"] == "time_budget" for result in results)
+        raise NoFigure(CLOCK if stopped else NOT_LEARNED, f"below {ENOUGH:.0%} after {after}")
+
+
+def median_of(results: Sequence[Mapping[str, Any]], key: str) -> float:
+    """The median of a figure of several trainings."""
+    return statistics.median(float(result[key]) for result in results)
 
 
 def trained(

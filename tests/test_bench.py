@@ -10,8 +10,22 @@ import pytest
 import torch
 
 import zoo
-from benchmarks import cells, command, mad, memory, plots, records, states, subjects, throughput
+from benchmarks import (
+    cells,
+    command,
+    decode,
+    long_context,
+    mad,
+    memory,
+    plots,
+    records,
+    states,
+    subjects,
+    throughput,
+    training,
+)
 from zoo import cli, laws
+from zoo.mixers._attention import AttentionWord
 from zoo.protocol import tree_bytes
 from zoo.registry import list_mixers, mixers
 
@@ -52,10 +66,13 @@ MORE = {
 FIGURES = {
     "throughput": {"tokens_per_second", "seconds", "matmul_share"},
     "memory": {"peak_bytes", "bytes_per_token", "state_bytes"},
-    "decode": {"tokens_per_second", "seconds", "error", "state_error", "grown_bytes"},
-    "long-context": {"accuracy", "exact", "seconds", "effective_length", "train_seconds", "train_steps"},
+    "decode": {"tokens_per_second", "seconds", "error", "state_error", "rounding", "grown_bytes"},
+    "long-context": {"accuracy", "exact", "seconds", "effective_length", "train_seconds", "train_steps", "learned"},
     "mad": {"accuracy", "train_seconds", "share_reached"},
 }
+
+
+HUGE = str(10**20)
 
 
 def bench(*arguments: str) -> int:
@@ -72,7 +89,9 @@ def benched(benchmark: str, *words: str, out) -> list[records.Record]:
 
 
 @pytest.mark.parametrize("benchmark", SMALL)
-def test_every_benchmark_writes_whole_records(benchmark, tmp_path, capsys):
+def test_every_benchmark_writes_whole_records(benchmark, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training, "ENOUGH", 0.0)  # as if two steps of training were enough
+    monkeypatch.setattr(long_context, "ENOUGH", 0.0)
     found = benched(benchmark, "min_gru", "swa swiglu" if benchmark == "throughput" else "gqa", out=tmp_path)
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert printed == [dataclasses.asdict(r) for r in found]
@@ -85,6 +104,8 @@ def test_every_benchmark_writes_whole_records(benchmark, tmp_path, capsys):
         assert r.threads == torch.get_num_threads()
         assert r.commit is None or len(r.commit) >= 40
         assert (r.status == records.OK) == bool(r.figures) == (not r.why)
+        assert r.conditions["budget"] > 0
+        assert (r.chance is not None) == (benchmark in MORE and r.setting.get("task") != "average")
         for f in r.figures.values():
             assert f["n"] >= 1
             assert f["how"] in ("measured", *cells.MARKS)
@@ -103,7 +124,7 @@ def test_an_average_says_of_which_tasks_of_mad(tmp_path):
     """Of one it is not shown, and one of some does not take the place of that of all."""
 
     def record(task, value, **setting):
-        at = {"task": task, "variation": "baseline", "share": 0.1, "width": 16, **setting}
+        at = {"task": task, "variation": "baseline", "share": 0.1, "width": 16, "layers": "{mixer}", **setting}
         return records.Record("mad", "gqa", at, figures={"accuracy": records.figure(value)})
 
     one, two = record("compression", 0.5), record("memorization", 0.7)
@@ -158,6 +179,25 @@ def test_tables_are_printed_without_json(capsys):
         (["throughput", "gqa", "--length", "4k,x"], "--length '4k,x' is not allowed"),
         (["throughput", "gqa", "--width", "15"], "d_model=15"),
         (["throughput", "gqa", "--budget", "0"], "--budget 0 is not allowed"),
+        (["memory", "mha", "--budget", "inf"], "--budget inf is not allowed"),
+        (["decode", "mha", "--budget", "nan"], "--budget nan is not allowed"),
+        (["decode", "mha", "--budget", "1e9"], "--budget 1e+09 is not allowed"),
+        (["throughput", "gqa", "--repeats", HUGE], "--repeats 1e+20 is not allowed"),
+        (["mad", "gqa", "--threads", HUGE], "--threads 1e+20 is not allowed"),
+        (["mad", "gqa", "--seeds", HUGE], "--seeds"),
+        (["mad", "gqa", "--batch-size", HUGE], "--batch-size"),
+        (["long-context", "gqa", "--rows", HUGE], "--rows"),
+        (["long-context", "gqa", "--tokens", HUGE], "--tokens"),
+        (["long-context", "gqa", "--times", f"1,{HUGE}"], "--times"),
+        (["long-context", "gqa", "--length", HUGE], "--length"),
+        (["long-context", "gqa", "--width", HUGE], "--width"),
+        (["long-context", "gqa", "--preset", "nia"], "Did you mean 'niah'"),
+        (["throughput", "gqa", "--length", "9" * 5000], "--length"),
+        (["throughput", "gqa", "--width", f"16,{HUGE}"], "--width"),
+        (["memory", "gqa", "--context", HUGE], "--context"),
+        (["decode", "gqa", "--drift", HUGE], "--drift"),
+        (["throughput", "gqa", "--out", f"/tmp/{'n' * 300}"], "Cannot write"),
+        (["throughput", "gqa", "--out", "/dev/null/x"], "Cannot write"),
         (["throughput", "gqa", "--precision", "half"], "--precision 'half'"),
         (["throughput", "gqa", "--device", "tpu"], "device='tpu'"),
         (["throughput", "--import", "nowhere.py"], "--import 'nowhere.py' failed"),
@@ -181,10 +221,175 @@ def test_tables_are_printed_without_json(capsys):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_input_is_refused_in_one_line(arguments, told, capsys):
-    assert bench(*arguments) == 2
+    assert bench(*arguments) == (1 if told == "Cannot write" else 2)
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
+
+
+def test_everything_is_checked_before_anything_is_measured(monkeypatch):
+    """The second width does not fit the last subject: nothing is measured at the first."""
+    monkeypatch.setattr(cells, "cell", lambda *_, **__: pytest.fail("measured"))
+    asked = request(subjects=subjects.choose(["min_gru", "mha(n_heads=3)"]))
+    for module, options in (
+        (throughput, {"lengths": [8], "tokens": 8}),
+        (memory, {"lengths": [8], "contexts": [8], "batch_size": 1}),
+        (decode, {"contexts": [8], "batch_size": 1}),
+    ):
+        monkeypatch.setattr(module, "cell", cells.cell)
+        with pytest.raises(zoo.UsageError, match="d_model=32 is not divisible by n_heads=3"):
+            list(module.cells(asked, widths=[48, 32], **options))
+
+
+def test_names_of_one_layer_are_one_row():
+    """By what is built at the width, words and patterns alike."""
+    words = ["swa", "mqa", "min_gru", "2*(gqa swiglu)", "gqa", "2*(mqa swiglu)", "mha(window=64)"]
+    asked = [subjects.from_pattern(word) for word in words]
+    assert [s.names for s in subjects.distinct_layers(asked, 64)] == [
+        "swa = mha(window=64)",
+        "mqa = gqa",  # four heads, one key
+        "min_gru",
+        "2*(gqa swiglu) = 2*(mqa swiglu)",
+    ]
+    wide = subjects.distinct_layers([subjects.from_pattern(word) for word in ("gqa", "mqa", "mha")], 512)
+    assert [s.names for s in wide] == ["gqa", "mqa", "mha"]
+
+
+@pytest.mark.parametrize("word", list_mixers(kind="sequence"))
+def test_attention_has_four_heads_and_no_layer_is_measured_at_its_inits(word):
+    subject = subjects.from_pattern(word)
+    layer = subject.build(64, 64)
+    heads = getattr(getattr(layer, "attention", layer), "n_heads", None)
+    assert not isinstance(layer, AttentionWord) or heads >= subjects.HEADS
+    assert ("n_heads" in subject.text(64)) == isinstance(layer, AttentionWord)
+    assert all(p.any() for p in layer.parameters())
+    with torch.no_grad():
+        assert layer(torch.randn(1, 64, 64))[0].abs().max() > 1e-3
+
+
+def test_heads_that_are_given_stay():
+    texts = ["mha(n_heads=1)", "mha(head_dim=32)", "gqa(n_kv_heads=8)", "lstm", "bidirectional(mamba2)"]
+    for text in texts:
+        assert subjects.from_pattern(text).text(64) == text
+    assert (
+        subjects.from_pattern("gqa(n_kv_heads=2) | mha").text(64) == "(gqa(n_heads=4, n_kv_heads=2) | mha(n_heads=4))"
+    )
+
+
+def trained_as(status: str, accuracy: float, seed: int) -> dict:
+    return {
+        "status": status, "seconds": 1.0 + seed, "steps": 10, "n_parameters": 1, "backends": {},
+        "validation": {"accuracy": accuracy}, "test": {"accuracy": accuracy},
+    }  # fmt: skip
+
+
+def long(monkeypatch, status, right, tested):
+    """Tables of a long-context run whose trainings ended so, with the accuracies of each seed at each length."""
+    results = iter([trained_as(status, accuracy, i) for i, accuracy in enumerate(right)])
+    monkeypatch.setattr(long_context, "trained", lambda *_, **__: next(results))
+    monkeypatch.setattr(long_context, "chance_of", lambda task: 0.125)
+    monkeypatch.setattr(
+        long_context,
+        "evaluate_run",
+        lambda folder, overrides, split: {
+            "accuracy": tested[overrides["task.seq_len"]][int(folder.name)], "exact": 0.0, "slices": {},
+        },
+    )  # fmt: skip
+    options = {"task": "niah", "options": {"key_vocab": 8, "value_vocab": 8}, "layers": "{mixer}", "width": 16}
+    options |= {"train_length": 64, "times": [n // 64 for n in tested] or [1], "rows": 8, "tokens": 64, "training": {}}
+    found = list(long_context.cells(request(subjects=subjects.choose(["min_gru"])), seeds=len(right), **options))
+    (table,) = long_context.tables(found)
+    return found, dict(zip(table.head, table.rows[0], strict=True))
+
+
+def test_an_effective_length_of_several_seeds_was_tested(monkeypatch):
+    """Seeds that reach 0 and 64 have no effective length of 32."""
+    for tested, expected in (
+        ({64: [0.31, 0.99]}, "< 64"),
+        ({64: [0.99, 0.90], 256: [0.5, 0.9]}, "64 (64 to 64)"),
+        ({64: [0.99, 0.99], 256: [0.9, 0.9]}, "≥ 256 (≥ 256 to ≥ 256)"),
+        ({64: [0.99, 0.9, 0.7], 256: [0.9, 0.9, 0.2], 1024: [0.9, 0.2, 0.2]}, "256 (none to 256)"),
+    ):
+        found, row = long(monkeypatch, "target", [0.99] * len(tested[64]), tested)
+        assert row["effective length"] == expected
+        assert row["learned"] == f"{len(tested[64])} of {len(tested[64])}"
+        length = found[-1].value("effective_length")
+        assert length is None or length in tested
+        (accuracy,) = [text for head, text in row.items() if head.startswith("64 (chance ")]
+        assert "to" in accuracy  # the spread over the seeds
+
+
+@pytest.mark.parametrize(("status", "told"), [("finished", "not learned"), ("time_budget", "stopped by the clock")])
+def test_what_was_not_learned_is_no_score(monkeypatch, status, told):
+    found, row = long(monkeypatch, status, [0.2, 0.9, 0.1], {})
+    assert {r.status for r in found} == {told}
+    assert not any(r.figures for r in found)
+    assert {text for head, text in row.items() if head.startswith("64")} == {told}
+    assert row["effective length"] == row["learned"] == "—"
+    assert plots.figure_of("long-context", found) is None
+
+    monkeypatch.setattr(mad, "trained", lambda *_, **__: trained_as(status, 0.7, 0))
+    options = {"names": ["compression"], "variations": False, "layers": "{mixer}", "width": 16, "share": 0.5}
+    options |= {"batch_size": 8, "rates": [1e-3], "decays": [0.0], "training": {}, "seeds": 2}
+    asked = request(subjects=subjects.choose(["min_gru"]))
+    found = list(mad.cells(asked, **options))
+    assert [r.status for r in found] == [told, cells.NO_AVERAGE]
+    (table,) = mad.tables(found)
+    assert table.head == ["", f"compression (chance {found[0].chance:.0%})"]
+    assert table.rows == [["min_gru", told]]
+    monkeypatch.setattr(mad, "trained", lambda *_, **__: trained_as(status, 0.86, 0))
+    assert [r.status for r in mad.cells(asked, **options)] == ["ok", "ok"]
+
+
+def test_chance_is_what_a_constant_answer_gets():
+    niah = {"name": "niah", "seq_len": 64, "n_queries": 8, "asked": "in_turn", "key_vocab": 8, "value_vocab": 8}
+    assert training.chance_of({**niah, "min_length": 34}) == pytest.approx(1 / 8, abs=0.01)
+
+
+def test_a_page_says_of_how_many_values_its_figures_are():
+    at = {"width": 16, "length": 8, "batch_size": 1, "direction": "train", "compiled": False}
+    one, five = records.figure([2.0]), records.figure([1.0, 2.0, 3.0, 4.0, 9.0])
+
+    def page(**figures):
+        made = records.record("throughput", "gqa", at, device="cpu", figures=figures, conditions={"budget": 2.0})
+        return command.markdown("throughput", [made], picture=False)
+
+    assert "One value each (n = 1), without a spread: tokens per second." in page(tokens_per_second=one)
+    assert "Medians" not in page(tokens_per_second=one)
+    both = page(tokens_per_second=five, seconds=one)
+    assert "Medians of 5 values (tokens per second); their number and quartiles are in the records." in both
+    assert "One value each (n = 1), without a spread: seconds." in both
+    assert "- budget 2 s" in both
+
+
+def test_a_share_above_one_is_remarked_on():
+    at = {"width": 16, "length": 8, "batch_size": 1, "direction": "train", "compiled": False}
+    figures = {"tokens_per_second": records.figure(5.0), "matmul_share": records.figure(1.14)}
+    made = records.record("throughput", "gqa", at, device="cpu", figures=figures)
+    (table,) = throughput.tables([made])
+    assert table.rows == [["gqa", "5 (114%‡)"]]
+    assert cells.ABOVE in cells.notes([made])
+
+
+def test_the_preset_stands_for_what_is_not_given(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(command, "run", lambda name, request, options, **_: asked.update(options))
+    assert bench("long-context", "min_gru", "--preset", "niah", "--width", "32", "--set", "n_queries=2") == 0
+    preset = long_context.PRESETS["niah"]
+    assert asked["width"] == 32
+    assert asked["options"] == {**preset["options"], "n_queries": 2}
+    assert (asked["layers"], asked["training"], asked["times"]) == (
+        preset["layers"],
+        preset["training"],
+        [1, 4, 16, 64],
+    )
+
+
+def test_a_newer_record_of_a_layer_takes_the_place_of_those_under_its_other_names():
+    at = {"width": 64, "length": 8}
+    old = [records.Record("memory", name, at) for name in ("gqa", "lstm", "mqa")]
+    new = records.Record("memory", "gqa", at, same=["mqa"])
+    assert [r.label for r in records.merged(old, [new])] == ["gqa = mqa", "lstm"]
 
 
 def test_every_registered_sequence_mixer_is_measured_where_none_is_named():
@@ -246,7 +451,7 @@ def test_nothing_is_measured_of_a_mixer_that_breaks_a_law(own, capsys):
 
 
 def request(**options) -> cells.Request:
-    return cells.Request([], say=lambda line: None, **options)
+    return cells.Request(**{"subjects": [], "say": lambda line: None, **options})
 
 
 def test_a_cell_beyond_its_budget_says_so_and_larger_ones_are_not_tried():

@@ -485,12 +485,21 @@ def swap(pattern: Pattern, words: Mapping[str, str]) -> Pattern:
             raise unknown("word of the pattern", name, sorted(present))
     new = {name: parse_word(text) for name, text in words.items()}
 
-    def word(old: Word) -> Word:
+    def change(old: Word) -> Word:
         if old.name not in new:
-            held = {k: word(v) for k, v in old.held().items()}
-            return replace(old, config=type(old.config)(**{**old.config.changed(), **held})) if held else old
+            return old
         fresh = new[old.name]
         return Word(fresh.config, StepOptions(**{**old.step.changed(), **fresh.step.changed()}))
+
+    return replaced(pattern, change)
+
+
+def replaced(pattern: Pattern, change: Callable[[Word], Word]) -> Pattern:
+    """`pattern` with what `change` gives in place of every word; those that a word wraps are changed before it."""
+
+    def word(old: Word) -> Word:
+        held = {k: word(v) for k, v in old.held().items()}
+        return change(replace(old, config=type(old.config)(**{**old.config.changed(), **held})) if held else old)
 
     def walk(node: Any) -> Any:
         if isinstance(node, Pattern):
