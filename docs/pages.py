@@ -255,8 +255,10 @@ def result_rows() -> dict[str, list[Found]]:
             elif re.match(r"\|[\s:|-]+$", line):
                 head = f"{above}\n{line}"
             elif line.startswith("|") and head:
-                if name := mixer_of_row(line, aliases):
-                    found.setdefault(name, []).append(Found(page, title, heading, head, line))
+                first = line.split("|")[1]
+                for part in first.split(" = "):  # one layer under several names
+                    if name := mixer_of_row(line.replace(first, f" {part.strip()} ", 1), aliases):
+                        found.setdefault(name, []).append(Found(page, title, heading, head, line))
             elif not line.startswith("|"):
                 head = ""
     return found

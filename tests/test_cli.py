@@ -132,7 +132,7 @@ def test_train_eval_compare(zoo):
     damaged.mkdir()
     (damaged / "config.yaml").write_text("task: [")
     status, out, err = zoo("report", "--out", "all.html", "--no-answers")
-    assert (status, out) == (0, "all.html (1 runs)\n")
+    assert (status, out) == (0, "all.html (1 run)\n")
     assert err.startswith("Left out: 'runs/damaged/config.yaml' is damaged")
     assert err.count("\n") == 1
 
@@ -318,7 +318,7 @@ WRONG = [
     (["train", "one.yaml", "--resume", "--fresh"], "give one of them"),
     (["train", "small.yaml", "model.pattern=mha"], "makes all 2 variants the same model: name one by --variant."),
     (["train", "small.yaml", "model.pattern=mhaa", "--variant", "attention"], "Unknown mixer 'mhaa'"),
-    (["eval", "runs/none"], "There is no run folder runs/none"),
+    (["eval", "runs/none"], "There is no run folder 'runs/none'"),
     (["eval", "."], "holds no checkpoint"),
     (["compare", "runs/none"], "runs/none"),
     (["compare", "runs/none", "--report", "."], "'.' is a folder: expected the name of a file"),
@@ -327,7 +327,7 @@ WRONG = [
         "'page.pdf' is not allowed: a report is a page, whose name ends",
     ),
     (["report", "runs/none", "--out", "page"], "'page' is not allowed: a report is a page, whose name ends in .html"),
-    (["generate", "runs/none", "--tokens", "1"], "There is no run folder runs/none"),
+    (["generate", "runs/none", "--tokens", "1"], "There is no run folder 'runs/none'"),
     (["generate", ".", "--tokens", "1"], "neither a run folder, with a config.yaml, nor a checkpoint folder"),
     (["generate", "llama"], "Give a prompt in one way: --prompt, --tokens, --prompt-file or --example."),
     (["generate", "llama", "--tokens", "1", "--bytes", "--prompt", "a"], "Give a prompt in one way"),

@@ -189,7 +189,7 @@ def compare(
     """Compare runs in a table, and with --report on a page."""
     from rich.console import Console
 
-    from zoo.report import gather, rows, table, write_report
+    from zoo.report import caveats, gather, repeats, rows, spreads, table, write_report
     from zoo.report.files import check_page
 
     if report is not None:
@@ -199,6 +199,10 @@ def compare(
         print(json.dumps(rows(found), indent=1))
     elif found:
         Console().print(table(found))
+        for line in spreads(found):
+            print(f"{line}.")
+    for line in (*caveats(found, measurements), *([f"{once}."] if (once := repeats(found)) else [])):
+        _note(line)
     if report is not None:
         write_report(found, report, measurements, ask_models=not no_answers)
         print(report, file=sys.stderr if as_json else sys.stdout)
@@ -221,7 +225,8 @@ def report(
     places = places or [Path("runs")]
     found, measurements = gather(places, _note)
     first = places[0] if places[0].is_dir() else places[0].parent
-    told = f"{len(found)} runs" + (f", {len(measurements)} measurements" if measurements else "")
+    counts = {"run": len(found), "measurement": len(measurements)}
+    told = ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts.items() if n or what == "run")
     page = write_report(
         found, out or first / "report.html", measurements, ask_models=not no_answers, command="zoo report"
     )

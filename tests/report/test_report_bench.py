@@ -81,6 +81,43 @@ def test_the_table_shows_each_column_in_the_setting_that_most_layers_share(sampl
     assert subjects[-1].remarks == ["throughput: over budget (90 s), 2 settings"]
 
 
+def test_layers_that_are_one_at_a_width_are_one_row(tmp_path):
+    """From their patterns, for records that do not say it themselves too."""
+
+    def at(width, name, value, **more):
+        setting = {"width": width, "length": 256, "direction": "train"}
+        return record("throughput", name, setting, {"tokens_per_second": figure(value)}, **more)
+
+    lines = [at(64, name, value) for name, value in (("mha", 1.0), ("swa", 9.0), ("gqa", 3.0), ("mqa", 2.0))]
+    lines += [at(512, name, 1.0) for name in ("mha", "gqa")]
+    lines += [
+        at(64, "dsa", 1.0, same=["mla"], layer="dsa(n_heads=4)"),
+        at(64, "unheard-of", 1.0),
+        at(64, "x", 1.0, peer=True),
+    ]
+    found = load_measurements([written(tmp_path / "a.jsonl", *lines)])
+    assert [m.name for m in found] == ["mha = gqa = mqa", "swa", "mha", "gqa", "dsa = mla", "unheard-of", "x"]
+    assert (found[0].figure("tokens_per_second"), found[0].figure("tokens_per_second", "n")) == (2.0, 15)
+    assert found[0].figure("tokens_per_second", "high") == pytest.approx(3.15)
+
+
+def test_what_was_not_learned_has_no_figure_no_place_and_no_rank(tmp_path):
+    trained = {"task": "niah", "width": 64, "layers": "{mixer} swiglu", "train_length": 64}
+    lines = [
+        record("long-context", name, trained | {"length": n}, {key: figure(value, spread=0)}, chance=0.125, **more)
+        for name, more in (("gru", {}), ("mha", {}), ("lstm", {"status": "stopped by the clock", "why": "below 85%"}))
+        for n, key, value in ((64, "accuracy", 0.9), (0, "effective_length", 64.0))
+    ]
+    found = load_measurements([written(tmp_path / "a.jsonl", *lines)])
+    _, subjects = bench.table(found)
+    by_name = {s.row.label: s for s in subjects}
+    assert [cell.value for cell in by_name["lstm"].cells] == [None]
+    assert by_name["lstm"].remarks == ["long-context: stopped by the clock (below 85%), 2 settings"]
+    (lengths,) = chart(found, "bench-long-context").panels
+    assert len(lengths.lines) == 2
+    assert lengths.title == "niah (chance 12%)"
+
+
 def test_the_later_of_two_measurements_counts(tmp_path):
     setting = {"width": 64, "length": 256, "direction": "train"}
     lines = [record("throughput", "mha", setting, {"tokens_per_second": figure(v)}) for v in (1.0, 2.0)]

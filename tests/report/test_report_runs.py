@@ -9,7 +9,9 @@ from report_samples import MODELS, write_sample
 
 from tasks.registry import UsageError
 from zoo.report import load_runs
+from zoo.report.groups import groups
 from zoo.report.runs import labels
+from zoo.statistics import t_interval
 
 
 def test_a_folder_of_runs_and_single_runs_give_each_run_once(sample_folder):
@@ -124,6 +126,67 @@ def test_equal_names_are_told_apart_by_seed_or_by_folder(tmp_path):
     assert names({"name": "a"}, {"name": "b"}) == ["a", "b"]
     assert names({"seed": 0}, {"seed": 1}) == ["attention (seed 0)", "attention (seed 1)"]
     assert names({}, {}) == ["attention (run-0)", "attention (run-1)"]
+
+
+def test_equal_names_are_told_apart_by_settings_and_variants_by_their_recipe(tmp_path):
+    for i, (seed, lr) in enumerate(((0, 1e-4), (1, 3e-2), (2, 1e-4))):
+        write_sample(tmp_path / f"run-{i}", train={"lr": lr}, seed=seed)
+    assert labels(load_runs([tmp_path])) == [
+        "attention (lr=0.0001, seed 0)", "attention (lr=0.03, seed 1)", "attention (lr=0.0001, seed 2)",
+    ]  # fmt: skip
+    for recipe, pattern in (("h-lstm", "2*(lstm swiglu) gqa swiglu"), ("h-gru", "2*(gru swiglu) gqa swiglu")):
+        write_sample(tmp_path / "v" / recipe / "base", name="base", model={"pattern": f"{pattern} {pattern}"})
+    assert sorted(labels(load_runs([tmp_path / "v"]))) == ["h-gru/base", "h-lstm/base"]
+
+
+def swept(folder, names="gqa"):
+    """Nine runs: three learning rates, each with three seeds."""
+    for lr, right in ((1e-3, (0.078, 0.08, 0.09)), (3e-3, (0.178, 0.2, 0.298)), (1e-2, (0.883, 0.9, 0.947))):
+        for seed, accuracy in enumerate(right):
+            own = names.format(seed=seed)
+            train = {"lr": lr, "keep": 2 + seed, "checkpoint_seconds": 10.0 + seed, "seed": seed}
+            write_sample(
+                folder / f"{lr}-{seed}", name=own, train=train, seed=seed, test={"accuracy": accuracy, "n": 100}
+            )
+    return load_runs([folder])
+
+
+@pytest.mark.parametrize("names", ["gqa", "hebb-s{seed}"])
+def test_runs_are_grouped_by_all_of_their_config_but_name_folder_and_seed(tmp_path, names):
+    found = groups(swept(tmp_path, names))
+    assert [(len(group.runs), group.seeds) for group in found] == [(3, ["0", "1", "2"])] * 3
+    which = "gqa" if names == "gqa" else "hebb-s0, hebb-s1, hebb-s2"
+    assert sorted(group.label for group in found) == [f"{which} (lr={lr})" for lr in ("0.001", "0.003", "0.01")]
+    best = next(group for group in found if "0.01" in group.label and "0.001" not in group.label)
+    spread = best.over_seeds("accuracy")
+    assert spread.interval == t_interval([0.883, 0.9, 0.947])
+    assert spread.text() == (
+        "accuracy 88.3% to 94.7% over 3 seeds, mean 91.0% (95% interval of Student's t 82.8% to 99.2%; "
+        "each 88.3%, 90.0%, 94.7%)"
+    )
+
+
+def test_every_other_key_of_a_config_makes_a_group_of_its_own(tmp_path):
+    write_sample(tmp_path / "same")
+    for i, change in enumerate(
+        (
+            {"task": {"name": "mqar", "n_pairs": [2]}}, {"model": {"pattern": "mha"}}, {"train": {"steps": 9}},
+            {"objective": {"name": "masked_diffusion"}}, {"train": {"steps": 9, "time_budget": 1.0}},
+        )
+    ):  # fmt: skip
+        write_sample(tmp_path / str(i), seed=i, **change)
+    found = groups(load_runs([tmp_path]))
+    assert [len(group.runs) for group in found] == [1] * 6
+    assert len({group.label for group in found}) == 6
+
+
+def test_one_seed_twice_is_one_value_and_what_has_not_ended_is_none(tmp_path):
+    for i, (seed, accuracy) in enumerate(((0, 0.5), (0, 0.7), (1, 0.8))):
+        write_sample(tmp_path / str(i), seed=seed, test={"accuracy": accuracy})
+    write_sample(tmp_path / "cut", seed=2, test={"accuracy": 0.1}, status="interrupted")
+    (group,) = groups(load_runs([tmp_path]))
+    assert group.seeds == ["0", "1", "2"]
+    assert sorted(group.over_seeds("accuracy").values) == pytest.approx([0.6, 0.8])
 
 
 def test_names_are_printable_and_on_one_line(tmp_path):

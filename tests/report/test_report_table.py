@@ -10,7 +10,22 @@ import pytest
 from report_samples import write_sample
 from rich.console import Console
 
-from zoo.report import load_runs, markdown, pareto_front, rows, table, to_csv, units, words
+from tasks.registry import UsageError
+from zoo import cli
+from zoo.report import (
+    load_runs,
+    markdown,
+    pareto_front,
+    rows,
+    save_plots,
+    table,
+    to_csv,
+    units,
+    words,
+    write_report,
+)
+from zoo.report.leaderboard import csv_lines
+from zoo.report.page import render
 
 
 def drawn(runs, width=100):
@@ -122,6 +137,98 @@ def test_what_does_not_compare_is_said(tmp_path):
     for part in ("different tasks", "different machines", "c: accuracy on validation", "c: interrupted"):
         assert part in text
     assert words.caveats(load_runs([tmp_path / "a"])) == []
+
+
+def test_seeds_are_counted_within_one_config_and_lone_seeds_are_named(tmp_path):
+    for lr in (1e-3, 1e-2):
+        for seed, accuracy in enumerate((0.9, 0.92)):
+            write_sample(tmp_path / f"{lr}-{seed}", "lstm", train={"lr": lr}, seed=seed, test={"accuracy": accuracy})
+    runs = load_runs([tmp_path])
+    assert len(words.spreads(runs)) == 2
+    assert all("over 2 seeds" in text for text in words.spreads(runs))
+    assert words.repeats(runs) == ""
+    write_sample(tmp_path / "alone", "window")
+    runs = load_runs([tmp_path])
+    assert words.repeats(runs) == "window: one seed: small differences may be luck"
+    assert words.repeats(load_runs([tmp_path / "alone"])) == ""
+    assert words.repeats([run for run in runs if run.seed == 0 or run.name == "window"]).startswith("One seed each")
+    best, *_ = words.highlights([run for run in runs if run.name == "lstm"])
+    assert best.value == "91.0%"  # the mean over seeds, and not the luckiest of them
+    assert "mean of 2 seeds" in best.remark
+
+
+def test_runs_that_the_clock_stopped_are_shown_as_such(tmp_path):
+    write_sample(tmp_path / "a", "lstm", status="time_budget")
+    write_sample(tmp_path / "b", "attention")
+    runs = load_runs([tmp_path])
+    assert "lstm (stopped by the clock)" in markdown(runs)
+    assert "stopped by the" in drawn(runs)
+    assert "lstm: stopped by the clock" in " ".join(words.caveats(runs))
+
+
+def test_threads_of_one_machine_are_not_different_machines(tmp_path):
+    for n in (1, 2):
+        write_sample(tmp_path / str(n), name=str(n), machine={"cpu": "one", "threads": n})
+    assert words.caveats(load_runs([tmp_path])) == [
+        "The runs are from one machine with different numbers of threads (1, 2): compare no times."
+    ]
+    write_sample(tmp_path / "3", name="3", machine={"cpu": "two", "threads": 2})
+    assert any("different machines" in text for text in words.caveats(load_runs([tmp_path])))
+
+
+def test_one_model_under_two_names_is_said(tmp_path):
+    for name, pattern in (("a", "2*(mha swiglu)"), ("b", "2*(mqa swiglu)"), ("c", "2*(mha(n_heads=4) swiglu)")):
+        sizes = {"n_parameters": 1, "state_bytes": 2, "flops_per_token": 3}
+        write_sample(tmp_path / name, name=name, model={"pattern": pattern, "d_model": 64}, **sizes)
+    assert words.caveats(load_runs([tmp_path])) == ["a and b are the same layers under other names."]
+
+
+def test_rows_problems_and_the_interval_over_them_are_shown(tmp_path):
+    certain = {"accuracy": 0.9, "exact": 0.5, "n_rows": 2000, "n_problems": 15, "exact_low": 0.41, "exact_high": 0.6}
+    write_sample(tmp_path / "a", test=certain)
+    runs = load_runs([tmp_path])
+    assert "(2,000 rows, 15 problems up to the task's symmetry)" in markdown(runs)
+    assert "50.0% (41.0 to 60.0)" in markdown(runs)
+    assert "41.0 to 60.0" in drawn(runs, 80)
+    assert {k: rows(runs)[0][k] for k in certain} == certain
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x85", "\r", "\n"])
+def test_a_pattern_with_any_end_of_a_line_is_one_line_of_the_csv(tmp_path, mark):
+    write_sample(tmp_path / "a", model={"pattern": f"mha{mark}swiglu"})
+    write_sample(tmp_path / "b", "lstm")
+    runs = load_runs([tmp_path])
+    assert len(csv_lines(runs)) == 3
+    assert "".join(csv_lines(runs)) == to_csv(runs)
+    assert "leaderboard" in render(runs)
+
+
+def test_what_takes_runs_takes_their_folders(tmp_path):
+    write_sample(tmp_path / "a")
+    runs = load_runs([tmp_path])
+    for function in (markdown, rows, to_csv):
+        assert function([tmp_path]) == function(str(tmp_path)) == function(runs)
+    assert save_plots([str(tmp_path)], tmp_path / "pictures", formats=["svg"])
+    assert write_report([tmp_path], tmp_path / "report.html", ask_models=False).exists()
+    with pytest.raises(UsageError, match="nothing at"):
+        save_plots([tmp_path / "none"], tmp_path / "pictures")
+
+
+def test_compare_warns_in_the_terminal_as_the_page_does(tmp_path, capsys):
+    write_sample(tmp_path / "a", name="a", task={"name": "mqar", "n_pairs": 4})
+    write_sample(tmp_path / "b", name="b", task={"name": "mqar", "n_pairs": 6}, test=None, status="time_budget")
+    for more in ([], ["--json"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["compare", str(tmp_path), *more])
+        assert ended.value.code in (0, None)
+        shown = capsys.readouterr()
+        for told in words.caveats(load_runs([tmp_path])):
+            assert told in shown.err.splitlines()
+        assert "One seed each: small differences may be luck." in shown.err
+        assert not more or json.loads(shown.out)
+    with pytest.raises(SystemExit):
+        cli.main(["report", str(tmp_path / "a"), "--no-answers"])
+    assert "(1 run)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

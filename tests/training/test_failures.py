@@ -169,7 +169,7 @@ def test_no_checkpoint_left(finished_run):
 
 def test_missing_and_foreign_checkpoints(finished_run, tmp_path):
     run, _ = finished_run
-    with pytest.raises(zoo.UsageError, match="There is no run folder runs/none"):
+    with pytest.raises(zoo.UsageError, match="There is no run folder 'runs/none'"):
         load("runs/none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(zoo.UsageError, match="holds no checkpoint"):

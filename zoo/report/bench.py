@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from zoo.report.charts import TEXT, Axis, Chart, HeatMap, Panel, Row, Series
 from zoo.report.leaderboard import Cell, Column, cells_of
-from zoo.report.measurements import OK, Measurement
+from zoo.report.measurements import MIXER, OK, Measurement
 from zoo.report.slices import as_numbers
 from zoo.report.units import number
 
@@ -19,6 +19,7 @@ CONTEXT = Axis("context", "length", log=True)
 ACCURACY = Axis("accuracy", "percent")
 
 _ASIDE = ("batch_size",)  # follows from the length; no setting of its own
+_OF_SUBJECTS = "layers"  # in older records the pattern of the model with the subject in it, not of the setting
 _PLACE = ("precision", "device", "threads")
 
 
@@ -103,11 +104,13 @@ def charts(measurements: Sequence[Measurement]) -> list[Chart]:
     drawn += [
         Chart(
             "bench-long-context", "Length generalisation",
-            "Accuracy at lengths up to many times those trained on; columns right of the line are longer.",
+            "Accuracy at lengths up to many times those trained on; columns right of the line are longer. "
+            "Models that had not learned at their own length are left out.",
             _length_maps(measurements, ids),
         ),
         Chart(
-            "bench-effective-length", "Effective length", "The largest length with at least 85% accuracy.",
+            "bench-effective-length", "Effective length",
+            "The largest of the lengths tested at which the median accuracy is at least 85%.",
             _bars(_EFFECTIVE, measurements, ids),
         ),
         Chart(
@@ -116,7 +119,8 @@ def charts(measurements: Sequence[Measurement]) -> list[Chart]:
             _depth_maps(measurements, ids),
         ),
         Chart(
-            "bench-mad", "MAD", "Accuracy on each synthetic task of MAD's suite, averaged over its variations.",
+            "bench-mad", "MAD", "Accuracy on each synthetic task of MAD's suite, averaged over its variations; only of "
+            "layers that learned each of them.",
             [*_mad_map(measurements, ids), *_bars(_MAD, measurements, ids)],
         ),
     ]  # fmt: skip
@@ -164,7 +168,7 @@ def _fairest(curve: _Curve, measurements: Iterable[Measurement]) -> tuple[dict[s
     """The setting in which most subjects have the figure, the largest of equals, and the figures in it."""
     groups: dict[tuple[Any, ...], tuple[dict[str, Any], dict[str, float]]] = {}
     for m in _chosen(curve, measurements):
-        setting = {k: v for k, v in _setting(m).items() if k != "layers"}  # of the subject, not of the setting
+        setting = _setting(m)
         value = m.figure(curve.figure)
         if value is not None:
             groups.setdefault(_key(setting), (setting, {}))[1][m.name] = value
@@ -215,7 +219,7 @@ def _length_maps(measurements: Iterable[Measurement], ids: Mapping[str, str]) ->
         maps.append(
             HeatMap(
                 LENGTH, ACCURACY, [str(n) for n in lengths], [ids[name] for name in names],
-                [[scores.get((name, n)) for n in lengths] for name in names], title=title,
+                [[scores.get((name, n)) for n in lengths] for name in names], title=_with_chance(title, found),
                 trained=None if train_length is None else sum(n <= train_length for n in lengths),
             )
         )  # fmt: skip
@@ -247,7 +251,7 @@ def _tests_by_length(measurements: Iterable[Measurement]) -> list[tuple[str, flo
     groups: dict[tuple[Any, ...], tuple[dict[str, Any], list[Measurement]]] = {}
     for m in measurements:
         if m.benchmark == "long-context" and number(m.setting.get("length")) and m.figure("accuracy") is not None:
-            setting = {k: v for k, v in _setting(m).items() if k not in ("length", "layers")}
+            setting = {k: v for k, v in _setting(m).items() if k != "length"}
             groups.setdefault(_key(setting), (setting, []))[1].append(m)
     every = [setting for setting, _ in groups.values()]
     return [
@@ -256,17 +260,27 @@ def _tests_by_length(measurements: Iterable[Measurement]) -> list[tuple[str, flo
     ]
 
 
-def _mad_map(measurements: Iterable[Measurement], ids: Mapping[str, str]) -> list[Panel | HeatMap]:
+def _with_chance(title: str, found: Iterable[Measurement]) -> str:
+    """A title, with what chance gives where that is one figure."""
+    known = {m.chance for m in found if m.chance is not None}
+    return f"{title}{' ' if title else ''}(chance {known.pop():.0%})" if len(known) == 1 else title
+
+
+def _mad_map(measurements: Sequence[Measurement], ids: Mapping[str, str]) -> list[Panel | HeatMap]:
     scores: dict[str, dict[str, float]] = {}
     for m in measurements:
-        if m.benchmark == "mad" and m.setting.get("task") == "average":
+        if m.benchmark == "mad" and m.setting.get("task") == "average" and m.status == OK:
             scores.setdefault(m.name, {}).update(_slice(m, "task"))
     tasks = sorted({task for by_task in scores.values() for task in by_task})
     names = [name for name in ids if scores.get(name)]
     if not tasks:
         return []
     values = [[scores[name].get(task) for task in tasks] for name in names]
-    return [HeatMap(Axis("task"), ACCURACY, tasks, [ids[name] for name in names], values)]
+    heads = [
+        _with_chance(task, [m for m in measurements if m.benchmark == "mad" and m.setting.get("task") == task])
+        for task in tasks
+    ]
+    return [HeatMap(Axis("task"), ACCURACY, heads, [ids[name] for name in names], values)]
 
 
 def _bars(curve: _Curve, measurements: Iterable[Measurement], ids: Mapping[str, str]) -> list[Panel | HeatMap]:
@@ -274,7 +288,7 @@ def _bars(curve: _Curve, measurements: Iterable[Measurement], ids: Mapping[str, 
     for m in _chosen(curve, measurements):
         value = m.figure(curve.figure)
         if value is not None:
-            setting = {k: v for k, v in _setting(m).items() if k != "layers"}
+            setting = _setting(m)
             groups.setdefault(_key(setting), (setting, {}))[1][m.name] = value
     every = [setting for setting, _ in groups.values()]
     return [
@@ -301,9 +315,8 @@ def _in_order(values: set[str]) -> list[str]:
 
 def _setting(m: Measurement) -> dict[str, Any]:
     """What has to agree before figures compare."""
-    return {k: v for k, v in m.setting.items() if k not in _ASIDE} | {
-        k: v for k in _PLACE if (v := m.record.get(k)) is not None
-    }
+    own = {k: v for k, v in m.setting.items() if k not in _ASIDE and (k != _OF_SUBJECTS or MIXER in str(v))}
+    return own | {k: v for k in _PLACE if (v := m.record.get(k)) is not None}
 
 
 def _key(setting: Mapping[str, Any]) -> tuple[Any, ...]:

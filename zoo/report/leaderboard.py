@@ -6,13 +6,15 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from zoo.report import units
-from zoo.report.runs import Run, labels, printable
+from zoo.report.runs import Run, as_runs, config_key, labels, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,12 @@ COLUMNS = (
 
 
 class Cell(NamedTuple):
-    """A figure, its text, and whether it is the best of its column."""
+    """A figure, its text, whether it is the best of its column, and what stands below it: its interval."""
 
     value: float | None
     text: str
     best: bool
+    detail: str = ""
 
 
 class Line(NamedTuple):
@@ -79,6 +82,9 @@ class Line(NamedTuple):
     run: Run
     label: str
     cells: list[Cell]
+
+
+_MORE = ("tokens", "context_length", "flops_per_token", "n_rows", "n_problems", "exact_low", "exact_high")
 
 
 def ordered(runs: Sequence[Run]) -> list[Run]:
@@ -105,6 +111,8 @@ def lines(runs: Sequence[Run], *, page: bool = False) -> tuple[list[Column], lis
         if column.key == "bits_per_byte":
             bounds = zip(cells, runs, strict=True)
             cells[:] = [cell._replace(text=f"≤ {cell.text}") if run.is_bound else cell for cell, run in bounds]
+        if column.key == "exact":
+            cells[:] = [cell._replace(detail=interval(run)) for cell, run in zip(cells, runs, strict=True)]
     return columns, [
         Line(run, label, list(cells)) for run, label, *cells in zip(runs, labels(runs), *by_column, strict=True)
     ]
@@ -121,9 +129,19 @@ def cells_of(column: Column, values: Sequence[float | None]) -> list[Cell]:
     return [Cell(v, t, v is not None and t == best) for v, t in zip(values, texts, strict=True)]
 
 
-def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The table as plain data, for JSON and CSV: exact figures, None where a run has none."""
-    runs = ordered(runs)
+def interval(run: Run) -> str:
+    """The interval of the share of exact answers over the problems that differ, empty where it is unknown."""
+    low, high = run.figure("exact_low"), run.figure("exact_high")
+    return "" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def rows(runs: Sequence[Run | str | Path] | str | Path) -> list[dict[str, Any]]:
+    """The table as plain data, for JSON and CSV: exact figures, None where a run has none.
+
+    `group` is a number that runs share which differ in nothing but name, folder and seed.
+    """
+    runs = ordered(as_runs(runs))
+    groups = {key: i for i, key in enumerate(dict.fromkeys(map(config_key, runs)))}
     return [
         {
             "name": label,
@@ -132,11 +150,9 @@ def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "objective": run.section("objective").get("name"),
             "loss_is_bound": run.is_bound,
             "split": run.scores()[1],
-            **{
-                key: run.figure(key)
-                for key in (*(c.key for c in COLUMNS), "tokens", "context_length", "flops_per_token")
-            },
+            **{key: run.figure(key) for key in (*(c.key for c in COLUMNS), *_MORE)},
             "seed": run.seed,
+            "group": groups[config_key(run)],
             "precision": run.result.get("precision"),
             "commit": run.result.get("commit"),
             "path": str(run.path),
@@ -145,12 +161,13 @@ def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def table(runs: Sequence[Run]) -> Table:
+def table(runs: Sequence[Run | str | Path] | str | Path) -> Table:
     """The table for a terminal of 80 columns or more; the best figure of each column is bold."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    runs = as_runs(runs)
     columns, body = lines(runs)
     result = Table(box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False, caption=note(runs) or None)
     result.caption_justify = "left"
@@ -159,43 +176,57 @@ def table(runs: Sequence[Run]) -> Table:
         result.add_column(column.title, justify="right", no_wrap=True, vertical="top")
     for line in body:
         name = Text(line.label)
-        if is_partial(line.run):
-            name.append(f" ({printable(line.run.status)})", style="yellow")
+        if line.run.ending:
+            name.append(f" ({line.run.ending})", style="yellow")
         if line.run.pattern:  # below the name: beside it, the figures would not fit
             name.append("\n" + printable(line.run.pattern), style="dim")
-        figures = [Text(cell.text, style="bold green" if cell.best else "") for cell in line.cells]
-        result.add_row(name, *figures)
+        result.add_row(name, *map(_in_terminal, line.cells))
     return result
 
 
-def markdown(runs: Sequence[Run]) -> str:
+def _in_terminal(cell: Cell) -> Text:
+    from rich.text import Text
+
+    shown = Text(cell.text, style="bold green" if cell.best else "")
+    return shown.append(f"\n{cell.detail}", style="not bold dim default") if cell.detail else shown
+
+
+def markdown(runs: Sequence[Run | str | Path] | str | Path) -> str:
     """The table in GitHub's Markdown, the best figure of each column in bold."""
+    runs = as_runs(runs)
     columns, body = lines(runs)
     head = ["model", "layers", *(c.title.replace("\n", " ") for c in columns)]
     text = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * len(columns)]
     for line in body:
-        name = _markdown(line.label) + (f" ({_markdown(line.run.status)})" if is_partial(line.run) else "")
+        name = _markdown(line.label) + (f" ({_markdown(line.run.ending)})" if line.run.ending else "")
         pattern = printable(line.run.pattern).replace("`", "'").replace("|", r"\|")
-        figures = [f"**{c.text}**" if c.best else c.text for c in line.cells]
+        figures = [(f"**{c.text}**" if c.best else c.text) + (f" ({c.detail})" if c.detail else "") for c in line.cells]
         text.append("| " + " | ".join([name, f"`{pattern}`" if pattern else "", *figures]) + " |")
     if remark := note(runs):
         text += ["", _markdown(remark)]
     return "\n".join(text) + "\n"
 
 
-def to_csv(runs: Sequence[Run]) -> str:
+def to_csv(runs: Sequence[Run | str | Path] | str | Path) -> str:
     """`rows` as CSV with a heading."""
+    return "".join(csv_lines(runs))
+
+
+def csv_lines(runs: Sequence[Run | str | Path] | str | Path) -> list[str]:
+    """The heading of the CSV and what is written of each run, which has line ends in it where a name has."""
     data = rows(runs)
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(data[0]) if data else ["name"], lineterminator="\r\n")
-    writer.writeheader()
-    writer.writerows(data)
-    return out.getvalue()
-
-
-def is_partial(run: Run) -> bool:
-    """Whether the run ended before its time, so that its figures are not its last word."""
-    return run.status not in ("finished", "target", "time_budget")
+    written = []
+    for row in (None, *data):
+        if row is None:
+            writer.writeheader()
+        else:
+            writer.writerow(row)
+        written.append(out.getvalue())
+        out.seek(0)
+        out.truncate()
+    return written
 
 
 def note(runs: Sequence[Run]) -> str:
@@ -204,11 +235,20 @@ def note(runs: Sequence[Run]) -> str:
     contexts = sorted({int(c) for run in runs if (c := run.figure("context_length")) is not None})
     parts = []
     if splits:
-        parts.append(f"accuracy and exact on {' or '.join(splits)} examples")
+        parts.append(f"accuracy and exact on {' or '.join(splits)} examples{_rows_and_problems(runs)}")
+    if any(map(interval, runs)):
+        parts.append("with exact, its 95% interval over the problems that differ, in percent")
     if contexts and any(run.figure("state_bytes") is not None for run in runs):
         parts.append(f"state of one sequence at {' or '.join(map(str, contexts))} tokens")
     text = "; ".join(parts)
     return text[:1].upper() + text[1:]
+
+
+def _rows_and_problems(runs: Sequence[Run]) -> str:
+    """How many rows were scored, and of how many problems up to the task's own symmetry; empty where unknown."""
+    counted = dict.fromkeys((run.figure("n_rows"), run.figure("n_problems")) for run in runs)
+    told = [f"{n:,.0f} rows, {m:,.0f} problems" for n, m in counted if n is not None and m is not None]
+    return f" ({' or '.join(told)} up to the task's symmetry)" if told else ""
 
 
 def _markdown(text: str) -> str:

@@ -20,7 +20,7 @@ from zoo.report.answers import answers
 from zoo.report.charts import Chart, Row, describe
 from zoo.report.files import check_page, write_atomically
 from zoo.report.measurements import Measurement
-from zoo.report.runs import Run, labels, printable, task_names
+from zoo.report.runs import Run, as_runs, labels, printable, task_names
 from zoo.report.style import COLOURS, DASHES, SYMBOLS, Look, css_colours, css_dash, house_style, to_svg
 
 _FACTS = {"Machine": ["machine"], "Software": ["versions", "commit", "precision"], "Backends that ran": ["backends"]}
@@ -49,7 +49,7 @@ class Example(NamedTuple):
 
 
 def write_report(
-    runs: Sequence[Run],
+    runs: Sequence[Run | str | Path] | str | Path,
     path: str | Path,
     measurements: Sequence[Measurement] = (),
     *,
@@ -59,7 +59,7 @@ def write_report(
     """Write the page, overwriting an older one, and return where it lies.
 
     Args:
-        runs: what to compare.
+        runs: what to compare, or the folders where it lies.
         path: where to.
         measurements: what `zoo bench` measured, shown below the runs.
         ask_models: whether the models of runs that hold weights answer an example.
@@ -69,6 +69,7 @@ def write_report(
         UsageError: no run and no measurement, a name that is no page's, or no place to write to.
     """
     check_page(path)
+    runs = as_runs(runs)
     if not runs and not measurements:
         raise UsageError("A report needs at least one run or measurement.")
     return write_atomically(path, render(runs, measurements, ask_models=ask_models, command=command).encode())
@@ -107,7 +108,7 @@ def render(
         "rows": [dataclasses.asdict(row) for row in rows],
         "charts": [chart.as_data() for chart in (*run_charts, *layer_charts)],
         "looks": {"n_colours": len(COLOURS), "symbols": SYMBOLS, "dashes": [css_dash(dash) for dash in DASHES]},
-        "csv": _csv(leaderboard.to_csv(runs), run_rows),
+        "csv": _csv(leaderboard.csv_lines(runs), run_rows),
     }
     return environment.get_template("page.html.jinja").render(
         title=_title(runs, measurements, task),
@@ -119,6 +120,7 @@ def render(
         summary=words.summary(runs) if runs else f"{len(subjects)} layers measured by zoo bench.",
         highlights=words.highlights(runs) if task else [],
         spreads=words.spreads(runs),
+        repeats=words.repeats(runs),
         caveats=words.caveats(runs, measurements),
         note=leaderboard.note(runs),
         columns=columns,
@@ -127,7 +129,6 @@ def render(
         tasks=tasks_of_runs,
         chosen_task=max(set(tasks_of_runs), key=tasks_of_runs.count, default="") if not task else "",
         objectives=_differing([str(run.section("objective").get("name") or "") for run in runs]),
-        is_partial=leaderboard.is_partial,
         swatches={row.id: Markup(Look.of(row.look).swatch()) for row in rows},
         csv=_data_link("text/csv", leaderboard.to_csv(runs)),
         pictures=[Picture(chart, describe(chart, rows)) for chart in run_charts],
@@ -163,9 +164,9 @@ def _hash(script: str) -> str:
     return "'sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() + "'"
 
 
-def _csv(text: str, rows: Sequence[Row]) -> dict[str, Any]:
+def _csv(lines: Sequence[str], rows: Sequence[Row]) -> dict[str, Any]:
     """A CSV with its lines by row, so that those shown can be had alone."""
-    head, *body = text.splitlines(keepends=True)
+    head, *body = lines
     return {"head": head, "lines": {row.id: line for row, line in zip(rows, body, strict=True)}}
 
 

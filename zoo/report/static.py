@@ -13,7 +13,7 @@ from zoo.report import plots
 from zoo.report.charts import TEXT, Axis, Chart, HeatMap, Panel, Row
 from zoo.report.files import write_atomically
 from zoo.report.pareto import pareto_front
-from zoo.report.runs import Run
+from zoo.report.runs import Run, as_runs
 from zoo.report.style import FAINT, INK, Look, house_style
 
 if TYPE_CHECKING:
@@ -24,12 +24,20 @@ WIDTH, HEIGHT = 5.0, 3.2  # inches: small, so that text stays readable on a phon
 _LONGEST_LABEL = 24
 
 
-def save_plots(runs: Sequence[Run], folder: str | Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
+def save_plots(
+    runs: Sequence[Run | str | Path] | str | Path, folder: str | Path, formats: Sequence[str] = ("png", "svg")
+) -> list[Path]:
     """Every plot that the runs have data for, as files with a title, overwriting older ones.
 
+    Args:
+        runs: what to compare, or the folders where it lies.
+        folder: where to.
+        formats: endings that matplotlib knows.
+
     Raises:
-        UsageError: the folder cannot be written.
+        UsageError: no run there, or the folder cannot be written.
     """
+    runs = as_runs(runs)
     return save_charts(plots.charts(runs), plots.rows_of(runs), folder, formats)
 
 

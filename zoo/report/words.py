@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from zoo.report import units
-from zoo.report.leaderboard import is_partial, ordered
+from zoo.report.groups import Group, groups
+from zoo.report.layers import same_layers
+from zoo.report.leaderboard import ordered
 from zoo.report.measurements import Measurement
-from zoo.report.runs import Run, labels, printable
+from zoo.report.runs import Run, labels
 
 
 class Highlight(NamedTuple):
@@ -26,13 +28,15 @@ def highlights(runs: Sequence[Run]) -> list[Highlight]:
     """Who is most accurate, soonest, smallest and fastest, as far as the runs tell. Equals share a place."""
     runs = ordered(runs)
     found = []
+    if (over_seeds := _best_over_seeds(groups(runs))) is not None:
+        found.append(over_seeds)
     for title, key, pick, text, remark in (
         ("Most accurate", "accuracy", max, units.percent, _of_examples),
         ("Soonest at the target", "seconds_to_target", min, units.duration, _at_accuracy),
         ("Smallest state", "state_bytes", min, units.size, _at_accuracy),
         ("Fastest training", "tokens_per_second", max, lambda v: f"{units.count(v)} tok/s", _at_accuracy),
     ):
-        best = _best(runs, key, pick, text)
+        best = None if found and title == found[0].title else _best(runs, key, pick, text)
         if best:
             names, run, value = best
             found.append(Highlight(title, names, value, remark(run)))
@@ -51,8 +55,7 @@ def summary(runs: Sequence[Run]) -> str:
     if h := best.get("Most accurate"):
         verb = "answers" if len(h.names) == 1 else "answer"
         first = f"{_list(h.names)} {verb} best, with {h.value} right{h.remark and ' ' + h.remark}"
-        rest = [r for r, label in zip(ordered(runs), labels(ordered(runs)), strict=True) if label not in h.names]
-        known = [a for r in rest if (a := r.figure("accuracy")) is not None]
+        known = _others(runs, h.names)
         if known:
             others = "the other" if len(known) == 1 else f"the other {len(known)}"
             reach = units.percent(known[0])
@@ -73,6 +76,18 @@ def summary(runs: Sequence[Run]) -> str:
     return " ".join(sentences) or "These runs hold no figures yet."
 
 
+def _others(runs: Sequence[Run], names: Sequence[str]) -> list[float]:
+    """The accuracies of all but those named, the best first: of groups of seeds their means."""
+    runs = ordered(runs)
+    found = groups(runs)
+    if all(len(group.seeds) < 2 for group in found):
+        rest = [r.figure("accuracy") for r, label in zip(runs, labels(runs), strict=True) if label not in names]
+    else:
+        spreads_of = [(g, g.over_seeds("accuracy")) for g in found if g.label not in names]
+        rest = [spread.mean if spread else g.runs[0].figure("accuracy") for g, spread in spreads_of]
+    return sorted((a for a in rest if a is not None), reverse=True)
+
+
 def _portrait(run: Run) -> str:
     accuracy, sooner, state = (run.figure(key) for key in ("accuracy", "seconds_to_target", "state_bytes"))
     if accuracy is None:
@@ -90,32 +105,101 @@ def caveats(runs: Sequence[Run], measurements: Sequence[Measurement] = ()) -> li
     found = []
     if len({_key(run.section("task")) for run in runs if run.section("task")}) > 1:
         found.append("The runs are of different tasks or task options: their accuracies do not compare.")
-    if len({_key(m) for run in runs if (m := run.result.get("machine"))}) > 1:
-        found.append("The runs are from different machines: their times and speeds do not compare.")
-    if len({_key(m) for each in measurements if (m := each.record.get("machine"))}) > 1:
-        found.append("The layers were measured on different machines: their times and speeds do not compare.")
+    found += _machines("The runs are from", [run.result.get("machine") for run in runs])
+    found += _machines("The layers were measured on", [m.record.get("machine") for m in measurements])
+    if len(precisions := {str(p) for run in runs if (p := run.result.get("precision"))}) > 1:
+        found.append(f"The runs computed in different precisions ({', '.join(sorted(precisions))}).")
     splits = {split for run in runs if (split := run.scores()[1])}
     if len(splits) > 1:
         early = [label for run, label in named if run.scores()[1] == "validation"]
         found.append(f"{_list(early)}: accuracy on validation examples, as the test was not read.")
+    found += _same_models(named)
+    if stopped := [label for run, label in named if run.has_ended and run.ending]:
+        found.append(f"{_list(stopped)}: stopped by the clock, with figures as far as training came by then.")
     for run, label in named:
-        if is_partial(run):
-            found.append(f"{label}: {printable(run.status)}; its figures are as far as it came.")
+        if not run.has_ended:
+            found.append(f"{label}: {run.ending}; its figures are as far as it came.")
     return found
+
+
+def _machines(which: str, machines: Sequence[Any]) -> list[str]:
+    """That machines differ, or else the numbers of threads used on one."""
+    known = [m for m in machines if isinstance(m, dict) and m]
+    if len({_key({k: v for k, v in m.items() if k != "threads"}) for m in known}) > 1:
+        return [f"{which} different machines: their times and speeds do not compare."]
+    threads = sorted({str(m["threads"]) for m in known if "threads" in m})
+    if len(threads) > 1:
+        return [f"{which} one machine with different numbers of threads ({', '.join(threads)}): compare no times."]
+    return []
+
+
+def _same_models(named: Sequence[tuple[Run, str]]) -> list[str]:
+    """That runs of different patterns trained the same layers, as words with one head each may be."""
+    alike: dict[tuple[Any, ...], dict[str, str]] = {}
+    for run, label in named:
+        sizes = tuple(run.figure(k) for k in ("n_parameters", "state_bytes", "flops_per_token"))
+        width = run.section("model").get("d_model")
+        if run.pattern and isinstance(width, int) and None not in sizes:
+            alike.setdefault((width, *sizes), {}).setdefault(run.pattern, label)
+    groups_of = (
+        [patterns[pattern] for pattern in group]
+        for (width, *_), patterns in alike.items()
+        if len(patterns) > 1
+        for group in same_layers(patterns, width)
+    )
+    return [f"{_list(group)} are the same layers under other names." for group in groups_of if len(group) > 1]
 
 
 def spreads(runs: Sequence[Run]) -> list[str]:
-    """Accuracy over seeds, of runs that differ in nothing else; or that no run was repeated."""
-    groups: dict[str, list[Run]] = {}
-    for run in ordered(runs):
-        groups.setdefault(_key([run.name, *(run.section(k) for k in ("task", "model", "objective"))]), []).append(run)
+    """Accuracy over seeds, of runs that differ in nothing but name, folder and seed; and what was not repeated."""
+    several = [group for group in groups(ordered(runs)) if len(group.seeds) > 1]
     found = []
-    for group in groups.values():
-        known = [a for run in group if (a := run.figure("accuracy")) is not None]
-        if len({str(run.seed) for run in group}) > 1 and len(known) > 1:
-            low, high = units.percent(min(known)), units.percent(max(known))
-            found.append(f"{group[0].name}: accuracy {low} to {high} over {len(known)} seeds")
+    for group in several:
+        told = [spread.text() for key in ("accuracy", "exact") if (spread := group.over_seeds(key))]
+        ended = [run for run in group.runs if run.has_ended]
+        targets = [run for run in ended if run.section("train").get("target")]
+        if targets:
+            told.append(
+                f"target met by {sum(run.figure('seconds_to_target') is not None for run in targets)} of {len(targets)}"
+            )
+        if len(ended) < len(group.runs):
+            told.append(f"{len(group.runs) - len(ended)} of {len(group.runs)} runs not ended, and left out here")
+        if told:
+            found.append(f"{group.label}: {'; '.join(told)}")
     return found
+
+
+def repeats(runs: Sequence[Run]) -> str:
+    """Which runs have one seed only, whose small differences may be luck; empty where all were repeated."""
+    found = groups(ordered(runs))
+    single = [group.label for group in found if len(group.seeds) < 2]
+    if not single or len(runs) < 2:
+        return ""
+    which = (
+        "One seed each"
+        if len(single) == len(found)
+        else f"{_list(single)}: one seed{'' if len(single) == 1 else ' each'}"
+    )
+    return f"{which}: small differences may be luck"
+
+
+def _best_over_seeds(found: Sequence[Group]) -> Highlight | None:
+    """Who is most accurate by the mean over seeds; None where no run was repeated."""
+    if all(len(group.seeds) < 2 for group in found):
+        return None
+    means: list[tuple[float, Group]] = []
+    for group in found:
+        spread = group.over_seeds("accuracy")
+        value = spread.mean if spread else group.runs[0].figure("accuracy")
+        if value is not None:
+            means.append((value, group))
+    if not means:
+        return None
+    best = units.percent(max(mean for mean, _ in means))
+    holders = [group for mean, group in means if units.percent(mean) == best]
+    seeds = len(holders[0].seeds)
+    remark = f"{_of_examples(holders[0].runs[0])}, {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}"
+    return Highlight("Most accurate", [group.label for group in holders], best, remark)
 
 
 def _best(

@@ -218,7 +218,7 @@ def find_checkpoint(path: Path, which: str = "best") -> Path:
         checkpoint.verify(path)
         return path
     if not path.is_dir():
-        raise UsageError(f"There is no run folder {path}.")
+        raise UsageError(f"There is no run folder {str(path)!r}.")
     folder = path / "checkpoints"
     problems = []
     for last, manifest in checkpoint.newest(folder):

@@ -1,0 +1,95 @@
+"""Runs that differ in nothing but their seed, and what their figures are over the seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from zoo.report import units
+from zoo.report.runs import Run, config_key, differing, in_words
+from zoo.statistics import Interval, t_interval
+
+_NAMED = 3  # the most names, or settings, that are written out
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one config.
+
+    Attributes:
+        label: its name, with the settings that tell it from other groups of this name.
+        runs: in the order given.
+    """
+
+    label: str
+    runs: list[Run]
+
+    @property
+    def seeds(self) -> list[str]:
+        """The distinct seeds."""
+        return list(dict.fromkeys(str(run.seed) for run in self.runs))
+
+    def over_seeds(self, key: str) -> Spread | None:
+        """A figure over the seeds of the runs that have ended; None where there are fewer than two values.
+
+        Figures of test are not mixed with those of validation: where some have one, only these count.
+        """
+        ended = [run for run in self.runs if run.has_ended and run.figure(key) is not None]
+        splits = {run.scores()[1] for run in ended}
+        ended = [run for run in ended if run.scores()[1] == ("test" if "test" in splits else "validation")]
+        by_seed: dict[str, list[float]] = {}
+        for run in ended:
+            by_seed.setdefault(str(run.seed), []).append(run.figure(key) or 0.0)
+        values = [fmean(of_seed) for of_seed in by_seed.values()]
+        interval = t_interval(values)
+        return None if interval is None else Spread(key, values, interval)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure of several seeds: a value each, and Student's t interval (95%) of their mean."""
+
+    key: str
+    values: list[float]
+    interval: Interval
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.values)
+
+    def text(self) -> str:
+        """Range, number of seeds, mean, interval and the values, as the page and the terminal say them."""
+        low, high = (units.percent(min(1.0, max(0.0, edge))) for edge in self.interval)  # a share ends at 0 and at 1
+        each = ", ".join(map(units.percent, self.values))
+        return (
+            f"{self.key} {units.percent(min(self.values))} to {units.percent(max(self.values))} over "
+            f"{len(self.values)} seeds, mean {units.percent(self.mean)} (95% interval of Student's t {low} to {high}; "
+            f"each {each})"
+        )
+
+
+def groups(runs: Sequence[Run]) -> list[Group]:
+    """The runs by everything of their config but name, folder, seed and what only keeps books, in order."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(config_key(run), []).append(run)
+    names = [_names(group) for group in found.values()]
+    told = _told_apart(names, list(found.values()))
+    return [Group(label, group) for label, group in zip(told, found.values(), strict=True)]
+
+
+def _names(group: Sequence[Run]) -> str:
+    names = list(dict.fromkeys(run.name for run in group))
+    told = ", ".join(names[:_NAMED])
+    return told if len(names) <= _NAMED else f"{told} and {len(names) - _NAMED} more"
+
+
+def _told_apart(names: Sequence[str], found: Sequence[list[Run]]) -> list[str]:
+    """The names, those that several groups have with the settings in which these differ."""
+    labels = []
+    for name, group in zip(names, found, strict=True):
+        alike = [other[0] for other_name, other in zip(names, found, strict=True) if other_name == name]
+        told = in_words(group[0], differing(alike)) if len(alike) > 1 else ""
+        labels.append(f"{name} ({told})" if told else name)
+    return labels
