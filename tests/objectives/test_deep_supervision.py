@@ -12,7 +12,9 @@ import torch.nn.functional as F
 import zoo
 from tasks import create_task
 from tasks.protocol import IGNORE
+from zoo.models.recursive import RecursiveState
 from zoo.objectives import create_objective
+from zoo.objectives.draws import RowDraws
 from zoo.protocol import Context
 
 SUDOKU = create_task("sudoku", size=4, max_givens=6)
@@ -151,6 +153,13 @@ def test_q_learning_bootstraps_from_the_next_step():
     torch.testing.assert_close(update.loss, answers + 0.5 * halting)
 
 
+def start_of(chosen, model, rows, attempt=0):
+    """The state from which evaluation starts an attempt: every row's from its own stream."""
+    draws = RowDraws.of(chosen.encode(rows)).at(None, attempt)
+    shapes = [leaf.shape[1:] for leaf in model.init_state(1, rows.inputs.shape[1])]
+    return RecursiveState(*(draws.normal(i, *shape).float() for i, shape in enumerate(shapes)))
+
+
 def test_more_steps_and_more_starts():
     chosen = objective(eval_steps=5)
     model = model_for(chosen)
@@ -163,10 +172,9 @@ def test_more_steps_and_more_starts():
     torch.testing.assert_close(model.logits(last.hidden), logits)
     assert torch.equal(chosen.predict(model, rows), logits[..., : SUDOKU.vocab_size].argmax(-1))
 
-    several, generator = objective(eval_steps=2, starts=4), torch.Generator().manual_seed(0)
-    thoughts = []
-    for _ in range(4):
-        *_, thought = several.thoughts(model, rows.inputs, model.init_state(6, 16, generator=generator))
+    several, thoughts = objective(eval_steps=2, starts=4), []
+    for attempt in range(4):
+        *_, thought = several.thoughts(model, rows.inputs, start_of(several, model, rows, attempt))
         thoughts.append(thought)
     favourite = torch.stack([t.halt for t in thoughts]).argmax(0)
     assert len(favourite.unique()) > 1
@@ -188,7 +196,7 @@ def test_thinking_from_random_starts():
         history[1][0].logits, model.logits(model.think(history[0][2].inputs, thought.state).hidden).flatten(0, 1)
     )
     rows = SUDOKU.sample(6, split="test", seed=0)
-    state = model.init_state(6, 16, generator=torch.Generator().manual_seed(0))
+    state = start_of(chosen, model, rows)
     for _ in range(3):
         logits, state = model(rows.inputs, state)
     assert torch.equal(chosen.predict(model, rows), logits[..., : SUDOKU.vocab_size].argmax(-1))
@@ -196,11 +204,11 @@ def test_thinking_from_random_starts():
 
 @pytest.mark.parametrize("steps", [2, 6])
 def test_the_answer_that_settled(steps):
-    several, generator = objective(eval_steps=steps, starts=3, vote="settled"), torch.Generator().manual_seed(0)
+    several = objective(eval_steps=steps, starts=3, vote="settled")
     model = model_for(several)
     rows, answers, moved = SUDOKU.sample(6, split="test", seed=0), [], []
-    for _ in range(3):
-        state, told = model.init_state(6, 16, generator=generator), []
+    for attempt in range(3):
+        state, told = start_of(several, model, rows, attempt), []
         for _ in range(steps):
             logits, state = model(rows.inputs, state)
             told.append(logits)

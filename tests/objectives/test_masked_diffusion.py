@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -12,6 +13,7 @@ import zoo
 from tasks import create_task
 from tasks.protocol import IGNORE
 from zoo.objectives import create_objective
+from zoo.objectives.masked_diffusion import _unmasked
 
 SUDOKU = create_task("sudoku", size=4, max_givens=6)
 MQAR = create_task("mqar", seq_len=16, n_pairs=2, vocab_size=20)
@@ -67,6 +69,44 @@ def test_the_loss_bounds_the_likelihood(weighting, antithetic):
     expected = math.log(SUDOKU.vocab_size)
     assert abs(mean - expected) < 4 * error, (mean, error)
     assert error < 0.02 * expected
+
+
+@pytest.mark.parametrize("weighting", ["llada", "mdlm"])
+def test_antithetic_times_are_those_of_mdlm(weighting):
+    """The i-th of n rows has its own draw within the i-th n-th, as `_sample_t` of the authors' code."""
+    chosen = objective(weighting=weighting)
+    data = chosen.encode(SUDOKU.sample(64, split="train", seed=0))
+    draws = torch.rand(64, generator=torch.Generator().manual_seed(5))
+    t = (draws / 64 + torch.arange(64) / 64) % 1
+    noisy = chosen._noise(data, torch.Generator().manual_seed(5))
+    cells = torch.bincount(data.positions // 16)
+    weight = noisy.weight * 64 * cells[noisy.rows]
+    torch.testing.assert_close(weight, 1 / ((1 - 1e-3) * t + 1e-3)[noisy.rows])
+    assert len(noisy.rows.unique()) > 55
+
+
+@pytest.mark.parametrize(("cells", "steps"), [(20, 13), (20, 7), (16, 16), (5, 8), (12, 1), (9, 4)])
+def test_the_first_steps_unmask_what_is_left_over(cells, steps):
+    """`get_num_transfer_tokens` of LLaDA's code: cells // steps in every step, one more in the first cells % steps."""
+    expected = [cells // steps + (step < cells % steps) for step in range(steps)]
+    count = torch.tensor([cells])
+    kept = [int(_unmasked(count, step, steps)) for step in range(steps)]
+    assert [b - a for a, b in itertools.pairwise([0, *kept])] == expected
+    assert kept[-1] == cells
+
+
+def test_rows_have_steps_of_their_own():
+    """Of rows of 8 and 12 blanks in 5 passes: 2, 2, 2, 1, 1 and 3, 3, 2, 2, 2 at a time."""
+    task = create_task("sudoku", size=4, max_givens=8)
+    rows = task.sample(40, split="test", seed=0)
+    chosen = objective(task)
+    cells, history = unmasked(chosen, table(rows, chosen), rows, steps=5)
+    left = torch.stack([(tokens == chosen.mask_token).sum(1) for tokens in history])
+    blanks = cells.sum(1)
+    assert {8, 12} <= set(blanks.tolist())
+    taken = -torch.cat([blanks[None], left]).diff(dim=0)
+    for n, expected in ((8, [2, 2, 2, 1, 1]), (12, [3, 3, 2, 2, 2])):
+        assert (torch.tensor(expected) == taken[:, blanks == n].T).all()
 
 
 def test_only_the_answer_is_masked():

@@ -35,6 +35,7 @@ class Encoded(NamedTuple):
         targets: (m,) int64, what should be predicted there.
         timespans: (n, T) time since the previous token, where the task has irregular times.
         puzzles: (n,) int64 numbers of the puzzles, where the task numbers them and the objective passes them on.
+        streams: (n,) int64 names of the rows' random streams, where the batch has them: see `zoo.objectives.draws`.
     """
 
     tokens: Tensor
@@ -42,14 +43,14 @@ class Encoded(NamedTuple):
     targets: Tensor
     timespans: Tensor | None = None
     puzzles: Tensor | None = None
+    streams: Tensor | None = None
 
     def to(self, device: torch.device) -> Encoded:
         return self.each(lambda t: t.to(device, non_blocking=True))
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Encoded:
         """The same with every tensor changed."""
-        timespans, puzzles = (None if t is None else change(t) for t in (self.timespans, self.puzzles))
-        return Encoded(change(self.tokens), change(self.positions), change(self.targets), timespans, puzzles)
+        return Encoded(*(None if t is None else change(t) for t in self))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -146,7 +147,8 @@ class Objective(ABC):
     def solve(self, model: nn.Module, batch: Batch) -> Iterator[Frame]:
         """The answers after every step of finding them; the last are those of `predict`.
 
-        Without gradients, in evaluation mode.
+        Without gradients, in evaluation mode. No answer depends on the other rows: what is drawn at random comes from
+        the row's own stream (`zoo.objectives.draws`).
         """
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -155,7 +157,10 @@ class Objective(ABC):
 
     @abstractmethod
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(predictions as `predict`, mean loss): what validation measures, in as few passes as it takes."""
+        """(predictions as `predict`, mean loss of a scored position): what validation measures, in few passes.
+
+        Like `solve` without regard to the other rows: the loss is the mean of the rows' own, by their scored positions.
+        """
 
 
 objectives: Registry[type[Objective]] = Registry("objective", "zoo.objectives")
@@ -242,6 +247,11 @@ def _spread(batch: Batch, tokens: Tensor) -> Tensor | None:
     return F.pad(batch.timespans, (0, tokens.shape[1] - batch.timespans.shape[1]), value=1.0)
 
 
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Logits for losses and choices: those of a lower precision in float32."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def scored(targets: Tensor) -> Tensor:
     """The scored positions of (n, L) targets in the flattened (n * L)."""
     return (targets.reshape(-1) != IGNORE).nonzero().squeeze(1)
@@ -258,6 +268,7 @@ __all__ = [
     "answered",
     "answered_length",
     "appended",
+    "at_least_float32",
     "create_objective",
     "last_of",
     "list_objectives",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tasks.protocol import IGNORE, Batch, Task
 from tasks.registry import Options, UsageError
+from zoo.models.modes import evaluation_mode
 from zoo.models.recursive import RecursiveState, Thought
 from zoo.objectives.base import (
     Carry,
@@ -22,9 +23,11 @@ from zoo.objectives.base import (
     Update,
     answered,
     answered_length,
+    at_least_float32,
     register,
     scored,
 )
+from zoo.objectives.draws import RowDraws
 from zoo.protocol import Context
 
 WINDOW = 3  # steps over which `vote="settled"` looks, as EqR's authors have it
@@ -103,7 +106,8 @@ class DeepSupervision(Objective):
         else:
             told, cells, _ = answered(self.task, batch)
             tokens, positions = told.masked_fill(cells, self.blank), cells.flatten().nonzero().squeeze(1)
-        return Encoded(tokens, positions, batch.targets[batch.targets != IGNORE], puzzles=batch.puzzles)
+        told = batch.targets[batch.targets != IGNORE]
+        return Encoded(tokens, positions, told, puzzles=batch.puzzles, streams=batch.streams)
 
     def updates(self, model: Any, data: Encoded, carry: Carry, generator: torch.Generator) -> Iterator[Update]:
         targets = torch.full_like(data.tokens, IGNORE)
@@ -162,7 +166,7 @@ class DeepSupervision(Objective):
 
     def _nats(self, logits: Tensor, targets: Tensor) -> Tensor:
         """-log p of each target, (m,)."""
-        logits = logits.float()
+        logits = at_least_float32(logits)
         if self.config.loss == "stablemax":  # log s(x) = sign(x) log(1 + |x|), so that softmax of it is stablemax of x
             logits = logits.sign() * logits.abs().log1p()
         return F.cross_entropy(logits, targets, reduction="none")
@@ -173,21 +177,21 @@ class DeepSupervision(Objective):
     @torch.no_grad()
     def solve(self, model: Any, batch: Batch) -> Iterator[Frame]:
         """The answers after every supervision step, with their halting values; of the start that is the favourite."""
-        model.eval()
         kept: tuple[Tensor, Tensor, Tensor] | None = None
-        for thoughts in self.attempts(model, self.encode(batch).to(model.answer_init.device)):
-            recent: deque[Thought] = deque(maxlen=WINDOW + 1)
-            steps = []
-            for thought in thoughts:
-                recent.append(thought)
-                steps.append((self.answer(model.logits(thought.hidden), batch), thought.halt))
-            answers, halts = (torch.stack(each) for each in zip(*steps, strict=True))
-            worth = self.worth(model, recent)
-            if kept is not None:
-                better = worth > kept[2]
-                answers = torch.where(better[:, None], answers, kept[0])
-                halts, worth = torch.where(better, halts, kept[1]), torch.maximum(worth, kept[2])
-            kept = answers, halts, worth
+        with evaluation_mode(model):
+            for thoughts in self.attempts(model, self.encode(batch).to(model.answer_init.device)):
+                recent: deque[Thought] = deque(maxlen=WINDOW + 1)
+                steps = []
+                for thought in thoughts:
+                    recent.append(thought)
+                    steps.append((self.answer(model.logits(thought.hidden), batch), thought.halt))
+                answers, halts = (torch.stack(each) for each in zip(*steps, strict=True))
+                worth = self.worth(model, recent)
+                if kept is not None:
+                    better = worth > kept[2]
+                    answers = torch.where(better[:, None], answers, kept[0])
+                    halts, worth = torch.where(better, halts, kept[1]), torch.maximum(worth, kept[2])
+                kept = answers, halts, worth
         assert kept is not None  # there is at least one start
         for answer, halt in zip(*(each.cpu() for each in kept[:2]), strict=True):
             yield Frame(answer, torch.zeros_like(answer, dtype=torch.bool), halt.sigmoid())
@@ -195,20 +199,20 @@ class DeepSupervision(Objective):
     @torch.no_grad()
     def evaluate(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Answers after the last supervision step, and their mean loss by cell."""
-        model.eval()
         data = self.encode(batch).to(model.answer_init.device)
         kept: tuple[Tensor, Tensor] | None = None
-        for thoughts in self.attempts(model, data):
-            recent = deque(thoughts, maxlen=WINDOW + 1)
-            hidden, worth = recent[-1].hidden, self.worth(model, recent)
-            if kept is not None:
-                hidden = torch.where((worth > kept[1])[:, None, None], hidden, kept[0])
-                worth = torch.maximum(worth, kept[1])
-            kept = hidden, worth
-        assert kept is not None  # there is at least one start
-        logits = model.logits(kept[0])
-        loss = self._nats(logits.flatten(0, 1)[data.positions], data.targets).mean()
-        return self.answer(logits, batch).cpu(), loss
+        with evaluation_mode(model):
+            for thoughts in self.attempts(model, data):
+                recent = deque(thoughts, maxlen=WINDOW + 1)
+                hidden, worth = recent[-1].hidden, self.worth(model, recent)
+                if kept is not None:
+                    hidden = torch.where((worth > kept[1])[:, None, None], hidden, kept[0])
+                    worth = torch.maximum(worth, kept[1])
+                kept = hidden, worth
+            assert kept is not None  # there is at least one start
+            logits = model.logits(kept[0])
+            loss = self._nats(logits.flatten(0, 1)[data.positions], data.targets).mean()
+            return self.answer(logits, batch).cpu(), loss
 
     def answer(self, logits: Tensor, batch: Batch) -> Tensor:
         """Token ids (n, L) in the task's coordinates."""
@@ -219,15 +223,18 @@ class DeepSupervision(Objective):
         """How much the vote thinks of the answers that the latest steps came to, (n,)."""
         if self.config.vote == "halt":
             return recent[-1].halt
-        logits = torch.stack([model.logits(thought.hidden).float() for thought in recent])
+        logits = torch.stack([at_least_float32(model.logits(thought.hidden)) for thought in recent])
         return -logits.diff(dim=0).norm(dim=-1).mean((0, 2))
 
     def attempts(self, model: Any, data: Encoded) -> Iterator[Iterator[Thought]]:
-        """The thoughts from each start."""
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(self.config.starts):
-            random = generator if self.config.starts > 1 or self.config.random_start else None
-            start = model.init_state(*data.tokens.shape, generator=random)
+        """The thoughts from each start; a row's random starts are its own, in any batch."""
+        is_random = self.config.starts > 1 or self.config.random_start
+        draws = RowDraws.of(data) if is_random else None
+        for attempt in range(self.config.starts):
+            start = model.init_state(*data.tokens.shape)
+            if draws is not None:
+                drawn = (draws.at(None, attempt).normal(i, *leaf.shape[1:]) for i, leaf in enumerate(start))
+                start = RecursiveState(*(new.to(leaf) for new, leaf in zip(drawn, start, strict=True)))
             yield self.thoughts(model, data.tokens, start, puzzles=data.puzzles)
 
     def thoughts(

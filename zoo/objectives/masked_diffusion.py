@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tasks.protocol import IGNORE, Batch, Task
 from tasks.registry import Options, UsageError
+from zoo.models.modes import evaluation_mode
 from zoo.objectives.base import (
     Carry,
     Encoded,
@@ -21,23 +22,29 @@ from zoo.objectives.base import (
     Update,
     answered,
     answered_length,
+    at_least_float32,
     last_of,
     register,
 )
+from zoo.objectives.draws import RowDraws
 from zoo.protocol import Context
+
+_TIME, _MASK, _HALF, _ORDER, _NOISE = range(5)  # purposes of a row's random numbers
 
 
 class Unmasking(NamedTuple):
     """How answers are unmasked.
 
     Attributes:
-        steps: passes of the model; by default one for every cell of the longest answer. More than cells are allowed:
-            a pass whose input is that of the last one is not repeated (MDLM's cache, arXiv 2406.07524, section 3.6).
+        steps: passes of the model; by default one for every cell of a row's answer. Where they do not divide the cells,
+            the first steps take one more each (LLaDA's code). More than cells are allowed: a pass whose input is that
+            of the last one is not repeated (MDLM's cache, arXiv 2406.07524, section 3.6).
         order: which cells come first. "random": each masked cell with the probability (t - s) / t in the step from time
-            t to s (Sahoo et al. 2024, equation 11). "confidence": those whose guess is the most probable.
-            "margin": those whose best two guesses are the furthest apart (Kim et al. 2025, arXiv 2502.06768, section
-            4.1). "low_confidence": as "confidence", but guesses taken before compete again, and the least
-            probable are masked anew (MaskGIT, arXiv 2202.04200).
+            t to s (Sahoo et al. 2024, equation 11). "confidence": those whose guess is the most probable, which is
+            what LLaDA's code calls remasking="low_confidence". "margin": those whose best two guesses are the furthest
+            apart (Kim et al. 2025, arXiv 2502.06768, section 4.1). "low_confidence": MaskGIT's remasking (arXiv
+            2202.04200), not LLaDA's: as "confidence", but guesses taken before compete again, and the least probable
+            are masked anew.
         block_length: answers are finished block by block of so many cells, left to right (LLaDA, arXiv 2502.09992).
         temperature: of Gumbel noise on the logits; 0 takes the most probable token.
         guidance: w in l_0 + (w + 1) (l - l_0), where l_0 are the logits with the prompt masked (Nie et al. 2024, arXiv
@@ -76,7 +83,9 @@ class MaskedDiffusion(Objective):
         Attributes:
             weighting: of the masked cells.
             eps: the least probability of a mask (llada), the least time (mdlm).
-            antithetic: times of a batch are spread evenly from one draw (MDLM), not drawn each for itself (LLaDA).
+            antithetic: of n rows the i-th draws its time of training from the i-th of n equal parts of (0, 1] (MDLM's
+                code; its paper spreads them evenly from one draw), not from all of it (LLaDA). In evaluation every
+                row's time is its own.
             random_length: share of batches of a text that are cut to a random length (LLaDA: 0.01).
             prompt_dropout: share of rows whose prompt is masked too, so that `guidance` has something to go by.
         """
@@ -123,7 +132,7 @@ class MaskedDiffusion(Objective):
         else:
             tokens, cells, timespans = answered(self.task, batch)
         positions = cells.flatten().nonzero().squeeze(1)
-        return Encoded(tokens, positions, tokens.flatten()[positions], timespans)
+        return Encoded(tokens, positions, tokens.flatten()[positions], timespans, streams=batch.streams)
 
     def updates(self, model: nn.Module, data: Encoded, carry: Carry, generator: torch.Generator) -> Iterator[Update]:
         c = self.config
@@ -145,71 +154,83 @@ class MaskedDiffusion(Objective):
         if self.task.is_language:
             return 2
         data, how = self.encode(batch), self.config.unmasking()
-        cells = torch.bincount(data.positions // data.tokens.shape[1], minlength=len(data.tokens))
-        size, blocks, steps = _schedule(int(cells.max()), how)
-        taken = sum(_most_passes((cells - i * size).clamp(0, size), steps, how.order) for i in range(blocks))
-        return taken * (2 if how.guidance else 1)
+        plan = _plan(torch.bincount(data.positions // data.tokens.shape[1], minlength=len(data.tokens)), how)
+        return plan.passes(how.order) * (2 if how.guidance else 1)
 
     @torch.no_grad()
     def solve(self, model: nn.Module, batch: Batch) -> Iterator[Frame]:
         """The answers after every pass that unmasked something."""
-        model.eval()
-        data = self.encode(batch).to(next(model.parameters()).device)
-        for answer in self._answers(model, data):
-            tokens = answer[:, -batch.inputs.shape[1] :].cpu()
-            asked, hidden = batch.targets != IGNORE, tokens == self.mask_token
-            yield Frame(torch.where(asked & ~hidden, tokens, batch.inputs), hidden)
+        with evaluation_mode(model):
+            data = self.encode(batch).to(next(model.parameters()).device)
+            for answer in self._answers(model, data):
+                tokens = answer[:, -batch.inputs.shape[1] :].cpu()
+                asked, hidden = batch.targets != IGNORE, tokens == self.mask_token
+                yield Frame(torch.where(asked & ~hidden, tokens, batch.inputs), hidden)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Predictions, and the bound on the answer's negative log likelihood in nats for each of its cells.
 
-        A text is not written anew: each half of its cells, drawn at random, is guessed from the other half.
+        Every row's time and masks are from its own stream. A text is not written anew: each half of its cells, drawn at
+        random, is guessed from the other half.
         """
-        model.eval()
-        generator = torch.Generator().manual_seed(0)
-        device = next(model.parameters()).device
-        data = self.encode(batch).to(device)
-        noisy = self._noise(data, generator)
-        logits, _ = self._logits(model, noisy.tokens, noisy.positions, data.timespans)
-        answer = last_of(self._answers(model, data))
-        return answer[:, -batch.inputs.shape[1] :].cpu(), _weighted(logits, noisy)
+        with evaluation_mode(model):
+            data = self.encode(batch).to(next(model.parameters()).device)
+            n_scored = (batch.targets != IGNORE).sum(1).double()
+            noisy = self._noise(data, RowDraws.of(data), n_scored / n_scored.sum().clamp(min=1))
+            logits, _ = self._logits(model, noisy.tokens, noisy.positions, data.timespans)
+            answer = last_of(self._answers(model, data))
+            return answer[:, -batch.inputs.shape[1] :].cpu(), _weighted(logits, noisy)
 
     def _answers(self, model: Any, data: Encoded) -> Iterator[Tensor]:
         """Tokens (n, T) after every pass, masked where they are still to be found."""
-        generator = torch.Generator().manual_seed(0)
+        draws = RowDraws.of(data)
         cells = torch.zeros_like(data.tokens, dtype=torch.bool)
         cells.view(-1)[data.positions] = True
         if self.task.is_language:
-            yield from self._halves(model, data, cells, generator)
+            yield from self._halves(model, data, cells, draws)
             return
         tokens = data.tokens.masked_fill(cells, self.mask_token)
         if not cells.any():
             yield tokens
-        yield from self.unmask(model, tokens, cells, data.timespans, generator)
+        yield from self.unmask(model, tokens, cells, data.timespans, draws)
 
     # ---- noise
 
-    def _noise(self, data: Encoded, generator: torch.Generator) -> Noisy:
-        """Rows with cells of their answers masked, each row at a time of its own."""
-        c, n = self.config, len(data.tokens)
-        t = torch.rand(1 if c.antithetic else n, generator=generator)
-        if c.antithetic:
-            t = (t + torch.arange(n) / n) % 1
+    def _noise(self, data: Encoded, source: torch.Generator | RowDraws, worth: Tensor | None = None) -> Noisy:
+        """Rows with cells of their answers masked, each row at a time of its own.
+
+        Args:
+            source: of the times and masks: one for the batch, or one a row.
+            worth: (n,) of each row in the loss, on the CPU; by default the same for all that have an answer.
+        """
+        c, n, device = self.config, len(data.tokens), data.tokens.device
+        rows = data.positions // data.tokens.shape[1]
+        cells = torch.bincount(rows, minlength=n)
+        if isinstance(source, RowDraws):
+            t = source.uniform(_TIME)
+        else:
+            t = torch.rand(n, generator=source)
+            t = (t + torch.arange(n)) / n if c.antithetic else t
         if c.weighting == "llada":
             p = (1 - c.eps) * t + c.eps
             weight = 1 / p
         else:
             t = (1 - c.eps) * t + c.eps
             p, weight = (1 - c.eps) * t, 1 / t
-        rows = data.positions // data.tokens.shape[1]
-        cells = torch.bincount(rows, minlength=n)
-        chance = torch.rand(len(data.positions), generator=generator)
-        masked = chance.to(rows.device) < p.to(rows.device)[rows]
+        if isinstance(source, RowDraws):
+            hidden = source.uniform(_MASK, data.tokens.shape[1]) < p[:, None]
+            masked = hidden.to(device).flatten()[data.positions]
+        else:
+            masked = torch.rand(len(data.positions), generator=source).to(device) < p.to(device)[rows]
         tokens = data.tokens.clone()
         tokens.view(-1)[data.positions[masked]] = self.mask_token
         rows_masked = rows[masked]
-        share = weight.to(rows.device)[rows_masked] / cells[rows_masked] / (cells > 0).sum()
+        if worth is None:
+            worth = (cells > 0) / (cells > 0).sum()
+        if device.type == "mps":  # which has no float64
+            weight, worth = weight.float(), worth.float()
+        share = (weight.to(device) * worth.to(device) / cells.clamp(min=1))[rows_masked]
         return Noisy(tokens, data.positions[masked], data.targets[masked], rows_masked, share)
 
     def _logits(
@@ -221,8 +242,8 @@ class MaskedDiffusion(Objective):
         logits = model.logits(hidden.flatten(0, 1).index_select(0, positions))
         return logits[:, : self.mask_token], context
 
-    def _halves(self, model: Any, data: Encoded, cells: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        first = (torch.rand(cells.shape, generator=generator) < 0.5).to(cells.device) & cells
+    def _halves(self, model: Any, data: Encoded, cells: Tensor, draws: RowDraws) -> Iterator[Tensor]:
+        first = (draws.uniform(_HALF, cells.shape[1]) < 0.5).to(cells.device) & cells
         answer = data.tokens.masked_fill(cells, self.mask_token)
         for half in (first, cells & ~first):
             positions = half.flatten().nonzero().squeeze(1)
@@ -240,39 +261,44 @@ class MaskedDiffusion(Objective):
         tokens: Tensor,
         cells: Tensor,
         timespans: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | RowDraws | None = None,
         how: Unmasking | None = None,
     ) -> Iterator[Tensor]:
-        """Answers step by step.
+        """Answers step by step, each row's as if it were alone.
+
+        Rows have blocks and steps of their own, by the number of their cells; a pass of the model serves a step of all.
 
         Args:
             model: in evaluation mode.
             tokens: (n, T), the mask token at the cells to be filled in.
             cells: (n, T) bool, those cells.
             timespans: (n, T), where the task has irregular times.
-            generator: the source of random orders and samples, on the CPU.
+            generator: the source of random orders and samples, a stream a row: given, or named by the i-th number of a
+                generator on the CPU.
             how: by default as the objective's options say.
 
         Yields:
-            (n, T) tokens after every step that was taken; the last holds no mask.
+            (n, T) tokens after every pass that changed any; the last holds no mask.
         """
         how = self.config.unmasking() if how is None else how
-        number = cells.cumsum(1).masked_fill(~cells, 0)  # 1, 2, ... over the cells of a row
-        total = int(number.max())
-        size, blocks, steps = _schedule(total, how)
-        for block in range(blocks):
-            inside = cells & (number > block * size) & (number <= (block + 1) * size)
-            count = inside.sum(1)
-            cached: Tensor | None = None
-            for step in range(steps):
-                if not (inside & (tokens == self.mask_token)).any():
-                    break
-                if cached is None:
-                    cached = self._guided(model, tokens, cells, timespans, how)
-                new = self._step(tokens, inside, count, cached, step, steps, how, generator)
-                if not torch.equal(new, tokens):
-                    tokens, cached = new, None
-                    yield tokens
+        draws = generator if isinstance(generator, RowDraws) else RowDraws.drawn(len(tokens), generator)
+        plan = _plan(cells.sum(1), how)
+        block_of = (cells.cumsum(1) - 1) // plan.size[:, None]
+        block, step = torch.full_like(plan.size, -1), torch.zeros_like(plan.size)
+        cached: Tensor | None = None  # logits of these very tokens
+        while (masked := cells & (tokens == self.mask_token)).any():
+            now = block_of.masked_fill(~masked, tokens.shape[1]).amin(1)  # the first block with a masked cell
+            block, step = now, torch.where(now == block, step + 1, 0)
+            inside = cells & (block_of == block[:, None])
+            own = draws.at(None, block * plan.steps + step)
+            if how.order == "random" and not _drawn(masked & inside, step, plan.steps, own).any():
+                continue
+            if cached is None:
+                cached = self._guided(model, tokens, cells, timespans, how)
+            new = self._step(tokens, inside, inside.sum(1), cached, step, plan.steps, how, own)
+            if not torch.equal(new, tokens):
+                tokens, cached = new, None
+                yield tokens
 
     def _guided(self, model: Any, tokens: Tensor, cells: Tensor, timespans: Tensor | None, how: Unmasking) -> Tensor:
         """Logits (n, T, vocab of the task), with guidance where it is asked for."""
@@ -281,7 +307,7 @@ class MaskedDiffusion(Objective):
         if how.guidance:
             free, _ = self._logits(model, tokens.masked_fill(~cells, self.mask_token), everywhere, timespans)
             logits = free + (how.guidance + 1) * (logits - free)
-        return logits.float().unflatten(0, tokens.shape)
+        return at_least_float32(logits).unflatten(0, tokens.shape)
 
     def _step(
         self,
@@ -289,21 +315,24 @@ class MaskedDiffusion(Objective):
         inside: Tensor,
         count: Tensor,
         logits: Tensor,
-        step: int,
-        steps: int,
+        step: Tensor | int,
+        steps: Tensor | int,
         how: Unmasking,
-        generator: torch.Generator | None,
+        own: RowDraws | None,
     ) -> Tensor:
-        """Tokens (n, T) after step `step` of `steps` within the cells `inside`, `count` of them a row."""
+        """Tokens (n, T) after step `step` of `steps` within the cells `inside`, `count` (n,) of them a row.
+
+        `own` are the rows' random numbers of this step, where an order or a temperature asks for some.
+        """
         masked = inside & (tokens == self.mask_token)
-        noisy = logits
-        if how.temperature:
-            u = torch.rand(logits.shape, generator=generator).to(logits.device).clamp(min=1e-20)
-            noisy = logits - how.temperature * (-u.log()).log()
-        guess = torch.where(masked, noisy.argmax(-1), tokens)
+        guess = torch.where(masked, logits.argmax(-1), tokens)
+        if how.temperature and own is not None:
+            row, cell = masked.nonzero(as_tuple=True)
+            gumbel = -(-own.at(row, cell).uniform(_NOISE, logits.shape[-1]).log()).log()
+            guess[row, cell] = (logits[row, cell] + how.temperature * gumbel.to(logits)).argmax(-1)
         if how.order == "random":
-            chance = torch.rand(tokens.shape, generator=generator).to(tokens.device)
-            return torch.where(masked & (chance < 1 / (steps - step)), guess, tokens)
+            assert own is not None
+            return torch.where(_drawn(masked, step, steps, own), guess, tokens)
         p = logits.softmax(-1)
         if how.order == "margin":
             two = p.topk(min(2, p.shape[-1]), -1).values
@@ -337,32 +366,52 @@ class Noisy(NamedTuple):
     weight: Tensor
 
 
-def _schedule(total: int, how: Unmasking) -> tuple[int, int, int]:
-    """Cells of a block, number of blocks, and steps of each, for an answer of `total` cells."""
-    size = min(how.block_length or total, total) or 1
-    blocks = math.ceil(total / size)
-    return size, blocks, max(1, math.ceil((how.steps or total) / max(blocks, 1)))
+class Plan(NamedTuple):
+    """How the answers of n rows are unmasked, each (n,) by the number of their own cells.
 
-
-def _unmasked(count: Tensor, step: int | Tensor, steps: int) -> Tensor:
-    """How many of `count` cells are unmasked after step `step` of `steps`, unless the order is random."""
-    return (count * (step + 1) + steps - 1) // steps
-
-
-def _most_passes(count: Tensor, steps: int, order: str) -> int:
-    """Passes that a block takes at most, of rows (n,) with so many cells in it, some in any: those with new cells.
-
-    Rows of different lengths may get theirs in different steps. Where guesses are taken back, any step may differ from
-    the one before, until all cells are unmasked.
+    Attributes:
+        cells: of the answer.
+        size: cells of a block, all but the last.
+        blocks: of them.
+        steps: of each block.
     """
-    if order == "random":
-        return min(steps, int(count.sum()))
-    grows = _unmasked(count.unique()[:, None], torch.arange(-1, steps, device=count.device), steps).diff().any(0)
-    return int(grows.nonzero().max()) + 1 if order == "low_confidence" else int(grows.sum())
+
+    cells: Tensor
+    size: Tensor
+    blocks: Tensor
+    steps: Tensor
+
+    def passes(self, order: str) -> int:
+        """Passes that the rows take at most, together."""
+        if order == "random":  # a step in which no row unmasks anything needs no pass
+            return min(int((self.blocks * self.steps).max()), int(self.cells.sum()))
+        rest = self.cells - (self.blocks - 1).clamp(min=0) * self.size
+        whole = (self.blocks - 1).clamp(min=0) * torch.minimum(self.size, self.steps)
+        return int((whole + torch.minimum(rest, self.steps)).max())
+
+
+def _plan(cells: Tensor, how: Unmasking) -> Plan:
+    size = cells.clamp(min=1, max=how.block_length)
+    blocks = -(-cells // size)
+    steps = cells if how.steps is None else torch.full_like(cells, how.steps)
+    return Plan(cells, size, blocks, (-(-steps // blocks.clamp(min=1))).clamp(min=1))
+
+
+def _unmasked(count: Tensor, step: Tensor | int, steps: Tensor | int) -> Tensor:
+    """How many of `count` cells are unmasked after step `step` of `steps`, unless the order is random: what the steps
+    do not divide is unmasked by the first of them (LLaDA's code)."""
+    extra = count % steps
+    return count // steps * (step + 1) + torch.where(extra <= step, extra, step + 1)
+
+
+def _drawn(masked: Tensor, step: Tensor | int, steps: Tensor | int, own: RowDraws) -> Tensor:
+    """Which masked cells (n, T) are unmasked in step `step` of `steps` (n,), where the order is random."""
+    left = torch.as_tensor(steps - step).cpu().view(-1, 1)
+    return masked & (own.uniform(_ORDER, masked.shape[1]) < 1 / left).to(masked.device)
 
 
 def _weighted(logits: Tensor, noisy: Noisy) -> Tensor:
-    nats = F.cross_entropy(logits.float(), noisy.targets, reduction="none")
+    nats = F.cross_entropy(at_least_float32(logits), noisy.targets, reduction="none")
     return (nats * noisy.weight).sum()
 
 

@@ -12,7 +12,19 @@ from torch import Tensor, nn
 
 from tasks.protocol import IGNORE, Batch, Task
 from tasks.registry import Options, UsageError
-from zoo.objectives.base import Carry, Encoded, Frame, Objective, Update, appended, last_of, register, scored
+from zoo.models.modes import evaluation_mode
+from zoo.objectives.base import (
+    Carry,
+    Encoded,
+    Frame,
+    Objective,
+    Update,
+    appended,
+    at_least_float32,
+    last_of,
+    register,
+    scored,
+)
 from zoo.protocol import Context
 
 
@@ -92,21 +104,21 @@ class NextToken(Objective):
         if not self.reads_back:
             yield Frame(self.evaluate(model, batch)[0], torch.zeros_like(cells))
             return
-        model.eval()
-        for said, hidden in self._generate(model, self.encode(batch).to(_device(model))):
-            unsaid = torch.zeros_like(cells)
-            unsaid[cells] = hidden.cpu()
-            tokens = batch.inputs.clone()
-            tokens[cells] = said.cpu()
-            yield Frame(torch.where(unsaid, batch.inputs, tokens), unsaid)
+        with evaluation_mode(model):
+            for said, hidden in self._generate(model, self.encode(batch).to(_device(model))):
+                unsaid = torch.zeros_like(cells)
+                unsaid[cells] = hidden.cpu()
+                tokens = batch.inputs.clone()
+                tokens[cells] = said.cpu()
+                yield Frame(torch.where(unsaid, batch.inputs, tokens), unsaid)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        model.eval()
         data = self.encode(batch).to(_device(model))
-        logits, _ = self._logits(model, data)
-        loss = F.cross_entropy(logits.float(), data.targets)
-        said = last_of(self._generate(model, data))[0] if self.reads_back else self._told(logits)
+        with evaluation_mode(model):
+            logits, _ = self._logits(model, data)
+            loss = F.cross_entropy(at_least_float32(logits), data.targets)
+            said = last_of(self._generate(model, data))[0] if self.reads_back else self._told(logits)
         predictions = batch.inputs.clone()
         predictions[batch.targets != IGNORE] = said.cpu()
         return predictions, loss

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from tasks import random
 from tasks.protocol import IGNORE, Batch, Task, check_split, exactly, names_of
 from tasks.registry import unknown
+from zoo.models.modes import evaluation_mode
 from zoo.models.token import TokenModel
 from zoo.objectives.base import Objective
+from zoo.objectives.draws import row_names
 from zoo.statistics import clustered_interval
 from zoo.training.data import split_rows
 from zoo.training.experiment import Experiment, Parts, TrainConfig, override
@@ -56,10 +58,46 @@ def evaluate(
     Raises:
         Stopped: `stop` said so between two batches.
     """
+    answers = answered(model, objective, batch, batch_size=batch_size, precision=precision, stop=stop)
+    figures = {"loss": answers.loss}
+    if objective.task.is_language:  # a token is a byte
+        figures["bits_per_byte"] = answers.loss / math.log(2)
+    said = answers.predictions
+    return {**figures, **objective.task.score(batch, said), **certainty(objective.task, batch, said)}
+
+
+class Answers(NamedTuple):
+    """A model's answers to n rows.
+
+    Attributes:
+        predictions: (n, L), on the CPU.
+        loss: mean of a scored position.
+    """
+
+    predictions: Tensor
+    loss: float
+
+
+@torch.no_grad()
+def answered(
+    model: nn.Module,
+    objective: Objective,
+    batch: Batch,
+    *,
+    batch_size: int,
+    precision: str = "float32",
+    stop: Callable[[], bool] = lambda: False,
+) -> Answers:
+    """What `evaluate` scores.
+
+    Raises:
+        Stopped: as `evaluate`.
+    """
     device = next(model.parameters()).device
-    was_training = model.training
+    if batch.streams is None:
+        batch = batch._replace(streams=row_names(objective.encode(batch)))
     predictions, losses, weights = [], [], []
-    try:
+    with evaluation_mode(model):
         for part in split_rows(batch, batch_size):
             if stop():
                 raise Stopped
@@ -68,15 +106,8 @@ def evaluate(
             predictions.append(predicted)
             losses.append(loss.double().cpu())
             weights.append((part.targets != IGNORE).sum())
-    finally:
-        model.train(was_training)
     weight = torch.stack(weights).double()
-    loss = (torch.stack(losses) * weight).sum() / weight.sum()
-    figures = {"loss": loss.item()}
-    if objective.task.is_language:  # a token is a byte
-        figures["bits_per_byte"] = loss.item() / math.log(2)
-    said = torch.cat(predictions)
-    return {**figures, **objective.task.score(batch, said), **certainty(objective.task, batch, said)}
+    return Answers(torch.cat(predictions), ((torch.stack(losses) * weight).sum() / weight.sum()).item())
 
 
 def certainty(task: Task, batch: Batch, predictions: Tensor) -> dict[str, Any]:
@@ -108,13 +139,11 @@ def decode_rate(model: Any, context_length: int, *, steps: int = 64, seconds: fl
         steps = min(steps, learned - 1)
     if not model.causal or steps < 3:
         return None
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
     tokens = torch.zeros(1, context_length, dtype=torch.int64, device=device)
     if learned is not None:
         tokens = tokens[:, : learned - steps]
-    try:
+    with evaluation_mode(model):
         _, state = model.features(tokens, model.init_state(1, capacity=tokens.shape[1] + steps))
         token, done, start = tokens[:, 0], 0, 0.0
         for i in range(steps):
@@ -126,8 +155,6 @@ def decode_rate(model: Any, context_length: int, *, steps: int = 64, seconds: fl
             if done > 0 and time.perf_counter() - start > seconds:
                 break
         return done / (_now(device) - start)
-    finally:
-        model.train(was_training)
 
 
 def _now(device: torch.device) -> float:

@@ -17,10 +17,10 @@ from zoo.interop.hf import from_hf, read_json
 from zoo.models.generation import NewTokens
 from zoo.models.token import TokenModel
 from zoo.training.checkpoint import is_checkpoint
-from zoo.training.evaluation import HELD_OUT_SEED
-from zoo.training.experiment import CONFIG, Experiment
+from zoo.training.evaluation import answered, held_out, open_run
+from zoo.training.experiment import CONFIG
 from zoo.training.machine import choose_device
-from zoo.training.run import find_checkpoint, load, read_config
+from zoo.training.run import load
 
 TOKENIZER = "tokenizer.json"
 ENDS = ("generation_config.json", PUBLISHED)  # where a checkpoint folder says which token ends a text
@@ -177,23 +177,28 @@ def answer_example(
 ) -> tuple[str, dict[str, Any]]:
     """An example of a run's own task with the model's answer: drawn for a person, and as plain data.
 
+    It is answered as `zoo eval` has it answered: at the run's precision, with its threads.
+
     Args:
         run: a run folder, or one of its checkpoints.
         row: which of the held-out examples that `zoo eval` scores, from 0.
+        split: of the example.
+        which: "best" or "last" checkpoint.
+        device: as `train.device`; "auto" is the run's own.
 
     Raises:
         UsageError: no such run or split.
     """
     if is_published(run):
         raise UsageError(f"{run} is a checkpoint folder, which has no task: --example needs a run folder.")
-    model = load(run, which)
-    parts = Experiment(**read_config(find_checkpoint(run, which).parents[1])).build()
-    batch = parts.task.sample(1, split=split, seed=HELD_OUT_SEED, start=row)  # type: ignore[arg-type]
-    predictions = parts.objective.predict(model.to(choose_device(device)), batch)
-    score = {k: v for k, v in parts.task.score(batch, predictions).items() if k not in ("n", "slices")}
+    opened = open_run(run, {} if device == "auto" else {"train.device": device}, which)
+    task, objective, _ = opened.parts
+    batch = held_out(task, split, 1, start=row)
+    predictions = answered(opened.model, objective, batch, batch_size=1, precision=opened.precision).predictions
+    score = {k: v for k, v in task.score(batch, predictions).items() if k not in ("n", "slices")}
     rows = {"inputs": batch.inputs, "targets": batch.targets, "predictions": predictions}
     data = {"run": str(run), "split": split, "example": row, **{k: v[0].tolist() for k, v in rows.items()}, **score}
-    return parts.task.render(batch, 0, predictions), data
+    return task.render(batch, 0, predictions), data
 
 
 def is_published(path: Path) -> bool:

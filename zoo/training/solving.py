@@ -111,7 +111,7 @@ def solve_run(
         UsageError: as in `evaluate_run`.
     """
     run = open_run(path, overrides, which)
-    batch = run.parts.task.sample(1, split=split, seed=seed, start=row)  # type: ignore[arg-type]
+    batch = held_out(run.parts.task, split, 1, start=row, seed=seed)
     steps = solve(run.parts.objective, run.model, batch, precision=run.precision)
     has_own = type(run.parts.task).sketch is not Task.sketch
     return Solving(f"{split} example {row}", steps, "" if has_own else run.parts.task.render(batch))
