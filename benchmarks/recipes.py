@@ -12,7 +12,6 @@ are kept. Writes recipes.json and recipes.md.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import pathlib
@@ -23,7 +22,7 @@ import tempfile
 from typing import Any
 
 from benchmarks.state_tracking import RECIPES as STATE_TRACKING
-from zoo.training.experiment import list_recipes, read_recipe, read_task
+from zoo.training.experiment import list_recipes, read_recipe
 
 ENDED = {"target": "target reached", "finished": "all its steps", "time_budget": "stopped by the clock"}
 FOR_GPUS = ("arc-trm", "maze-30x30-trm", "sudoku-9x9-trm")
@@ -81,13 +80,6 @@ def row(recipe: str, result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@functools.cache
-def problems(recipe: str, n: int) -> int:
-    """How many problems a recipe's first n test rows are, up to its task's own symmetry."""
-    task = read_task(recipe)
-    return len(task.problems(task.sample(n, split="test", seed=0)).unique())
-
-
 def scores(r: dict[str, Any]) -> tuple[str, str, str]:
     """Exact answers, accuracy, and valid answers or bits; of a run that had not learned its task, that it had not."""
     t = r["test"]
@@ -95,7 +87,7 @@ def scores(r: dict[str, Any]) -> tuple[str, str, str]:
         return "", f"{t['accuracy']:.2%}", f"{t['bits_per_byte']:.3f}"
     if t["exact"] < LEARNED:
         return "not learned", "", ""
-    if r["status"] == "time_budget" and "target" in read_recipe(_recipe(r))["train"]:
+    if r["status"] == "time_budget" and "target" in read_recipe(r["recipe"].partition(",")[0])["train"]:
         return "stopped by the clock", "", ""
     interval = "" if t.get("exact_low") is None else f" ({t['exact_low']:.1%} to {t['exact_high']:.1%})"
     return f"{t['exact']:.2%}{interval}", f"{t['accuracy']:.2%}", f"{t['valid']:.1%}" if "valid" in t else ""
@@ -103,13 +95,8 @@ def scores(r: dict[str, Any]) -> tuple[str, str, str]:
 
 def tested(r: dict[str, Any]) -> str:
     """How many test rows there were, and how many problems they are where those are fewer."""
-    n = r["test"].get("n_rows", r["test"]["n"])
-    found = r["test"].get("n_problems") or problems(_recipe(r), n)
+    n, found = r["test"]["n_rows"], r["test"]["n_problems"]
     return f"{n:,}" if found == n else f"{n:,}: {found:,} problems"
-
-
-def _recipe(r: dict[str, Any]) -> str:
-    return r["recipe"].partition(",")[0]
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

@@ -1,0 +1,87 @@
+"""Pages of results: each is made from its data, and none gives a score to a model that had not learned."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+
+import pytest
+
+from benchmarks import families, ops, recipes, state_tracking
+
+RESULTS = pathlib.Path(__file__).parents[1] / "docs" / "results"
+
+
+def read(name):
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def rows_of_recipes():
+    found = read("recipes")
+    return [row for name in sorted(found) for row in found[name]]
+
+
+PAGES = {
+    "recipes": lambda data: recipes.markdown([row for name in sorted(data) for row in data[name]]),
+    "state_tracking": state_tracking.markdown,
+    "families": lambda data: families.markdown(data["families"], data["machine"], data["versions"]),
+    "ops": ops.markdown,
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_made_from_its_data(name):
+    assert (RESULTS / f"{name}.md").read_text() == PAGES[name](read(name))
+
+
+def shown(page, head):
+    """The cells of a table's rows, by the first."""
+    lines = page.partition(head)[2].splitlines()
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if line.startswith("| ")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_recipes_that_did_not_learn_have_no_score():
+    cells = shown(recipes.markdown(rows_of_recipes()), "|---|\n")
+    seen = set()
+    for row in rows_of_recipes():
+        score = cells[row["recipe"]][2:5]
+        if "bits_per_byte" in row["test"]:
+            assert score[0] == ""
+        elif row["test"]["exact"] < recipes.LEARNED:
+            seen.add("not learned")
+            assert score == ["not learned", "", ""]
+        elif row["status"] == "time_budget" and not row["recipe"].startswith("cwm-tiny"):  # which has no target
+            seen.add("clock")
+            assert score == ["stopped by the clock", "", ""]
+        else:
+            assert score[0].startswith(f"{row['test']['exact']:.2%}")
+    assert seen == {"not learned", "clock"}
+
+
+def test_recipes_say_how_many_problems_their_rows_are():
+    cells = shown(recipes.markdown(rows_of_recipes()), "|---|\n")
+    for row in rows_of_recipes():
+        n, problems = row["test"]["n_rows"], row["test"]["n_problems"]
+        assert cells[row["recipe"]][5] == (f"{n:,}" if n == problems else f"{n:,}: {problems:,} problems")
+        if row["recipe"].startswith("sudoku-4x4"):
+            assert problems == 15
+
+
+def test_state_tracking_scores_only_what_learned():
+    data = read("state_tracking")
+    page = state_tracking.markdown(data)
+    first, *by_length = page.split("\n## ")
+    cells = shown(first, "| --- |\n")
+    column = 0
+    for recipe in state_tracking.RECIPES:
+        _, table = next((part.split("\n", 1)) for part in by_length if part.startswith(f"{recipe}:"))
+        for variant, row in data[recipe].items():
+            cell = cells[variant][column]
+            learned = row["trained"] >= state_tracking.LEARNED
+            assert learned == bool(re.fullmatch(r"(\*\*)?[01]\.\d\d(\*\*)?( †)?", cell))
+            assert learned == (f"\n| {variant}: `" in table)
+            assert cell.endswith("†") == (learned and row["status"] == "time_budget")
+        column += len(state_tracking._parts(recipe))
+    assert not any(cell == "" for row in cells.values() for cell in row)
