@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from benchmarks import families, ops, recipes, state_tracking
+from benchmarks import families, ops, recipes, state_tracking, time_to_solve
 
 RESULTS = pathlib.Path(__file__).parents[1] / "docs" / "results"
 
@@ -27,6 +27,7 @@ PAGES = {
     "state_tracking": state_tracking.markdown,
     "families": lambda data: families.markdown(data["families"], data["machine"], data["versions"]),
     "ops": ops.markdown,
+    "time_to_solve": time_to_solve.markdown,
 }
 
 
@@ -67,6 +68,18 @@ def test_recipes_say_how_many_problems_their_rows_are():
         assert cells[row["recipe"]][5] == (f"{n:,}" if n == problems else f"{n:,}: {problems:,} problems")
         if row["recipe"].startswith("sudoku-4x4"):
             assert problems == 15
+
+
+def test_time_to_solve_has_one_row_for_a_layer_and_no_accuracy_of_what_the_clock_stopped():
+    data = read("time_to_solve")
+    cells = shown(time_to_solve.markdown(data).partition("Every mixer, alone")[2], "|---|\n")
+    for row in data["mixers"]:
+        (found,) = (cells[name] for name in cells if f"`{row['pattern']}`" in name.split(" = "))
+        assert (found[1] == "solved") == (found[5] != "") == row["solved"]
+    assert "`gqa` = `mha` = `mqa`" in cells
+    assert time_to_solve.patterns("m[hq]a", 64) == [
+        "mha(n_heads=4)", "short_conv mha(n_heads=4)", "mqa(n_heads=4)", "short_conv mqa(n_heads=4)"
+    ]  # fmt: skip
 
 
 def test_state_tracking_scores_only_what_learned():
