@@ -1,4 +1,4 @@
-"""How near every published family is to the public code it was held against, and its sizes.
+"""How near every published family is to the public code it was compared with, and its sizes.
 
     PARITY_RECORD=record.jsonl make parity
     python -m benchmarks.families --record record.jsonl --out docs/results

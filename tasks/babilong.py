@@ -48,8 +48,8 @@ class BABILong(Haystack):
     - `qa8`, lists: which, in the order of taking? `|` ends the list, and follows `nothing` where it is empty.
 
     Chance is one in the number of places for `qa1` and `qa2`, one in that less one for `qa3`. Rows in different splits
-    differ in their facts, their places or the question. The score has `labels`, whether the answer names all that is
-    asked for and nothing else, in whatever order, the figure published as BABILong's. Slices: `depth`, the tenth of the
+    differ in their facts, their places or the question. The score has `labels`, whether the answer names the
+    targets and nothing else, in any order, the figure published as BABILong's. Slices: `depth`, the tenth of the
     filler, from 0 to 9, with the first supporting fact, and `length`.
     """
 
@@ -57,7 +57,7 @@ class BABILong(Haystack):
         """Options of `babilong`."""
 
         question: Literal[_KINDS] = "qa1"  # type: ignore[valid-type]
-        """What is asked; qa1, qa2, qa3, qa7 and qa8 are generated, the others are read from files."""
+        """The kind of question; qa1, qa2, qa3, qa7 and qa8 are generated, the others are read from files."""
         min_facts: PositiveInt | None = None
         """Fewest facts, by default BABILong's: 4 for qa3, else 2."""
         max_facts: PositiveInt | None = None
@@ -144,7 +144,7 @@ class BABILong(Haystack):
         return tokens
 
     def _figures(self, batch: Batch, predictions: Tensor) -> Tensor:
-        """(n,) whether the answer names what is asked for and nothing else."""
+        """(n,) whether the answer names the targets and nothing else."""
         end = self.vocabulary.first["end"]
         pairs = zip(*(a.tolist() for a in self.answers(batch, predictions)), strict=True)
         return torch.tensor([_labels(true, end) == _labels(said, end) for true, said in pairs]).double()

@@ -17,7 +17,7 @@ from tasks.registry import Options
 
 @register("compression")
 class Compression(MADTask):
-    """Hold a whole row in the features of its last token, from which every token is told.
+    """Keep a whole row in the features of its last token, from which every token is predicted.
 
     With vocab_size=8, seq_len=10 (7 ends every row):
 
@@ -28,7 +28,7 @@ class Compression(MADTask):
 
     The tokens before the last are drawn alike from V - 1. Under the layout `reconstruct` the target at position t is
     the token there, and all that a model may give for it is its features at the end of the row: see `model.decoder`.
-    The last token is asked for as well, as the authors' code does, and is the same in every row.
+    The last token is a target as well, as in the authors' code, and is the same in every row.
     """
 
     class Config(Options):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @register("event_xor")
 class EventXOR(Task):
-    """Tell whether the number of ones is odd, hearing of the bits only when they change.
+    """Decide whether the number of ones is odd, where bits are given only when they change.
 
     The bits 1 1 0 1 1 1, with max_length=8 (`.` is `IGNORE`):
 
@@ -43,7 +43,7 @@ class EventXOR(Task):
         max_length: PositiveInt = 32
         """Most bits, and so most events."""
         answers: strings.Answers = "last"
-        """Asked at the end only, or after every event too."""
+        """Targets at the end only, or after every event too."""
         time_unit: Annotated[float, Field(gt=0)] = 1.0
         """Time that one bit takes."""
 

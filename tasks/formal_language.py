@@ -47,7 +47,7 @@ class FormalLanguage(Task):
         """Options of `formal_language`."""
 
         language: Literal["parity", "even_pairs", "cycle_nav", "modular_arithmetic"] = "parity"
-        """What is asked."""
+        """Which of the languages above."""
         min_length: PositiveInt = 3
         """Shortest string."""
         max_length: PositiveInt = 40
@@ -57,7 +57,7 @@ class FormalLanguage(Task):
         test_lengths: Lengths | None = None
         """Shortest and longest string of test, by default those of training."""
         answers: strings.Answers = "last"
-        """Asked at the end only, or after every symbol (expressions without brackets: every number) too."""
+        """Targets at the end only, or after every symbol (expressions without brackets: every number) too."""
         max_step: PositiveInt = 1
         """Longest step of `cycle_nav`."""
         cycle_size: Annotated[int, Field(ge=2)] = 5

@@ -35,8 +35,8 @@ class FuzzyRecall(MADTask):
 
     A key is up to `k_motif_size` different tokens, of a number and in an order drawn at random, and of just that number
     in held-out rows; each row draws for each key a value of up to `v_motif_size`. The last key stands at a random place
-    before. Where a key ends is told by the kind of the next token. Training rows ask for every next token (padding
-    too), held-out rows for the values of keys seen before. The last token is not read.
+    before. The kind of the next token shows where a key ends. In training rows every next token is a target (padding
+    too), in held-out rows the values of keys seen before. The last token is not read.
 
     The authors' code can leave the last key out of the rest of a row; here it always stands there.
     Slices: `value_size`, tokens of the last value.

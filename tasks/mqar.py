@@ -41,8 +41,8 @@ class MQAR(Task):
     1 is uniform. The target there is the key's value. Other positions hold uniform tokens of [0, V), or 0.
 
     With `n_updates` as many of the keys are written again behind the block, in random order, each with a value that is
-    not its old one; asked for is the last. The score adds `updated`, the accuracy on those keys, and `stale`, the share
-    of them that are given their old value. With n_updates=1:
+    not its old one; the last value is the target. The score adds `updated`, the accuracy on those keys, and `stale`,
+    the share of them that are given their old value. With n_updates=1:
 
         ```
                  key val key val key val query                   query

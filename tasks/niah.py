@@ -33,12 +33,12 @@ class NeedleInAHaystack(Haystack):
     keys with `n_values` values each, every value in a needle of its own, and asks for `n_queries` of the keys: the
     answer is the values of the first of them in the order in which they come, then those of the second, ..., behind all
     of the keys or each behind its own. The needles
-    that are asked for lie where `depth` says, the others anywhere. The haystack is of random filler tokens, of filler
+    of these keys lie where `depth` says, the others anywhere. The haystack is of random filler tokens, of filler
     tokens in a cycle, or of needles with other keys.
 
     Chance is one in `value_vocab` for each token. Rows in different splits differ in their needles, their places or
     the question. The score has `contained`, the share of values that are somewhere in the answer, the figure published
-    as RULER's. Slices: `depth`, the tenth of the haystack, from 0 to 9, with the first needle asked for, and `length`.
+    as RULER's. Slices: `depth`, the tenth of the haystack, from 0 to 9, of the first needle in question, and `length`.
     """
 
     class Config(HaystackOptions):
@@ -47,13 +47,13 @@ class NeedleInAHaystack(Haystack):
         haystack: Literal["random", "repeated", "needles"] = "random"  # type: ignore[assignment]
         """What lies between the needles: random filler, all filler tokens in a cycle, or needles with other keys."""
         n_keys: PositiveInt | None = None
-        """Keys in the haystack; by default as many as are asked for."""
+        """Keys in the haystack; by default `n_queries`."""
         n_values: PositiveInt = 1
         """Values of each key."""
         n_queries: PositiveInt = 1
-        """Keys that are asked for."""
+        """Keys in the question."""
         asked: Literal["together", "in_turn"] = "together"
-        """All keys, then all values; or each key followed by its values, which teaches faster."""
+        """All keys, then all values; or each key followed by its values, from which models learn faster."""
         key_vocab: PositiveInt = 32
         """Tokens that keys are made of."""
         key_length: PositiveInt = 1

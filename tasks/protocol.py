@@ -71,7 +71,7 @@ class Task(ABC):
     n_puzzles: int = 0
     """How many puzzles batches number in `puzzles`; 0 for a task that numbers none."""
     seq_len: int
-    """Length L of the rows; of the longest, where a task is told to hold out longer rows than it trains on."""
+    """Length L of the rows; of the longest, where held-out rows are longer than training rows."""
 
     def __init__(self, config: Options):
         self.config = config

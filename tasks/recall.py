@@ -15,11 +15,11 @@ from tasks.protocol import IGNORE, Batch, Split, check_request
 from tasks.registry import UsageError
 
 Teach = Literal["all", "values"]
-"""What training rows ask for: every next token, as MAD does, or only what held-out rows ask for."""
+"""The targets of training rows: every next token, as in MAD, or only those of held-out rows."""
 
 
 class PairRecall(MADTask):
-    """Rows of pairs of a key and its value; a value is asked for wherever its key has been seen before.
+    """Rows of pairs of a key and its value; a value is a target wherever its key has been seen before.
 
     Tokens are K keys, then the values, then the noise; K is half of the tokens that are no noise.
     """

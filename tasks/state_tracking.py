@@ -65,7 +65,7 @@ class StateTracking(Task):
         elements: Literal["all", "swaps", "3-cycles"] = "all"
         """Which elements are drawn: all, swaps of two things only, or the identity and cycles of three."""
         tokens_per_transition: Annotated[int, Field(ge=1, le=4)] = 1
-        """Tokens of each element: itself, then fillers; the product is asked for at the last."""
+        """Tokens of each element: itself, then fillers; the product is the target at the last."""
 
     layout = "next_token"
     config: Config

@@ -33,8 +33,8 @@ class VariableTracking(Haystack):
 
     Chance is one in `name_vocab` for each token. Rows in different splits differ in their statements, their places or
     the question. The score has `contained`, the share of variables that are somewhere in the answer, the figure
-    published as RULER's. Slices: `depth`, the tenth of the haystack, from 0 to 9, with the first statement of the chain
-    asked for, and `length`.
+    published as RULER's. Slices: `depth`, the tenth of the haystack, from 0 to 9, with the first statement of the
+    chain in question, and `length`.
     """
 
     class Config(HaystackOptions):

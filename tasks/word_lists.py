@@ -107,7 +107,7 @@ class FrequentWords(LongContext):
     frequent first.
 
     Chance is one in `words` for each token. Rows in different splits differ in the answer. The score has `contained`,
-    the share of words asked for that are somewhere in the answer, the figure published as RULER's (alpha 2.0, 3 words).
+    the share of right words that are somewhere in the answer, the figure published as RULER's (alpha 2.0, 3 words).
     Slices: `length`.
     """
 

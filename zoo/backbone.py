@@ -126,7 +126,7 @@ class Backbone(nn.Module):
         defaults: step options for words that do not set them.
         norm_eps: epsilon of the norms.
         residual: the residual operator.
-        length: number of steps that the model is made for, where it is told.
+        length: number of steps that the model is made for, or None.
         place: of the first mixer, where this is the body of a shortcut.
         connections: of the steps, where this is the body of a shortcut.
 

@@ -42,7 +42,7 @@ class Place(NamedTuple):
         layer: number of sequence mixers before this one's block (a channel mixer belongs to the block before it).
         n_layers: number of sequence mixers in the model.
         causal: whether the model reads left to right only.
-        length: number of steps that the model is made for, where it is told: for words with weights for every step.
+        length: number of steps that the model is made for, or None: for words with weights for every step.
     """
 
     layer: int = 0

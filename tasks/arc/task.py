@@ -44,8 +44,8 @@ class _Rows(NamedTuple):
 class Arc(Task):
     """Find the rule in a puzzle's demonstrations, and answer its test (ARC, Chollet 2019, arXiv 1911.01547).
 
-    A row is one pair of grids of one puzzle. What the model is told of the rule is the puzzle's number alone
-    (`Batch.puzzles`): it learns all pairs that demonstrate the rule, as HRM and TRM do. A 2x3 grid that is turned
+    A row is one pair of grids of one puzzle. All that the model receives about the rule is the puzzle's number
+    (`Batch.puzzles`): it is trained on all pairs that demonstrate the rule, as HRM and TRM are. A 2x3 grid turned
     upside down, size=6, as a person sees it, and as tokens (0 padding, 1 the line behind the grid's last row and
     column, colour c as c + 2; `.` is not scored):
 
@@ -74,9 +74,9 @@ class Arc(Task):
         path: str | None = None
         """A folder of puzzles, see `read_puzzles`; by default made ones."""
         training: tuple[Name, ...] = ("training",)
-        """The sets there whose test pairs are taught, too."""
+        """The sets there whose test pairs are training rows, too."""
         evaluation: tuple[Name, ...] = ("evaluation",)
-        """The sets there whose test pairs are asked."""
+        """The sets there whose test pairs are validation and test rows."""
         size: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
         """Side of the canvas; puzzles with a longer one are left out. By default 30, and 8 for made ones."""
         n_made: Annotated[int, Field(ge=2)] = 64

@@ -43,8 +43,8 @@ class CodeTrace(Task):
     the trace is scored. Programs are of a random grammar, indented by one space; one whose trace or values are too
     large is drawn again. Splits are disjoint up to the names that programs use.
 
-    With answer="final" the same programs are asked for the last value alone. Its `exact` beside that of answer="trace"
-    tells whether tracing helps: a trace that is right at each position, given all before it, is the one that greedy
+    With answer="final" only the last value of the same programs is scored. Its `exact` beside that of answer="trace"
+    shows whether tracing helps: a trace that is right at each position, given all before it, is the one that greedy
     decoding writes.
 
     The score has `frames`, the share of frames with every token right, and `final`, whether the last value and its kind
@@ -58,7 +58,7 @@ class CodeTrace(Task):
         seq_len: Annotated[int, Field(ge=64)] = 512
         """Length of a row; a program that does not fit with its trace is drawn again."""
         answer: Literal["trace", "final"] = "trace"
-        """What is asked: every step, or the last value alone (of the same programs)."""
+        """What the answer is: every step, or the last value alone (of the same programs)."""
         max_statements: PositiveInt = 6
         """Most statements of a program, besides those that define and return."""
         max_depth: NonNegativeInt = 2

@@ -56,9 +56,9 @@ class Sudoku(Task):
         size: Literal[4, 6, 9] = 9
         """Digits; 6 has boxes two high and three wide."""
         n_givens: PositiveInt | None = None
-        """Exactly so many givens. From about 22 down, 9x9 puzzles are too rare to be generated: use `path`."""
+        """The exact number of givens. From about 22 down, 9x9 puzzles are too rare to be generated: use `path`."""
         max_givens: PositiveInt | None = None
-        """At most so many givens: the number is drawn, then approached as far as the puzzle allows."""
+        """The largest number of givens: a number is drawn, then approached as far as the puzzle allows."""
         minimal: bool = False
         """Only puzzles of which no given can be left out."""
         min_guesses: NonNegativeInt = 0

@@ -40,7 +40,7 @@ class NeuralODE(Mixer):
     weights normal with std 0.1, biases zero.
 
     The fixed-step solvers take `substeps` equal steps in every interval, with the formulas of torchdiffeq, written out
-    here because that package can be neither traced nor told to do without its checks. `adjoint` and dopri5 are
+    here because that package cannot be traced, and its checks cannot be switched off. `adjoint` and dopri5 are
     torchdiffeq's own.
 
     | state | cost per token                        | parallel form | cannot                                           |

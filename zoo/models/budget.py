@@ -10,7 +10,7 @@ from zoo.registry import MIN_WIDTH
 WITHIN = 1024
 """A pattern that takes no width up to here takes none."""
 UNEVEN = 64
-"""Heads whose number follows from the width make counts rise and fall within so many channels."""
+"""The number of heads follows from the width, so that counts rise and fall within this number of channels."""
 
 
 def largest_width(count: Callable[[int], int], budget: int) -> int:

@@ -26,7 +26,7 @@ PROJECTIONS_ONLY = (AttentionWord, TokenMLP, GatedLayer, MLP)  # every matrix of
 
 
 class RecursiveState(NamedTuple):
-    """What thinking goes on from, after any number of supervision steps.
+    """The state between supervision steps.
 
     Attributes:
         answer: (B, P + T, D), y, which the head reads.

@@ -33,7 +33,7 @@ from zoo.residual import Residual, ResidualKind
 
 
 class Recursion(Options):
-    """How a recursive model thinks, see `zoo.models.recursive.RecursiveModel`.
+    """How a recursive model is applied, see `zoo.models.recursive.RecursiveModel`.
 
     Attributes:
         cycles: T, of which only the last passes gradients.
@@ -44,7 +44,7 @@ class Recursion(Options):
         gradient: through all of the last cycle, or through the last update of either (HRM).
         max_steps: supervision steps that a puzzle gets in training, and by default in evaluation.
         prefix: P, places before the tokens for what is learned of each puzzle.
-        n_puzzles: number of puzzles told apart.
+        n_puzzles: number of puzzles, each with an embedding of its own.
         puzzle_width: numbers learned of each, by default D.
         recompute: keep no activations within an application of the network: a fifth more time, memory for one layer.
     """

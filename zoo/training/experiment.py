@@ -68,7 +68,7 @@ class TrainConfig(Options):
         lr: peak learning rate.
         muon_lr: that of the Muon group, by default `lr` (its updates are scaled to the size of AdamW's).
         puzzle_lr: that of what a recursive model learns of each puzzle, which then moves by the sign of its gradient,
-            and decays, in the steps that use it; by default it is taught as the rest.
+            and decays, in the steps that use it; by default it is trained as the rest.
         weight_decay: decoupled; not on norms, biases, decays and embeddings.
         decay_all: on those too.
         beta1: of AdamW.
@@ -172,7 +172,7 @@ class Experiment(Options):
         out: the run folder, by default `runs/<name>`.
         task: a name, or a mapping of `name` and options.
         model: a pattern, a family-size, or a mapping of model options with `pattern` or `family`, and `n_parameters` in
-            place of `d_model` for the largest width within so many parameters.
+            place of `d_model` for the largest width that fits this number of parameters.
         objective: a name, or a mapping of `name` and options.
         train: options of `TrainConfig`.
     """
