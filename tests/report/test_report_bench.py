@@ -101,6 +101,21 @@ def test_layers_that_are_one_at_a_width_are_one_row(tmp_path):
     assert found[0].figure("tokens_per_second", "high") == pytest.approx(3.15)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 3000, "retention(expand_v=1e308)", "mha(n_heads=10000000000000000000000)", "99999*(mha)", "", "mha\0"],
+)
+def test_patterns_that_cannot_be_built_are_rows_of_their_own(tmp_path, text):
+    at = {"width": 64, "length": 256, "direction": "train"}
+    lines = [record("throughput", name, at, {"tokens_per_second": figure(1.0)}) for name in (text, "mha")]
+    assert len(load_measurements([written(tmp_path / "a.jsonl", *lines)])) == 2
+
+
+def test_a_column_says_of_how_many_values_it_is(sample_measurements):
+    columns, _ = bench.table(sample_measurements)
+    assert all(column.help.endswith("medians of 5 values") for column in columns)
+
+
 def test_what_was_not_learned_has_no_figure_no_place_and_no_rank(tmp_path):
     trained = {"task": "niah", "width": 64, "layers": "{mixer} swiglu", "train_length": 64}
     lines = [

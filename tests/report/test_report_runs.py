@@ -180,6 +180,13 @@ def test_every_other_key_of_a_config_makes_a_group_of_its_own(tmp_path):
     assert len({group.label for group in found}) == 6
 
 
+def test_equal_values_of_all_seeds_have_no_interval(tmp_path):
+    for seed in range(3):
+        write_sample(tmp_path / str(seed), seed=seed, test={"accuracy": 0.0})
+    (group,) = groups(load_runs([tmp_path]))
+    assert group.over_seeds("accuracy").text() == "accuracy 0.0% in each of 3 seeds"
+
+
 def test_one_seed_twice_is_one_value_and_what_has_not_ended_is_none(tmp_path):
     for i, (seed, accuracy) in enumerate(((0, 0.5), (0, 0.7), (1, 0.8))):
         write_sample(tmp_path / str(i), seed=seed, test={"accuracy": accuracy})

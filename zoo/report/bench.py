@@ -145,7 +145,8 @@ def table(measurements: Sequence[Measurement]) -> tuple[list[Column], list[Subje
         if found:
             setting, values = found
             key = f"{curve.benchmark}_{curve.where.get('part') or curve.where.get('direction') or ''}_{curve.figure}"
-            column = Column(key, title, TEXT[curve.y.unit], best, _in_words(setting))  # type: ignore[arg-type]
+            told = ", ".join(filter(None, [_in_words(setting), _how_many(curve, measurements)]))
+            column = Column(key, title, TEXT[curve.y.unit], best, told)  # type: ignore[arg-type]
             columns.append(column)
             by_column.append(cells_of(column, [values.get(row.label) for row in rows]))
     return columns, [
@@ -153,6 +154,15 @@ def table(measurements: Sequence[Measurement]) -> tuple[list[Column], list[Subje
         for row, *cells in zip(rows, *by_column, strict=True)
         for own in [[m for m in measurements if m.name == row.label]]
     ]
+
+
+def _how_many(curve: _Curve, measurements: Iterable[Measurement]) -> str:
+    """Of how many values the figures of a curve are, empty where they do not say."""
+    known = sorted({int(n) for m in _chosen(curve, measurements) if (n := m.figure(curve.figure, "n")) is not None})
+    if not known:
+        return ""
+    many = f"{known[0]} to {known[-1]}" if len(known) > 1 else f"{known[0]}"
+    return f"one value each (n = {many})" if known == [1] else f"medians of {many} values"
 
 
 def _remarks(own: Iterable[Measurement]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -19,7 +20,7 @@ class Group:
 
     Attributes:
         label: its name, with the settings that tell it from other groups of this name.
-        runs: in the order given.
+        runs: in the order of their seeds.
     """
 
     label: str
@@ -60,6 +61,8 @@ class Spread:
 
     def text(self) -> str:
         """Range, number of seeds, mean, interval and the values, as the page and the terminal say them."""
+        if min(self.values) == max(self.values):  # of which Student's t says nothing
+            return f"{self.key} {units.percent(self.mean)} in each of {len(self.values)} seeds"
         low, high = (units.percent(min(1.0, max(0.0, edge))) for edge in self.interval)  # a share ends at 0 and at 1
         each = ", ".join(map(units.percent, self.values))
         return (
@@ -74,22 +77,19 @@ def groups(runs: Sequence[Run]) -> list[Group]:
     found: dict[str, list[Run]] = {}
     for run in runs:
         found.setdefault(config_key(run), []).append(run)
-    names = [_names(group) for group in found.values()]
-    told = _told_apart(names, list(found.values()))
-    return [Group(label, group) for label, group in zip(told, found.values(), strict=True)]
+    every = [sorted(group, key=_by_seed) for group in found.values()]
+    return [Group(_label(group, every), group) for group in every]
 
 
-def _names(group: Sequence[Run]) -> str:
+def _by_seed(run: Run) -> tuple[float, str]:
+    seed = units.number(run.seed)
+    return (math.inf if seed is None else seed), str(run.seed)
+
+
+def _label(group: Sequence[Run], every: Sequence[Sequence[Run]]) -> str:
+    """The names of a group, with the settings that tell it from the groups in which one of them is found too."""
     names = list(dict.fromkeys(run.name for run in group))
-    told = ", ".join(names[:_NAMED])
-    return told if len(names) <= _NAMED else f"{told} and {len(names) - _NAMED} more"
-
-
-def _told_apart(names: Sequence[str], found: Sequence[list[Run]]) -> list[str]:
-    """The names, those that several groups have with the settings in which these differ."""
-    labels = []
-    for name, group in zip(names, found, strict=True):
-        alike = [other[0] for other_name, other in zip(names, found, strict=True) if other_name == name]
-        told = in_words(group[0], differing(alike)) if len(alike) > 1 else ""
-        labels.append(f"{name} ({told})" if told else name)
-    return labels
+    told = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    alike = [other[0] for other in every if {run.name for run in other} & set(names)]
+    own = in_words(group[0], differing(alike)) if len(alike) > 1 else ""
+    return f"{told} ({own})" if own else told
