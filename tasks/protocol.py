@@ -205,7 +205,9 @@ def _summary(figures: dict[str, Tensor], slices: dict[str, Tensor]) -> dict[str,
     return result
 
 
-registry: Registry[type[Task]] = Registry("task", "tasks")
+registry: Registry[type[Task]] = Registry(
+    "task", "tasks", base=Task, settings={"layout": ("next_token", "fill_in", "reconstruct")}
+)
 register = registry.register
 
 
@@ -235,7 +237,11 @@ def create_task(spec: Any, **options: Any) -> Task:
     """
     name, options = split_spec(spec, options, "task")
     cls = registry[name]
-    return cls(cls.Config(**options))
+    task = cls(cls.Config(**options))
+    for size in ("vocab_size", "seq_len"):
+        if not hasattr(task, size):
+            raise UsageError(f"The task {name!r} sets no {size}, which its __init__ should.")
+    return task
 
 
 __all__ = [

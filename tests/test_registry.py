@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import os
+import re
+import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,9 +17,15 @@ from pydantic import Field
 from torch import nn
 
 import zoo
-from tasks.registry import Options, Registry, UsageError
+from tasks import registry
+from tasks.protocol import create_task
+from tasks.protocol import registry as tasks
+from tasks.registry import Options, Registry, UsageError, UsageWarning, import_source
+from zoo.models.families import families
+from zoo.objectives.base import create_objective, objectives
 from zoo.protocol import Context, Mixer, Place
 from zoo.registry import derive_heads, mixer_config, mixer_of, mixers
+from zoo.training.listing import listing
 
 
 @pytest.fixture
@@ -179,20 +190,408 @@ def test_a_mapping_may_hold_lists_as_yaml_gives_them():
     assert config.A_init_range == (0.0, 1.0)
 
 
-def test_files_elsewhere_are_imported_where_the_environment_names_them(tmp_path, monkeypatch):
-    for name in ("first", "copy"):  # the second has the name of a module of Python's
-        (tmp_path / f"{name}.py").write_text(f"import things\n@things.registry.register('{name}')\nclass Thing: pass\n")
+# ---- files elsewhere
+
+
+@pytest.fixture
+def things(monkeypatch):
+    """A module `things` that files import, and a registry in it that nothing has been asked of."""
     things = type(sys)("things")
     monkeypatch.setitem(sys.modules, "things", things)
-    monkeypatch.setenv("ZOO_IMPORT", os.pathsep.join(str(tmp_path / f"{name}.py") for name in ("first", "copy")))
+    monkeypatch.setattr(registry, "_failed", {})
     things.registry = Registry("thing")
+    return things
+
+
+def thing(folder, name, code="", file=None):
+    """A file that registers a thing of that name after `code`."""
+    path = folder / (file or f"{name}.py")
+    path.write_text(f"import things\n{code}\n@things.registry.register('{name}')\nclass Thing: pass\n")
+    return str(path)
+
+
+def name_in_environment(monkeypatch, *sources):
+    monkeypatch.setenv("ZOO_IMPORT", os.pathsep.join(map(str, sources)))
+
+
+def test_files_elsewhere_are_imported_where_the_environment_names_them(tmp_path, monkeypatch, things):
+    name_in_environment(monkeypatch, thing(tmp_path, "first"), thing(tmp_path, "copy"))  # one is named as Python's own
     assert things.registry.names() == ["copy", "first"]
     assert copy.__file__ != str(tmp_path / "copy.py")
     things.registry = Registry("thing")  # another registry imports no file again
     assert things.registry.names() == []
-    (tmp_path / "bad.py").write_text("1 / 0")
-    for source, told in (("bad.py", "ZeroDivisionError"), ("nowhere.py", "FileNotFoundError")):
-        monkeypatch.setenv("ZOO_IMPORT", str(tmp_path / source))
-        for _ in range(2):
-            with pytest.raises(UsageError, match=rf"ZOO_IMPORT '.*{source}' failed: {told}"):
-                Registry("thing").names()
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(0)", r"it ends the process \(sys.exit\(0\)\)"),
+        ("raise SystemExit", r"it ends the process"),
+        ("raise GeneratorExit('no')", "GeneratorExit: no"),
+        ("def f(:", "SyntaxError: invalid syntax"),
+        ("\0", "(SyntaxError|ValueError): source code"),
+        ("import no_such_module_here", "ModuleNotFoundError: No module named 'no_such_module_here'"),
+        ("import zoo; zoo.create_mixer('mhaa', 32)", "Unknown mixer 'mhaa'. Did you mean 'mha'"),
+        ("raise ValueError('two\\nlines')", "ValueError: two lines"),
+    ],
+)
+def test_a_file_that_fails_is_left_out_and_named(tmp_path, monkeypatch, things, code, told):
+    good, bad = thing(tmp_path, "good"), thing(tmp_path, "bad", code)
+    name_in_environment(monkeypatch, bad, good)
+    with pytest.warns(UsageWarning) as said:
+        assert things.registry.names() == ["good"]
+    assert len(said) == 1
+    line = str(said[0].message)
+    assert re.match(rf"ZOO_IMPORT '{re.escape(bad)}' failed: {told}", line)
+    assert "\n" not in line
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is said once, and not tried again
+        assert "good" in things.registry
+        with pytest.raises(UsageError) as refusal:
+            things.registry["bad"]
+    assert str(refusal.value) == f"Unknown thing 'bad'. Available: good. {line}"
+    thing(tmp_path, "bad", "# mended now")
+    assert things.registry.names() == ["bad", "good"]
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("nowhere.py", "FileNotFoundError"),
+        ("folder.py", "it is a folder"),
+        ("folder", "it is no file that ends in .py, nor a module's name"),
+        ("script", "it is no file that ends in .py, nor a module's name"),
+        ("pipe.py", "it is no file"),
+        ("no_such_module_here", "ModuleNotFoundError"),
+        ("run/own.py", "it lies in a run folder, whose code is never imported"),
+    ],
+)
+def test_what_is_no_file_to_import(tmp_path, monkeypatch, things, source, told):
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "script").write_text("")
+    os.mkfifo(tmp_path / "pipe.py")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("")
+    thing(tmp_path / "run", "own")
+    source = source if source.startswith("no_such") else str(tmp_path / source)
+    name_in_environment(monkeypatch, source, thing(tmp_path, "good"))
+    with pytest.warns(UsageWarning, match=re.escape(f"ZOO_IMPORT {source!r} failed: {told}")):
+        assert things.registry.names() == ["good"]
+    with pytest.raises(UsageError, match=re.escape(f"--import {source!r} failed: {told}")):
+        import_source(source, "--import")
+
+
+def test_one_file_by_several_paths_is_imported_once(tmp_path, monkeypatch, things):
+    things.count = []
+    path = thing(tmp_path, "once", "things.count.append(1)")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "link.py").symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    name_in_environment(monkeypatch, path, "once.py", "./once.py", "inner/../once.py", "link.py")
+    assert things.registry.names() == ["once"]
+    assert len(things.count) == 1
+    assert things.registry.origin("once").path == path
+
+
+def test_paths_that_differ_in_punctuation_alone_are_two_files(tmp_path, monkeypatch, things):
+    (tmp_path / "a-b").mkdir()
+    (tmp_path / "a_b").mkdir()
+    name_in_environment(
+        monkeypatch, thing(tmp_path / "a-b", "one", file="x.py"), thing(tmp_path / "a_b", "two", file="x.py")
+    )
+    assert things.registry.names() == ["one", "two"]
+
+
+def test_of_two_files_with_one_word_the_first_has_it(tmp_path, monkeypatch, things):
+    first, second = thing(tmp_path, "word", file="first.py"), thing(tmp_path, "word", file="second.py")
+    name_in_environment(monkeypatch, first, second)
+    with pytest.warns(UsageWarning, match=re.escape(f"The thing name 'word' is taken by Thing of {first}.")):
+        assert things.registry.names() == ["word"]
+    assert things.registry.origin("word").path == first
+
+
+def test_the_running_script_is_not_imported_again(tmp_path, monkeypatch, things):
+    path = thing(tmp_path, "script", "1 / 0")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", path)
+    name_in_environment(monkeypatch, path)
+    assert things.registry.names() == []
+
+
+def test_a_file_named_later_is_found(tmp_path, monkeypatch, things):
+    monkeypatch.delenv("ZOO_IMPORT", raising=False)
+    with pytest.raises(UsageError, match=r"Unknown thing 'late'. Available: none. ZOO_IMPORT adds files of your own."):
+        things.registry["late"]
+    name_in_environment(monkeypatch, path := thing(tmp_path, "late"))
+    assert things.registry["late"].name == "late"
+    with pytest.raises(UsageError, match=re.escape(f"ZOO_IMPORT={path} adds no more.")):
+        things.registry["other"]
+
+
+def test_an_interrupted_import_is_taken_up_again(tmp_path, monkeypatch, things):
+    things.calls = []
+    path = thing(tmp_path, "slow", "things.calls.append(1)\nif len(things.calls) == 1: raise KeyboardInterrupt")
+    name_in_environment(monkeypatch, path)
+    with pytest.raises(KeyboardInterrupt):
+        things.registry.names()
+    assert things.registry.names() == ["slow"]
+
+
+def test_any_thread_may_ask_first(tmp_path, monkeypatch, things):
+    things.other = Registry("other")
+    code = "import time; time.sleep(0.2)\nassert things.registry.names() == []\nassert things.other.names() == []"
+    name_in_environment(monkeypatch, thing(tmp_path, "slow", code))
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: (things.registry, things.other)[i % 2].names(), range(16)))
+    assert found == [["slow"], []] * 8
+
+
+def test_every_registry_is_asked_first_by_several_threads_at_once():
+    code = """
+import zoo, tasks
+from concurrent.futures import ThreadPoolExecutor
+asked = [lambda: zoo.create_mixer("mamba2", 16).name, lambda: zoo.create_model("mamba2-tiny").config.d_model,
+         lambda: tasks.create_task("mqar").name, lambda: zoo.list_objectives()[0], lambda: len(zoo.list_models()) > 99]
+with ThreadPoolExecutor(10) as pool:
+    print(list(pool.map(lambda i: asked[i % 5](), range(10))))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.stderr == ""
+    one = ["mamba2", zoo.create_model("mamba2-tiny").config.d_model, "mqar", "deep_supervision", True]
+    assert ast.literal_eval(done.stdout) == one * 2
+
+
+MIXER = """
+import torch, zoo
+from tasks.registry import Options
+from zoo.protocol import Mixer, Place
+@zoo.register("{name}")
+class Own(Mixer):
+    'Adds nothing.'
+    class Config(Options):
+        pass
+    def __init__(self, d_model, config, *, place=Place()):
+        super().__init__(d_model, config, place=place)
+    def init_state(self, batch_size, *, capacity=None, device=None, dtype=None): return ()
+    def forward(self, x, state=None, context=None): return x, ()
+    def flops_per_token(self, context_length): return 0
+    def state_bytes(self, batch_size, context_length, dtype): return 0
+"""
+TASK = """
+from tasks.mqar import MQAR
+from tasks.protocol import Batch, Task, register
+from tasks.registry import Options
+@register("{name}")
+class Own(Task):
+    'Asks nothing.'
+    layout = "next_token"
+    class Config(Options):
+        pass
+    def sample(self, n, *, split, seed, start=0): return Batch(None, None)
+    def render(self, batch, row=0, predictions=None): return ""
+"""
+OBJECTIVE = """
+from tasks.registry import Options
+from zoo.objectives.base import Objective, register
+@register("{name}")
+class Own(Objective):
+    'Teaches nothing.'
+    class Config(Options):
+        pass
+    def encode(self, batch): ...
+    def updates(self, model, data, carry, generator): ...
+    def solve(self, model, batch): ...
+    def evaluate(self, model, batch): ...
+"""
+OWN = {"mixer": (mixers, MIXER), "task": (tasks, TASK), "objective": (objectives, OBJECTIVE)}
+FAULTS = [
+    *[
+        ("mixer", method, f"it lacks {method}")
+        for method in ("forward", "init_state", "flops_per_token", "state_bytes")
+    ],
+    *[("task", method, f"it lacks {method}") for method in ("sample", "render")],
+    *[("objective", method, f"it lacks {method}") for method in ("encode", "updates", "solve", "evaluate")],
+]
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Writes a file that registers something, its text changed, and imports it; all is forgotten afterwards."""
+    for registered, _ in OWN.values():
+        registered.names()
+        for table in ("_classes", "_modules", "_refused"):
+            monkeypatch.setattr(registered, table, dict(getattr(registered, table)))
+
+    def write(kind, name, change=lambda text: text, also=""):
+        path = tmp_path / f"{name}_{kind}.py"
+        path.write_text(change(OWN[kind][1].format(name=name)) + also)
+        import_source(str(path), "ZOO_IMPORT")
+        return OWN[kind][0]
+
+    return write
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_what_keeps_the_contract_is_registered(own, kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        registered = own(kind, "own_word")
+    assert registered["own_word"].name == "own_word"
+    assert registered.origin("own_word").sha256 is not None
+    assert registered.origin(registered.names()[0]) is None or registered.names()[0] == "own_word"
+
+
+def dropped(method):
+    return lambda text: re.sub(rf"(?m)^    def {method}\(.*\n", "", text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "told"),
+    [
+        *[(kind, dropped(method), told) for kind, method, told in FAULTS],
+        *[
+            (kind, lambda text: re.sub(r"(?m)^    class Config.*\n.*\n", "", text), "it lacks class Config")
+            for kind in OWN
+        ],
+        *[
+            (kind, lambda text: text.replace("Config(Options)", "Config"), "its Config is no subclass of")
+            for kind in OWN
+        ],
+        *[(kind, lambda text: re.sub(r"class Own\(.*\)", "class Own", text), "it is no subclass of") for kind in OWN],
+        (
+            "mixer",
+            lambda text: text.replace("x, state=None, context=None", "x"),
+            "its forward does not take x, state, con",
+        ),
+        (
+            "mixer",
+            lambda text: text.replace("(self, d_model, config, *, place=Place())", "(self, d_model)"),
+            "its __init__ does",
+        ),
+        (
+            "mixer",
+            lambda text: text.replace("    'Adds", "    kind = 'sequnce'\n    'Adds"),
+            "its kind is 'sequnce'; it should",
+        ),
+        ("task", lambda text: text.replace('layout = "next_token"', ""), "its layout is missing; it should be one of"),
+        ("task", lambda text: text.replace("next_token", "next"), "its layout is 'next'; it should be one of"),
+        (
+            "task",
+            lambda text: text.replace("row=0, predictions=None", ""),
+            "its render does not take batch, row, predictions",
+        ),
+        ("objective", lambda text: text.replace("model, data, carry, generator", "model"), "its updates does not take"),
+        ("objective", lambda text: text.replace("own_word", "own word"), "its name is no word"),
+    ],
+)
+def test_a_class_that_lacks_something_is_refused_alone(own, kind, change, told):
+    second = OWN[kind][1].format(name="second_word").replace("class Own", "class Second")
+    with pytest.warns(UsageWarning) as said:
+        registered = own(kind, "own_word", change, also=second)
+    assert len(said) == 1
+    line = str(said[0].message)
+    assert re.match(rf"The {kind} 'own.word' of .*own_word_{kind}.py is refused: {told}", line)
+    assert "\n" not in line
+    assert "second_word" in registered.names()
+    assert "own_word" not in registered
+    if "no word" not in told:
+        with pytest.raises(UsageError, match=re.escape(line)):
+            registered["own_word"]
+
+
+def test_a_class_that_is_registered_by_hand_is_refused_by_an_error():
+    with pytest.raises(
+        UsageError, match=r"The mixer 'own_word' of .*test_registry.py is refused: it lacks flops_per_token"
+    ):
+
+        @zoo.register("own_word")
+        class Own(Mixer):
+            pass
+
+
+def test_sizes_that_no_init_sets_are_missed(own):
+    own("task", "own_word")
+    own("objective", "own_word")
+    with pytest.raises(UsageError, match="The task 'own_word' sets no vocab_size, which its __init__ should"):
+        create_task("own_word")
+    with pytest.raises(UsageError, match="The objective 'own_word' sets no vocab_size"):
+        create_objective("own_word", create_task("mqar"))
+
+
+def test_a_subclass_without_a_config_has_one_of_its_own(own):
+    """One that is known by its Config would else be taken for its parent."""
+    swiglu = mixers["swiglu"]
+
+    @zoo.register("a_swiglu")
+    class Own(swiglu):
+        pass
+
+    assert Own.Config is not swiglu.Config
+    assert zoo.create_mixer("swiglu", 16).name == "swiglu"
+    assert zoo.create_mixer("a_swiglu(bias=True)", 16).name == "a_swiglu"
+    with pytest.raises(UsageError, match="The mixer 'another' is 'a_swiglu' already: one class, one name"):
+        zoo.register("another")(Own)
+
+
+def test_the_package_imports_without_a_problem():
+    for registered in (mixers, tasks, objectives, families._registry):
+        assert registered.names()
+        assert registered._problems == []
+        assert all(registered.origin(name) is None for name in registered.names() if "own" not in name)
+
+
+FAMILY = """
+from dataclasses import replace
+from zoo.models.families import families
+llama = next(f for f in families.all() if f.name == "llama3")
+own = dict(name="{name}", architecture="{name}ForCausalLM", options=lambda p: llama.options(p))
+families.add(replace(llama, **own, {more}))
+"""
+
+
+def test_families_of_files_are_found_in_any_order(tmp_path, monkeypatch):
+    (tmp_path / "family.py").write_text(FAMILY.format(name="own_llama", more=""))
+    (tmp_path / "broken.py").write_text(FAMILY.format(name="own_broken", more="weights=None"))
+    (tmp_path / "wrong.py").write_text(FAMILY.format(name="own_wrong", more="sizes={'tiny': {}}, defaults={}"))
+    known, fresh = families.all(), Registry("family", "zoo.models.families")
+    monkeypatch.setattr(registry, "_failed", {})
+    monkeypatch.setattr(families, "_registry", fresh)
+    families.add(*known)
+    sources = os.pathsep.join(str(tmp_path / f"{name}.py") for name in ("family", "broken", "wrong"))
+    monkeypatch.setenv("ZOO_IMPORT", sources)
+    with pytest.warns(
+        UsageWarning, match=r"The family 'own_broken' of .*broken.py is refused: its weights is no function"
+    ):
+        assert "own_llama-tiny" in families.names("own_llama*")
+    assert zoo.create_model("own_llama-tiny").config.published["architectures"] == ["own_llamaForCausalLM"]
+    listed = {entry["name"]: entry["about"] for entry in listing("models")}
+    assert listed["own_llama-tiny"] == listed["llama3-tiny"]
+    assert listed["own_wrong-tiny"].startswith("cannot be made: ")
+    with pytest.raises(UsageError, match="Unknown model 'own_broken-tiny'"):
+        zoo.create_model({"family": "own_broken-tiny"})
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "told"),
+    [
+        ("import sys; sys.exit(0)", 2, "zoo: ZOO_IMPORT 'own.py' failed: it ends the process (sys.exit(0)).\n"),
+        (MIXER.format(name="own_word"), 0, ""),
+        (
+            dropped("forward")(MIXER.format(name="own_word")),
+            0,
+            "zoo: The mixer 'own_word' of own.py is refused: it lacks forward.\n",
+        ),
+    ],
+)
+def test_the_command_says_what_it_leaves_out_in_one_line_and_does_the_rest(tmp_path, code, status, told):
+    """A file that cannot be imported at all is wrong input; a word that is refused is none of its other words."""
+    (tmp_path / "own.py").write_text(code)
+    paths = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "zoo", "list", "mixers", "mha"],
+        env=os.environ | {"ZOO_IMPORT": "own.py", "PYTHONPATH": paths},
+        cwd=tmp_path, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (status, told)
+    assert done.stdout.startswith("mha  ")

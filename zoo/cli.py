@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tasks.registry import UsageError, UsageWarning
+from tasks.registry import UsageError, UsageWarning, failed_imports
 
 app = typer.Typer(
     name="zoo",
@@ -302,7 +302,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _fail(str(error), 1)
     else:
-        sys.exit(status if isinstance(status, int) else 0)
+        # What ZOO_IMPORT named in vain was told when it failed.
+        sys.exit(status if isinstance(status, int) and status else 2 if failed_imports() else 0)
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -138,7 +138,7 @@ def make_word(name: str, options: Mapping[str, Any]) -> Word:
     """
     config_class = mixers[name].Config
     if taken := set(config_class.model_fields) & set(StepOptions.model_fields):
-        raise TypeError(f"{name}.Config declares {sorted(taken)}, which are step options.")
+        raise UsageError(f"{name}: its Config declares {', '.join(sorted(taken))}, which a step of any word has.")
     for option in options:
         if option not in config_class.model_fields and option not in StepOptions.model_fields:
             raise unknown(f"option of {name}", option, [*config_class.model_fields, *StepOptions.model_fields])

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from tasks.registry import Options, Registry, UsageError, split_spec
 from zoo.protocol import Mixer, Place
 
-mixers: Registry[type[Mixer]] = Registry("mixer", "zoo.mixers", "zoo.channel_mixers")
+mixers: Registry[type[Mixer]] = Registry(
+    "mixer", "zoo.mixers", "zoo.channel_mixers", base=Mixer, settings={"kind": ("sequence", "channel")}
+)
 register = mixers.register
 """Class decorator `@register("name")`."""
 

@@ -163,7 +163,7 @@ class Objective(ABC):
         """
 
 
-objectives: Registry[type[Objective]] = Registry("objective", "zoo.objectives")
+objectives: Registry[type[Objective]] = Registry("objective", "zoo.objectives", base=Objective)
 register = objectives.register
 """Class decorator `@register("name")`."""
 
@@ -181,7 +181,11 @@ def create_objective(spec: Any, task: Task, *, causal: bool = True, **options: A
     """
     name, options = split_spec(spec, options, "objective")
     cls = objectives[name]
-    return cls(cls.Config(**options), task, causal=causal)
+    objective = cls(cls.Config(**options), task, causal=causal)
+    for size in ("vocab_size", "length"):
+        if not hasattr(objective, size):
+            raise UsageError(f"The objective {name!r} sets no {size}, which its __init__ should.")
+    return objective
 
 
 def last_of(items: Iterable[T]) -> T:

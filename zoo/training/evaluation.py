@@ -20,6 +20,7 @@ from zoo.models.token import TokenModel
 from zoo.objectives.base import Objective
 from zoo.objectives.draws import row_names
 from zoo.statistics import clustered_interval
+from zoo.training import imports
 from zoo.training.data import split_rows
 from zoo.training.experiment import Experiment, Parts, TrainConfig, override
 from zoo.training.machine import autocast, choose_device, choose_precision
@@ -192,6 +193,7 @@ def open_run(path: str | Path, overrides: Mapping[str, Any] | None = None, which
             raise unknown("key of an evaluation", key, EVALUATION_KEYS)
     model = load(path, which)
     found = find_checkpoint(path, which)
+    imports.check(found.parents[1], {"task", "objective"} - set(overrides or ()))
     experiment = Experiment(**override(read_config(found.parents[1]), overrides or {}))
     parts, config = experiment.build(), experiment.train
     device = choose_device(config.device)

@@ -33,7 +33,7 @@ from tasks.registry import Options, UsageError, unknown
 from zoo.models.token import ModelConfig, TokenModel, create_model, model_config
 from zoo.objectives.base import Objective, create_objective
 from zoo.protocol import Mixer
-from zoo.training import machine
+from zoo.training import imports, machine
 
 SECTIONS = ("task", "model", "objective")
 CONFIG = "config.yaml"
@@ -440,6 +440,7 @@ def read_recipe(source: str | Path) -> dict[str, Any]:
         raise UsageError(f"{source} should hold a mapping with the keys task, model, train; it holds {data!r:.60}.")
     if (path / CONFIG).is_file():
         data["out"] = str(path)
+        imports.check(path)
     return {"name": name, **data}
 
 

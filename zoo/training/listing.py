@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 from tasks.protocol import registry as tasks
-from tasks.registry import unknown
+from tasks.registry import UsageError, unknown
 from zoo.models.families import families
 from zoo.models.token import ModelConfig
 from zoo.objectives.base import objectives
@@ -42,7 +42,10 @@ def listing(what: str, pattern: str = "*") -> list[dict[str, Any]]:
 
 def _model(name: str) -> dict[str, Any]:
     """A family's size; its parameters are not counted, for which it would have to be built."""
-    config = ModelConfig(**families.options(name))
+    try:
+        config = ModelConfig(**families.options(name))
+    except UsageError as error:  # of a family of one's own
+        return {"name": name, "about": f"cannot be made: {error}"}
     patterns = [config.pattern, config.recursion.outer if config.recursion else None]
     words = [word for pattern in patterns if pattern for word in parse(pattern).words()]
     n = sum(mixers[word.name].kind == "sequence" for word in words)
@@ -51,5 +54,6 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _about(thing: type) -> str:
-    """The first paragraph of a docstring."""
-    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+    """The first paragraph of a class's own docstring."""
+    own = inspect.cleandoc(thing.__doc__ or "(it has no docstring)")
+    return " ".join(own.split("\n\n")[0].split())

@@ -19,7 +19,7 @@ from zoo.models.token import TokenModel, create_model
 from zoo.objectives.base import Encoded, Update
 from zoo.ops.common import logged_forms
 from zoo.protocol import Mixer
-from zoo.training import checkpoint, machine, solving
+from zoo.training import checkpoint, imports, machine, solving
 from zoo.training.clock import Clock
 from zoo.training.data import Stream
 from zoo.training.evaluation import Stopped, decode_rate, evaluate, held_out, scalars
@@ -86,6 +86,7 @@ def train(
         raise UsageError(f"{chosen.folder} holds no checkpoint to resume from: leave out --resume to start.")
     with RunFolder(chosen.folder) as run:
         run.open(chosen.resolved(parts), fresh=fresh)
+        imports.record(run.path, parts)
         reporter = Reporter(chosen.name, chosen.train.steps, chosen.train.selection, quiet=quiet)
         old = run.result()
         if old is not None and old["status"] in ENDED and not _more_time(chosen, old["status"], old["seconds"]):

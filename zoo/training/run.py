@@ -3,6 +3,7 @@
 config.yaml        every option, defaults spelt out
 metrics.jsonl      a line per training report and evaluation
 result.json        what `zoo compare` reads
+imports.json       the files of the user's own that it needs: see `zoo.training.imports`
 solving.json       an example while it is solved, where that takes steps: see `zoo.training.solving`
 events.out.*       the same records for TensorBoard
 checkpoints/       see `zoo.training.checkpoint`
@@ -24,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from tasks.registry import UsageError
 from zoo.models.token import TokenModel, create_model
-from zoo.training import checkpoint
+from zoo.training import checkpoint, imports
 from zoo.training.experiment import BOOKKEEPING, CONFIG, differing
 from zoo.training.files import RunError, write_atomic, writing
 
@@ -95,7 +96,7 @@ class RunFolder:
             raise UsageError(f"{self.path} holds no {CONFIG}, so it is not a run that --fresh could start over.")
         with writing(self.path):
             shutil.rmtree(self.checkpoints, ignore_errors=True)
-            for name in (CONFIG, METRICS, RESULT, SOLVING, EVENTS):
+            for name in (CONFIG, METRICS, RESULT, SOLVING, EVENTS, imports.IMPORTED):
                 (self.path / name).unlink(missing_ok=True)
 
     # ---- records
@@ -250,6 +251,7 @@ def load(path: str | Path, which: str = "best") -> TokenModel:
     """
     path = Path(path)
     found = find_checkpoint(path, which)
+    imports.check(found.parents[1], ("mixer",))
     model = create_model(read_config(found.parents[1])["model"])
     checkpoint.load_weights(model, checkpoint.read_weights(found), found)
     return model.eval()

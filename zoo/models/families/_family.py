@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.filing import shown
-from tasks.registry import UsageError, discover, unknown
+from tasks.registry import Registry, UsageError
 from zoo.models.families._maps import Map
 from zoo.models.families._published import Published
 
@@ -83,23 +83,21 @@ class Family:
 
 
 class Families:
-    """Presets by name, `family-size`; every file of this package enters its own with `families.add`."""
+    """Presets by name, `family-size`; every file of this package, or one of `ZOO_IMPORT`, enters its own with
+    `families.add`."""
 
     def __init__(self) -> None:
-        self._families: dict[str, Family] = {}
-        self._discovered = False
+        self._registry: Registry[Family] = Registry("family", __package__ or "")
 
     def add(self, *found: Family) -> None:
         """Enter families, each with all its sizes."""
         for family in found:
-            self._families[family.name] = family
+            name, module = getattr(family, "name", ""), getattr(getattr(family, "options", None), "__module__", "")
+            self._registry.enter(name, family, str(module), _lacks)
 
     def all(self) -> list[Family]:
         """The families by name."""
-        if not self._discovered:
-            discover(__package__ or "")
-            self._discovered = True
-        return [self._families[name] for name in sorted(self._families)]
+        return [self._registry[name] for name in self._registry.names()]
 
     def names(self, pattern: str = "*") -> list[str]:
         """Names `family-size` that match a shell pattern, sorted."""
@@ -116,7 +114,7 @@ class Families:
             UsageError: there is none of that name.
         """
         if name not in self:
-            raise unknown("model", name, self.names())
+            raise self._registry.unknown(name, self.names(), "model")
         family, size = next((f, s) for f in self.all() for s in f.sizes if f"{f.name}-{s}" == name)
         return family, size
 
@@ -142,8 +140,21 @@ class Families:
             found = [f for f in self.all() if f.marker in config]
         if not found:
             available = ", ".join(sorted({f.architecture for f in self.all()}))  # nobody mistyped it: none is meant
-            raise UsageError(f"Unknown architecture {named!r}. Available: {available}.")
+            raise UsageError(f"Unknown architecture {named!r}. Available: {available}. {self._registry.hint()}")
         return min(found, key=lambda family: family.model_type != config.get("model_type"))  # or any of the same form
+
+
+def _lacks(family: Family) -> str | None:
+    """What is wrong with a family, in a few words."""
+    if not isinstance(family, Family):
+        return "it is no Family"
+    for part in ("options", "weights", "surplus"):
+        if not callable(getattr(family, part)):
+            return f"its {part} is no function"
+    sizes = family.sizes
+    if not isinstance(sizes, Mapping) or not all(isinstance(size, Mapping) for size in sizes.values()):
+        return "its sizes are no mapping of names to configs"
+    return None
 
 
 families = Families()

@@ -1,0 +1,90 @@
+"""The files of the user's own that a run needs: noted in its folder, and asked for by name where it is read.
+
+Only `ZOO_IMPORT` has a file imported, never what a run folder says: a folder may come from a stranger.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.filing import read_json, shown
+from tasks.protocol import registry as tasks
+from tasks.registry import IMPORTS, Registry, UsageError, UsageWarning
+from zoo.objectives.base import objectives
+from zoo.pattern import parse
+from zoo.registry import mixers
+from zoo.training.files import write_atomic
+
+if TYPE_CHECKING:
+    from zoo.training.experiment import Parts
+
+IMPORTED = "imports.json"
+KINDS: dict[str, Registry[Any]] = {registry.kind: registry for registry in (tasks, objectives, mixers)}
+_MOST_BYTES = 2**20
+
+
+def needed(parts: Parts) -> list[dict[str, Any]]:
+    """The words of an experiment that files outside the package register: kind, name, path as given, and digest."""
+    recursion = parts.model.recursion
+    patterns = [parts.model.pattern, recursion.outer if recursion is not None else None]
+    words = sorted({word for pattern in patterns if pattern for word in parse(pattern).names()})
+    used = [("task", parts.task.name), ("objective", parts.objective.name), *(("mixer", word) for word in words)]
+    found = [(kind, name, KINDS[kind].origin(name)) for kind, name in used]
+    return [{"kind": kind, "name": name, **origin._asdict()} for kind, name, origin in found if origin is not None]
+
+
+def record(folder: Path, parts: Parts) -> None:
+    """Note in a run folder what the run needs, where it needs anything and that is not noted yet."""
+    found = needed(parts)
+    if found and not (folder / IMPORTED).exists():
+        write_atomic(folder / IMPORTED, json.dumps(found, indent=1).encode() + b"\n")
+
+
+def check(folder: Path, kinds: Collection[str] = tuple(KINDS)) -> None:
+    """Make sure that the words of these kinds which a run needs are there; one whose file has changed is warned of.
+
+    Raises:
+        UsageError: one is missing; says which file registered it.
+    """
+    if not (folder / IMPORTED).exists():
+        return
+    try:
+        noted = read_json(folder / IMPORTED, most=_MOST_BYTES)
+    except UsageError as error:
+        warnings.warn(f"What {shown(folder)} needs to be imported is not known: {error}", UsageWarning, stacklevel=2)
+        return
+    for entry in noted if isinstance(noted, list) else [noted]:
+        match entry:
+            case {"kind": str(kind), "name": str(name), "path": str(path), "sha256": str() | None as digest}:
+                if kind in kinds and kind in KINDS:
+                    _check(folder, KINDS[kind], name, path, digest)
+            case _:
+                told = f"{shown(folder / IMPORTED)} is damaged: {entry!r:.60} is no file that a run needs."
+                warnings.warn(told, UsageWarning, stacklevel=2)
+
+
+def _check(folder: Path, registry: Registry[Any], name: str, path: str, digest: str | None) -> None:
+    what = f"{shown(folder)} needs the {registry.kind} {shown(name)!r} of {shown(path)}"
+    if name not in registry:
+        if _inside(Path(path), folder):
+            told = "code in a run folder is never imported: copy it elsewhere if you trust it"
+            raise UsageError(f"{what}: {told}, and set {IMPORTS} to the copy.")
+        reason = registry.left_out(name) or "It is not imported."
+        raise UsageError(f"{what}: set {IMPORTS}={shown(path)}. {reason}")
+    origin = registry.origin(name)
+    if origin is not None and digest is not None and origin.sha256 != digest:
+        warnings.warn(f"{what}, and {origin.path} is not the file it was then.", UsageWarning, stacklevel=2)
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):
+        return True
+
+
+__all__ = ["IMPORTED", "check", "needed", "record"]
