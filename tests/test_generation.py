@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -392,9 +393,60 @@ def test_a_stream_refuses_before_it_is_read():
         model_of("learned").stream([[1]], 3, temperature=1.0, top_k=0)
 
 
-def test_logits_that_are_not_finite_are_not_sampled_from():
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3}])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_are_refused(options, bad):
+    """Of which prompt and which new token is said; what was chosen before stays chosen."""
     model = model_of("attention")
-    with torch.no_grad():
-        model.norm.weight.fill_(torch.nan)
-    with pytest.raises(zoo.UsageError, match="not finite"):
-        model.generate([[1]], 2, temperature=1.0)
+    plain = model.logits
+    calls = []
+
+    def logits(hidden):
+        calls.append(1)
+        out = plain(hidden).clone()
+        if len(calls) == 3:
+            out[1, ..., 4] = bad
+        return out
+
+    model.logits = logits
+    told = r"^The model's logits for new token 2 of prompt 1 are not finite: there is nothing to choose from\.$"
+    stream, taken = model.stream(prompts_of(3, 5, 4), 6, **options), []
+    with pytest.raises(zoo.UsageError, match=told):
+        taken.extend(stream)
+    assert [len(step.tokens) for step in taken] == [3, 3]
+    calls.clear()
+    with pytest.raises(zoo.UsageError, match=told):
+        model.generate(prompts_of(3, 5, 4), 6, **options)
+    assert model.training, "as it was before"
+
+
+def test_minus_infinity_is_a_choice_left_out():
+    model = model_of("attention")
+    plain = model.logits
+    model.logits = lambda hidden: plain(hidden).index_fill(-1, torch.tensor([1, 2]), -torch.inf)
+    for options in ({}, {"temperature": 5.0}):
+        assert not torch.isin(model.generate([[1]], 20, **options)[0][1:], torch.tensor([1, 2])).any()
+
+
+WHOLE = [np.int64, np.int32, np.uint8, np.array, torch.tensor, lambda n: torch.tensor(n, dtype=torch.int16)]
+
+
+@pytest.mark.parametrize("whole", WHOLE)
+def test_whole_numbers_of_any_type(whole):
+    model, prompts = model_of("attention"), prompts_of(3, 5)
+    for options in ({"max_new_tokens": 4}, {"max_new_tokens": 9, "stop": 3}, {"max_new_tokens": 9, "stop": [3, 5]}):
+        same = {k: [whole(n) for n in v] if isinstance(v, list) else whole(v) for k, v in options.items()}
+        for a, b in zip(model.generate(prompts, **same), model.generate(prompts, **options), strict=True):
+            assert torch.equal(a, b)
+    sampled = [
+        model.generate(prompts, 4, temperature=1.0, top_k=n, prefill_chunk=n, generator=generators(2))
+        for n in (2, whole(2))
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*sampled, strict=True))
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "stop", "top_k", "prefill_chunk", "temperature", "top_p", "min_p"])
+@pytest.mark.parametrize("truth", [True, np.bool_(True), torch.tensor(True), [True]])
+def test_truth_is_no_number(name, truth):
+    with pytest.raises(zoo.UsageError, match=rf"^{name}=.* is not allowed: it should be a .*\.$"):
+        model_of("attention").generate([[1]], **{"max_new_tokens": 2, "temperature": 1.0, name: truth})

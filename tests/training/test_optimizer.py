@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 from torch import nn
 
 import zoo
-from zoo.training.experiment import TrainConfig
+from zoo.training.experiment import TrainConfig, read_experiment
 from zoo.training.optimizer import AdamATan2, Average, Optimizer, lr_scale, parameter_groups
 
 
@@ -57,17 +60,34 @@ def config(**options) -> TrainConfig:
 
 def test_schedules():
     cosine = config(steps=101, warmup_steps=10, final_lr=0.1)
-    assert [lr_scale(cosine, s) for s in (0, 9, 10, 100)] == pytest.approx([0.1, 1.0, 1.0, 0.1])
-    assert lr_scale(cosine, 55) == pytest.approx(0.55)
-    falling = [lr_scale(cosine, s) for s in range(10, 101)]
-    assert falling == sorted(falling, reverse=True)
-    wsd = config(steps=101, warmup_steps=0, schedule="wsd", decay_steps=20)
-    assert [lr_scale(wsd, s) for s in (0, 80, 90, 100)] == pytest.approx([1, 1, 0.5, 0])
-    assert lr_scale(config(steps=101, warmup_steps=0, schedule="wsd"), 90) == pytest.approx(0.5)
+    assert [lr_scale(cosine, s) for s in (0, 8, 9)] == pytest.approx([0.1, 0.9, 1.0])
+    assert lr_scale(cosine, 55) == pytest.approx(0.55)  # half way from step 9, the peak, to 101, one past the last
+    assert lr_scale(cosine, 100) == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 91 / 92)))
+    falling = [lr_scale(cosine, s) for s in range(9, 101)]
+    assert all(a > b > 0.1 for a, b in itertools.pairwise(falling))
+    wsd = config(steps=101, warmup_steps=0, schedule="wsd", decay_steps=19)
+    assert [lr_scale(wsd, s) for s in (0, 81, 82, 91, 100)] == pytest.approx([1, 1, 0.95, 0.5, 0.05])
+    default = config(steps=100, warmup_steps=0, schedule="wsd")
+    assert [lr_scale(default, s) for s in (79, 80, 99)] == pytest.approx([1, 20 / 21, 1 / 21])
     assert lr_scale(config(steps=9, warmup_steps=0, schedule="wsd", decay_steps=0), 8) == 1
     constant = config(steps=10, warmup_steps=4, schedule="constant")
     assert [lr_scale(constant, s) for s in (0, 3, 9)] == [0.25, 1, 1]
     assert all(0 <= lr_scale(config(steps=1, warmup_steps=w), 0) <= 1 for w in (0, 1, 5))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
+@pytest.mark.parametrize("warmup", [0, 1, 2, 7, 50])
+@pytest.mark.parametrize("steps", [1, 2, 3, 8, 60])
+@pytest.mark.parametrize("decay", [None, 0, 5, 60])
+def test_every_step_teaches(schedule, warmup, steps, decay):
+    """No learning rate is 0, first and last steps included; the peak is reached, and left at once by a cosine."""
+    c = config(schedule=schedule, warmup_steps=warmup, steps=steps, decay_steps=decay)
+    scales = [lr_scale(c, step) for step in range(steps)]
+    assert all(0 < scale <= 1 for scale in scales)
+    if steps >= max(warmup, 1) and not (schedule == "wsd" and (decay or 0) >= steps - warmup):
+        assert max(scales) == 1
+    if schedule == "cosine":
+        assert scales.count(1.0) <= 1
 
 
 def test_adamw_step_is_torch_s_with_clipping():
@@ -188,6 +208,20 @@ def test_average_follows():
     average.update(10**6)
     torch.testing.assert_close(average.module.weight, start + 0.9 + 0.1 * 0.1)
     assert not any(p.requires_grad for p in average.module.parameters())
+
+
+def test_a_constant_average_is_trm_s():
+    """`EMAHelper` of the authors: (1 - mu) p + mu shadow from the first step on."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 4)
+    average, shadow = Average(model, 0.9, warmup=False), model.weight.detach().clone()
+    for step in range(5):
+        nn.init.normal_(model.weight)
+        average.update(step)
+        shadow = 0.1 * model.weight.detach() + 0.9 * shadow
+        torch.testing.assert_close(average.module.weight, shadow)
+    for recipe in ("sudoku-9x9-trm", "maze-30x30-trm", "arc-trm"):
+        assert not read_experiment(recipe).train.ema_warmup
 
 
 def test_adam_atan2_by_hand():

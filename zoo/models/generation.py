@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tasks.registry import UsageError
+from zoo.models.modes import evaluation_mode
 from zoo.protocol import Context, select
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def generate(
 
     Raises:
         UsageError: a model that is not causal, an empty prompt, an unknown token, timespans of other lengths, a number
-            out of its range, more tokens than the model has positions, or logits to sample from that are not finite.
+            out of its range, more tokens than the model has positions, or logits that are not finite.
     """
     choice = _choice(temperature, top_k, top_p, min_p)
     request = _request(model, prompts, timespans, max_new_tokens, stop, prefill_chunk)
@@ -104,7 +105,8 @@ def stream(
     """As `generate`, but an iterator: each step's tokens as soon as they are chosen.
 
     A row's stop token is its last. Wrong input is refused at once, not when the first token is asked for. The model is
-    in evaluation mode from the first token until the iterator ends or is closed.
+    in evaluation mode from the first token until the iterator ends or is closed; of several at once, until the last of
+    them does, and then every module has its own mode back.
     """
     choice = _choice(temperature, top_k, top_p, min_p)
     request = _request(model, prompts, timespans, max_new_tokens, stop, prefill_chunk)
@@ -135,9 +137,8 @@ def _request(
 ) -> _Request:
     if not model.causal:
         raise UsageError("generate reads left to right and needs a model with causal=True.")
-    _whole("max_new_tokens", n, 0)
-    if chunk is not None:
-        _whole("prefill_chunk", chunk, 1)
+    n = _whole("max_new_tokens", n, 0)
+    chunk = None if chunk is None else _whole("prefill_chunk", chunk, 1)
     vocab_size, max_len = model.config.vocab_size, model.config.max_len
     device = model.embedding.weight.device
     tokens, lengths = _padded(prompts, device)
@@ -184,15 +185,33 @@ def _padded(prompts: Tensor | Sequence[Any], device: torch.device) -> tuple[Tens
 
 
 def _ends(stop: int | Sequence[int]) -> list[int]:
+    single = _integer(stop)
     try:
-        return [operator.index(s) for s in ([stop] if isinstance(stop, int) else stop)]
+        given: list[int | None] = [_integer(s) for s in stop] if single is None else [single]  # type: ignore[union-attr]
+    except TypeError:  # not to be iterated over
+        given = [None]
+    ends = [end for end in given if end is not None]
+    if len(ends) < len(given):
+        raise UsageError(f"stop={stop!r:.60} is not allowed: it should be a token id, or a list of them.")
+    return ends
+
+
+def _integer(value: Any) -> int | None:
+    """A single whole number of any type, numpy's and torch's included, as Python's; None for all else, bools too."""
+    of_bools = isinstance(value, bool) or getattr(value, "dtype", None) in (bool, torch.bool)
+    if of_bools or getattr(value, "ndim", None):
+        return None
+    try:
+        return operator.index(value)
     except TypeError:
-        raise UsageError(f"stop={stop!r:.60} is not allowed: it should be a token id, or a list of them.") from None
+        return None
 
 
-def _whole(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise UsageError(f"{name}={value} is not allowed: it should be a whole number from {least}.")
+def _whole(name: str, value: Any, least: int) -> int:
+    number = _integer(value)
+    if number is None or number < least:
+        raise UsageError(f"{name}={value!r:.60} is not allowed: it should be a whole number from {least}.")
+    return number
 
 
 # ---- from state to state
@@ -205,12 +224,13 @@ def _steps(model: TokenModel, request: _Request, choice: Choice, generator: Gene
     streams = None if choice.greedy else _Streams(generator, len(rows), rows.device)
     if not request.n:
         return
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         logits, state = _prefill(model, request)
         for t in range(request.n):
-            tokens = choice.take(logits, None if streams is None else streams.draw())
+            try:
+                tokens = choice.take(logits, None if streams is None else streams.draw())
+            except NotFinite as error:
+                raise NotFinite(error.row, f" for new token {t} of prompt {int(rows[error.row])}") from None
             yield NewTokens(rows, tokens)
             if t + 1 == request.n:
                 return
@@ -222,8 +242,6 @@ def _steps(model: TokenModel, request: _Request, choice: Choice, generator: Gene
                 if streams is not None:
                     streams.keep(left)
             logits, state = model.step(tokens, state)
-    finally:
-        model.train(was_training)
 
 
 def _prefill(model: TokenModel, request: _Request) -> tuple[Tensor, Any]:
@@ -261,6 +279,20 @@ def _by_row(steps: list[NewTokens], tokens: Tensor) -> list[Tensor]:
 # ---- choosing a token
 
 
+class NotFinite(UsageError):
+    """A row of logits that is not finite."""
+
+    def __init__(self, row: int, which: str = ""):
+        super().__init__(f"The model's logits{which} are not finite: there is nothing to choose from.")
+        self.row = row
+
+
+def _require_finite(values: Tensor) -> None:
+    finite = values.isfinite()
+    if not finite.all():
+        raise NotFinite(int((~finite).nonzero()[0]))
+
+
 class Choice(NamedTuple):
     """How tokens are chosen; see `generate`."""
 
@@ -274,13 +306,18 @@ class Choice(NamedTuple):
         return self.temperature == 0
 
     def take(self, logits: Tensor, uniform: Tensor | None) -> Tensor:
-        """logits (B, vocab_size) and, to sample, numbers (B,) uniform in [0, 1) to tokens (B,)."""
+        """logits (B, vocab_size) and, to sample, numbers (B,) uniform in [0, 1) to tokens (B,).
+
+        Raises:
+            NotFinite: a row's logits, of which there is none to choose.
+        """
         if uniform is None:
-            return logits.argmax(-1)
+            best, tokens = logits.max(-1)  # not a number where any logit is not
+            _require_finite(best)
+            return tokens
         p, ids = self.distribution(logits)
         total = p.cumsum(-1)
-        if not total[:, -1].isfinite().all():
-            raise UsageError("The model's logits are not finite: there is nothing to sample from.")
+        _require_finite(total[:, -1])
         below = (uniform * total[:, -1]).clamp(max=torch.nextafter(total[:, -1], total.new_zeros(())))
         index = torch.searchsorted(total, below[:, None], right=True)
         return (index if ids is None else ids.gather(1, index)).squeeze(1)
@@ -305,12 +342,13 @@ class Choice(NamedTuple):
 def _choice(temperature: float, top_k: int | None, top_p: float | None, min_p: float | None) -> Choice:
     given = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
     for name, value in {**given, "temperature": temperature}.items():
-        if not isinstance(value, Real) and (value is not None or name == "temperature"):
+        if value is None and name != "temperature":
+            continue
+        if isinstance(value, bool) or not (isinstance(value, Real) or _integer(value) is not None):
             raise UsageError(f"{name}={value!r:.60} is not allowed: it should be a number.")
     if not 0 <= temperature < math.inf:
         raise UsageError(f"temperature={temperature} is not allowed: it should be 0 (greedy) or above.")
-    if top_k is not None:
-        _whole("top_k", top_k, 1)
+    top_k = None if top_k is None else _whole("top_k", top_k, 1)
     if top_p is not None and not 0 < top_p <= 1:
         raise UsageError(f"top_p={top_p} is not allowed: it should be above 0 and at most 1.")
     if min_p is not None and not 0 <= min_p <= 1:

@@ -79,8 +79,10 @@ class TrainConfig(Options):
         schedule: after the warm-up, cosine to the end; wsd holds and falls linearly over the last `decay_steps`.
         warmup_steps: linear warm-up.
         decay_steps: of wsd, by default a fifth of the steps.
-        final_lr: learning rate at the end, as a share of the peak.
+        final_lr: learning rate to which the schedule falls, as a share of the peak; the last step is a step above it.
         ema: decay of the running average of the weights, which evaluation then reads.
+        ema_warmup: forget the first steps faster, for runs of less than some 9,000 steps; false has one decay from the
+            start (TRM).
         device: auto takes cuda, then mps, then cpu.
         precision: bfloat16 is autocast; auto takes it on GPUs and CPUs with hardware for it.
         compile: compile the layers with torch.compile.
@@ -118,6 +120,7 @@ class TrainConfig(Options):
     decay_steps: int | None = Field(default=None, ge=0)
     final_lr: float = Field(default=0.0, ge=0, le=1)
     ema: float | None = Field(default=None, gt=0, lt=1)
+    ema_warmup: bool = True
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False

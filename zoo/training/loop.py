@@ -26,6 +26,7 @@ from zoo.training.evaluation import Stopped, decode_rate, evaluate, held_out, sc
 from zoo.training.experiment import Experiment, Parts, read_experiment
 from zoo.training.files import RunError
 from zoo.training.progress import Reporter
+from zoo.training.randomness import kept_random_state
 from zoo.training.run import RunFolder, load
 from zoo.training.session import Session
 from zoo.training.stopping import Interrupted, Stop, stop_on_signals
@@ -50,6 +51,7 @@ class Result(NamedTuple):
         return load(self.path)
 
 
+@kept_random_state()
 def train(
     experiment: str | Path | Mapping[str, Any] | Experiment,
     overrides: Mapping[str, Any] | None = None,
@@ -62,7 +64,7 @@ def train(
     """Train one experiment into its run folder.
 
     A run that the folder already holds is resumed, to the same bits as if it had never stopped; a finished run is
-    returned as it is.
+    returned as it is. The caller's random states, Python's, numpy's and torch's, are afterwards as they were before.
 
     Args:
         experiment: a recipe's name, a YAML file, a run folder, a mapping or an `Experiment`.

@@ -56,8 +56,10 @@ def by_lr_scale(parameters: Sequence[nn.Parameter]) -> dict[float, list[nn.Param
 
 
 class AdamATan2(torch.optim.Optimizer):
-    """AdamW with atan2(m, sqrt(v)) in place of m / (sqrt(v) + eps): no eps, no scale (Everett et al. 2024, arXiv
-    2407.05872, section 6).
+    """AdamW with atan2(m, sqrt(v)) in place of m / (sqrt(v) + eps): no eps, no scale.
+
+    As in the package adam-atan2 (github.com/imoneoi/adam-atan2), which HRM and TRM are trained with: m's correction
+    stands outside of atan2. Everett et al. (2024, arXiv 2407.05872, section 6), whose idea it is, have it inside.
 
         p <- (1 - lr decay) p - lr / (1 - beta1^t) atan2(m, sqrt(v / (1 - beta2^t)))
 
@@ -196,29 +198,36 @@ class Optimizer:
 
 
 def lr_scale(config: TrainConfig, step: int) -> float:
-    """Learning rate of step `step` (from 0) as a share of the peak."""
+    """Learning rate of step `step` (from 0) as a share of the peak.
+
+    The warm-up's last step is at the peak. `final_lr` is where the step after the last would be, so that the last one
+    still teaches where that is 0.
+    """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return 1.0
-    last = max(config.steps - 1, 1)
     if config.schedule == "cosine":
-        start = config.warmup_steps
-        share = min(max(step - start, 0) / max(last - start, 1), 1.0)
+        peak = max(config.warmup_steps - 1, 0)
+        share = min((step - peak) / max(config.steps - peak, 1), 1.0)
         return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * share))
     decay = config.steps // 5 if config.decay_steps is None else config.decay_steps
-    left = min(max(last - step, 0) / decay, 1.0) if decay else 1.0
+    left = min(max(config.steps - step, 0) / (decay + 1), 1.0)  # below the peak in `decay` steps
     return config.final_lr + (1 - config.final_lr) * left
 
 
 class Average(Generic[Model]):
-    """A copy of a model, `module`, that follows it by a running average; the first steps are forgotten faster.
+    """A copy of a model, `module`, that follows it by a running average.
+
+    With `warmup` the first steps are forgotten faster: the decay of step t is min(decay, (1 + t) / (10 + t)). Without
+    it is the same from the start, as in TRM's code; the two differ while (1 + t) / (10 + t) is below it, with 0.999 for
+    some 9,000 steps.
 
     Parameters marked `by_row`, whose rows change too seldom for an average, are copied.
     """
 
-    def __init__(self, model: Model, decay: float):
-        self.decay = decay
+    def __init__(self, model: Model, decay: float, *, warmup: bool = True):
+        self.decay, self.warmup = decay, warmup
         self.module: Model = copy.deepcopy(model).eval().requires_grad_(False)
         pairs = list(zip(self.module.parameters(), model.parameters(), strict=True))
         averaged = [pair for pair in pairs if not getattr(pair[1], "by_row", False)]
@@ -230,7 +239,7 @@ class Average(Generic[Model]):
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after step `step` (from 0)."""
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        weight = 1 - (min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay)
         torch._foreach_lerp_(self._average, self._current, weight)
         for ours, theirs in self._copied:
             ours.copy_(theirs)

@@ -28,6 +28,7 @@ from zoo.models.token import TokenModel, create_model
 from zoo.training import checkpoint, imports
 from zoo.training.experiment import BOOKKEEPING, CONFIG, differing
 from zoo.training.files import RunError, write_atomic, writing
+from zoo.training.randomness import kept_random_state
 
 METRICS, RESULT, SOLVING = "metrics.jsonl", "result.json", "solving.json"
 LOCK, EVENTS = ".lock", "events.out.tfevents.zoo"
@@ -239,6 +240,7 @@ def find_checkpoint(path: Path, which: str = "best") -> Path:
     raise UsageError(f"{path} holds no checkpoint: it is no run folder, or its run was stopped before the first one.")
 
 
+@kept_random_state()
 def load(path: str | Path, which: str = "best") -> TokenModel:
     """The model of a run, on the CPU in evaluation mode: its best weights by validation, or the last.
 

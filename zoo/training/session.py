@@ -15,6 +15,7 @@ from zoo.objectives.base import Carry
 from zoo.training import checkpoint
 from zoo.training.experiment import TrainConfig
 from zoo.training.optimizer import Average, Optimizer
+from zoo.training.randomness import seed_device
 
 
 @dataclass
@@ -57,10 +58,10 @@ class Session:
     """Model, running average, optimizer, random states and position, made anew from a config and its seed."""
 
     def __init__(self, model: ModelConfig, config: TrainConfig, device: torch.device):
-        torch.manual_seed(config.seed)
+        seed_device(config.seed, device)
         self.config, self.device = config, device
         self.model = create_model(model).to(device)
-        self.average = None if config.ema is None else Average(self.model, config.ema)
+        self.average = None if config.ema is None else Average(self.model, config.ema, warmup=config.ema_warmup)
         self.optimizer = Optimizer(self.model, config)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.carry: Carry = {}
