@@ -264,7 +264,9 @@ def tables(found: Sequence[Record]) -> list[Table]:
         for row in table.rows:
             own = whole.get(row[0])
             row.append(_effective(own, [r for r in tests if r.label == row[0] and r.status == OK]))
-            row.append(spread(own, "train_seconds", "{:.0f} s".format) if own and own.figures else MISSING)
+            row.append(
+                spread(own, "train_seconds", "{:.0f} s".format) if own and "train_seconds" in own.figures else MISSING
+            )
             if seeds > 1:
                 row.append(_learned(own))
         head = [*table.head, "effective length", "training", *(["learned"] if seeds > 1 else [])]
