@@ -1,8 +1,10 @@
 """Runs a person's file of functions in a process of its own: a script, started by `sandbox.py`, that trusts nothing.
 
 It reads a job as JSON from its input and writes what it found as JSON to its output. It locks itself in before it looks
-at the file: limits on processor time, memory, output, open files and processes, and an audit hook that refuses what
-reaches out of the process. Standard library only.
+at the file: into what the system offers (`confine.py`), limits on processor time, memory, output, open files and
+processes, an audit hook that refuses what reaches out of the process, and without the functions that raise no such
+event. Where the kernel does not filter system calls it runs no file but one that its user trusts. Standard library
+only.
 """
 
 from __future__ import annotations
@@ -15,12 +17,16 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 # The package itself is out of reach: an isolated process has no site packages.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from tracer import ENTRY, FILE, MARK, Tracer
+
+if sys.platform == "linux":
+    import confine
 
 del sys.path[0]
 
@@ -35,6 +41,10 @@ _EVENTS = {
     "builtins.id", "compile", "exec", "object.__delattr__", "object.__getattr__", "object.__setattr__",
     "sys._getframe", "sys.settrace", "sys.unraisablehook",
 }  # fmt: skip
+_WALL = "seccomp"
+"""The step without which nothing keeps a file's code in that has outwitted the interpreter."""
+_REACHING = ("posix", "os", "_signal", "signal", "resource", "_posixsubprocess", "fcntl", "select", "ctypes", "_ctypes")
+_HARMLESS = ("_exit", "fspath")
 _STATEMENTS = (ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.Import, ast.ImportFrom)
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
 
@@ -63,6 +73,32 @@ class Guard:
         if name not in MODULES or level:
             self._refuse(f"import {name}")
         return builtins.__import__(name, names, local, wanted, level)
+
+    def refusing(self, what: str) -> Callable[..., NoReturn]:
+        """A function that does nothing but refuse."""
+
+        def refuse(*_: Any, **__: Any) -> NoReturn:
+            self._refuse(what)
+
+        return refuse
+
+    def builtins(self) -> dict[str, Any]:
+        """The builtins that a file has: none that opens a file, asks the user or leads to the modules built in."""
+        kept = {name: value for name, value in vars(builtins).items() if name not in ("__loader__", "__spec__")}
+        closed = {"open": "open", "input": "builtins.input", "breakpoint": "builtins.breakpoint"}
+        return {**kept, **{name: self.refusing(what) for name, what in closed.items()}, "__import__": self.load}
+
+    def strip(self) -> None:
+        """Take away what reaches out of the process, as some of it raises no audit event: all functions of the
+        system's modules, and those that make modules anew."""
+        for name in _REACHING:
+            module = sys.modules.get(name)
+            for key, value in list(vars(module).items()) if module is not None else ():
+                if isinstance(value, types.FunctionType | types.BuiltinFunctionType) and key not in _HARMLESS:
+                    area = "os" if name == "posix" else name.lstrip("_")
+                    setattr(module, key, self.refusing("open" if key == "open" else f"{area}.{key}"))
+        for key in ("create_builtin", "create_dynamic", "get_frozen_object"):
+            setattr(sys.modules["_imp"], key, self.refusing("import of another module"))
 
     def _refuse(self, what: str) -> NoReturn:
         self.refused = self.refused or what
@@ -163,7 +199,7 @@ def trace(line: int, context: str, call: str, room: int, guard: Guard) -> dict[s
     source = f"{context}def {ENTRY}():{MARK}\n    return {call}\n"
     # Three separators stand around the program and one ends the trace.
     tracer = Tracer(source, room - len(source) - 4, readable)
-    names: dict[str, Any] = {"__builtins__": {**vars(builtins), "__import__": guard.load}, "__name__": "program"}
+    names: dict[str, Any] = {"__builtins__": guard.builtins(), "__name__": "program"}
     try:
         exec(compile(source, FILE, "exec", dont_inherit=True), names)
         tracer.run(names[ENTRY])
@@ -183,9 +219,8 @@ def trace(line: int, context: str, call: str, room: int, guard: Guard) -> dict[s
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:
     """The file's examples with their traces, or its first error."""
-    for module in MODULES:
-        importlib.import_module(module)
     guard = Guard()
+    guard.strip()
     sys.addaudithook(guard.audit)
     try:
         found = examples(job["source"])
@@ -196,12 +231,28 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         return {"error": [1, f"too deep or too large to be read ({type(error).__name__})"]}
 
 
-def main() -> None:
+def lock_in() -> list[str]:
+    """Give up all that the file's code has no need of, for good; names what took hold."""
+    for module in MODULES:
+        importlib.import_module(module)
+    held: list[str] = []
+    if sys.platform == "linux":
+        held += confine.isolate()
     limit()
-    reading, writing, leave = sys.stdin.read, os.write, os._exit
-    job = json.loads(reading())
+    if sys.platform == "linux":
+        held += confine.shut()
+    return [*held, "limits", "audit hook"]
+
+
+def main() -> None:
+    writing, leave = os.write, os._exit
+    job = json.loads(sys.stdin.read())
+    held = lock_in()
     sys.stdout = sys.stderr = _Silence()  # type: ignore[assignment]
-    text = json.dumps(answer(job)).encode()
+    said: dict[str, Any] = {"held": held, "wall": _WALL in held}
+    if said["wall"] or job["trusted"]:
+        said |= answer(job)
+    text = json.dumps(said).encode()
     while text:
         text = text[writing(1, text) :]
     leave(0)  # past whatever the file has left behind to be run at the end

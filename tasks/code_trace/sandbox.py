@@ -1,18 +1,29 @@
 """Runs a person's file of functions where it can do no harm, and reads back its traces as JSON, never as code.
 
 The file is parsed, imported and run by `child.py` only, in a process of its own: no site packages, no environment, an
-empty temporary folder, 5 seconds of processor time and 10 of the clock, 512 MiB of memory, 16 MiB of output, no new
-processes or threads. An audit hook refuses opening and changing files, sockets, signals, processes and every import but
-a few harmless modules of the standard library. The hash seed is fixed, so that sets come in the same order each time.
+empty temporary folder, 5 seconds of processor time and 10 of the clock, 512 MiB of memory, 16 MiB of output. The hash
+seed is fixed, so that sets come in the same order each time. Around it stand, from the outside in (`barriers` says
+which of them this system has):
 
-What is promised: the calling process is not blocked for longer than that, not fed more than that, and not made to
-execute anything. What is not: this is the interpreter's own audit hook and `setrlimit` (whose limit on processes does
-not bind root), not a container, so a file that exploits a fault of the interpreter itself is not held; and a file made
-to lie can lie about its own trace.
+1. on Linux, namespaces of its own (users, network, processes, mounts), where the system lets it have them,
+   `no_new_privs` and Landlock;
+2. on Linux (x86_64 and aarch64), a seccomp filter: the kernel refuses every system call but those that compute, write
+   to the standard output and end the process;
+3. `setrlimit`, an audit hook, and no functions of the modules `os`, `posix` and `signal`.
+
+What is kept out by the kernel, whatever the file does, be it native code: opening, reading or changing any file,
+sockets, new processes and threads, signals and other reach to processes. What is not: the file may use up its time,
+memory and output, end its own process, and lie about its own trace, which is read as JSON, checked, and never executed.
+A fault of the kernel itself is not held.
+
+Where there is no such filter (macOS, other processors, a kernel without it) only the third holds, which is the
+interpreter's own and can be outwitted. A file is refused there, unless `ZOO_TRUST` names it (several, separated by
+`:`). Windows has none of the three, and no file is run there.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -24,10 +35,13 @@ from typing import Any, NamedTuple
 
 from tasks.code_trace.tokens import KINDS
 from tasks.code_trace.tracer import Frame
-from tasks.filing import at_line, read_text
+from tasks.filing import at_line, read_text, shown
 from tasks.registry import UsageError
 
 SECONDS = 10
+TRUST = "ZOO_TRUST"
+"""The environment variable that names files which may run where the system cannot confine them, separated by
+`os.pathsep`."""
 _LARGEST_FILE = 2**20
 _CHILD = Path(__file__).with_name("child.py")
 
@@ -61,8 +75,11 @@ def read_functions(path: str, most: int) -> list[Example]:
             allowed; an example that is too long; one line that names the file and, where it is known, the line.
     """
     source = _read(path)
-    answer = _run(path, json.dumps({"source": source, "room": most}))
+    answer = _run(path, {"source": source, "room": most, "trusted": _is_trusted(path)})
     match answer:
+        case {"wall": False} if "examples" not in answer and "error" not in answer:
+            told = f"this system offers no filter of system calls to confine it; if you trust it, set {TRUST}="
+            raise UsageError(f"{shown(path)} is not run: {told}{shown(path)}.")
         case {"error": [int(line), str(why)]}:
             raise at_line(path, line, "".join(c if c.isprintable() else " " for c in why)[:300])
         case {"examples": []}:
@@ -80,7 +97,24 @@ def _read(path: str) -> str:
     return text
 
 
-def _run(path: str, job: str) -> Any:
+@functools.cache
+def barriers() -> tuple[bool, list[str]]:
+    """Whether this system can confine a stranger's file, and what stands around one that runs here."""
+    if os.name != "posix":
+        return False, []
+    answer = _run("", {"source": "", "room": 0, "trusted": False})
+    match answer:
+        case {"wall": bool(wall), "held": [*held]}:
+            return wall, [str(step) for step in held]
+    return False, []
+
+
+def _is_trusted(path: str) -> bool:
+    named = [name for name in os.environ.get(TRUST, "").split(os.pathsep) if name]
+    return any(os.path.realpath(name) == os.path.realpath(path) for name in named)
+
+
+def _run(path: str, job: dict[str, Any]) -> Any:
     """The child's answer to a job."""
     if os.name != "posix":
         raise UsageError(f"code_trace: path={path!r} needs a POSIX system, whose limits keep a strange file in check.")
@@ -91,14 +125,15 @@ def _run(path: str, job: str) -> Any:
             env={"PYTHONHASHSEED": "0"}, start_new_session=True, text=True,
         )  # fmt: skip
         try:
-            child.communicate(job, timeout=SECONDS)
+            child.communicate(json.dumps(job), timeout=SECONDS)
         except subprocess.TimeoutExpired:
             raise UsageError(f"{path!r} did not end within {SECONDS} seconds.") from None
         finally:
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
-        if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        # The second of each pair is told by a process that waited for the one that was ended.
+        if child.returncode in (end for s in (signal.SIGXCPU, signal.SIGKILL) for end in (-s, 128 + s)):
             raise UsageError(f"{path!r} took too much processor time or memory and was ended.")
         output.seek(0)
         try:

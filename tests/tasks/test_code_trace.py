@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import tasks
 from tasks import random
 from tasks.code_trace import Tracer, child, programs, read_functions, sandbox, tokens
 from tasks.protocol import IGNORE, SPLITS
+from zoo.training import doctor
 
 MARK = "  # << START_OF_TRACE"
 
@@ -523,6 +525,92 @@ HOSTILE = {
 }
 
 
+ROUTES = {  # to the child's own modules, from its frames, functions and classes
+    "a generator's frames": """
+def reach():
+    def walk():
+        frame = walking.gi_frame
+        while "confine" not in frame.f_globals:
+            frame = frame.f_back
+        yield frame.f_globals
+    walking = walk()
+    return next(walking)
+""",
+    "a traceback": """
+def reach():
+    try:
+        1 / 0
+    except ZeroDivisionError as error:
+        frame = error.__traceback__.tb_frame
+        while "confine" not in frame.f_globals:
+            frame = frame.f_back
+        return frame.f_globals
+""",
+    "the import": """
+def reach():
+    return __builtins__["__import__"].__func__.__globals__
+""",
+    "a subclass": """
+def reach():
+    kinds = type.__subclasses__(object)
+    return [k for k in kinds if k.__name__ == "Guard"][0].audit.__globals__
+""",
+}
+ACTS = {
+    "a pipe": "reach()['os'].mkfifo('{folder}/harm')",
+    "a node": "reach()['os'].mknod('{folder}/harm')",
+    "a link": "reach()['os'].symlink('/etc/passwd', '{folder}/harm')",
+    "a folder": "reach()['os'].mkdir('{folder}/harm')",
+    "a file": "reach()['builtins'].open('{folder}/harm', 'w')",
+    "a root": "reach()['os'].chroot('{folder}')",
+    "a priority": "reach()['os'].setpriority(0, {pid}, 19)",
+    "a signal": "reach()['os'].kill({pid}, 9)",
+    "a program": "reach()['os'].execv('/bin/true', ['true'])",
+    "a process": "reach()['os'].system('true')",
+    "a limit": "reach()['resource'].prlimit({pid}, 7, (16, 16))",
+    "a function in C": "reach()['confine']._call('kill', {pid}, 9)",
+}
+CLASSES = """
+def classes(base):
+    for kind in type.__subclasses__(base):
+        globals().setdefault(kind.__name__, kind)
+        if kind is not type:
+            classes(kind)
+classes(object)
+"""
+
+
+def untraced(code):
+    """A file that runs code which the tracer does not see, and so cannot find too long."""
+    return f"CODE = {code!r}\ndef f():\n    exec(CODE, {{'__builtins__': __builtins__}})\n    return 1\nf()\n"
+
+
+HOSTILE |= {
+    f"{act} by {route}": (untraced(f"{ROUTES[route]}\n{ACTS[act]}\n"), "f.. wants what is not allowed here: ")
+    for act, route in [*((act, "the import") for act in ACTS), *(("a pipe", route) for route in ROUTES)]
+}
+HOSTILE |= {
+    "the way to any process": (
+        """def f(n):
+    c = [c for c in ().__class__.__base__.__subclasses__() if c.__name__ == 'BuiltinImporter'][0]
+    s, p = c.load_module('_signal'), c.load_module('posix')
+    s.pidfd_send_signal(p.pidfd_open({pid}), 9)
+f(1)
+""",
+        "wants what is not allowed here: ",
+    ),
+    "a pidfd": (POSIX + "def f():\n    return P.pidfd_open({pid})\nf()\n", ": os.pidfd_open"),
+    "a pipe": (POSIX + "def f():\n    return P.mkfifo('{folder}/harm')\nf()\n", ": os.mkfifo"),
+    "a module anew": (POSIX.replace("posix", "_socket") + "def f():\n    return P\nf()\n", "f.. wants|ImportError"),
+    "an encoding": ("def f():\n    return 'a'.encode('idna')\nf()\n", "not allowed here: import encodings.idna"),
+    "a stream": (untraced(CLASSES + "FileIO('/etc/passwd').read()\n"), ": open"),
+    "a crash in C": (
+        untraced(CLASSES + "class Own(CFuncPtr):\n _flags_, _restype_ = 1, None\nOwn(1)()\n"),
+        "ended its process",
+    ),
+}
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_files(tmp_path, monkeypatch, name):
     text, message = HOSTILE[name]
@@ -590,6 +678,109 @@ def test_what_a_child_says_is_bounded(tmp_path, monkeypatch):
     liar.write_text('import sys\nsys.stdin.read()\nprint(\'{"error": [3, "a\\\\nb\\\\u001b[31m"]}\')\n')
     with pytest.raises(tasks.UsageError, match=r"mine.py:3: a b \[31m\.$"):
         read_functions(path, 512)
+
+
+needs_the_wall = pytest.mark.skipif(not sandbox.barriers()[0], reason="no filter of system calls here")
+FREE = {"kill": {"x86_64": 62, "aarch64": 129}, "socket": {"x86_64": 41, "aarch64": 198}}
+
+
+@needs_the_wall
+@pytest.mark.parametrize("call", FREE)
+def test_the_kernel_refuses_what_the_interpreter_lets_through(tmp_path, call):
+    """A system call by a pointer to C's own function, which is there already, raises no audit event."""
+    number = FREE[call][os.uname().machine]
+    arguments = f"{os.getpid()}, 9" if call == "kill" else "1, 1, 0"
+    code = ROUTES["the import"] + f"SAID = reach()['confine']._call('syscall', {number}, {arguments})\n"
+    text = untraced(code).replace("{'__builtins__': __builtins__})\n    return 1", "globals())\n    return SAID")
+    (example,) = read_functions(write(tmp_path, text), 2000)
+    assert example.frames[-1].value == '"-1"'
+
+
+LOCKED = """
+import importlib, json, os, sys
+sys.path.insert(0, sys.argv[1])
+import child, confine, ctypes
+for module in child.MODULES:
+    importlib.import_module(module)
+if os.geteuid() == 0 and sys.argv[2] == "nobody":
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+if sys.argv[3] == "without":
+    confine.isolate = list
+held = child.lock_in()
+sys.addaudithook(lambda *_: None)
+folder, errors = sys.argv[4].encode(), {}
+for name, *arguments in [
+    ("open", b"/etc/passwd", 0), ("open", b"/dev/null", 1), ("openat", -100, b"/etc", 0), ("socket", 2, 1, 0),
+    ("socket", 1, 1, 0), ("socketpair", 1, 1, 0, ctypes.create_string_buffer(8)), ("fork",), ("vfork",), ("kill", 1, 0),
+    ("kill", int(sys.argv[5]), 0), ("mkfifo", folder + b"/harm", 0o600), ("mknod", folder + b"/harm", 0o600, 0),
+    ("symlink", b"/", folder + b"/harm"), ("mkdir", folder + b"/harm", 0o700), ("unlink", folder), ("chroot", folder),
+    ("chdir", b"/"), ("setpriority", 0, 0, 19), ("ptrace", 16, int(sys.argv[5]), 0, 0), ("execv", b"/bin/true", None),
+    ("setuid", 0), ("unshare", 0x10000000), ("mount", None, folder, b"tmpfs", 0, None), ("shmget", 0, 4096, 0o1600),
+    ("memfd_create", b"harm", 0), ("prctl", 22, 0, 0, 0, 0),
+    ("process_vm_readv", int(sys.argv[5]), None, 0, None, 0, 0),
+    ("dup", 1), ("read", 0, ctypes.create_string_buffer(8), 1), ("write", 2, b"x", 1), ("ioctl", 1, 0x5412, b"x"),
+    ("personality", 0), ("sendto", 1, b"x", 1, 0, None, 0), ("mprotect", 0, 4096, 7),
+]:
+    ctypes.set_errno(0)
+    said = getattr(confine._libc, name)(*arguments)
+    errors[f"{name} {arguments[:2]}"] = [said, ctypes.get_errno()]
+os.write(1, json.dumps([held, errors]).encode())
+os._exit(0)
+"""
+
+
+@needs_the_wall
+@pytest.mark.parametrize("namespaces", ["with", "without"])
+@pytest.mark.parametrize("user", ["self", "nobody"])
+def test_whatever_runs_in_the_child_reaches_nothing_outside(tmp_path, user, namespaces):
+    folder = Path(child.__file__).parent
+    command = [sys.executable, "-c", LOCKED, folder, user, namespaces, tmp_path, str(os.getpid())]
+    done = subprocess.run(
+        [str(c) for c in command], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr
+    held, errors = json.loads(done.stdout)
+    assert {"no_new_privs", "seccomp", "limits", "audit hook"} <= set(held)
+    assert namespaces == "with" or not [step for step in held if "namespace" in step]
+    assert {name: said for name, said in errors.items() if said != [-1, errno.EPERM]} == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def no_wall(tmp_path, monkeypatch):
+    """A system whose kernel filters no calls: a child that knows of none."""
+    folder = tmp_path / "package"
+    folder.mkdir()
+    for name in ("child.py", "tracer.py", "confine.py"):
+        text = Path(child.__file__).with_name(name).read_text()
+        (folder / name).write_text(
+            text.replace("def _seccomp() -> bool:", "def _seccomp():\n    return False\n\n\ndef _():")
+        )
+    monkeypatch.setattr(sandbox, "_CHILD", folder / "child.py")
+    sandbox.barriers.cache_clear()
+    yield
+    sandbox.barriers.cache_clear()
+
+
+def test_without_a_filter_of_calls_no_file_is_run_but_one_that_is_trusted(no_wall, tmp_path, monkeypatch):
+    path = write(tmp_path, "def f():\n    return 1\nf()\n")
+    assert not sandbox.barriers()[0]
+    monkeypatch.setenv("ZOO_TRUST", os.pathsep.join(["other.py", str(tmp_path)]))
+    with pytest.raises(tasks.UsageError, match=r"mine.py is not run: .* if you trust it, set ZOO_TRUST=.*mine.py\.$"):
+        read_functions(path, 512)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOO_TRUST", os.pathsep.join(["other.py", "./mine.py"]))
+    assert read_functions(path, 512)[0].frames[-1].value == '"1"'
+    hostile = write(tmp_path, POSIX + "def f():\n    return P.pidfd_open(1)\nf()\n")
+    with pytest.raises(tasks.UsageError, match=r"os\.pidfd_open"):
+        read_functions(hostile, 512)
+
+
+def test_the_doctor_says_what_confines_a_file(no_wall):
+    assert "refused, as this system has no filter" in doctor._traced_files(doctor.traced_files())
+    assert doctor._traced_files({"confined": True, "by": ["a", "b"]}) == "confined by a, b"
 
 
 def test_the_child_gives_up_its_limits_for_good():

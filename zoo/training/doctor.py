@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tasks.code_trace import sandbox
 from tasks.registry import UsageWarning
 from zoo.ops import native
 from zoo.training import machine
@@ -45,6 +46,7 @@ def examine() -> dict[str, Any]:
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "compiler": native.compiler() or shutil.which("cl"),
         "kernels": kernels(),
+        "traced_files": traced_files(),
         "packages": {name: {"for": what, **package(name)} for name, what in FUSED.items()},
         "matmul_gflops": {
             f"{device.type} {dtype}": {str(n): round(matmul_rate(device, dtype, n), 1) for n in SIZES}
@@ -62,6 +64,12 @@ def kernels() -> dict[str, Any]:
             return {"available": False, "why": why}
         seconds, refused = native.build_all()
     return {"available": True, "folder": str(native.folder()), "seconds": seconds, "refused": refused}
+
+
+def traced_files() -> dict[str, Any]:
+    """Whether this system can confine a file of functions for `code_trace`, and by what."""
+    confined, held = sandbox.barriers()
+    return {"confined": confined, "by": held}
 
 
 def package(name: str) -> dict[str, Any]:
@@ -102,6 +110,7 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("precision", f"{facts['precision']} under train.precision=auto"),
         ("compiler", facts["compiler"] or "none found: train.compile=true needs one (install gcc)"),
         ("kernels", _kernels(facts["kernels"])),
+        ("traced files", _traced_files(facts["traced_files"])),
     ]
     for dtype, rates in facts["matmul_gflops"].items():
         found.append((f"matmul {dtype}", ", ".join(f"{r:,.1f} GFLOP/s at {n}" for n, r in rates.items())))
@@ -110,6 +119,12 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             (name, f"{p['version']}: {p['for']}" if p["available"] else f"not available ({p['why']}): {p['for']}")
         )
     return found
+
+
+def _traced_files(found: dict[str, Any]) -> str:
+    if found["confined"]:
+        return f"confined by {', '.join(found['by'])}"
+    return f"refused, as this system has no filter of system calls; {sandbox.TRUST} names those to run nevertheless"
 
 
 def _kernels(found: dict[str, Any]) -> str:
