@@ -39,7 +39,7 @@ class Memorization(MADTask):
         """V: one that asks, and of the rest one half keys and one half values."""
         seq_len: Annotated[int, Field(ge=2)] = 32
         """Tokens of a row, even."""
-        map_seed: int = 12345
+        map_seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] = 12345
         """Seed of the map."""
 
     mad_rows = 256

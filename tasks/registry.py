@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import fnmatch
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -22,9 +23,9 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 T = TypeVar("T")
 O = TypeVar("O", bound="Options")
@@ -40,7 +41,7 @@ class UsageWarning(UserWarning):
 
 def closest(given: str, allowed: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` where a name is near enough, else an empty string."""
-    near = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
@@ -48,7 +49,16 @@ def unknown(kind: str, given: object, allowed: Iterable[str]) -> UsageError:
     """The error for a name that is not one of `allowed`."""
     allowed = list(allowed)
     listing = ", ".join(allowed) or "none"
-    return UsageError(f"Unknown {kind} {given!r}.{closest(str(given), allowed)} Available: {listing}.")
+    return UsageError(f"Unknown {kind} {quoted(given)}.{closest(str(given), allowed)} Available: {listing}.")
+
+
+def quoted(value: object, most: int = 100) -> str:
+    """A value as in Python, for an error message; cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # too many digits, or a value that holds itself
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def describe(error: ValidationError, model: type[BaseModel], what: str) -> str:
@@ -69,8 +79,12 @@ def describe(error: ValidationError, model: type[BaseModel], what: str) -> str:
     if isinstance(cause, UsageError):  # a validator of ours has already said it all
         return str(cause)
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    prefix = f"{what}: {where}={first['input']!r}" if where else f"{what}"
+    prefix = f"{what}: {where}={quoted(first['input'])}" if where else f"{what}"
     hint = ""
+    if first["type"] == "bool_type":
+        message = "true or false"
+    elif first["type"] in ("model_type", "model_attributes_type") and (nested := _model_at(model, path)):
+        message = f"a mapping of the keys {', '.join(nested.model_fields)}"
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         hint = closest(
             first["input"], [w.strip("' ") for w in first["ctx"]["expected"].replace(" or ", ",").split(",")]
@@ -88,8 +102,14 @@ def _model_at(model: type[BaseModel] | None, path: list[str]) -> type[BaseModel]
     return model
 
 
+MOST, MOST_FLOAT = 2**24, 1e30
+"""How large a whole number and any number among options may be where its field names no other bound: above every size
+and count that a model or a task of this kind has, and low enough to be multiplied in 64 bits or in float32."""
+
+
 class Options(BaseModel):
-    """Strict, frozen options: an unknown name or a wrong type is a `UsageError` at construction."""
+    """Strict, frozen options: an unknown name, a wrong type or a number beyond any use is a `UsageError` at
+    construction."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -99,6 +119,26 @@ class Options(BaseModel):
         except ValidationError as error:
             what = getattr(type(self), "_label", type(self).__name__)
             raise UsageError(describe(error, type(self), what)) from None
+
+    @model_validator(mode="after")
+    def _is_within_reach(self) -> Any:
+        bounded = _bounded(type(self))
+        for name in type(self).model_fields:
+            for value in _scalars(getattr(self, name)):
+                most = MOST if isinstance(value, int) else MOST_FLOAT
+                if isinstance(value, str):
+                    told = "hold no character NUL" if "\0" in value else ""
+                else:
+                    told = f"be at most {most:,}" if abs(value) > most and name not in bounded else ""
+                if told:
+                    what = getattr(type(self), "_label", type(self).__name__)
+                    raise UsageError(f"{what}: {name}={quoted(value)} is not allowed: it should {told}.")
+        return self
+
+    @classmethod
+    def of(cls, value: Any) -> Any:
+        """The options that a mapping spells; any other value as it is, for validation to judge."""
+        return cls(**{str(k): v for k, v in value.items()}) if isinstance(value, Mapping) else value
 
     def given(self) -> dict[str, Any]:
         """The options that were named at construction, defaults or not, in order of declaration."""
@@ -112,6 +152,31 @@ class Options(BaseModel):
             for k, f in fields.items()
             if getattr(self, k) != f.get_default(call_default_factory=True)
         }
+
+
+@functools.cache
+def _bounded(options: type[Options]) -> frozenset[str]:
+    """The fields that say themselves how large they may be."""
+    fields = options.model_fields.items()
+    return frozenset(name for name, field in fields if _has_upper_bound([*field.metadata, field.annotation]))
+
+
+def _has_upper_bound(parts: Iterable[Any]) -> bool:
+    inner = [part for part in parts if not isinstance(part, str | int | float)]
+    return any(
+        getattr(part, "le", getattr(part, "lt", None)) is not None
+        or _has_upper_bound([*getattr(part, "metadata", ()), *getattr(part, "__metadata__", ()), *get_args(part)])
+        for part in inner
+    )
+
+
+def _scalars(value: Any) -> Iterator[int | float | str]:
+    """The numbers and texts of an option's value; those in mappings are options of something else."""
+    if isinstance(value, tuple | list):
+        for part in value:
+            yield from _scalars(part)
+    elif isinstance(value, int | float | str) and not isinstance(value, bool):
+        yield value
 
 
 IMPORTS = "ZOO_IMPORT"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from tasks.registry import Options, Registry, UsageError, split_spec
+from tasks.registry import Options, Registry, UsageError, quoted, split_spec
 from zoo.protocol import Mixer, Place
 
 mixers: Registry[type[Mixer]] = Registry(
@@ -14,7 +15,7 @@ mixers: Registry[type[Mixer]] = Registry(
 register = mixers.register
 """Class decorator `@register("name")`."""
 
-MIN_WIDTH = 16
+MIN_WIDTH, MAX_WIDTH = 16, 2**20
 
 
 def list_mixers(pattern: str = "*", kind: Literal["sequence", "channel"] | None = None) -> list[str]:
@@ -43,9 +44,28 @@ def create_mixer(
         UsageError: unknown mixer or option, wrong type, or a width the options cannot hold.
     """
     config = mixer_config(spec, **options)
-    if isinstance(d_model, bool) or not isinstance(d_model, int) or d_model < MIN_WIDTH or d_model % 2:
-        raise UsageError(f"d_model={d_model!r} is not allowed: it should be an even whole number from {MIN_WIDTH}.")
-    return mixer_of(config)(d_model, config, place=place)
+    if (
+        isinstance(d_model, bool)
+        or not isinstance(d_model, int)
+        or not MIN_WIDTH <= d_model <= MAX_WIDTH
+        or d_model % 2
+    ):
+        allowed = f"an even whole number from {MIN_WIDTH} to {MAX_WIDTH:,}"
+        raise UsageError(f"d_model={quoted(d_model)} is not allowed: it should be {allowed}.")
+    cls = mixer_of(config)
+    with sizes_of(cls.name):
+        return cls(d_model, config, place=place)
+
+
+@contextlib.contextmanager
+def sizes_of(what: str) -> Iterator[None]:
+    """Turns what torch and Python say of sizes beyond 64 bits into a UsageError."""
+    try:
+        yield
+    except (RuntimeError, TypeError, OverflowError) as error:
+        if isinstance(error, OverflowError) or "overflow" in str(error).lower():
+            raise UsageError(f"{what}: a size is beyond what any tensor can hold.") from None
+        raise
 
 
 def mixer_config(spec: str | Mapping[str, Any] | Options, **options: Any) -> Options:

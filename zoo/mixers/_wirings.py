@@ -41,6 +41,9 @@ class Wiring(NamedTuple):
     n_motor: int
 
 
+MOST_NEURONS = 8192  # each may have a synapse to each
+
+
 class WiringOptions(Options):
     """The options of a wiring, shared by the mixers that have one.
 
@@ -59,7 +62,7 @@ class WiringOptions(Options):
     sparsity: float = Field(default=0.5, ge=0, lt=1)
     ncp_neurons: tuple[int, int, int] | None = None
     ncp_synapses: tuple[int, int, int, int] | None = None
-    wiring_seed: int | None = Field(default=None, ge=0)
+    wiring_seed: int | None = Field(default=None, ge=0, le=2**32 - 1)
 
 
 def units_of(mixer: str, wiring: str | None, options: WiringOptions, d_model: int) -> int:
@@ -88,6 +91,8 @@ def make_wiring(mixer: str, wiring: str, options: WiringOptions, d_in: int, unit
     Raises:
         UsageError: numbers that no such wiring can have.
     """
+    if units > MOST_NEURONS:
+        raise UsageError(f"{mixer}: {units:,} wired neurons are too many: at most {MOST_NEURONS:,} are drawn.")
     seed = SEEDS[wiring] if options.wiring_seed is None else options.wiring_seed
     if wiring == "ncp":
         assert options.ncp_neurons is not None

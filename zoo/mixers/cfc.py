@@ -70,7 +70,7 @@ class CfC(Mixer):
 
         mode: Literal["default", "no_gate", "pure"] = "default"
         backbone_units: int = Field(default=128, ge=1)
-        backbone_layers: int = Field(default=1, ge=0)
+        backbone_layers: int = Field(default=1, ge=0, le=1024)
         backbone_activation: Literal["lecun_tanh", "tanh", "relu", "silu", "gelu"] = "lecun_tanh"
         mixed_memory: bool = False
         wiring: WIRINGS | None = None

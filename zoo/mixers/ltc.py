@@ -66,7 +66,7 @@ class LTC(Mixer):
             backend: "reference" is one step at a time, "compiled" a C++ loop; "auto" takes the faster that runs.
         """
 
-        unfolds: int = Field(default=6, ge=1)
+        unfolds: int = Field(default=6, ge=1, le=1024)
         epsilon: float = Field(default=1e-8, ge=0)
         positivity: Literal["softplus", "clip"] = "softplus"
         input_mapping: Literal["affine", "linear"] | None = "affine"

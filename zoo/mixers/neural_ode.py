@@ -74,9 +74,9 @@ class NeuralODE(Mixer):
 
         d_hidden: int | None = Field(default=None, ge=1)
         f_units: int | None = Field(default=None, ge=1)
-        f_layers: int = Field(default=1, ge=0)
+        f_layers: int = Field(default=1, ge=0, le=1024)
         solver: Literal["rk4", "midpoint", "euler", "dopri5"] = "rk4"
-        substeps: int = Field(default=4, ge=1)
+        substeps: int = Field(default=4, ge=1, le=1024)
         rtol: float = Field(default=1e-6, gt=0)
         atol: float = Field(default=1e-7, gt=0)
         adjoint: bool = False

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from tasks.registry import Options, UsageError, closest
+from tasks.registry import Options, UsageError, closest, quoted
 from zoo.backbone import NORM_EPS, Backbone, make_norm
 from zoo.models import generation
 from zoo.models.budget import largest_width
@@ -28,8 +28,10 @@ from zoo.protocol import (
     next_position,
     tree_bytes,
 )
-from zoo.registry import list_mixers, mixer_of
+from zoo.registry import MAX_WIDTH, MIN_WIDTH, list_mixers, mixer_of, sizes_of
 from zoo.residual import Residual, ResidualKind
+
+MOST_PARAMETERS = 2**40
 
 
 class Recursion(Options):
@@ -103,7 +105,7 @@ class ModelConfig(Options):
     """
 
     pattern: str
-    d_model: int = Field(default=128, ge=16, le=2**20, multiple_of=2)
+    d_model: int = Field(default=128, ge=MIN_WIDTH, le=MAX_WIDTH, multiple_of=2)
     vocab_size: int = Field(ge=1, le=2**31)
     causal: bool = True
     norm: Norm = "rmsnorm"
@@ -139,7 +141,7 @@ class ModelConfig(Options):
     @field_validator("recursion", mode="before")
     @classmethod
     def _as_recursion(cls, value: Any) -> Any:
-        return Recursion(**value) if isinstance(value, Mapping) else value
+        return Recursion.of(value)
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> ModelConfig:
@@ -394,11 +396,12 @@ def create_model(spec: str | Pattern | Mapping[str, Any] | ModelConfig | Sequenc
         UsageError: unknown word, option or family, a wrong type, or sizes that do not fit together.
     """
     config = model_config(spec, **options)
-    if config.recursion is not None:
-        from zoo.models.recursive import RecursiveModel
+    with sizes_of("model"):
+        if config.recursion is not None:
+            from zoo.models.recursive import RecursiveModel
 
-        return RecursiveModel(config)
-    return TokenModel(config)
+            return RecursiveModel(config)
+        return TokenModel(config)
 
 
 def model_config(spec: str | Pattern | Mapping[str, Any] | ModelConfig | Sequence[Any], **options: Any) -> ModelConfig:
@@ -424,8 +427,9 @@ def _budget(source: Mapping[str, Any], before: int | None) -> int | None:
         return before if width is None else None
     if width is not None:
         raise UsageError(f"d_model={width!r} and n_parameters={budget!r} are both given: one follows from the other.")
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-        raise UsageError(f"model: n_parameters={budget!r} is not allowed: it should be a whole number from 1.")
+    if isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget <= MOST_PARAMETERS:
+        allowed = f"a whole number from 1 to {MOST_PARAMETERS:,}"
+        raise UsageError(f"model: n_parameters={quoted(budget)} is not allowed: it should be {allowed}.")
     return budget
 
 
