@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -28,6 +31,8 @@ Overrides = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+WHICH = typer.Option(help="Of a run: best, the default, last, or a checkpoint such as step_300.")
+
 NoAnswers = Annotated[bool, typer.Option("--no-answers", help="Do not ask the models for an example's answer.")]
 
 
@@ -52,7 +57,7 @@ def show(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the stream of examples.")] = 0,
     row: Annotated[int, typer.Option(min=0, max=2**62, help="Which example of the stream.")] = 0,
-    which: Annotated[str | None, typer.Option(help="Of a run: best, the default, or last.")] = None,
+    which: Annotated[str | None, WHICH] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Draw into this file (.png, .svg, .pdf; of a run .gif too) instead.")
     ] = None,
@@ -116,7 +121,7 @@ def eval_(
     run: Annotated[Path, typer.Argument(help="A run folder, or one of its checkpoints.")],
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
-    which: Annotated[str, typer.Option(help="best or last.")] = "best",
+    which: Annotated[str, typer.Option(help="best, last, or a checkpoint such as step_300.")] = "best",
     as_json: Json = False,
 ) -> None:
     """Score a run's model, on its own task or a changed one (task.n_pairs=8)."""
@@ -146,7 +151,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="Token id to end after; may be repeated; or none.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the samples.")] = 0,
     prefill_chunk: Annotated[int | None, typer.Option(help="Tokens of a prompt read at a time.")] = None,
-    which: Annotated[str | None, typer.Option(help="Of a run: best, the default, or last.")] = None,
+    which: Annotated[str | None, WHICH] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print when all is done.")] = False,
     as_json: Json = False,
@@ -282,8 +287,13 @@ _formatwarning = warnings.formatwarning
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; wrong use is one line on standard error and exit status 2."""
     warnings.formatwarning = _one_line
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the terminal's encoding lacks is escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = app(args=(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk is found out here, not as Python ends
     except UsageError as error:
         _fail(str(error), 2)
     except CommandError as error:
@@ -293,11 +303,17 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # such as `zoo list tasks | head -1`
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        if error.filename is None:  # the output: of files, what reads or writes them has told
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more is tried there
+        reason = error.strerror or type(error).__name__
+        _fail(f"Cannot write the output: {reason}." if error.filename is None else f"{error.filename}: {reason}.", 1)
     except (MemoryError, RuntimeError) as error:
         from zoo.training.files import RunError
 
         if isinstance(error, MemoryError) or "allocate" in str(error):  # numpy's, torch's on a CPU and on a GPU
-            _fail(f"Not enough memory: {error}", 1)
+            _fail(f"Not enough memory: {str(error) or 'choose smaller sizes'}", 1)
         if not isinstance(error, RunError):
             raise
         _fail(str(error), 1)
@@ -307,7 +323,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print("zoo: " + " ".join(message.split()), file=sys.stderr)
+    text = " ".join(message.split())
+    print("zoo: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), file=sys.stderr)
     sys.exit(status)
 
 

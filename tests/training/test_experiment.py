@@ -292,8 +292,10 @@ WRONG = [
     ({"model.positions": "learned", "model.max_len": 8}, "model.max_len=8 is too small"),
     ({"model.causal": False}, "causal"),
     ({"model.causal": False, "model.pattern": "mha"}, "set model.causal=true"),
-    ({"model.pattern": "swiglu(d_hidden=1000000000000)"}, "parameters take 1,"),
-    ({"model.pattern": "swiglu(d_hidden=100000000000000000000)"}, "a size is beyond what any tensor can hold"),
+    ({"model.pattern": "100*(swiglu(d_hidden=16000000))"}, "parameters take 2,"),
+    ({"model.pattern": "swiglu(d_hidden=100000000000000000000)"}, "it should be at most 16,777,216"),
+    ({"model.pattern": "retention(expand_v=1e30)"}, "a size is beyond what any tensor can hold"),
+    ({"model.pattern": "retention(expand_v=1e308)"}, "it should be at most 1e+30"),
     ({"model.family": "mamba2-tony"}, "Unknown model 'mamba2-tony'. Did you mean 'mamba2-tiny'?"),
     ({"objective": "next_tokne"}, "Unknown objective 'next_tokne'. Did you mean 'next_token'?"),
     ({"objective.smoothing": 1}, "Unknown option of next_token 'smoothing'. Did you mean 'label_smoothing'?"),
@@ -320,7 +322,7 @@ def test_wrong_options_are_told_in_one_line(overrides, told):
         ("task: mqar\nmodel: mha\nwords: 3", "words should be a mapping of names to mixers, not 3."),
         ("task: mqar\nmodel: {d_model: 32}", "model needs 'pattern'"),
         ("task: {seq_len: 64}\nmodel: mha", "with the key 'name'"),
-        ("\x00", "is not valid YAML"),
+        ("\x00", "this is no UTF-8 text"),
     ],
 )
 def test_wrong_recipe_files(tmp_path, text, told):

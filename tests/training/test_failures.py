@@ -179,7 +179,10 @@ def test_missing_and_foreign_checkpoints(finished_run, tmp_path):
     torch.save({"model": {}}, foreign / "pytorch_model.bin")
     with pytest.raises(zoo.UsageError, match="no checkpoint of this package"):
         load(foreign)
-    assert load(run)  # a run goes back to the last of its own
+    for which in ("best", "last"):
+        with pytest.raises(zoo.UsageError, match=r"step_50 is no checkpoint.*step_40 is whole.*which='step_40'"):
+            load(run, which)
+    assert load(run, "step_40")
     with pytest.raises(zoo.UsageError, match="'best' or 'last'"):
         load(run, "first")
 

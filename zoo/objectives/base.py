@@ -128,6 +128,10 @@ class Objective(ABC):
     def encode(self, batch: Batch) -> Encoded:
         """Rows as the model reads them; a pure function, called in a background thread."""
 
+    def carries(self, carry: Carry, model: nn.Module, n: int) -> bool:
+        """Whether a checkpoint's `carry` can be what `updates` leaves after a batch of `n` rows; by default nothing."""
+        return not carry
+
     @abstractmethod
     def updates(self, model: nn.Module, data: Encoded, carry: Carry, generator: torch.Generator) -> Iterator[Update]:
         """The losses of one batch, one per optimizer step; the model changes between them.

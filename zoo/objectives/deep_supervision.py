@@ -164,6 +164,24 @@ class DeepSupervision(Objective):
         carry["steps"] = steps
         carry["answer"], carry["latents"] = thought.state
 
+    def carries(self, carry: Carry, model: Any, n: int) -> bool:
+        if not carry:
+            return True
+        names = {"halted", "steps", "tokens", "targets", "answer", "latents"} | {"puzzles"} & carry.keys()
+        if carry.keys() != names or carry["tokens"].ndim != 2 or len(carry["tokens"]) != n:
+            return False
+        fresh = model.init_state(*carry["tokens"].shape)
+        shapes = {"halted": (n,), "steps": (n,), "puzzles": (n,), "targets": carry["tokens"].shape}
+        shapes |= {"tokens": carry["tokens"].shape, "answer": fresh.answer.shape, "latents": fresh.latents.shape}
+        tokens, targets = carry["tokens"], carry["targets"]
+        return (
+            all(carry[name].shape == shapes[name] for name in names)
+            and carry["halted"].dtype == torch.bool
+            and all(carry[name].dtype == torch.int64 for name in names - {"halted", "answer", "latents"})
+            and 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size
+            and bool(((targets == IGNORE) | ((targets >= 0) & (targets < self.vocab_size))).all())
+        )
+
     def _nats(self, logits: Tensor, targets: Tensor) -> Tensor:
         """-log p of each target, (m,)."""
         logits = at_least_float32(logits)

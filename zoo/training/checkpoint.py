@@ -3,7 +3,9 @@
 checkpoints/step_300/weights.safetensors    the model
                      average.safetensors    the running average, where `train.ema` is set
                      training.pt            optimizer, random states, position; read with weights_only=True
-                     manifest.json          step, best step so far, size and digest of each file
+                     manifest.json          step, best step so far, the run's config, size and digest of each file
+
+Whatever is read is checked against the manifest on its way, by `read_weights` and `read_training` alike.
 """
 
 from __future__ import annotations
@@ -13,37 +15,58 @@ import hashlib
 import io
 import itertools
 import json
-import pickle
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor, nn
 
-from tasks.registry import UsageError
+from tasks.filing import read_bytes
+from tasks.registry import UsageError, quoted
 from zoo.training.files import sync_folder, write_bytes, writing
 
 WEIGHTS, AVERAGE, TRAINING, MANIFEST = "weights.safetensors", "average.safetensors", "training.pt", "manifest.json"
 FORMAT = 1
-_NAME = re.compile(r"step_(\d+)")
+MOST_BYTES_OF_MANIFEST = 2**26
+_NAME = re.compile(r"step_(0|[1-9][0-9]{0,17})")
+_OWN = re.compile(r"step_[0-9]+(\.damaged[0-9]*)?|\.step_[0-9]+\.[0-9a-f]+\.tmp")
 
 
 class Damaged(UsageError):
     """A checkpoint that is missing, truncated, altered or not one of ours."""
 
 
-class Manifest(NamedTuple):
-    """What a checkpoint says about itself."""
+class File(BaseModel):
+    """What a manifest says of a file."""
 
-    step: int
-    best: int | None
-    files: dict[str, dict[str, Any]]
+    bytes: NonNegativeInt
+    digest: str
+
+
+class Manifest(BaseModel):
+    """What a checkpoint says about itself.
+
+    Attributes:
+        step: batches trained.
+        best: the step of the best weights so far.
+        files: its files.
+        config: that of the run, as its `config.yaml` held it; older checkpoints have none.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    step: NonNegativeInt
+    best: NonNegativeInt | None
+    files: dict[Literal["weights.safetensors", "average.safetensors", "training.pt"], File]
+    config: dict[str, Any] | None = None
 
 
 def save(
@@ -54,6 +77,7 @@ def save(
     average: Mapping[str, Tensor] | None,
     training: Mapping[str, Any],
     best: int | None,
+    config: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `folder/step_N` under a temporary name, flush it, then give it its name.
 
@@ -70,13 +94,14 @@ def save(
         "format": FORMAT,
         "step": step,
         "best": best,
+        "config": None if config is None else dict(config),
         "files": {name: {"bytes": len(data), "digest": _digest(data)} for name, data in files.items()},
     }
     files[MANIFEST] = json.dumps({**manifest, "digest": _digest_of(manifest)}, indent=1).encode()
     final = folder / f"step_{step}"
     temporary = folder / f".{final.name}.{secrets.token_hex(4)}.tmp"
     with writing(final):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # in the run's folder, which has to be there
         try:
             temporary.mkdir()
             for name, data in files.items():
@@ -116,50 +141,82 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(m.group(1)) for m in found if m)
 
 
+def read_manifest(path: Path) -> Manifest:
+    """What a checkpoint says about itself.
+
+    Raises:
+        Damaged: there is none, or it is not as it was written.
+    """
+    if not path.is_dir():
+        raise Damaged(f"There is no checkpoint {path}.")
+    if not (path / MANIFEST).exists():
+        raise Damaged(f"{path} is no checkpoint of this package: it has no {MANIFEST}.")
+    try:
+        data = json.loads(read_bytes(path / MANIFEST, most=MOST_BYTES_OF_MANIFEST))
+        version = data["format"]
+        intact = _digest_of({k: v for k, v in data.items() if k != "digest"}) == data["digest"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise Damaged(f"The checkpoint {path} is damaged: {MANIFEST} cannot be read.") from None
+    if version != FORMAT:
+        raise Damaged(f"The checkpoint {path} has format {quoted(version, 20)}; this version reads format {FORMAT}.")
+    if not intact:
+        raise Damaged(f"The checkpoint {path} is damaged: {MANIFEST} has changed since it was written.")
+    try:
+        manifest = Manifest.model_validate(data)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise Damaged(f"{path} is no checkpoint of this package: {where} of {MANIFEST} is something else.") from None
+    for name in (WEIGHTS, TRAINING):
+        if name not in manifest.files:
+            raise Damaged(f"{path} is no checkpoint of this package: {MANIFEST} names no {name}.")
+    return manifest
+
+
+def _read(path: Path, manifest: Manifest, name: str) -> bytes:
+    """A file of a checkpoint, as it was written.
+
+    Raises:
+        Damaged: it is not.
+    """
+    expected = manifest.files[name]  # type: ignore[index]
+    try:
+        longer = (path / name).stat().st_size > expected.bytes
+        content = b"" if longer else read_bytes(path / name, most=expected.bytes)
+    except OSError as error:
+        raise Damaged(f"The checkpoint {path} is damaged: {name} cannot be read ({error.strerror}).") from None
+    except UsageError as error:
+        raise Damaged(f"The checkpoint {path} is damaged: {str(error).rstrip('.')}.") from None
+    if len(content) < expected.bytes and not longer:
+        sizes = f"{len(content):,} of {expected.bytes:,} bytes"
+        raise Damaged(f"The checkpoint {path} is damaged: {name} is truncated, {sizes} are there.")
+    if longer or _digest(content) != expected.digest:
+        raise Damaged(f"The checkpoint {path} is damaged: the content of {name} has changed since it was written.")
+    return content
+
+
 def verify(path: Path) -> Manifest:
-    """Read the manifest and check every file against it.
+    """Read a checkpoint's manifest and check every file against it.
 
     Raises:
         Damaged: what is wrong, in one line.
     """
-    if not path.is_dir():
-        raise Damaged(f"There is no checkpoint {path}.")
-    try:
-        data = json.loads((path / MANIFEST).read_bytes())
-        version = data["format"]
-        intact = _digest_of({k: v for k, v in data.items() if k != "digest"}) == data["digest"]
-    except FileNotFoundError:
-        raise Damaged(f"{path} is no checkpoint of this package: it has no {MANIFEST}.") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise Damaged(f"The checkpoint {path} is damaged: {MANIFEST} cannot be read.") from None
-    if version != FORMAT:
-        raise Damaged(f"The checkpoint {path} has format {version!r:.20}; this version reads format {FORMAT}.")
-    if not intact:
-        raise Damaged(f"The checkpoint {path} is damaged: {MANIFEST} has changed since it was written.")
-    manifest = Manifest(data["step"], data["best"], data["files"])
-    for name, expected in manifest.files.items():
-        try:
-            content = (path / name).read_bytes()
-        except OSError as error:
-            raise Damaged(f"The checkpoint {path} is damaged: {name} cannot be read ({error.strerror}).") from None
-        if len(content) != expected["bytes"]:
-            sizes = f"{len(content):,} of {expected['bytes']:,} bytes"
-            raise Damaged(f"The checkpoint {path} is damaged: {name} is truncated, {sizes} are there.")
-        if _digest(content) != expected["digest"]:
-            raise Damaged(f"The checkpoint {path} is damaged: the content of {name} has changed since it was written.")
+    manifest = read_manifest(path)
+    for name in manifest.files:
+        _read(path, manifest, name)
     return manifest
 
 
 def read_weights(path: Path, *, average: bool = True) -> dict[str, Tensor]:
-    """The weights of a verified checkpoint: those evaluation reads, or with `average=False` those being trained.
+    """The weights that evaluation reads, or with `average=False` those being trained, once they are verified.
 
     Raises:
-        Damaged: they cannot be read.
+        Damaged: they are not as they were written, or no weights.
     """
-    name = AVERAGE if average and (path / AVERAGE).exists() else WEIGHTS
+    manifest = read_manifest(path)
+    name = AVERAGE if average and AVERAGE in manifest.files else WEIGHTS
     try:
-        return safetensors.torch.load((path / name).read_bytes())
-    except (OSError, safetensors.SafetensorError, ValueError) as error:
+        return safetensors.torch.load(_read(path, manifest, name))
+    except (safetensors.SafetensorError, KeyError) as error:  # KeyError: of a type that torch has not
         raise Damaged(f"The checkpoint {path} is damaged: {name} cannot be read ({_first_line(error)}).") from None
 
 
@@ -183,29 +240,37 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def read_training(path: Path) -> dict[str, Any]:
-    """The training state of a verified checkpoint.
+    """The training state, once it is verified.
 
     Raises:
-        Damaged: it cannot be read.
+        Damaged: it is not as it was written, or none.
     """
+    content = _read(path, read_manifest(path), TRAINING)
     try:
-        return torch.load(path / TRAINING, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > len(content):  # torch packs nothing
+            raise Damaged(f"The checkpoint {path} is not to be trusted: {TRAINING} unpacks to {unpacked:,} bytes.")
+        data = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if not isinstance(data, dict):
+            raise TypeError(f"it holds a {type(data).__name__}")
+        return data
+    except Damaged:
+        raise
+    except Exception as error:  # a strange pickle may raise anything
         raise Damaged(f"The checkpoint {path} is damaged: {TRAINING} cannot be read ({_first_line(error)}).") from None
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return quoted((str(error).splitlines() or [type(error).__name__])[0], 200)
 
 
-def newest(folder: Path) -> Iterator[tuple[Path, Manifest | Damaged]]:
-    """Checkpoints from the newest back, each with its manifest or with what is wrong with it."""
+def config_of(folder: Path) -> dict[str, Any] | None:
+    """The config that the newest readable checkpoint of a folder was trained with, where one says so."""
     for step in reversed(steps(folder)):
-        path = folder / f"step_{step}"
-        try:
-            yield path, verify(path)
-        except Damaged as error:
-            yield path, error
+        with contextlib.suppress(Damaged):
+            return read_manifest(folder / f"step_{step}").config
+    return None
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -213,8 +278,8 @@ def prune(folder: Path, keep: int) -> None:
     found = steps(folder)
     kept = set(found[-keep:])
     for step in found[-keep:]:
-        with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged one names none
-            kept.add(json.loads((folder / f"step_{step}" / MANIFEST).read_bytes())["best"])
+        with contextlib.suppress(Damaged):  # which names none
+            kept.add(read_manifest(folder / f"step_{step}").best or 0)
     for step in found:
         if step not in kept:
             shutil.rmtree(folder / f"step_{step}", ignore_errors=True)
@@ -230,3 +295,8 @@ def clear_leftovers(folder: Path) -> None:
     """Delete what a killed process was still writing."""
     for path in folder.glob(".step_*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def belongings(folder: Path) -> list[Path]:
+    """All in a folder of checkpoints that is theirs, damaged ones and leftovers included."""
+    return sorted(p for p in folder.iterdir() if _OWN.fullmatch(p.name)) if folder.is_dir() else []

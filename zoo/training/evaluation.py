@@ -24,7 +24,7 @@ from zoo.training import imports
 from zoo.training.data import split_rows
 from zoo.training.experiment import Experiment, Parts, TrainConfig, override
 from zoo.training.machine import autocast, choose_device, choose_precision
-from zoo.training.run import find_checkpoint, load, read_config
+from zoo.training.run import load_from, read_config, run_of
 
 HELD_OUT_SEED = 0
 """Runs of all seeds are scored on the same rows."""
@@ -191,10 +191,10 @@ def open_run(path: str | Path, overrides: Mapping[str, Any] | None = None, which
     for key in overrides or {}:
         if not any(key == k or key.startswith(k + ".") for k in EVALUATION_KEYS):
             raise unknown("key of an evaluation", key, EVALUATION_KEYS)
-    model = load(path, which)
-    found = find_checkpoint(path, which)
-    imports.check(found.parents[1], {"task", "objective"} - set(overrides or ()))
-    experiment = Experiment(**override(read_config(found.parents[1]), overrides or {}))
+    model, found = load_from(path, which)
+    run = run_of(found)
+    imports.check(run, {"task", "objective"} - set(overrides or ()))
+    experiment = Experiment(**override(read_config(run), overrides or {}))
     parts, config = experiment.build(), experiment.train
     device = choose_device(config.device)
     if config.threads is not None:

@@ -16,6 +16,7 @@ that stand for `{name}` in their patterns, so that `words.mixer=mamba2` changes 
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -29,14 +30,16 @@ from torch import nn
 
 from tasks.protocol import Task, create_task
 from tasks.protocol import registry as tasks
-from tasks.registry import Options, UsageError, unknown
+from tasks.registry import Options, UsageError, quoted, unknown
 from zoo.models.token import ModelConfig, TokenModel, create_model, model_config
-from zoo.objectives.base import Objective, create_objective
+from zoo.objectives.base import Objective, create_objective, objectives
 from zoo.protocol import Mixer
-from zoo.training import imports, machine
+from zoo.training import imports, machine, yaml_text
+from zoo.training.files import check_path
 
 SECTIONS = ("task", "model", "objective")
 CONFIG = "config.yaml"
+NEVER = 2**40  # steps that no training comes to
 
 
 class Target(Options):
@@ -100,10 +103,10 @@ class TrainConfig(Options):
         keep: number of latest checkpoints kept, beside the best.
     """
 
-    steps: int = Field(default=1000, ge=1)
+    steps: int = Field(default=1000, ge=1, le=NEVER)
     batch_size: int = Field(default=64, ge=1)
-    rows: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0)
+    rows: int | None = Field(default=None, ge=1, le=NEVER)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     optimizer: Literal["adamw", "adam_atan2", "muon"] = "adamw"
     lr: float = Field(default=3e-3, gt=0)
     muon_lr: float | None = Field(default=None, gt=0)
@@ -116,31 +119,31 @@ class TrainConfig(Options):
     momentum: float = Field(default=0.95, ge=0, lt=1)
     clip: float | None = Field(default=1.0, gt=0)
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    warmup_steps: int = Field(default=50, ge=0)
-    decay_steps: int | None = Field(default=None, ge=0)
+    warmup_steps: int = Field(default=50, ge=0, le=NEVER)
+    decay_steps: int | None = Field(default=None, ge=0, le=NEVER)
     final_lr: float = Field(default=0.0, ge=0, le=1)
     ema: float | None = Field(default=None, gt=0, lt=1)
     ema_warmup: bool = True
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
-    threads: int | None = Field(default=None, ge=1)
-    eval_every: int = Field(default=100, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    eval_every: int = Field(default=100, ge=1, le=NEVER)
     eval_rows: int = Field(default=512, ge=1)
     test_rows: int = Field(default=2048, ge=1)
     eval_batch_size: int | None = Field(default=None, ge=1)
     metric: str | None = None
     target: Target | None = None
     time_budget: float | None = Field(default=None, gt=0)
-    log_every: int = Field(default=10, ge=1)
-    checkpoint_every: int | None = Field(default=None, ge=1)
+    log_every: int = Field(default=10, ge=1, le=NEVER)
+    checkpoint_every: int | None = Field(default=None, ge=1, le=NEVER)
     checkpoint_seconds: float | None = Field(default=30.0, gt=0)
-    keep: int = Field(default=2, ge=1)
+    keep: int = Field(default=2, ge=1, le=NEVER)
 
     @field_validator("target", mode="before")
     @classmethod
     def _target(cls, value: Any) -> Any:
-        return Target(**value) if isinstance(value, Mapping) else value
+        return Target.of(value)
 
     @property
     def selection(self) -> str:
@@ -187,6 +190,17 @@ class Experiment(Options):
     objective: dict[str, Any] = Field(default_factory=lambda: {"name": "next_token"})
     train: TrainConfig = Field(default_factory=TrainConfig)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _names_options(cls, data: Any) -> Any:
+        for key in data if isinstance(data, Mapping) else ():
+            if key not in cls.model_fields and (places := _places(key, data)):
+                hint = f" Did you mean {' or '.join(repr(f'{place}.{key}') for place in places)}?"
+                raise UsageError(
+                    f"Unknown option of experiment {key!r}.{hint} Available: {', '.join(cls.model_fields)}."
+                )
+        return data
+
     @field_validator(*SECTIONS, "train", mode="before")
     @classmethod
     def _section(cls, value: Any, info: Any) -> Any:
@@ -195,14 +209,16 @@ class Experiment(Options):
             if info.field_name == "objective" and isinstance(section, dict):
                 return {"name": "next_token", **section}
             return section
-        return TrainConfig(**value) if isinstance(value, Mapping) else value
+        return TrainConfig.of(value)
 
     @model_validator(mode="after")
     def _fits(self) -> Experiment:
         if "/" in self.name or self.name in ("", ".", ".."):
             raise UsageError(
-                f"name={self.name!r} is not allowed: it should be the name of a folder (out= takes a path)."
+                f"name={quoted(self.name)} is not allowed: it should be the name of a folder (out= takes a path)."
             )
+        check_path(self.name, "name")
+        check_path(self.out or "", "out")
         return self
 
     @property
@@ -251,6 +267,7 @@ class Experiment(Options):
         if self.train.puzzle_lr is not None and not (recursion is not None and recursion.prefix):
             raise UsageError("train.puzzle_lr is for what is learned of each puzzle: set model.recursion.prefix.")
         config = model_config({**given, **fill})
+        self._has_room(length, config.d_model)
         model = _outlined(config)  # sizes that do not fit are refused before anything is written or trained
         for m in model.modules():
             if isinstance(m, Mixer) and m.takes_length and m.length < length:
@@ -259,6 +276,18 @@ class Experiment(Options):
         if task.irregular_times and "time_feature" not in given and not reads_timespans(model):
             config = model_config({**given, **fill, "time_feature": True})
         return Parts(task, objective, config)
+
+    def _has_room(self, length: int, width: int) -> None:
+        """Refuses rows that this machine's memory cannot hold: those drawn at once, and those a model reads at once."""
+        held = machine.total_memory()
+        rows = 16 * length  # bytes of what is asked and what is answered
+        sizes = {"rows": rows, "eval_rows": rows, "test_rows": rows, "batch_size": rows + 4 * length * width}
+        sizes["eval_batch_size"] = sizes["batch_size"]
+        for key, size in sizes.items():
+            n = getattr(self.train, key)
+            if held and n is not None and n * size > held:
+                told = f"{n:,} rows of {length:,} tokens take {_gib(n * size)}, and this machine has {_gib(held)}"
+                raise UsageError(f"train.{key}={n} is too large: {told}.")
 
     def resolved(self, parts: Parts) -> dict[str, Any]:
         """Every option spelt out, defaults included, as plain data: what `config.yaml` holds."""
@@ -274,6 +303,24 @@ class Experiment(Options):
 Experiment._label = "experiment"  # type: ignore[attr-defined]
 
 
+def _places(option: str, data: Mapping[str, Any]) -> list[str]:
+    """The sections of an experiment that have an option of this name."""
+    fields: dict[str, Iterable[str]] = {
+        "train": TrainConfig.model_fields,
+        "model": [*ModelConfig.model_fields, "n_parameters"],
+    }
+    for section, known in (("task", tasks), ("objective", objectives)):
+        named = data.get(section, "next_token")
+        name = named.get("name") if isinstance(named, Mapping) else named
+        if isinstance(name, str) and name in known:
+            fields[section] = known[name].Config.model_fields
+    return [section for section, names in fields.items() if option in names]
+
+
+def _gib(n_bytes: float) -> str:
+    return f"{n_bytes / 2**30:,.0f} GiB"
+
+
 def _reads(task: Task, objective: Objective, length: int) -> str:
     return f"{task.name} under {objective.name} reads {length} tokens"
 
@@ -284,16 +331,11 @@ def _outlined(config: ModelConfig) -> TokenModel:
     Raises:
         UsageError: sizes that do not go together, or weights that no tensor or this machine's memory can hold.
     """
-    try:
-        with torch.device("meta"):
-            model = create_model(config)
-    except (RuntimeError, TypeError) as error:
-        if "overflow" not in str(error).lower():
-            raise
-        raise UsageError("model: a size is beyond what any tensor can hold.") from None
+    with torch.device("meta"):
+        model = create_model(config)
     n, held = model.n_parameters(), machine.total_memory()
     if held and 4 * n > held:
-        told = f"{4 * n / 2**30:,.0f} GiB, and this machine has {held / 2**30:,.0f} GiB"
+        told = f"{_gib(4 * n)}, and this machine has {_gib(held)}"
         raise UsageError(f"model: its {n:,} parameters take {told}: choose smaller sizes.")
     return model
 
@@ -327,19 +369,10 @@ def as_section(section: str, value: Any) -> Any:
 # ---- reading
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 3e-4 as text; here it is a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
 def parse_value(text: str) -> Any:
     """The value of `key=value`, read as YAML; what is not YAML is text."""
     try:
-        return yaml.load(text, _Loader)
+        return yaml_text.load(text, quoted(text, 40))
     except yaml.YAMLError:
         return text
 
@@ -373,7 +406,7 @@ def override(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
     if {*sizes, "family"} & _of_the_model(overrides) and isinstance(new.get("model"), dict):
         new["model"] = {k: v for k, v in new["model"].items() if k not in sizes}
     for key, value in overrides.items():
-        *path, last = key.split(".")
+        *path, last = str(key).split(".")
         where = new
         for part in path:
             if not isinstance(where.get(part), dict):
@@ -393,7 +426,7 @@ def override(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
 def _of_the_model(overrides: Mapping[str, Any]) -> set[str]:
     """The model options that overrides set."""
     whole = overrides.get("model")
-    dotted = {key.removeprefix("model.") for key in overrides if key.startswith("model.")}
+    dotted = {str(key).removeprefix("model.") for key in overrides if str(key).startswith("model.")}
     return dotted | set(whole if isinstance(whole, Mapping) else ())
 
 
@@ -423,28 +456,35 @@ def read_recipe(source: str | Path) -> dict[str, Any]:
     Raises:
         UsageError: no such recipe or file, or one that is not a mapping in YAML.
     """
-    path = Path(source)
     if str(source) in list_recipes():
-        text, name = (_shipped() / f"{source}.yaml").read_text(encoding="utf-8"), str(source)
-    elif (path / CONFIG).is_file():
-        text, name = (path / CONFIG).read_text(encoding="utf-8"), path.name
-    elif path.is_file():
-        text, name = path.read_text(encoding="utf-8", errors="replace"), path.stem
-    elif path.suffix in (".yaml", ".yml") or "/" in str(source):
-        raise UsageError(f"{source} is neither a recipe file nor a run folder: it does not exist or holds no {CONFIG}.")
-    else:
+        text = (_shipped() / f"{source}.yaml").read_text(encoding="utf-8")
+        return {"name": str(source), **yaml_text.load(text, str(source))}
+    path = check_path(source)
+    is_run = (path / CONFIG).is_file()
+    if not is_run and path.is_dir():
+        raise UsageError(no_run(path))
+    if not path.exists():
+        if path.suffix in (".yaml", ".yml") or "/" in str(source):
+            told = f"it does not exist or holds no {CONFIG}"
+            raise UsageError(f"{source} is neither a recipe file nor a run folder: {told}.")
         raise unknown("recipe", str(source), list_recipes())
-    try:
-        data = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise UsageError(f"{source} is not valid YAML: {problem}") from None
+    data = yaml_text.read(path / CONFIG if is_run else path)
     if not isinstance(data, dict):
-        raise UsageError(f"{source} should hold a mapping with the keys task, model, train; it holds {data!r:.60}.")
-    if (path / CONFIG).is_file():
+        told = f"a mapping with the keys task, model, train; it holds {quoted(data, 60)}"
+        raise UsageError(f"{source} should hold {told}.")
+    if is_run:
         data["out"] = str(path)
         imports.check(path)
-    return {"name": name, **data}
+    return {"name": path.name if is_run else path.stem, **data}
+
+
+def no_run(path: Path) -> str:
+    """What to say of a folder that is no run's: which folders in it are."""
+    names = sorted(p.name for p in path.iterdir() if (p / CONFIG).is_file()) if os.access(path, os.R_OK) else []
+    if not names:
+        return f"{path} is no run folder: it has no {CONFIG}."
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return f"{path} is no run folder, but holds some: {', '.join(str(path / n) for n in names[:3])}{more}."
 
 
 def read_experiments(
@@ -462,32 +502,48 @@ def read_experiments(
     Raises:
         UsageError: a key, name or value that is wrong, or one model for variants that differ in theirs.
     """
-    overrides = dict(overrides or {})
+    try:
+        return _read_experiments(source, {str(k): v for k, v in (overrides or {}).items()}, variants)
+    except RecursionError:  # of a mapping from Python
+        raise UsageError("This experiment is nested too deeply.") from None
+
+
+def _read_experiments(source: Any, overrides: Mapping[str, Any], variants: Iterable[str]) -> dict[str, Experiment]:
     if isinstance(source, Experiment):
         return {"": source if not overrides else Experiment(**override(source.model_dump(), overrides))}
-    data = dict(source) if isinstance(source, Mapping) else read_recipe(source)
-    table = data.pop("variants", None) or {}
-    if not isinstance(table, Mapping):
-        raise UsageError("variants should be a mapping of names to overrides.")
-    chosen = [str(v) for v in variants] or [str(v) for v in table]
+    data = {str(k): v for k, v in source.items()} if isinstance(source, Mapping) else read_recipe(source)
+    table = _variants(data.pop("variants", None))
+    chosen = [str(v) for v in variants] or list(table)
     for name in chosen:
         if name not in table:
-            raise unknown("variant", name, map(str, table))
+            raise unknown("variant", name, table)
     declared = data.get("words")
     known = list(declared) if isinstance(declared, Mapping) else []
     if not chosen:
         return {"": Experiment(**_with_words(override(data, overrides), known))}
-    if len(chosen) > 1 and _names_a_model(overrides) and all(_names_a_model(table[name] or {}) for name in chosen):
+    if len(chosen) > 1 and _names_a_model(overrides) and all(_names_a_model(table[name]) for name in chosen):
         words = ", ".join(f"words.{name}" for name in known)
         told = f"override {words}, or name one by --variant" if known else "name one by --variant"
         raise UsageError(f"One model.pattern or model.family makes all {len(chosen)} variants the same model: {told}.")
     experiments = {}
     for name in chosen:
-        merged = _with_words(override(override(data, table[name] or {}), overrides), known)
+        merged = _with_words(override(override(data, table[name]), overrides), known)
         base = Path(merged.get("out") or Path("runs", str(merged.get("name", "experiment"))))
         merged |= {"name": name, "out": str(base / name)}
         experiments[name] = Experiment(**merged)
     return experiments
+
+
+def _variants(table: Any) -> dict[str, Mapping[str, Any]]:
+    """A recipe's variants by name."""
+    if not isinstance(table, Mapping | None):
+        raise UsageError(f"variants should be a mapping of names to overrides, not {quoted(table, 60)}.")
+    named = {str(name): {} if changes is None else changes for name, changes in (table or {}).items()}
+    for name, changes in named.items():
+        if not isinstance(changes, Mapping):
+            told = f"it should be a mapping of keys to values, such as {{train.lr: 1e-3}}, not {quoted(changes, 60)}"
+            raise UsageError(f"variants.{name} is not allowed: {told}.")
+    return named
 
 
 def _with_words(data: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
@@ -498,12 +554,12 @@ def _with_words(data: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
     """
     words = data.pop("words", None) or {}
     if not isinstance(words, Mapping):
-        raise UsageError(f"words should be a mapping of names to mixers, not {words!r}.")
+        raise UsageError(f"words should be a mapping of names to mixers, not {quoted(words)}.")
     for name, word in words.items():
         if name not in known:
             raise unknown("word of this recipe", name, known)
         if not isinstance(word, str):
-            raise UsageError(f"words.{name}={word!r} is not allowed: it should be a mixer, such as mamba2.")
+            raise UsageError(f"words.{name}={quoted(word)} is not allowed: it should be a mixer, such as mamba2.")
 
     def word_of(match: re.Match[str]) -> str:
         if match[1] not in words:
@@ -534,16 +590,19 @@ def read_task(source: str, overrides: Mapping[str, Any] | None = None) -> Task:
     if source in tasks or not _is_recipe(source):
         given = {k.removeprefix("task."): v for k, v in overrides.items()}
         return create_task(_tuples({"name": source, **given}))
-    return create_task(_tuples(override(read_recipe(source), overrides)["task"]))
+    recipe = override(read_recipe(source), overrides)
+    if "task" not in recipe:
+        raise UsageError(f"{source} names no task.")
+    return create_task(_tuples(recipe["task"]))
 
 
 def names_folder(source: str) -> bool:
     """Whether what could be a task's name, a recipe's or a path is a folder's path."""
-    return source not in tasks and source not in list_recipes() and Path(source).is_dir()
+    return source not in tasks and source not in list_recipes() and check_path(source).is_dir()
 
 
 def _is_recipe(source: str) -> bool:
-    return source in list_recipes() or Path(source).exists()
+    return source in list_recipes() or check_path(source).exists()
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

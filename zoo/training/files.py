@@ -6,15 +6,36 @@ import contextlib
 import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.registry import UsageError
+from tasks.registry import UsageError, quoted
+
+MOST_BYTES_OF_NAME, MOST_BYTES_OF_PATH = 255, 4000
 
 
 class RunError(RuntimeError):
     """A run that cannot go on through no wrong input: a full disk, a loss that is not finite. Its text is one line."""
+
+
+def check_path(path: str | Path, given_as: str = "") -> Path:
+    """A path that a file could have, which need not be there.
+
+    Args:
+        path: as a person gave it.
+        given_as: the option it was given by, for errors.
+
+    Raises:
+        UsageError: no file could have it.
+    """
+    data = os.fsencode(path)
+    why = "it holds the character NUL" if b"\0" in data else ""
+    if len(data) > MOST_BYTES_OF_PATH or any(len(part) > MOST_BYTES_OF_NAME for part in data.split(b"/")):
+        why = f"names may have {MOST_BYTES_OF_NAME} bytes, and paths {MOST_BYTES_OF_PATH:,}"
+    if why:
+        raise UsageError(f"{given_as}{'=' if given_as else ''}{quoted(str(path), 60)} is not allowed: {why}.")
+    return Path(path)
 
 
 @contextlib.contextmanager
@@ -59,6 +80,40 @@ def write_atomic(path: Path, data: bytes) -> None:
             sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def open_own(path: Path, *, keep: bool = False) -> Any:
+    """Open a file of a run for writing, its content kept or gone; never one that a link leads to.
+
+    Raises:
+        OSError: the file system refuses, or there is a link in its place.
+    """
+    if not keep:
+        path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if keep else os.O_EXCL)
+    descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
+    return os.fdopen(descriptor, "ab" if keep else "wb")
+
+
+def set_aside(paths: Iterable[Path], trash: Path) -> None:
+    """Move files and folders into a new folder, all of them or none.
+
+    Raises:
+        RunError: one cannot be moved; then all are where they were.
+    """
+    moved: list[tuple[Path, Path]] = []
+    at = trash
+    try:
+        trash.mkdir()
+        for at in paths:
+            at.rename(trash / at.name)
+            moved.append((at, trash / at.name))
+    except OSError as error:
+        for old, new in reversed(moved):
+            new.rename(old)
+        with contextlib.suppress(OSError):
+            trash.rmdir()
+        raise RunError(f"Cannot delete {at}: {error.strerror or error}; nothing was deleted.") from None
 
 
 def save_figure(figure: Any, path: Path) -> None:

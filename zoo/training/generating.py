@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tasks.filing import read_bytes
 from tasks.registry import UsageError
 from zoo.interop.hf import CONFIG as PUBLISHED
 from zoo.interop.hf import from_hf, read_json
@@ -18,7 +19,8 @@ from zoo.models.generation import NewTokens
 from zoo.models.token import TokenModel
 from zoo.training.checkpoint import is_checkpoint
 from zoo.training.evaluation import answered, held_out, open_run
-from zoo.training.experiment import CONFIG
+from zoo.training.experiment import CONFIG, no_run
+from zoo.training.files import check_path
 from zoo.training.machine import choose_device
 from zoo.training.run import load
 
@@ -197,7 +199,8 @@ def answer_example(
     predictions = answered(opened.model, objective, batch, batch_size=1, precision=opened.precision).predictions
     score = {k: v for k, v in task.score(batch, predictions).items() if k not in ("n", "slices")}
     rows = {"inputs": batch.inputs, "targets": batch.targets, "predictions": predictions}
-    data = {"run": str(run), "split": split, "example": row, **{k: v[0].tolist() for k, v in rows.items()}, **score}
+    named = {"run": str(run), "checkpoint": str(opened.checkpoint), "split": split, "example": row}
+    data = {**named, **{k: v[0].tolist() for k, v in rows.items()}, **score}
     return task.render(batch, 0, predictions), data
 
 
@@ -207,9 +210,11 @@ def is_published(path: Path) -> bool:
     Raises:
         UsageError: it is a folder, and neither.
     """
-    if not path.is_dir() or (path / CONFIG).exists() or is_checkpoint(path):
+    if not check_path(path).is_dir() or (path / CONFIG).exists() or is_checkpoint(path):
         return False
     if not (path / PUBLISHED).exists():
+        if any((p / CONFIG).is_file() for p in path.iterdir()):
+            raise UsageError(no_run(path))
         raise UsageError(f"{path} is neither a run folder, with a {CONFIG}, nor a checkpoint folder, with {PUBLISHED}.")
     return True
 
@@ -219,9 +224,9 @@ def is_published(path: Path) -> bool:
 
 def _content(file: str) -> str:
     try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    except OSError as error:
-        raise UsageError(f"--prompt-file {file} cannot be read: {error.strerror or error}.") from None
+        data = sys.stdin.buffer.read() if file == "-" else read_bytes(file)
+    except UsageError as error:
+        raise UsageError(f"--prompt-file {error}") from None
     return data.decode("utf-8", "surrogateescape").removesuffix("\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,14 @@ from zoo.training.experiment import parse_overrides, read_experiments
 from zoo.training.loop import Result, train
 
 CHILD = """
-import sys
+import os, signal, sys, threading
+def outlive_nobody():
+    while os.read(lifeline, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+lifeline = int(sys.argv.pop(1))
+if lifeline >= 0:
+    threading.Thread(target=outlive_nobody, daemon=True).start()
 sys.path.append(sys.argv.pop(1))
 try:
     from zoo.cli import main
@@ -26,10 +34,16 @@ main()
 def run_zoo(arguments: Sequence[str]) -> int:
     """Run the `zoo` command in a child process with this one's terminal and return its exit status.
 
-    Ctrl-C reaches the child too, which ends in its own way; this process waits for it.
+    Ctrl-C reaches the child too, which ends in its own way; this process waits for it. If this process is killed, the
+    system closes its end of a pipe, and the child, which waits at the other, stops as at SIGTERM: with a checkpoint.
     """
     root = str(Path(__file__).resolve().parents[2])  # where this `zoo` lies, installed or not
-    child = subprocess.Popen([sys.executable, "-P", "-c", CHILD, root, *arguments])
+    if os.name == "nt":  # where pipes are not handed down
+        reading, writing = -1, -1
+    else:
+        reading, writing = os.pipe()
+    command = [sys.executable, "-P", "-c", CHILD, str(reading), root, *arguments]
+    child = subprocess.Popen(command, pass_fds=[reading] if reading >= 0 else [])
     asked: list[int] = []
 
     def forward(number: int, frame: object) -> None:
@@ -42,6 +56,9 @@ def run_zoo(arguments: Sequence[str]) -> int:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+        for end in (reading, writing):
+            if end >= 0:
+                os.close(end)
     if asked:
         return 128 + asked[0]
     return 128 - status if status < 0 else status
@@ -63,11 +80,13 @@ def train_recipe(
         UsageError: any wrong input, in any variant, before the first is trained.
     """
     experiments = read_experiments(source, parse_overrides(overrides), variants)
+    if len(experiments) == 1:
+        name = next(iter(experiments)) or None
+        changes = parse_overrides(overrides)
+        result = train(source, changes, variant=name, resume=resume, fresh=fresh, quiet=quiet)
+        return Launched(0, [summary(result)])
     for experiment in experiments.values():
         experiment.build()
-    if len(experiments) == 1:
-        result = train(next(iter(experiments.values())), resume=resume, fresh=fresh, quiet=quiet)
-        return Launched(0, [summary(result)])
     flags = [flag for flag, on in (("--resume", resume), ("--fresh", fresh), ("--quiet", quiet)) if on]
     failed = 0
     for name in experiments:
@@ -85,6 +104,9 @@ def summary(result: Result) -> str:
     figures = (
         f"validation accuracy {score['accuracy']:.4f}, test accuracy {test['accuracy']:.4f}, exact {test['exact']:.4f}"
     )
-    return (
-        f"{result.path}: {result.status} at step {result.data['steps']} after {result.data['seconds']:.1f} s; {figures}"
-    )
+    ended = f"{result.status} at step {result.data['steps']} after {result.data['seconds']:.1f} s"
+    cut = result.data.get("train")
+    if result.status == "time_budget" and isinstance(cut, dict):
+        seconds, steps = cut.get("time_budget"), cut.get("steps")
+        ended += f" (train.time_budget={seconds} ended it before train.steps={steps}; null sets no limit)"
+    return f"{result.path}: {ended}; {figures}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,11 +28,11 @@ from zoo.training.experiment import Experiment, Parts, read_experiment
 from zoo.training.files import RunError
 from zoo.training.progress import Reporter
 from zoo.training.randomness import kept_random_state
-from zoo.training.run import RunFolder, load
-from zoo.training.session import Session
+from zoo.training.run import ENDED, RunFolder, load
+from zoo.training.session import Best, Session
 from zoo.training.stopping import Interrupted, Stop, stop_on_signals
 
-ENDED = ("finished", "target", "time_budget")
+T = TypeVar("T")
 
 
 class Result(NamedTuple):
@@ -90,12 +91,21 @@ def train(
         run.open(chosen.resolved(parts), fresh=fresh)
         imports.record(run.path, parts)
         reporter = Reporter(chosen.name, chosen.train.steps, chosen.train.selection, quiet=quiet)
-        old = run.result()
+        if (source := _other_run(experiment, chosen.folder)) and not checkpoint.steps(run.checkpoints):
+            reporter.say(f"{run.path} starts from new weights: {source} gives it a config, and no weights.")
+        old = run.result(reporter.say)
         if old is not None and old["status"] in ENDED and not _more_time(chosen, old["status"], old["seconds"]):
             reporter.say(f"{run.path} holds this run, {old['status']} at step {old['steps']}: nothing to do.")
             return Result(run.path, old["status"], old)
         with stop_on_signals() as stop, reporter:
             return Trainer(chosen, parts, run, reporter, stop).run()
+
+
+def _other_run(source: Any, folder: Path) -> Path | None:
+    """The run folder that an experiment was read from, where it is not the one that is trained into."""
+    path = Path(source) if isinstance(source, str | Path) else None
+    held = path is not None and bool(checkpoint.steps(path / "checkpoints"))
+    return path if held and path and folder.resolve() != path.resolve() else None
 
 
 def _more_time(experiment: Experiment, status: str | None, seconds: float) -> bool:
@@ -117,7 +127,8 @@ class Trainer:
             torch.set_num_threads(self.config.threads)
         self.baseline_memory = machine.peak_memory(self.device)
         self.session = Session(self.model_config, self.config, self.device)
-        self.session.resume(run.checkpoints, reporter.say)
+        carries = functools.partial(self.objective.carries, n=self.config.batch_size)
+        self.session.resume(run.checkpoints, reporter.say, carries)
         self.model, self.at = self.session.model, self.session.at
         self.mixers = [module for module in self.model.modules() if isinstance(module, Mixer)]
         if _more_time(experiment, self.at.status, self.at.seconds):
@@ -130,7 +141,7 @@ class Trainer:
 
     def run(self) -> Result:
         """Train to an end, then read test once with the weights that validation chose."""
-        self.folder.start_records(self.at.metrics_size)
+        self.folder.start_records(self.at.metrics_size, self.reporter.say)
         self.clock = Clock(self.at.seconds, self.at.tokens)
         self.rate: float | None = None
         self.grad_norm: Tensor | None = None
@@ -142,6 +153,8 @@ class Trainer:
         try:
             if self.config.compile:
                 self._compile()
+            if self.at.best is not None:
+                self._check_best(functools.partial(checkpoint.verify, self._best_path()))
             self._train()
             peak_memory = machine.peak_memory(self.device)
             test, decode = self._test()
@@ -154,8 +167,8 @@ class Trainer:
             with contextlib.suppress(RunError):  # the disk may be full
                 self._write_result("failed")
             saved = self.session.saved
-            last = f"The last good checkpoint is {saved}." if saved else "There is no checkpoint yet."
-            raise RunError(f"{error} {last}") from None
+            last = f" The last good checkpoint is {saved}." if saved else " There is no checkpoint yet."
+            raise RunError(f"{error}{last if saved is None or saved.exists() else ''}") from None
         return Result(self.folder.path, data["status"], data)
 
     def _train(self) -> None:
@@ -254,9 +267,9 @@ class Trainer:
             self._check_finite(score["loss"])
             value = score[config.selection]
             rank = [-value if config.selection == "loss" else value, -score["loss"]]
-            improved = at.best is None or rank > at.best["rank"]
+            improved = at.best is None or rank > at.best.rank
             if improved:
-                at.best = {"step": at.step, "rank": rank, "score": score}
+                at.best = Best(step=at.step, rank=rank, score=score)
             line = self._line("validation", **scalars(score))
             if config.target is not None and config.target.reached_by(score):
                 at.status, at.seconds_to_target = "target", line["seconds"]
@@ -277,15 +290,35 @@ class Trainer:
 
     def _test(self) -> tuple[dict[str, Any], float | None]:
         """The test score of the best weights, and their speed of decoding."""
-        assert self.at.best is not None
-        best = self.folder.checkpoints / f"step_{self.at.best['step']}"
         model = create_model(self.model_config).to(self.device)
-        checkpoint.load_weights(model, checkpoint.read_weights(best), best)
+        weights = self._check_best(lambda: checkpoint.read_weights(self._best_path()))
+        if weights is None:
+            self._evaluate()
+            weights = checkpoint.read_weights(self._best_path())
+        checkpoint.load_weights(model, weights, self._best_path())
         test = self._score(model, held_out(self.task, "test", self.config.test_rows))
         self.folder.record(self._line("test", **scalars(test)))
         solving.record(self.folder.path, self.objective, model, precision=self.precision)
         with machine.autocast(self.precision, self.device):
             return test, decode_rate(model, self.objective.length)
+
+    def _best_path(self) -> Path:
+        """The checkpoint of the best weights so far."""
+        assert self.at.best is not None
+        return self.folder.checkpoints / f"step_{self.at.best.step}"
+
+    def _check_best(self, read: Callable[[], T]) -> T | None:
+        """What is read of the best checkpoint; where it is damaged or gone, the best is chosen anew from here on."""
+        try:
+            return read()
+        except checkpoint.Damaged as error:
+            at = self.at
+            assert at.best is not None
+            at.lost_best, at.best, at.to_evaluate = at.best.step, None, True
+            lost = f"step_{at.lost_best}, the best by validation so far, is lost"
+            told = f"the best is chosen anew from step {at.step} on. To have it back, start over with --fresh"
+            self.reporter.say(f"{str(error).rstrip('.')}: {lost}, and {told}.")
+            return None
 
     def _write_result(
         self,
@@ -302,12 +335,13 @@ class Trainer:
             **{k: sections[k] for k in ("task", "model", "objective", "train")},
             "seed": self.config.seed,
             "steps": at.step,
-            "best_step": at.best["step"] if at.best else None,
+            "best_step": at.best.step if at.best else None,
+            "lost_best_step": at.lost_best,
             "tokens": at.tokens,
             "seconds": self.clock.seconds(),
             "seconds_to_target": at.seconds_to_target,
             "compile_seconds": at.compile_seconds,
-            "validation": at.best["score"] if at.best else {},
+            "validation": at.best.score if at.best else {},
             "test": test or {},
             "n_parameters": model.n_parameters(),
             "state_bytes": model.state_bytes(1, context),
@@ -345,7 +379,8 @@ class Trainer:
             if not self.session.is_finite():
                 raise RunError(f"A weight is not finite at step {self.at.step}: {self._advice()}.")
             self.at.seconds, self.at.metrics_size = self.clock.seconds(), self.folder.records_size()
-            self.session.save(self.folder.checkpoints)
+            self.folder.check()
+            self.session.save(self.folder.checkpoints, self.experiment.resolved(self.parts))
             self.saved_at, self.saved_moment = time.perf_counter(), self.at.moment
 
     def _check_finite(self, loss: float) -> None:

@@ -193,8 +193,42 @@ class Optimizer:
         return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Take over what `check` has seen; learning rates and the like stay those of the config."""
         for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
+            part.load_state_dict({"state": state["state"], "param_groups": part.state_dict()["param_groups"]})
+
+    def check(self, states: list[Any]) -> None:
+        """Raises ValueError unless these are the states of such an optimizer of such parameters."""
+        if len(states) != len(self.parts):
+            raise ValueError(f"optimizer: {len(states)} parts instead of {len(self.parts)}")
+        for part, state in zip(self.parts, states, strict=True):
+            try:
+                groups = [group["params"] for group in state["param_groups"]]
+                kept = {int(index): dict(values) for index, values in state["state"].items()}
+            except (KeyError, TypeError, AttributeError):
+                raise ValueError("optimizer: no state of an optimizer") from None
+            if groups != [group["params"] for group in part.state_dict()["param_groups"]]:
+                raise ValueError("optimizer: other parameters")
+            params = [p for group in part.param_groups for p in group["params"]]
+            names = _kept_by(part)
+            for index, values in kept.items():
+                if not 0 <= index < len(params) or values.keys() != names:
+                    raise ValueError(f"optimizer: another method's ({', '.join(map(str, values))})")
+                for name, value in values.items():
+                    numbers = value if isinstance(value, Tensor) else torch.as_tensor(value)
+                    if numbers.shape not in (params[index].shape, torch.Size()) or (
+                        name != "step" and not numbers.ndim
+                    ):
+                        raise ValueError(f"optimizer: {name} has another shape")
+
+
+def _kept_by(optimizer: torch.optim.Optimizer) -> set[str]:
+    """What an optimizer keeps of each parameter it has moved."""
+    sample = nn.Parameter(torch.zeros(2, 2))
+    sample.grad = torch.zeros(2, 2)
+    fresh = type(optimizer)([sample], lr=1e-3)  # type: ignore[call-arg]
+    fresh.step()
+    return set(fresh.state[sample])
 
 
 def lr_scale(config: TrainConfig, step: int) -> float:

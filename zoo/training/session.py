@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, ValidationError
+from torch import Tensor
 
-from tasks.registry import UsageError
+from tasks.registry import UsageError, quoted
 from zoo.models.token import ModelConfig, TokenModel, create_model
 from zoo.objectives.base import Carry
 from zoo.training import checkpoint
@@ -18,8 +19,17 @@ from zoo.training.optimizer import Average, Optimizer
 from zoo.training.randomness import seed_device
 
 
-@dataclass
-class Position:
+class Best(BaseModel):
+    """Where the best weights so far are, and how good."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    step: NonNegativeInt
+    rank: list[float]
+    score: dict[str, Any]
+
+
+class Position(BaseModel):
     """Where a training stands, in plain values.
 
     Attributes:
@@ -32,26 +42,43 @@ class Position:
         to_evaluate: whether the evaluation due at this step is still to be made.
         status: how the training ended, once it has.
         best: step, rank and validation score of the best weights.
+        lost_best: the step of weights that were the best, and whose checkpoint was then damaged or deleted.
         seconds_to_target: when the target was reached.
         metrics_size: bytes of metrics.jsonl.
     """
 
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    compile_seconds: float = 0.0
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    step: NonNegativeInt = 0
+    tokens: NonNegativeInt = 0
+    seconds: NonNegativeFloat = 0.0
+    compile_seconds: NonNegativeFloat = 0.0
     loss_sum: float = 0.0
-    loss_count: int = 0
+    loss_count: NonNegativeInt = 0
     to_evaluate: bool = False
-    status: str | None = None
-    best: dict[str, Any] | None = None
-    seconds_to_target: float | None = None
-    metrics_size: int = 0
+    status: Literal["finished", "target", "time_budget"] | None = None
+    best: Best | None = None
+    lost_best: NonNegativeInt | None = None
+    seconds_to_target: NonNegativeFloat | None = None
+    metrics_size: NonNegativeInt = 0
 
     @property
     def moment(self) -> tuple[Any, ...]:
         """Two positions of one run with the same moment are the same."""
         return self.step, self.to_evaluate, self.status
+
+
+class Training(BaseModel):
+    """What a checkpoint keeps of a training beside its weights; refuses all else."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    position: Position
+    optimizer: list[Any]
+    random: Tensor
+    random_cuda: Tensor | None
+    generator: Tensor
+    carry: dict[str, Tensor]
 
 
 class Session:
@@ -78,15 +105,15 @@ class Session:
         """Whether every weight is a number."""
         return bool(torch.stack(torch._foreach_norm(self.optimizer.parameters)).isfinite().all())
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint of this moment and delete those no longer kept.
+    def save(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """Write a checkpoint of this moment of a run of this config, and delete those no longer kept.
 
         Raises:
             RunError: the file system refuses; earlier checkpoints are as they were.
         """
         cuda = self.device.type == "cuda"
         training = {
-            "position": asdict(self.at),
+            "position": self.at.model_dump(),
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
@@ -99,23 +126,29 @@ class Session:
             weights=self.model.state_dict(),
             average=None if self.average is None else self.average.module.state_dict(),
             training=training,
-            best=self.at.best["step"] if self.at.best else None,
+            best=self.at.best.step if self.at.best else None,
+            config=config,
         )
         checkpoint.prune(folder, self.config.keep)
 
-    def resume(self, folder: Path, say: Callable[[str], None]) -> None:
+    def resume(self, folder: Path, say: Callable[[str], None], carries: Callable[[Carry, TokenModel], bool]) -> None:
         """Go on from the newest checkpoint that is whole, or stay at the start where there is none.
+
+        Args:
+            folder: of the checkpoints.
+            say: takes a line for a person.
+            carries: whether what went from batch to batch is the objective's.
 
         Raises:
             UsageError: there are checkpoints, but none that can be read.
         """
         checkpoint.clear_leftovers(folder)
         problems: list[tuple[Path, str]] = []
-        for path, manifest in checkpoint.newest(folder):
+        for step in reversed(checkpoint.steps(folder)):
+            path = folder / f"step_{step}"
             try:
-                if isinstance(manifest, checkpoint.Damaged):
-                    raise manifest
-                self._restore(path)
+                checkpoint.verify(path)
+                self._restore(path, carries)
             except checkpoint.Damaged as error:
                 problems.append((path, str(error).rstrip(".")))
                 continue
@@ -129,23 +162,39 @@ class Session:
             told = ". ".join(text for _, text in problems)
             raise UsageError(f"{told}. No checkpoint is left to go on from: start over with --fresh.")
 
-    def _restore(self, path: Path) -> None:
+    def _restore(self, path: Path, carries: Callable[[Carry, TokenModel], bool]) -> None:
         weights = checkpoint.read_weights(path, average=False)
         average = None if self.average is None else checkpoint.read_weights(path)
-        training = checkpoint.read_training(path)
         try:
-            position = Position(**training["position"])
-            optimizer, random, generator = training["optimizer"], training["random"], training["generator"]
-            carry, random_cuda = training["carry"], training["random_cuda"]
-        except (KeyError, TypeError):
-            raise checkpoint.Damaged(f"The checkpoint {path} is of another version of this package.") from None
+            data = checkpoint.read_training(path)
+            position = Position.model_validate(data["position"])
+            training = Training.model_validate({**data, "position": position})
+            self.optimizer.check(training.optimizer)
+            if not carries(training.carry, self.model):
+                raise ValueError("carry: what goes from batch to batch is something else")
+        except checkpoint.Damaged:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # ValidationErrors are ValueErrors
+            raise self._foreign(path, error) from None
         checkpoint.load_weights(self.model, weights, path)
         if self.average is not None and average is not None:
             checkpoint.load_weights(self.average.module, average, path)
-        self.optimizer.load_state_dict(optimizer)
-        torch.set_rng_state(random)
-        if random_cuda is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(random_cuda, self.device)
-        self.generator.set_state(generator)
-        self.carry = {k: v.to(self.device) for k, v in carry.items()}
-        self.at = position
+        try:
+            self.optimizer.load_state_dict(training.optimizer)
+            torch.set_rng_state(training.random)
+            if training.random_cuda is not None and self.device.type == "cuda":
+                torch.cuda.set_rng_state(training.random_cuda, self.device)
+            self.generator.set_state(training.generator)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise self._foreign(path, error) from None
+        self.carry = {k: v.to(self.device) for k, v in training.carry.items()}
+        self.at = training.position
+
+    def _foreign(self, path: Path, error: Exception) -> checkpoint.Damaged:
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False)[0]
+            told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        else:
+            told = " ".join(str(error).split())
+        other = "is of another version of this package, or of another training"
+        return checkpoint.Damaged(f"The checkpoint {path} {other} ({quoted(told, 120)}).")
