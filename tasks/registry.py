@@ -82,7 +82,7 @@ def describe(error: ValidationError, model: type[BaseModel], what: str) -> str:
     prefix = f"{what}: {where}={quoted(first['input'])}" if where else f"{what}"
     hint = ""
     if first["type"] == "bool_type":
-        message = "true or false"
+        message = "a boolean: true or false"
     elif first["type"] in ("model_type", "model_attributes_type") and (nested := _model_at(model, path)):
         message = f"a mapping of the keys {', '.join(nested.model_fields)}"
     if first["type"] == "literal_error" and isinstance(first["input"], str):
