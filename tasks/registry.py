@@ -102,9 +102,9 @@ def _model_at(model: type[BaseModel] | None, path: list[str]) -> type[BaseModel]
     return model
 
 
-MOST, MOST_FLOAT = 2**24, 1e30
-"""How large a whole number and any number among options may be where its field names no other bound: above every size
-and count that a model or a task of this kind has, and low enough to be multiplied in 64 bits or in float32."""
+MOST = 2**24
+"""How large a whole number among options may be where its field names no other bound: above every size and count that a
+model or a task of this kind has, and low enough for two of them to be multiplied in 64 bits."""
 
 
 class Options(BaseModel):
@@ -125,11 +125,11 @@ class Options(BaseModel):
         bounded = _bounded(type(self))
         for name in type(self).model_fields:
             for value in _scalars(getattr(self, name)):
-                most = MOST if isinstance(value, int) else MOST_FLOAT
+                told = ""
                 if isinstance(value, str):
                     told = "hold no character NUL" if "\0" in value else ""
-                else:
-                    told = f"be at most {most:,}" if abs(value) > most and name not in bounded else ""
+                elif abs(value) > MOST and name not in bounded:
+                    told = f"be at most {MOST:,}"
                 if told:
                     what = getattr(type(self), "_label", type(self).__name__)
                     raise UsageError(f"{what}: {name}={quoted(value)} is not allowed: it should {told}.")
@@ -170,12 +170,12 @@ def _has_upper_bound(parts: Iterable[Any]) -> bool:
     )
 
 
-def _scalars(value: Any) -> Iterator[int | float | str]:
-    """The numbers and texts of an option's value; those in mappings are options of something else."""
+def _scalars(value: Any) -> Iterator[int | str]:
+    """The whole numbers and texts of an option's value; those in mappings are options of something else."""
     if isinstance(value, tuple | list):
         for part in value:
             yield from _scalars(part)
-    elif isinstance(value, int | float | str) and not isinstance(value, bool):
+    elif isinstance(value, int | str) and not isinstance(value, bool):
         yield value
 
 

@@ -38,7 +38,9 @@ LOCK, EVENTS = ".lock", "events.out.tfevents.zoo"
 ENDED = ("finished", "target", "time_budget")
 NOT_SCALARS = ("step", "split", "seconds")
 _TRASH = ".deleted.{}.tmp"
-_LEFTOVER = re.compile(r"\.(config\.yaml|metrics\.jsonl|result\.json|solving\.json|imports\.json|deleted)\.[0-9a-f]{8}\.tmp")
+_LEFTOVER = re.compile(
+    r"\.(config\.yaml|metrics\.jsonl|result\.json|solving\.json|imports\.json|deleted)\.[0-9a-f]{8}\.tmp"
+)
 
 
 class RunFolder:
