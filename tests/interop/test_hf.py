@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import weakref
+import zipfile
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import zoo
 from zoo.interop._weights import written
-from zoo.interop.hf import CONFIG, INDEX, PICKLED, WEIGHTS, _Folder, published_weights
+from zoo.interop.hf import CONFIG, INDEX, PICKLED, PICKLED_INDEX, WEIGHTS, _Folder, published_weights
+from zoo.models.families import families
 
 TINY = zoo.list_models("*-tiny")
 
@@ -89,6 +92,139 @@ def test_pickled_weights(folder, tmp_path):
     for value in (torch.eye(3).to_sparse(), torch.ones(3, device="meta"), 3):
         torch.save({"w": value}, folder / PICKLED)
         assert "is not a mapping of names to dense tensors" in refusal(folder)
+
+
+def archive(path, content: bytes, method: int) -> None:
+    with zipfile.ZipFile(path, "w", method) as made:
+        made.writestr("archive/data.pkl", content)
+        made.writestr("archive/version", "3\n")
+
+
+def test_pickled_weights_that_would_expand(folder, monkeypatch):
+    """More than the file's bytes are never taken: not by packing, not by views, not by objects."""
+    (folder / WEIGHTS).unlink()
+    path = folder / PICKLED
+    archive(path, b"\x80\x02" + b"]" * 30_000_000, zipfile.ZIP_DEFLATED)
+    assert "it is a compressed archive of more than 30,000,002 bytes, and torch.save writes none" in refusal(folder)
+    many = torch.ones(1).as_strided((10**5, 10**5), (0, 0))
+    for zipped in (True, False):
+        torch.save({"w": many}, path, _use_new_zipfile_serialization=zipped)
+        assert "bytes and would expand to 40,000,000,000" in refusal(folder)
+    monkeypatch.setattr("zoo.interop._weights.MOST_STEPS", 1000)
+    archive(path, b"\x80\x02" + b"]" * 2000 + b".", zipfile.ZIP_STORED)
+    assert "its pickle has more than 1,000 steps" in refusal(folder)
+    path.write_bytes(b"\x80\x02" + b"]" * 2000 + b".")
+    assert "its pickle has more than 1,000 steps" in refusal(folder)
+    torch.save({"w": torch.ones(7)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b"K\x07", b"\x8a\x06" + (2**40).to_bytes(6, "little")))
+    assert "cannot be read" in refusal(folder)
+
+
+def test_shards_of_pickled_weights(folder):
+    expected = zoo.from_hf(folder).state_dict()
+    weights = list(load_file(folder / WEIGHTS).items())
+    (folder / WEIGHTS).unlink()
+    places = {}
+    for i, part in enumerate((weights[:5], weights[5:]), 1):
+        file = f"pytorch_model-{i:05d}-of-00002.bin"
+        torch.save(dict(part), folder / file)
+        places |= dict.fromkeys(dict(part), file)
+    (folder / PICKLED_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    assert all(torch.equal(t, expected[n]) for n, t in zoo.from_hf(folder).state_dict().items())
+    (folder / PICKLED_INDEX).write_text(json.dumps({"weight_map": {**places, "model.norm.weight": "../up.bin"}}))
+    assert "is not an index of weights in files beside it" in refusal(folder)
+    (folder / PICKLED_INDEX).unlink()
+    told = refusal(folder)
+    assert "is supported (family llama3, 115,008 parameters), but holds no weights: none of model.safetensors" in told
+    assert "It does hold pytorch_model-00001-of-00002.bin, pytorch_model-00002-of-00002.bin." in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config (method 'mxfp4')"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "quantization (method 'mlx', 4 bits)"),
+        ({"quantization_config": {"group_size": 64, "bits": 4}}, "quantization_config (method 'mlx', 4 bits)"),
+        (
+            {"quantization_config": {"config_groups": {}, "format": "pack-quantized"}},
+            "quantization_config (method 'compressed-tensors', pack-quantized format)",
+        ),
+        ({"compression_config": {"config_groups": {"a": {}}}}, "compression_config (method 'compressed-tensors')"),
+        ({"quantization_config": {"quant_algo": "NVFP4"}}, "quantization_config (method 'modelopt')"),
+        ({"quantization_config": {"load_in_4bit": True}}, "quantization_config (method 'bitsandbytes')"),
+        ({"quantization_config": {"bits": 4, "desc_act": False}}, "quantization_config (method 'gptq', 4 bits)"),
+        ({"quantization_config": {"new": 4}}, "quantization_config (method 'unknown')"),
+    ],
+)
+def test_quantised_configs_are_named_for_what_they_are(folder, changes, message):
+    edit(folder, **changes)
+    (folder / WEIGHTS).unlink()  # the config is judged first
+    told = "is not supported: take the weights in bfloat16, float16 or float32."
+    assert f"LlamaForCausalLM with {message} {told}" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (
+            "hf_quant_config.json",
+            {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}},
+            "is quantised by ModelOpt (hf_quant_config.json: quant_algo='NVFP4')",
+        ),
+        ("quantize_config.json", {"bits": 4, "group_size": 128}, "is quantised by GPTQ (quantize_config.json: bits=4)"),
+        ("quant_config.json", {"w_bit": 4, "zero_point": True}, "is quantised by AWQ (quant_config.json: w_bit=4)"),
+    ],
+)
+def test_files_of_tools_that_quantise(folder, file, content, message):
+    (folder / file).write_text(json.dumps(content))
+    assert message in refusal(folder)
+    (folder / file).write_text(json.dumps({"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}))
+    assert zoo.from_hf(folder)
+
+
+STRANGE = [-1, 0, 0.5, -1e300, 1e300, 10**9, 10**18, 10**30, True, "", "x", [], [1], {}, {"a": 1}]
+STRANGE += ["y" * 10**5, [0] * 10**5]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_strange_values(name, tmp_path):
+    """A key at any value, in any family: a model, or one line, at once."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = dict(zoo.create_model(name).config.published)
+    family = families.of_config(config)
+    read = family.read(config)
+    family.options(read)
+    keys = sorted(read._read | set(config) | {"num_nextn_predict_layers"})
+    generator = random.Random(name)
+    for key in generator.sample(keys, min(15, len(keys))):
+        (folder / CONFIG).write_text(json.dumps({**config, key: generator.choice(STRANGE)}))
+        told = refusal(folder)  # it holds no weights
+        assert told.isprintable()
+        assert len(told) < 2000
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("mdlm-tiny", {"cond_dim": -1e300}),
+        ("deepseek_v3-tiny", {"num_nextn_predict_layers": 0.5}),
+        ("hrm-tiny", {"L_cycles": 10**9}),
+        ("hrm-tiny", {"L_cycles": 9999, "H_cycles": 9999}),
+        ("trm-tiny", {"halt_max_steps": 10**9}),
+        ("nemotron_h-tiny", {"hybrid_override_pattern": "M*" * 10**5}),
+        ("qwen3_moe-tiny", {"num_experts": 10_000, "num_hidden_layers": 10_000}),
+        ("gpt_oss-tiny", {"intermediate_size": 10**10}),
+        ("qwen3_next-tiny", {"linear_num_key_heads": 10**10, "linear_num_value_heads": 10**10}),
+        ("gpt2-tiny", {"n_positions": 10**12}),
+        ("lfm2_moe-tiny", {"layer_types": ["conv"] * 20_000}),
+    ],
+)
+def test_what_would_never_end_is_refused(name, changes, folder):
+    config = dict(zoo.create_model(name).config.published)
+    (folder / CONFIG).write_text(json.dumps({**config, **changes}))
+    told = refusal(folder)
+    assert any(part in told for part in ("cannot be understood", "only up to", "cannot be made", "are allowed")), told
 
 
 def test_options_that_are_refused_by_name(folder):

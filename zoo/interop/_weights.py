@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickletools
+import warnings
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,14 @@ from zoo.models.families._maps import Map
 from zoo.models.token import ModelConfig, TokenModel, create_model
 from zoo.models.uninitialised import Uninitialised
 
+MOST_STEPS = 8_000_000
+"""Of the pickle of a file; one weight takes some 40."""
+LEGACY_PICKLES = 5
+"""In a file of `torch.save` before version 1.6: a mark, a version, the system, the weights, and their names."""
+MOST_SHARED = 4
+"""How often over a file may hold its own bytes, for weights that are tied."""
+LONGEST_SIDE = 2**25
+"""Of a weight that an untrusted config asks for; maps list the rows of some."""
 MOST_WEIGHTS = 2**44
 """Bytes of a file of weights, of which no more than its tensors is read into memory."""
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -24,19 +35,54 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def unpickle(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that `torch.save` wrote, by name; nothing else in it is run or kept.
 
+    No more memory is taken than the file has bytes: what it would expand to is known before it is read.
+
     Raises:
-        UsageError: it cannot be read, or holds anything else.
+        UsageError: it cannot be read, holds anything else, or would expand.
     """
+    size = regular(path, most=MOST_WEIGHTS).stat().st_size
     try:
-        mapped = zipfile.is_zipfile(regular(path, most=MOST_WEIGHTS))  # as torch.save writes since its version 1.6
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        mapped = zipfile.is_zipfile(path)  # as torch.save writes since its version 1.6
+        if mapped:
+            with zipfile.ZipFile(path) as archive:
+                _refuse_packed(path, archive.infolist(), size)
+                for entry in archive.infolist():
+                    if entry.filename.endswith(".pkl"):
+                        with archive.open(entry) as stream:
+                            _refuse_long(path, stream, 1)
+        else:
+            with open(path, "rb") as stream:
+                _refuse_long(path, stream, LEGACY_PICKLES)
+        with warnings.catch_warnings(action="ignore"):  # what is wrong is told in one line
+            weights = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UsageError:
         raise
     except Exception as error:  # whatever a damaged or hostile file raises
         raise unreadable(path, (str(error).splitlines() or [type(error).__name__])[0]) from None
     if not isinstance(weights, Mapping) or not all(map(_is_plain, weights.values())):
-        raise UsageError(f"{path} is not a mapping of names to dense tensors.")
+        raise UsageError(f"{shown(path)} is not a mapping of names to dense tensors.")
+    if (expanded := sum(t.nbytes for t in weights.values())) > MOST_SHARED * size:  # views of a few numbers
+        raise UsageError(f"{shown(path)} has {size:,} bytes and would expand to {expanded:,}.")
     return dict(weights)
+
+
+def _refuse_long(path: Path, stream: IO[bytes], pickles: int) -> None:
+    """Raise where so many pickles, one behind the other, have more steps than weights take: each may make an object."""
+    steps = chain.from_iterable(pickletools.genops(stream) for _ in range(pickles))
+    if sum(1 for _ in islice(steps, MOST_STEPS + 1)) > MOST_STEPS:
+        raise UsageError(f"{shown(path)} cannot be read: its pickle has more than {MOST_STEPS:,} steps.")
+
+
+def _refuse_packed(path: Path, entries: Iterable[zipfile.ZipInfo], size: int) -> None:
+    """Raise where an archive is compressed, which `torch.save` never does, or tells of more bytes than it has."""
+    held = 0
+    for entry in entries:
+        held += entry.file_size
+        if entry.compress_type != zipfile.ZIP_STORED or held > size:
+            raise UsageError(
+                f"{shown(path)} cannot be read: it is a compressed archive of more than {held:,} bytes, and torch.save"
+                " writes none."
+            )
 
 
 def _is_plain(value: object) -> bool:
@@ -51,9 +97,17 @@ def hollow(config: ModelConfig) -> TokenModel:
     """
     try:
         with torch.device("meta"), Uninitialised():
-            return create_model(config)
-    except (OverflowError, RuntimeError, TypeError) as error:
-        raise UsageError(f"A model of these sizes cannot be made: {str(error).splitlines()[0]}") from error
+            model = create_model(config)
+    except UsageError:
+        raise
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"A model of these sizes cannot be made: {reason}") from error
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if max(tensor.shape, default=0) > LONGEST_SIDE:
+            told = f"{name} would be {tuple(tensor.shape)}; no side may be longer than {LONGEST_SIDE:,}"
+            raise UsageError(f"A model of these sizes cannot be made: {told}.")
+    return model
 
 
 def fill(
@@ -120,7 +174,7 @@ def _check(maps: Sequence[Map], slots: Mapping[str, Tensor], given: Mapping[str,
             back = m.write(*expected)  # parts of other sizes may have the right sum
             same_parts = m.recut or len(back) != len(read) or [t.shape for t in back] == [t.shape for t in read]
             fits = fits and same_parts
-        except (RuntimeError, IndexError, ValueError):
+        except (RuntimeError, IndexError, TypeError, ValueError):
             fits = False
         if not fits:
             theirs = ", ".join(f"{n} {tuple(t.shape)}" for n, t in islice(zip(m.theirs, read, strict=True), 3))

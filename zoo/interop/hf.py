@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,18 @@ from tasks import filing
 from tasks.filing import regular, shown, unreadable
 from tasks.registry import UsageError
 from zoo.interop._weights import FLOATS, MOST_WEIGHTS, fill, hollow, sizes, some, unpickle, written
-from zoo.models.families import families
+from zoo.models.families import Family, families
 from zoo.models.families._maps import Map, renamed
 from zoo.models.token import ModelConfig, TokenModel
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PICKLED = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
 SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
+PICKLED_SHARD = re.compile(r"[\w.-]+\.bin", re.ASCII)
+OTHER_FORMS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".npz")
+TOOLS = {"hf_quant_config.json": "ModelOpt", "quantize_config.json": "GPTQ", "quant_config.json": "AWQ"}
+"""Files of tools that quantise, which some leave beside a config that says nothing of it."""
 MOST_JSON = 256 * 2**20  # bytes; the index of a model of 10^12 parameters takes a tenth
 DTYPES = {
     "F64": torch.float64,
@@ -51,7 +56,8 @@ def from_hf(
 
     Args:
         source: a model of transformers, which is copied, or the path of a checkpoint folder: `config.json` beside
-            `model.safetensors`, its shards and their index, or `pytorch_model.bin` (read with `weights_only=True`).
+            `model.safetensors` or `pytorch_model.bin` (read with `weights_only=True`), or shards of either and their
+            index. The stack without its head (`Qwen3Model`) will do where the config ties the head to the embedding.
         dtype: of all weights; by default each keeps its own.
         device: where the weights go.
 
@@ -74,16 +80,19 @@ def from_hf(
         raise UsageError(f"from_hf takes a model of transformers or a folder, not a {type(source).__name__}.")
     else:
         folder = Path(source)
-        config = read_json(folder / CONFIG, folder)
-        weights = _Folder(folder)
+        config, weights = read_json(folder / CONFIG, folder), {}
     family = families.of_config(config)
-    model = hollow(ModelConfig(**family.model_options(config)))
+    model = hollow(ModelConfig(**family.model_options(config)))  # which tells whether it is supported, weights or not
+    if isinstance(source, str | Path):
+        _refuse_quantised(folder)
+        kind = f"{shown(folder)} is supported (family {family.name}, {model.n_parameters():,} parameters)"
+        weights = _Folder(folder, kind)
     maps = weight_maps(model.config)
-    if family.prefix and not any(name.startswith(family.prefix) for name in weights):
-        maps = [renamed(m, lambda name: name.removeprefix(family.prefix)) for m in maps]
-    ignored = [re.compile(pattern) for pattern in family.ignored]
-    left_aside = {name for name in weights if any(p.search(name) for p in ignored)}
-    left_aside.update(family.surplus(family.read(config), weights))
+    top = next(m.theirs[0] for m in maps if "embedding.weight" in m.ours).split(".")[0] + "."
+    if not any(name.startswith(top) for name in weights):  # of the stack without its head
+        maps = [renamed(m, lambda name: name.removeprefix(top)) for m in maps]
+    left_aside = family.beyond(config, list(weights))
+    _refuse_headless(maps, weights, family)
     shapes = weights.shapes if isinstance(weights, _Folder) else None
     fill(model, maps, weights, family.architecture, shapes=shapes, left_aside=left_aside, dtype=dtype, device=device)
     return model.eval()
@@ -161,10 +170,31 @@ def weight_maps(config: ModelConfig) -> list[Map]:
     if changed:
         given = ", ".join(f"{k}={getattr(config, k)!r}" for k in changed)
         raise UsageError(f"This model is no {family.architecture} any more: {given[:300]} is not what that has.")
-    return list(family.weights(family.read(config.published)))
+    return family.maps(config.published)
 
 
 # ---- reading
+
+
+def _refuse_quantised(folder: Path) -> None:
+    """Raise where a folder holds a file of a tool that quantises weights, whatever its config says."""
+    for file, tool in TOOLS.items():
+        if not os.path.lexists(folder / file):
+            continue
+        found = read_json(folder / file, folder)
+        told = found["quantization"] if isinstance(found.get("quantization"), dict) else found
+        how = [f"{k}={told[k]!r}" for k in ("quant_algo", "bits", "w_bit", "quant_method") if told.get(k)]
+        if how:  # the file may say that nothing is
+            way = "take the weights in bfloat16, float16 or float32"
+            raise UsageError(f"{shown(folder)} is quantised by {tool} ({file}: {', '.join(how)[:100]}): {way}.")
+
+
+def _refuse_headless(maps: list[Map], weights: Mapping[str, Tensor], family: Family) -> None:
+    """Raise where the head is all that a checkpoint lacks, and the config does not tie it to the embedding."""
+    lost = {n for m in maps for n in m.found_in(weights).theirs if n not in weights}
+    if lost and lost == {n for m in maps if m.ours == ("head.weight",) for n in m.theirs}:
+        told = f"it lacks {lost.pop()}, which the config does not tie to the embedding (tie_word_embeddings)"
+        raise UsageError(f"This is the stack of {family.architecture} without its head: {told}.")
 
 
 def _config_of(model: nn.Module) -> dict[str, Any]:
@@ -196,33 +226,43 @@ class _Folder(Mapping[str, Tensor]):
         shapes: tensors on the meta device, of the shapes and dtypes of the weights.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, kind: str):
+        """`kind` is what to say of the folder where it holds no weights."""
         self.folder = folder
         self._pickled: dict[str, Tensor] = {}
         self._files: dict[str, Any] = {}  # the open file of each weight
-        if (folder / WEIGHTS).exists():
-            self._files = self._names(WEIGHTS)
-        elif (folder / INDEX).exists():
-            self._read_index()
-        elif (folder / PICKLED).exists():
-            self._pickled = unpickle(folder / PICKLED)
-        else:
-            raise UsageError(f"{folder} holds no weights: neither {WEIGHTS}, nor {INDEX}, nor {PICKLED}.")
+        forms: dict[str, Callable[[], None]] = {
+            WEIGHTS: lambda: self._files.update(self._names(WEIGHTS)),
+            INDEX: lambda: self._files.update(self._read_index(INDEX, SHARD, self._names)),
+            PICKLED: lambda: self._pickled.update(unpickle(folder / PICKLED)),
+            PICKLED_INDEX: lambda: self._pickled.update(
+                self._read_index(PICKLED_INDEX, PICKLED_SHARD, lambda file: unpickle(folder / file))
+            ),
+        }
+        form = next((file for file in forms if os.path.lexists(folder / file)), None)
+        if form is None:
+            others = sorted(f.name for f in folder.iterdir() if f.suffix in OTHER_FORMS)
+            there = f" It does hold {some(others, 3)}." if others else ""
+            raise UsageError(f"{kind}, but holds no weights: none of {', '.join(forms)}.{there}")
+        forms[form]()
         self.shapes = {name: t.to("meta") for name, t in self._pickled.items()}
         for name, file in self._files.items():
             header = file.get_slice(name)
             self.shapes[name] = torch.empty(header.get_shape(), dtype=_dtype(name, header.get_dtype()), device="meta")
 
-    def _read_index(self) -> None:
-        places = read_json(self.folder / INDEX, self.folder).get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(f, str) and SHARD.fullmatch(f) for f in places.values()):
-            raise UsageError(f"{self.folder / INDEX} is not an index of weights in files beside it.")
-        shards = {file: self._names(file) for file in sorted(set(places.values()))}
+    def _read_index(
+        self, index: str, named: re.Pattern[str], read: Callable[[str], Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """What `read` says of the weights of an index by name, in files beside it that are `named` so."""
+        places = read_json(self.folder / index, self.folder).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(f, str) and named.fullmatch(f) for f in places.values()):
+            raise UsageError(f"{shown(self.folder / index)} is not an index of weights in files beside it.")
+        shards = {file: read(file) for file in sorted(set(places.values()))}
         if lost := [name for name, file in places.items() if name not in shards[file]]:
             raise UsageError(f"{self.folder}: the shards lack {len(lost)} weights of the index: {some(lost)}.")
         if extra := [name for names in shards.values() for name in names if name not in places]:
             raise UsageError(f"{self.folder}: the index lacks {len(extra)} weights of the shards: {some(extra)}.")
-        self._files = {name: shards[file][name] for name, file in places.items()}
+        return {name: shards[file][name] for name, file in places.items()}
 
     def _names(self, file: str) -> dict[str, Any]:
         """The names of a file's weights, each with the open file."""

@@ -12,9 +12,8 @@ from torch import Tensor
 from tasks.registry import UsageError
 from zoo.interop._weights import fill, hollow, unpickle, written
 from zoo.mixers.rwkv7 import RWKV7
-from zoo.models.families._layers import linear_maps, step_maps
-from zoo.models.families._maps import Map, reshaped, same
-from zoo.models.families.rwkv7 import SHIFTS, layers
+from zoo.models.families._maps import Map
+from zoo.models.families.rwkv7 import authors_maps, layers
 from zoo.models.token import ModelConfig, TokenModel
 from zoo.pattern import parse
 
@@ -135,30 +134,4 @@ def _check(model: TokenModel) -> None:
 
 def _maps(model: TokenModel) -> Iterator[Map]:
     """How the weights lie in the authors' files."""
-    width = model.config.d_model
-
-    def vectors(*names: str) -> Iterator[Map]:
-        return (reshaped(name, name, (width,), (1, 1, width)) for name in names)
-
-    def mixer(first: bool) -> Iterator[Map]:
-        low_ranks = "wag" if first else "wagv"
-        yield from vectors(*SHIFTS, "k_k", "k_a", *(f"{x}0" for x in low_ranks if x != "g"))
-        for name in ("r_k", *(f"{x}{i}" for x in low_ranks for i in (1, 2))):
-            yield same(name, name)
-        for name in ("receptance", "key", "value", "output"):
-            yield from linear_maps(name, name)
-        yield from linear_maps("ln_x", "ln_x", bias=True)
-
-    def feed_forward() -> Iterator[Map]:
-        yield from vectors("x_k")
-        for name in ("key", "value"):
-            yield from linear_maps(name, name)
-
-    yield from linear_maps("embedding", "emb")
-    yield from linear_maps("embedding_norm", "blocks.0.ln0", bias=True)
-    for i in range(len(model.backbone.steps) // 2):
-        block = f"blocks.{i}."
-        yield from step_maps(2 * i, block, "att", mixer(first=i == 0), norm="ln1", norm_bias=True)
-        yield from step_maps(2 * i + 1, block, "ffn", feed_forward(), norm="ln2", norm_bias=True)
-    yield from linear_maps("norm", "ln_out", bias=True)
-    yield from linear_maps("head", "head")
+    return authors_maps(model.config.d_model, len(model.backbone.steps) // 2)

@@ -6,15 +6,23 @@ import fnmatch
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from tasks.filing import shown
 from tasks.registry import Registry, UsageError
+from zoo.models.families._keys import quantisation
 from zoo.models.families._maps import Map
 from zoo.models.families._published import Published
+from zoo.pattern import parse
 
-PARTS = re.compile(r"(layers?|blocks|experts|heads)$")  # keys that count what a model is made of
-MOST_PARTS = 10_000  # an untrusted config could ask for more than can be listed
+# an untrusted config could ask for more than can be listed, or computed
+PARTS = re.compile(r"(layers?|blocks|experts|heads|cycles|steps)$")  # keys that count what a model is made of
+MOST_PARTS = 10_000
+MOST_EXPERTS = 1_000_000
+MOST_PASSES = 100_000
+WRONG_TYPES = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+HEADS = re.compile(r"(ForCausalLM|LMHeadModel)$")
 
 
 @dataclass(frozen=True)
@@ -30,9 +38,8 @@ class Family:
         options: the options of `ModelConfig` that a published config stands for.
         weights: how the weights of such a model lie in published checkpoints.
         defaults: the values that transformers gives to keys which a published config leaves out.
-        prefix: of published names, which checkpoints of the stack without its head leave out.
         ignored: regular expressions for names in checkpoints that hold nothing of their own (tables of positions).
-        also: further architectures of the same form.
+        bare: the class of the stack without its head; by default after `architecture`, which follows the usage.
         marker: a key that tells its configs apart where they give neither `architectures` nor `model_type`.
         surplus: which of a checkpoint's names belong to parts beyond the model, such as layers that predict further
             tokens; they are left aside.
@@ -45,9 +52,8 @@ class Family:
     options: Callable[[Published], dict[str, Any]]
     weights: Callable[[Published], Iterable[Map]]
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    prefix: str = ""
     ignored: tuple[str, ...] = ()
-    also: tuple[str, ...] = field(default=())
+    bare: str | None = None
     marker: str | None = None
     surplus: Callable[[Published, Collection[str]], Iterable[str]] = lambda p, names: ()
 
@@ -65,21 +71,73 @@ class Family:
         Raises:
             UsageError: an option of the config, or a value of it, that is not supported.
         """
+        if how := self._understood(quantisation, config):
+            told = "take the weights in bfloat16, float16 or float32"
+            raise UsageError(f"{self.architecture} with {how} is not supported: {told}.")
         for key, value in config.items():
             if isinstance(value, int) and value > MOST_PARTS and PARTS.search(str(key)):
                 raise UsageError(f"{self.architecture} with {key}={value} is not supported, only up to {MOST_PARTS}.")
+            if isinstance(value, list | str) and len(value) > MOST_PARTS:
+                told = f"{shown(key)} of {len(value)} parts"
+                raise UsageError(f"{self.architecture} with {told} is not supported, only up to {MOST_PARTS}.")
         published = self.read(config)
+        options = self._understood(self.options, published)
+        self._understood(self._check_counts, options)
+        self._understood(published.refuse_unread, options)
+        named = {"architectures": [self.architecture]} if self.bare_name in _architectures(config) else {}
+        return {**options, "published": {**config, **named}}
+
+    def maps(self, config: Mapping[str, Any]) -> list[Map]:
+        """How the weights of a model of a published config lie in checkpoints.
+
+        Raises:
+            UsageError: a value of the config that is not supported.
+        """
+        return self._understood(lambda: list(self.weights(self.read(config))))
+
+    def beyond(self, config: Mapping[str, Any], names: Collection[str]) -> set[str]:
+        """Which of a checkpoint's names are left aside: of parts beyond the model, and those that hold nothing.
+
+        Raises:
+            UsageError: a value of the config that is not supported.
+        """
+        ignored = [re.compile(pattern) for pattern in self.ignored]
+        unused = {name for name in names if any(pattern.search(name) for pattern in ignored)}
+        return unused.union(self._understood(lambda: list(self.surplus(self.read(config), names))))
+
+    @property
+    def bare_name(self) -> str:
+        """The class of the stack without its head; the same as `architecture` where there is none."""
+        return self.bare or HEADS.sub("Model", self.architecture)
+
+    def _understood(self, read: Callable[..., Any], *given: Any) -> Any:
+        """What `read` makes of a config whose values may be of any type."""
         try:
-            options = self.options(published)
-            published.refuse_unread()
+            return read(*given)
         except UsageError:
             raise
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # values of wrong types
+        except WRONG_TYPES as error:
             reason = (str(error).splitlines() or [""])[0]
             raise UsageError(
                 f"The config of {self.architecture} cannot be understood: {type(error).__name__}: {shown(reason[:200])}"
             ) from error
-        return {**options, "published": dict(config)}
+
+    def _check_counts(self, options: Mapping[str, Any]) -> None:
+        """Refuse more experts, or applications of a recursive model, than can be listed or computed."""
+        words = list(parse(options["pattern"]).words())
+        recursion = options.get("recursion") or {}
+        for count, most, what in (
+            (sum(getattr(w.config, "n_experts", 0) for w in words), MOST_EXPERTS, "experts"),
+            (prod(recursion.get(k, 1) for k in ("cycles", "updates", "max_steps")), MOST_PASSES, "passes"),
+        ):
+            if count > most:
+                raise UsageError(f"{self.architecture} with {count:,} {what} is not supported, only up to {most:,}.")
+
+
+def _architectures(config: Mapping[str, Any]) -> list[str]:
+    """The classes that a config names."""
+    given = config.get("architectures") or []
+    return [str(name) for name in (given if isinstance(given, list | tuple) else [given])]
 
 
 class Families:
@@ -132,15 +190,14 @@ class Families:
         Raises:
             UsageError: its architecture is not known, or it is quantised.
         """
-        given = config.get("architectures") or []
-        given = given if isinstance(given, list | tuple) else [given]
-        named = str(given[0] if given else config.get("model_type"))
-        found = [f for f in self.all() if named in ((f.architecture, *f.also) if given else (f.model_type,))]
+        given = _architectures(config)
+        named = given[0] if given else str(config.get("model_type"))
+        found = [f for f in self.all() if named in ((f.architecture, f.bare_name) if given else (f.model_type,))]
         if not given and "model_type" not in config:
             found = [f for f in self.all() if f.marker in config]
         if not found:
             available = ", ".join(sorted({f.architecture for f in self.all()}))  # nobody mistyped it: none is meant
-            raise UsageError(f"Unknown architecture {named!r}. Available: {available}. {self._registry.hint()}")
+            raise UsageError(f"Unknown architecture {named[:80]!r}. Available: {available}. {self._registry.hint()}")
         return min(found, key=lambda family: family.model_type != config.get("model_type"))  # or any of the same form
 
 

@@ -5,30 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tasks.filing import shown
+import torch
+
 from tasks.registry import UsageError
+from zoo.models.families._keys import ACTIVATIONS, refused
 from zoo.ops.rotary import yarn_amplitude
 from zoo.pattern import make_word, to_text
 
 REQUIRED: Any = object()
 
-# Keys that do not change what a model computes when it is asked for logits in full precision.
-NEUTRAL = frozenset(
-    name
-    for line in (
-        "architectures model_type transformers_version dtype torch_dtype use_cache initializer_range auto_map",
-        "_name_or_path name_or_path tokenizer_class task_specific_params finetuning_task max_position_embeddings",
-        "bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id",
-        "decoder_start_token_id forced_bos_token_id forced_eos_token_id begin_suppress_tokens suppress_tokens prefix",
-        "output_attentions output_hidden_states output_scores output_router_logits return_dict use_return_dict",
-        "return_dict_in_generate chunk_size_feed_forward is_encoder_decoder id2label label2id problem_type num_labels",
-        "_attn_implementation _attn_implementation_internal attn_implementation experts_implementation",
-        "attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop dropout classifier_dropout",
-        "router_aux_loss_coef router_jitter_noise pretraining_tp per_layer_config tf_legacy_loss use_bfloat16",
-        "torchscript num_return_sequences",
-    )
-    for name in line.split()
-)
+LARGEST = float(torch.finfo(torch.float32).max)
+LONGEST_PERIOD = 256  # of layers that repeat: the time to find it grows with the square
 
 
 class Published:
@@ -62,6 +49,13 @@ class Published:
         """The value of `key` as a float: JSON has 10000 and 10000.0 alike."""
         return float(self(key, default))
 
+    def whole(self, key: str, default: Any = REQUIRED) -> int:
+        """The value of `key` as a count: a whole number from 1."""
+        value = self(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{key} is no whole number from 1")
+        return value
+
     def only(self, key: str, *allowed: Any, default: Any = None) -> Any:
         """The value of `key`, which has to be one of `allowed`; the first stands for one that is missing.
 
@@ -86,22 +80,25 @@ class Published:
         """Take note of keys that do not change the result."""
         self._read.update(keys)
 
-    def refuse_unread(self) -> None:
-        """Raise where the config sets keys that nobody asked for.
+    def limit(self, key: str, default: Any = None) -> float | None:
+        """The value of `key`, a bound from above; None for none, which all are that float32 cannot reach."""
+        value = self(key, default)
+        return None if value is None or float(value) >= LARGEST else float(value)
+
+    def refuse_unread(self, options: Mapping[str, Any] | None = None) -> None:
+        """Raise where the config sets keys that nobody asked for and that may change the result.
+
+        Args:
+            options: of the model that was read, by which it settles some of them itself.
 
         Raises:
-            UsageError: naming them, quantisation first.
+            UsageError: naming them.
         """
-        if self.config.get("quantization_config"):
-            method = dict(self.config["quantization_config"]).get("quant_method", "unknown")
-            raise UsageError(
-                f"{self.architecture} with quantization_config (method {method!r}) is not supported: "
-                f"take the weights in bfloat16, float16 or float32."
-            )
-        unread = [k for k, v in self.config.items() if k not in self._read | NEUTRAL and v not in (None, False, [], {})]
-        if unread:
-            given = ", ".join(f"{shown(k)}={self.config[k]!r}" for k in sorted(unread))
-            raise UsageError(f"{self.architecture} with {given[:400]} is not supported: unknown to this loader.")
+        if wrong := list(refused(self.config, self._read, options)):
+            told = ", ".join(key for key, _ in wrong[:10]) + (f" and {len(wrong) - 10} more" if wrong[10:] else "")
+            why = " and ".join(dict.fromkeys(why for _, why in wrong[:10] if why))
+            reason = f", and may change {why}" if why else ""
+            raise UsageError(f"{self.architecture} with {told} is not supported: unknown to this loader{reason}.")
 
     # ---- what many configs share
 
@@ -219,18 +216,6 @@ class Published:
         return share
 
 
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "relu2": "relu_squared",
-    "silu": "silu",
-    "swish": "silu",
-}
-"""Their names of activations to ours."""
-
-
 def word(name: str, **options: Any) -> str:
     """The text of a word, options at their defaults left out."""
     made = make_word(name, {k: v for k, v in options.items() if v is not None})
@@ -245,7 +230,7 @@ def stack(layers: list[str]) -> str:
     at = 0
     while at < len(layers):
         best_period, best_count = 1, 1
-        for period in range(1, (len(layers) - at) // 2 + 1):
+        for period in range(1, min((len(layers) - at) // 2, LONGEST_PERIOD) + 1):
             body, count = layers[at : at + period], 1
             while layers[at + count * period : at + (count + 1) * period] == body:
                 count += 1
@@ -256,3 +241,6 @@ def stack(layers: list[str]) -> str:
         parts.append(f"{best_count}*({text})" if best_count > 1 else text)
         at += best_period * best_count
     return " ".join(parts)
+
+
+__all__ = ["ACTIVATIONS", "LARGEST", "REQUIRED", "Published", "stack", "word"]

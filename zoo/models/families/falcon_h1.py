@@ -42,6 +42,9 @@ DEFAULTS = {
 
 
 def _d_ssm(p: Published) -> int:
+    d_head = p("mamba_d_head", "auto")
+    if "mamba_d_ssm" not in p.config and d_head != "auto":
+        return d_head * p("mamba_n_heads")
     return p("mamba_d_ssm", int(p("mamba_expand") * p("hidden_size")))
 
 

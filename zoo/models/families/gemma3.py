@@ -67,7 +67,7 @@ def _options(p: Published) -> dict[str, Any]:
         "placement": "sandwich",
         "norm_eps": p.number("rms_norm_eps", 1e-6),
         "embedding_scale": p("hidden_size") ** 0.5,
-        "logit_softcap": p("final_logit_softcapping", None),
+        "logit_softcap": p.limit("final_logit_softcapping"),
         "tie_embeddings": p("tie_word_embeddings"),
     }
 
@@ -112,4 +112,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "27b": _size(5376, 21504, 62, 32, 16, window=1024, head_dim=128, query_pre_attn_scalar=168, **_LONG),
 }
 
-families.add(Family("gemma3", "Gemma3ForCausalLM", "gemma3_text", SIZES, _options, _weights, defaults=DEFAULTS))
+families.add(
+    Family("gemma3", "Gemma3ForCausalLM", "gemma3_text", SIZES, _options, _weights, DEFAULTS, bare="Gemma3TextModel")
+)

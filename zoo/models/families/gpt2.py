@@ -81,7 +81,6 @@ families.add(
         _options,
         _weights,
         defaults=DEFAULTS,
-        prefix="transformer.",
         ignored=(r"^(transformer\.)?h\.\d+\.attn\.(masked_)?bias$",),
     )
 )

@@ -67,4 +67,4 @@ SIZES: dict[str, dict[str, Any]] = {
     "arc": {**_V1, **ARC},
 }
 
-families.add(Family("hrm", "HierarchicalReasoningModel_ACTV1", "hrm", SIZES, _options, _weights, prefix="inner."))
+families.add(Family("hrm", "HierarchicalReasoningModel_ACTV1", "hrm", SIZES, _options, _weights))

@@ -27,6 +27,13 @@ DEFAULTS = {
 }
 
 
+def norm_eps(p: Published) -> float:
+    """Epsilon of the norms, which flash-linear-attention calls by another name."""
+    eps = p.number("layer_norm_epsilon", p("norm_eps", 1e-5))
+    p.only("norm_eps", eps)
+    return eps
+
+
 def _options(p: Published) -> dict[str, Any]:
     p.only("hidden_act", "silu")
     p.only("rms_norm", True)
@@ -49,7 +56,7 @@ def _options(p: Published) -> dict[str, Any]:
         "pattern": stack([mixer] * p("num_hidden_layers")),
         "d_model": p("hidden_size"),
         "vocab_size": p("vocab_size"),
-        "norm_eps": p.number("layer_norm_epsilon", 1e-5),
+        "norm_eps": norm_eps(p),
         "tie_embeddings": p("tie_word_embeddings"),
     }
 

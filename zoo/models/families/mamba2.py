@@ -12,7 +12,8 @@ from typing import Any
 from zoo.models.families._family import Family, families
 from zoo.models.families._layers import mamba2_maps, step_maps, token_maps
 from zoo.models.families._maps import Map
-from zoo.models.families._published import Published, stack, word
+from zoo.models.families._published import LARGEST, Published, stack, word
+from zoo.models.families.mamba import norm_eps
 
 DEFAULTS = {
     "hidden_size": 4096,
@@ -31,10 +32,10 @@ DEFAULTS = {
 
 def step_limit(p: Published, key: str = "time_step_limit") -> tuple[float, float | None] | None:
     """Bounds of Mamba-2's step sizes, as `dt_limit` has them."""
-    low, high = p(key, (0.0, math.inf))
-    if (low, high) == (0.0, math.inf):
+    low, high = map(float, p(key, (0.0, math.inf)))
+    if low <= 0 and high >= LARGEST:  # steps are positive, and in float32 no larger
         return None
-    return float(low), None if high == math.inf else float(high)
+    return low, None if high >= LARGEST else high
 
 
 def _options(p: Published) -> dict[str, Any]:
@@ -45,7 +46,9 @@ def _options(p: Published) -> dict[str, Any]:
     p.only("num_heads", d_inner // p("head_dim"))
     # ways to compute, inits, and what former versions of transformers wrote and none reads
     p.ignore("residual_in_fp32", "rescale_prenorm_residual", "chunk_size", "time_step_rank")
-    p.ignore("time_step_min", "time_step_max", "time_step_floor", "norm_before_gate", "fused_add_norm")
+    p.ignore("time_step_min", "time_step_max", "time_step_floor", "time_step_scale", "time_step_init_scheme")
+    p.ignore("norm_before_gate", "fused_add_norm")
+    eps = norm_eps(p)
     mixer = word(
         "mamba2",
         d_state=p("state_size"),
@@ -55,14 +58,14 @@ def _options(p: Published) -> dict[str, Any]:
         conv_size=p("conv_kernel"),
         bias=p("use_bias"),
         conv_bias=p("use_conv_bias"),
-        norm_eps=p.number("layer_norm_epsilon", 1e-5),
+        norm_eps=eps,
         dt_limit=step_limit(p),
     )
     return {
         "pattern": stack([mixer] * p("num_hidden_layers")),
         "d_model": p("hidden_size"),
         "vocab_size": p("vocab_size"),
-        "norm_eps": p.number("layer_norm_epsilon", 1e-5),
+        "norm_eps": eps,
         "tie_embeddings": p("tie_word_embeddings"),
     }
 

@@ -42,7 +42,7 @@ LAST = (*CHANGED, "norm_final.weight")
 
 def _options(p: Published) -> dict[str, Any]:
     p.only("time_conditioning", False)
-    p.ignore("model_length", "cond_dim")
+    p.whole("cond_dim")  # of weights alone
     layer = [
         word("mha", n_heads=p("n_heads"), rope_interleaved=False),
         word("mlp", activation="gelu_tanh"),

@@ -71,6 +71,7 @@ def _check(p: Published, letters: str, eps: float) -> None:
     p.only("num_query_groups", p("num_key_value_heads", p("num_attention_heads")))
     p.ignore("num_logits_to_keep", "use_mamba_kernels", "chunk_size", "residual_in_fp32", "mamba_ssm_cache_dtype")
     p.ignore("expand", "time_step_max", "time_step_floor", "time_step_rank", "rescale_prenorm_residual")
+    p.ignore("time_step_scale", "time_step_init_scheme")
     p.ignore("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "moe_shared_expert_overlap")
     p.ignore("num_nextn_predict_layers", "mtp_layers_block_type", "mtp_hybrid_override_pattern")
 

@@ -101,6 +101,4 @@ SIZES: dict[str, dict[str, Any]] = {
     "32b": _size(5120, 25600, 64, 64),
 }
 
-families.add(
-    Family("qwen3", "Qwen3ForCausalLM", "qwen3", SIZES, _options, _weights, defaults=DEFAULTS, prefix="model.")
-)
+families.add(Family("qwen3", "Qwen3ForCausalLM", "qwen3", SIZES, _options, _weights, defaults=DEFAULTS))

@@ -65,7 +65,7 @@ def _options(p: Published) -> dict[str, Any]:
         "norm_eps": eps,
         "tie_embeddings": p("tie_word_embeddings", True),
         "embedding_scale": torch.tensor(width**0.5, dtype=torch.bfloat16, device="cpu").item(),
-        "logit_softcap": p.number("logits_soft_cap"),
+        "logit_softcap": p.limit("logits_soft_cap", 30.0),
     }
 
 

@@ -1,6 +1,7 @@
 """RWKV-7 "Goose" (Peng et al. 2025, arXiv 2503.14456): time mixing and channel mixing, a layer norm on the embedding.
 
 The hub's format, `RWKV7ForCausalLM`, is that of flash-linear-attention; the authors' own is `zoo.interop.rwkv`'s.
+`Rwkv7ForCausalLM` is a later format (2026), with the authors' names; it is read, and written back, too.
 Sizes: of the World and G1 models.
 """
 
@@ -14,11 +15,12 @@ from torch import Tensor
 
 from zoo.models.families._family import Family, families
 from zoo.models.families._layers import linear_maps, step_maps, token_maps
-from zoo.models.families._maps import Map, same, transposed
+from zoo.models.families._maps import Map, renamed, reshaped, same, transposed
 from zoo.models.families._published import Published, stack, word
 
 FUSED_NORM_EPS = 1e-6  # of the kernel that normalises with `fuse_norm`
 OF_THE_TRAINING = ("attn_mode", "fuse_cross_entropy", "fuse_linear_cross_entropy", "use_l2warp")
+LOW_RANKS = {f"{x}{i}" for x in "wavg" for i in (1, 2)}
 SHIFTS = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g")
 
 
@@ -96,6 +98,80 @@ def _mixer_maps(width: int, *, first: bool) -> Iterator[Map]:
             yield same(f"{low_rank}0", f"{low_rank}_lora.lora.2.bias")
 
 
+def authors_maps(width: int, n_layers: int, *, norm_first: bool = True) -> Iterator[Map]:
+    """How the weights lie in the authors' files."""
+
+    def vectors(*names: str) -> Iterator[Map]:
+        return (reshaped(name, name, (width,), (1, 1, width)) for name in names)
+
+    def mixer(first: bool) -> Iterator[Map]:
+        low_ranks = "wag" if first else "wagv"
+        yield from vectors(*SHIFTS, "k_k", "k_a", *(f"{x}0" for x in low_ranks if x != "g"))
+        for name in ("r_k", *(f"{x}{i}" for x in low_ranks for i in (1, 2))):
+            yield same(name, name)
+        for name in ("receptance", "key", "value", "output"):
+            yield from linear_maps(name, name)
+        yield from linear_maps("ln_x", "ln_x", bias=True)
+
+    def feed_forward() -> Iterator[Map]:
+        yield from vectors("x_k")
+        for name in ("key", "value"):
+            yield from linear_maps(name, name)
+
+    yield from linear_maps("embedding", "emb")
+    if norm_first:
+        yield from linear_maps("embedding_norm", "blocks.0.ln0", bias=True)
+    for i in range(n_layers):
+        block = f"blocks.{i}."
+        yield from step_maps(2 * i, block, "att", mixer(first=i == 0), norm="ln1", norm_bias=True)
+        yield from step_maps(2 * i + 1, block, "ffn", feed_forward(), norm="ln2", norm_bias=True)
+    yield from linear_maps("norm", "ln_out", bias=True)
+    yield from linear_maps("head", "head")
+
+
+# ---- `Rwkv7ForCausalLM`: the authors' names behind `model.`, low ranks as linear layers
+
+
+def _later_options(p: Published) -> dict[str, Any]:
+    width, n, head_dim = p("hidden_size"), p("num_hidden_layers"), p("head_size", 64)
+    p.only("num_attention_heads", width // head_dim)
+    p.only("wkv_state_dtype", "float32")
+    p.only("rescale_every", 0)
+    p.only("hidden_act", "sqrelu")
+    ranks = {key: max(32, round(f * width**0.5 / 32) * 32) for key, f in (("d", 2.5), ("v", 1.7), ("g", 5.0))}
+    return {
+        "pattern": layers(
+            n,
+            head_dim=head_dim,
+            d_hidden=p("intermediate_size", 4 * width),
+            decay_rank=p("decay_low_rank_dim", ranks["d"]),
+            rate_rank=p("a_low_rank_dim", ranks["d"]),
+            value_rank=p("v_low_rank_dim", ranks["v"]),
+            gate_rank=p("gate_low_rank_dim", ranks["g"]),
+            norm_eps=p.number("group_norm_epsilon", 64e-5),
+            kappa_eps=0.0,
+        ),
+        "d_model": width,
+        "vocab_size": p("vocab_size", 65536),
+        "norm": "layernorm",
+        "norm_eps": p.number("layer_norm_epsilon", 1e-5),
+        "embedding_norm": not p("embedding_layer_norm_fused", False),
+        "tie_embeddings": p.only("tie_word_embeddings", False),
+    }
+
+
+def _later_weights(p: Published) -> Iterator[Map]:
+    norm_first = not p("embedding_layer_norm_fused", False)
+    for m in authors_maps(p("hidden_size"), p("num_hidden_layers"), norm_first=norm_first):
+        name = m.theirs[0]
+        if name.rpartition(".")[2] in LOW_RANKS:
+            yield transposed(m.ours[0], f"model.{name}.weight")
+        elif name == "head.weight":
+            yield m
+        else:
+            yield renamed(m, lambda name: "model." + name.replace("emb.", "embeddings.", 1))
+
+
 def _shift_map(width: int) -> Map:
     """Checkpoints of the first version hold all shares of the step before in one tensor."""
 
@@ -135,3 +211,4 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 families.add(Family("rwkv7", "RWKV7ForCausalLM", "rwkv7", SIZES, _options, _weights))
+families.add(Family("rwkv7_later", "Rwkv7ForCausalLM", "rwkv7", {}, _later_options, _later_weights))

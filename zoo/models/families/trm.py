@@ -160,4 +160,4 @@ SIZES: dict[str, dict[str, Any]] = {
     "arc": {**_SHORTER, **ARC},
 }
 
-families.add(Family("trm", "TinyRecursiveReasoningModel_ACTV1", "trm", SIZES, _options, _weights, prefix="inner."))
+families.add(Family("trm", "TinyRecursiveReasoningModel_ACTV1", "trm", SIZES, _options, _weights))

@@ -53,7 +53,7 @@ def _options(p: Published) -> dict[str, Any]:
         "d_model": width,
         "vocab_size": p("vocab_size", 50304),
         "norm_eps": eps,
-        "logit_softcap": p.number("output_logit_soft_cap", 30.0),
+        "logit_softcap": p.limit("output_logit_soft_cap", 30.0),
     }
 
 
