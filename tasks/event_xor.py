@@ -44,7 +44,7 @@ class EventXOR(Task):
         """Most bits, and so most events."""
         answers: strings.Answers = "last"
         """Targets at the end only, or after every event too."""
-        time_unit: Annotated[float, Field(gt=0)] = 1.0
+        time_unit: Annotated[float, Field(gt=0, le=1e30)] = 1.0
         """Time that one bit takes."""
 
     layout = "next_token"

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from tasks import random
 from tasks.protocol import SPLITS, Split
-from tasks.registry import UsageError
+from tasks.registry import UsageError, quoted
 
 HEADER = ("source", "question", "answer", "rating")
 
 
 MOST_BYTES = 2**31
 """The most that is read of a file, where a reader names no other limit."""
+MOST_BYTES_OF_NAME, MOST_BYTES_OF_PATH = 255, 4000
 _FORMS = {  # how files begin that people take for text
     b"\xff\xfe": "UTF-16; save it as UTF-8",
     b"\xfe\xff": "UTF-16; save it as UTF-8",
@@ -52,6 +53,25 @@ def unreadable(path: str | Path, reason: object) -> UsageError:
         reason = reason.strerror or reason
     text = " ".join(str(reason).split())  # some libraries' reasons have several lines
     return UsageError(f"{shown(path)} cannot be read: {shown(text)[:300].rstrip('.')}.")
+
+
+def check_path(path: str | Path, given_as: str = "") -> Path:
+    """A path that a file could have, which need not be there.
+
+    Args:
+        path: as a person gave it.
+        given_as: the option it was given by, for errors.
+
+    Raises:
+        UsageError: no file could have it.
+    """
+    data = os.fsencode(path)
+    why = "it holds the character NUL" if b"\0" in data else ""
+    if len(data) > MOST_BYTES_OF_PATH or any(len(part) > MOST_BYTES_OF_NAME for part in data.split(b"/")):
+        why = f"names may have {MOST_BYTES_OF_NAME} bytes, and paths {MOST_BYTES_OF_PATH:,}"
+    if why:
+        raise UsageError(f"{given_as}{'=' if given_as else ''}{quoted(str(path), 60)} is not allowed: {why}.")
+    return Path(path)
 
 
 def regular(path: str | Path, *, most: int = MOST_BYTES) -> Path:

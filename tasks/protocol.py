@@ -44,6 +44,11 @@ class Batch(NamedTuple):
     streams: Tensor | None = None
 
 
+MOST = 2**20
+"""How large a whole number among a task's options may be where its field names no other bound: rows are made in
+memory, and in time that rises with their length and with what there is to choose from."""
+
+
 class Task(ABC):
     """A generator of examples and their exact score.
 
@@ -72,6 +77,11 @@ class Task(ABC):
     """How many puzzles batches number in `puzzles`; 0 for a task that numbers none."""
     seq_len: int
     """Length L of the rows; of the longest, where held-out rows are longer than training rows."""
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        if "Config" in vars(cls):
+            cls.Config._most = MOST
 
     def __init__(self, config: Options):
         self.config = config

@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar, get_args
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -112,6 +112,7 @@ class Options(BaseModel):
     construction."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    _most: ClassVar[int] = MOST
 
     def __init__(self, **data: Any):
         try:
@@ -128,8 +129,8 @@ class Options(BaseModel):
                 told = ""
                 if isinstance(value, str):
                     told = "hold no character NUL" if "\0" in value else ""
-                elif abs(value) > MOST and name not in bounded:
-                    told = f"be at most {MOST:,}"
+                elif abs(value) > self._most and name not in bounded:
+                    told = f"be at most {self._most:,}"
                 if told:
                     what = getattr(type(self), "_label", type(self).__name__)
                     raise UsageError(f"{what}: {name}={quoted(value)} is not allowed: it should {told}.")

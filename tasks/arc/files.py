@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tasks.arc.grids import COLOURS, LARGEST, Grid, Pair, Puzzle
-from tasks.filing import read_json
+from tasks.filing import check_path, read_json
 from tasks.registry import UsageError
 
 
@@ -23,7 +23,7 @@ def read_puzzles(folder: str | Path, subset: str) -> list[Puzzle]:
     Raises:
         UsageError: nothing there, or anything in it that is not as it should be; names the file and the puzzle.
     """
-    root = Path(folder)
+    root = check_path(folder)
     if not root.is_dir():
         raise UsageError(
             f"Cannot read {str(folder)!r}: there is no such folder; `path` should be that of ARC's puzzles."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from tasks import random
@@ -79,9 +79,9 @@ class Arc(Task):
         """The sets there whose test pairs are validation and test rows."""
         size: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
         """Side of the canvas; puzzles with a longer one are left out. By default 30, and 8 for made ones."""
-        n_made: Annotated[int, Field(ge=2)] = 64
+        n_made: Annotated[int, Field(ge=2, le=10_000)] = 64
         """Made puzzles of either set."""
-        n_augmentations: PositiveInt = 16
+        n_augmentations: Annotated[int, Field(ge=1, le=10_000)] = 16
         """Maps of each puzzle at most, itself included."""
         translate: bool = True
         """Training rows lie anywhere on the canvas, but for one in as many as the puzzle has pairs."""

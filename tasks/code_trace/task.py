@@ -59,7 +59,7 @@ class CodeTrace(Task):
         """Length of a row; a program that does not fit with its trace is drawn again."""
         answer: Literal["trace", "final"] = "trace"
         """What the answer is: every step, or the last value alone (of the same programs)."""
-        max_statements: PositiveInt = 6
+        max_statements: Annotated[int, Field(ge=1, le=1000)] = 6
         """Most statements of a program, besides those that define and return."""
         max_depth: NonNegativeInt = 2
         """Deepest nesting of branches and loops."""

@@ -67,7 +67,7 @@ class Maze(Task):
         """Fewest steps from S to G; by default the longer side."""
         max_length: PositiveInt | None = None
         """Most steps; where given, the length is uniform from `min_length` to it."""
-        n_puzzles: PositiveInt | None = None
+        n_puzzles: Annotated[int, Field(ge=1, le=2**31)] | None = None
         """Mazes of the training split, over and over; by default all that the file has, or ever new ones."""
         augment: bool = True
         """A random turn or flip for each training row that can come again."""

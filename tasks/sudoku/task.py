@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from tasks import random
@@ -63,7 +63,7 @@ class Sudoku(Task):
         """Only puzzles of which no given can be left out."""
         min_guesses: NonNegativeInt = 0
         """Only puzzles at least so hard."""
-        n_puzzles: PositiveInt | None = None
+        n_puzzles: Annotated[int, Field(ge=1, le=2**31)] | None = None
         """Base puzzles of the training split; by default 10,000, or all that the file has."""
         augment: bool = True
         """A random symmetry for each training row."""

@@ -28,6 +28,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
+from tasks.filing import check_path
 from tasks.protocol import Task, create_task
 from tasks.protocol import registry as tasks
 from tasks.registry import Options, UsageError, quoted, unknown
@@ -35,7 +36,6 @@ from zoo.models.token import ModelConfig, TokenModel, create_model, model_config
 from zoo.objectives.base import Objective, create_objective, objectives
 from zoo.protocol import Mixer
 from zoo.training import imports, machine, yaml_text
-from zoo.training.files import check_path
 
 SECTIONS = ("task", "model", "objective")
 CONFIG = "config.yaml"

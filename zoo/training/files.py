@@ -10,32 +10,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.registry import UsageError, quoted
-
-MOST_BYTES_OF_NAME, MOST_BYTES_OF_PATH = 255, 4000
+from tasks.registry import UsageError
 
 
 class RunError(RuntimeError):
     """A run that cannot go on through no wrong input: a full disk, a loss that is not finite. Its text is one line."""
-
-
-def check_path(path: str | Path, given_as: str = "") -> Path:
-    """A path that a file could have, which need not be there.
-
-    Args:
-        path: as a person gave it.
-        given_as: the option it was given by, for errors.
-
-    Raises:
-        UsageError: no file could have it.
-    """
-    data = os.fsencode(path)
-    why = "it holds the character NUL" if b"\0" in data else ""
-    if len(data) > MOST_BYTES_OF_PATH or any(len(part) > MOST_BYTES_OF_NAME for part in data.split(b"/")):
-        why = f"names may have {MOST_BYTES_OF_NAME} bytes, and paths {MOST_BYTES_OF_PATH:,}"
-    if why:
-        raise UsageError(f"{given_as}{'=' if given_as else ''}{quoted(str(path), 60)} is not allowed: {why}.")
-    return Path(path)
 
 
 @contextlib.contextmanager

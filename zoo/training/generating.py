@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tasks.filing import read_bytes
+from tasks.filing import check_path, read_bytes
 from tasks.registry import UsageError
 from zoo.interop.hf import CONFIG as PUBLISHED
 from zoo.interop.hf import from_hf, read_json
@@ -20,7 +20,6 @@ from zoo.models.token import TokenModel
 from zoo.training.checkpoint import is_checkpoint
 from zoo.training.evaluation import answered, held_out, open_run
 from zoo.training.experiment import CONFIG, no_run
-from zoo.training.files import check_path
 from zoo.training.machine import choose_device
 from zoo.training.run import load
 
