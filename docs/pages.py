@@ -413,7 +413,8 @@ def recipe_pages() -> Iterator[tuple[str, str]]:
     about = (
         "# Recipes\n\n"
         "Experiments that ship with the package: `zoo train NAME`, with any key changed as `key=value`.\n"
-        "What each reaches, and in what time, is in [results](results/recipes.md).\n"
+        "What each reaches, and in what time, is in [results](results/recipes.md). To begin your own,\n"
+        "take `start`: it has no limit of time, and a learning rate and a schedule that suit most models.\n"
     )
     hidden = toctree([f"recipes/{name}" for name in names], hidden=True)
     yield "recipes.md", "\n".join([about, *table(["recipe", "what it is"], rows), *hidden])

@@ -72,7 +72,7 @@ class MQAR(Task):
         """L, even."""
         n_pairs: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = 4
         """Pairs of a row, or the numbers to draw it from; 2 * n_pairs * (n_passes + 1) <= seq_len."""
-        power_a: Annotated[float, Field(gt=0)] = 0.01
+        power_a: Annotated[float, Field(gt=0, le=10)] = 0.01
         """Exponent of the gaps' power law."""
         random_non_queries: bool = True
         """Fill the other positions with random tokens rather than 0."""

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-import yaml
-
 from tasks.registry import UsageError
 from zoo.report import bench, leaderboard, plots, units, words
 from zoo.report.answers import answers
@@ -22,6 +20,7 @@ from zoo.report.files import check_page, write_atomically
 from zoo.report.measurements import Measurement
 from zoo.report.runs import Run, as_runs, labels, printable, task_names
 from zoo.report.style import COLOURS, DASHES, SYMBOLS, Look, css_colours, css_dash, house_style, to_svg
+from zoo.training import yaml_text
 
 _FACTS = {"Machine": ["machine"], "Software": ["versions", "commit", "precision"], "Backends that ran": ["backends"]}
 _GROUPS = ("machine", "versions", "backends")
@@ -211,7 +210,7 @@ def _example(task: dict[str, Any]) -> Example | None:
 
 def _recipe(run: Run, label: str) -> dict[str, str]:
     """What it takes to train a run again: its config, as text and as a file to save, and the command."""
-    text = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100)
+    text = yaml_text.dump(run.config, width=100)
     file = "".join(c if c.isalnum() or c in "-_." else "-" for c in label).strip("-.") or "experiment"
     return {
         "label": label,

@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 
 import yaml
 
+from tasks.filing import check_path, regular
 from tasks.registry import UsageError, closest
 from zoo.report.units import number
+from zoo.training import yaml_text
 from zoo.training.experiment import BOOKKEEPING
 
 DEPTH = 3
@@ -139,7 +141,7 @@ def load_runs(paths: Sequence[str | Path], told: Told | None = None) -> list[Run
         raise UsageError(f"No run was given: {EXPECTED}.")
     folders: dict[Path, Path] = {}
     for given in paths:
-        for folder in _find(Path(given)):
+        for folder in _find(check_path(given)):
             folders.setdefault(folder.resolve(), folder)
     return [run for folder in folders.values() if (run := tolerant(_load, folder, told)) is not None]
 
@@ -298,11 +300,9 @@ def _load(folder: Path) -> Run:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(_read(path))
+        config = yaml_text.load(_read(path), repr(str(path)))
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{str(path)!r} is damaged{where}: {getattr(error, 'problem', None) or 'not YAML'}.") from None
+        raise UsageError(f"{str(path)!r} is damaged: {yaml_text.describe(error)}.") from None
     if not isinstance(config, dict) or not config.keys() & {"task", "model"}:
         raise UsageError(f"{str(path)!r} is not a run's config: expected a mapping with task, model and train.")
     return config
@@ -347,7 +347,7 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return regular(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UsageError(f"{str(path)!r} is damaged: not text in UTF-8.") from None
     except OSError as error:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tasks.filing import check_path
 from tasks.registry import UsageError
 from zoo.report.measurements import Measurement, load_measurements
 from zoo.report.runs import DEPTH, EXPECTED, Run, Told, is_run, load_runs, subfolders, tolerant
@@ -25,7 +26,7 @@ def gather(paths: Sequence[str | Path], told: Told) -> tuple[list[Run], list[Mea
     """
     files: dict[Path, Path] = {}
     folders: list[Path] = []
-    for path in map(Path, paths):
+    for path in map(check_path, paths):
         if path.is_file() and path.suffix == RECORDS and not is_run(path.parent):
             files.setdefault(path.resolve(), path)
             continue
