@@ -7,7 +7,7 @@ import io
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,9 +116,8 @@ def read_text(path: str | Path, *, most: int = MOST_BYTES) -> str:
         UsageError: it cannot be read, or is no such text; says why, and where.
     """
     data = read_bytes(path, most=most)
-    for beginning, form in _FORMS.items():
-        if data.startswith(beginning):
-            raise unreadable(path, f"it is {form}")
+    if form := form_of(data):
+        raise unreadable(path, f"it is {form}")
     try:
         if (at := data.find(b"\0")) >= 0:
             raise UnicodeDecodeError("utf-8", data, at, at + 1, "a NUL byte")
@@ -126,6 +125,11 @@ def read_text(path: str | Path, *, most: int = MOST_BYTES) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise at_line(path, line, f"this is no UTF-8 text (the byte 0x{data[error.start]:02x})") from None
+
+
+def form_of(data: bytes) -> str | None:
+    """What a file is that begins so, and what to do with it, where it is one that people take for text."""
+    return next((form for beginning, form in _FORMS.items() if data.startswith(beginning)), None)
 
 
 def read_json(path: str | Path, *, most: int = MOST_BYTES, **hooks: Any) -> Any:
@@ -179,34 +183,75 @@ class Rows(NamedTuple):
     ratings: list[str]
 
 
-def read_rows(path: str | Path, *, plain: bool) -> Rows:
-    """The rows of a CSV with the header `source,question,answer,rating`; with `plain`, or one question a line.
+QUESTIONS = ("question", "puzzle", "puzzles", "quizzes", "quiz", "sudoku", "board", "grid", "maze", "mazes", "unsolved")
+ANSWERS = ("answer", "answers", "solution", "solutions", "solved")
+RATINGS = ("rating", "difficulty", "level")
+COLUMNS = {"question": QUESTIONS, "answer": ANSWERS, "rating": RATINGS}
+"""What public files call the columns, in whatever case."""
+
+
+def rows_of(path: str | Path, rows: Sequence[tuple[int, str, str, str]]) -> Rows:
+    """Rows from (line, question, answer, rating).
 
     Raises:
-        UsageError: the file cannot be read, is empty, or a row has other fields.
+        UsageError: there is none.
     """
-    rows: list[tuple[int, str, str, str]] = []
-    file = io.StringIO(read_text(path), newline="")
-    try:
-        header = tuple(file.readline().strip().split(","))
-        file.seek(0)
-        if header == HEADER:
-            reader = csv.reader(file)
-            next(reader)
-            for fields in reader:
-                if len(fields) != len(HEADER):
-                    raise at_line(path, reader.line_num, f"{len(fields)} fields, where {','.join(HEADER)} makes 4")
-                rows.append((reader.line_num, fields[1], fields[2], fields[3]))
-        elif plain:
-            rows = [(number, line.strip(), "", "") for number, line in enumerate(file, 1) if line.strip()]
-        else:
-            raise at_line(path, 1, f"the header should be {','.join(HEADER)}, not {','.join(header)[:60]!r}")
-    except csv.Error as error:
-        raise unreadable(path, error) from None
     if not rows:
-        raise UsageError(f"{str(path)!r} holds no puzzle.")
+        raise UsageError(f"{shown(path)} holds no puzzle.")
     lines, questions, answers, ratings = zip(*rows, strict=True)
     return Rows(np.array(lines, dtype=np.int64), list(questions), list(answers), list(ratings))
+
+
+def read_table(
+    path: str | Path, text: str, columns: dict[str, tuple[str, ...]]
+) -> list[tuple[int, dict[str, str]]] | None:
+    """The rows of a table (CSV, or separated by semicolons or tabs), each with its line; None where it is no such one.
+
+    Args:
+        text: of the file. Empty lines and comments (`#`) may stand before the header.
+        columns: what to call a column, and which names files give it, in whatever case; others are left out. A table
+            has to have the first.
+
+    Raises:
+        UsageError: a row has another number of fields than the header, or the table is damaged.
+    """
+    begin, line = 0, 1
+    for candidate in io.StringIO(text, newline=""):
+        if candidate.strip() and not candidate.startswith("#"):
+            break
+        begin, line = begin + len(candidate), line + 1
+    else:
+        return None
+    for delimiter in ",;\t":
+        header = [name.strip().lower() for name in next(csv.reader([candidate.strip("\r\n")], delimiter=delimiter), [])]
+        places = {
+            key: next(i for i, name in enumerate(header) if name in names)
+            for key, names in columns.items()
+            if set(names) & set(header)
+        }
+        if next(iter(columns)) in places:
+            return list(_table_rows(path, text[begin:], line, delimiter, len(header), places))
+    return None
+
+
+def _table_rows(
+    path: str | Path, text: str, line: int, delimiter: str, n_fields: int, places: dict[str, int]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    limit = csv.field_size_limit(MOST_BYTES)
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        next(reader)
+        for fields in reader:
+            if not any(field.strip() for field in fields):
+                continue
+            if len(fields) != n_fields:
+                at = line + reader.line_num - 1
+                raise at_line(path, at, f"{len(fields)} fields, where the header has {n_fields}")
+            yield line + reader.line_num - 1, {key: fields[place] for key, place in places.items()}
+    except csv.Error as error:
+        raise unreadable(path, error) from None
+    finally:
+        csv.field_size_limit(limit)
 
 
 def write_rows(
@@ -240,7 +285,7 @@ def decode(
     """
     for line, text in zip(lines.tolist(), texts, strict=True):
         if len(text) != cells:
-            raise at_line(path, line, f"the {what} has {len(text)} characters, not {cells}")
+            raise at_line(path, line, f"the {what} has {len(text)} cells, not {cells}")
     raw = np.frombuffer("".join(texts).encode("latin-1", "replace"), dtype=np.uint8).reshape(-1, cells)
     codes = np.full(256, 255, dtype=np.uint8)
     for character, code in table.items():

@@ -78,7 +78,7 @@ WRONG = {
     "nowhere": (lambda folder: str(folder / "none"), "there is no such file"),
 }
 NAMES = {
-    "nul": ("a\0b", "no file can have such a name"),
+    "nul": ("a\0b", "no file can have such a name|no character NUL"),
     "half": ("a\ud800b", "no file can have such a name"),
     "long": ("a" * 300, "File name too long"),
     "lines": ("a\nb\x1b[31m", "there is no such file"),
@@ -112,7 +112,8 @@ def test_what_is_no_file_is_refused_at_once(reader, wrong, tmp_path):
 @pytest.mark.parametrize("reader", READERS)
 def test_names_that_no_file_has(reader, name, tmp_path):
     given, message = NAMES[name]
-    assert message in refusal(reader, given, tmp_path)
+    told = refusal(reader, given, tmp_path)
+    assert any(part in told for part in message.split("|")), told
 
 
 @pytest.mark.skipif(not Path("/dev/fd").exists(), reason="process substitution")

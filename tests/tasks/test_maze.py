@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import tasks
 from tasks import random
 from tasks.maze import fingerprint, is_valid, read_mazes, solve, write_mazes
+from tasks.maze.grids import to_text
 from tasks.protocol import SPLITS
 
 WALL, OPEN, START, GOAL, PATH = 1, 2, 3, 4, 5
@@ -240,11 +241,11 @@ HEADER = "source,question,answer,rating\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "1: the header should be"),
-        ("a,b,c,d\n", "1: the header should be"),
+        ("", "holds no puzzle"),
+        ("a,b,c,d\n", "1: ',' is no cell of a maze; read are CSV with a header such as source,question,answer,rating"),
         (HEADER, "holds no puzzle"),
-        (HEADER + "x,S G,SoG,2\n", "2: a maze of 3 characters is not square"),
-        (HEADER + "x,S  G,S oG,2\nx,S  G ,S oG,2\n", "3: the question has 5 characters, not 4"),
+        (HEADER + "x,S G,SoG,2\n", "2: a maze of 3 cells is not square"),
+        (HEADER + "x,S  G,S oG,2\nx,S  G ,S oG,2\n", "3: the question has 5 cells, not 4"),
         (HEADER + "x,S x ,S oG,2\n", "2: 'x' in the question"),
         (HEADER + "x,S oG,S oG,2\n", "2: 'o' in the question"),
         (HEADER + "x,S ##,S ##,2\n", "2: the maze needs one S, one G and a way"),
@@ -252,6 +253,7 @@ HEADER = "source,question,answer,rating\n"
         (HEADER + "x,SGGG,SGGG,1\n", "2: the maze needs one S"),
         (HEADER + "x,S  G,S oG,2\nx,S  G,SooG,2\n", "3: the answer is not the maze with a shortest path"),
         (HEADER + "x,S  G,S oG\n", "2: 3 fields"),
+        ("####\n#SG\n####\n", "1: the rows of the maze have 3 to 4 cells"),
     ],
 )
 def test_bad_files_name_the_line(tmp_path, text, message):
@@ -261,6 +263,45 @@ def test_bad_files_name_the_line(tmp_path, text, message):
         read_mazes(path)
     assert "bad.csv" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+DRAWN = ["#####", "#S  #", "### #", "#G  #", "#####"]
+SOLVED = ["#####", "#Soo#", "###o#", "#Goo#", "#####"]
+FLAT, ANSWER = "".join(DRAWN), "".join(SOLVED)
+DATASET = "\n".join(SOLVED).replace("G", "E").replace("o", "X")
+FORMS = {
+    "public": HEADER + f"x,{FLAT},{ANSWER},6\n",
+    "quoted": f'"source","question","answer","rating"\n"x","{FLAT}","{ANSWER}","6"\n',
+    "upper case": f"Maze,Solution\n{FLAT},{ANSWER}\n",
+    "without answers": f"id,maze\n1,{FLAT}\n",
+    "rows in quoted fields": 'question,answer\n"{}","{}"\n'.format("\n".join(DRAWN), "\n".join(SOLVED)),
+    "crlf in quoted fields": 'question,answer\r\n"{}",\r\n'.format("\r\n".join(DRAWN)),
+    "drawn": "\n".join(DRAWN) + "\n",
+    "drawn and solved": "\r\n".join(SOLVED),
+    "maze-dataset": DATASET,
+    "maze-dataset in a table": f'maze,solution\n"{DATASET.replace("X", " ")}","{DATASET}"\n',
+}
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_that_people_have(tmp_path, form, marked):
+    path = tmp_path / "m"
+    path.write_bytes(FORMS[form].encode("utf-8-sig" if marked else "utf-8"))
+    file = read_mazes(path)
+    assert (file.height, file.width, len(file.grids)) == (5, 5, 1)
+    assert to_text(file.grids[0]) == FLAT
+    assert to_text(file.answers[0]) == ANSWER
+
+
+def test_drawn_mazes_have_a_size_of_their_own(tmp_path):
+    path = tmp_path / "m.txt"
+    path.write_text("\n\n".join(["\n".join(DRAWN[1:4])] * 2))
+    file = read_mazes(path)
+    assert (file.height, file.width, len(file.grids)) == (3, 5, 2)
+    assert file.lines.tolist() == [1, 5]
+    with pytest.raises(tasks.UsageError, match=r"m\.txt:1: the maze is drawn in 3 rows of 5, and height=5 and width=3"):
+        read_mazes(path, 5, 3)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +328,7 @@ def test_wrong_options(options, message):
 def test_file_of_another_size(tmp_path):
     grids, answers = (g.reshape(3, -1) for g in drawn("train", 3, 7, 7))
     write_mazes(tmp_path / "m.csv", grids, answers, 7, 7)
-    with pytest.raises(tasks.UsageError, match=r"m.csv:2: .*49 characters, not 81"):
+    with pytest.raises(tasks.UsageError, match=r"m.csv:2: .*49 cells, not 81"):
         tasks.create_task("maze", path=str(tmp_path / "m.csv"))
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from tasks import random
 from tasks.protocol import SPLITS
 from tasks.sudoku import augment, fingerprint, read_puzzles, solve, to_text, write_csv, write_lines
 
+REAL = Path(__file__).parents[3] / "shared/data/real"
 HEADER = "source,question,answer,rating\n"
 
 
@@ -56,14 +59,22 @@ GOOD = "12343412" + "21434321"
     [
         ("", "holds no puzzle"),
         (HEADER, "holds no puzzle"),
-        ("1234\n", "1: the puzzle has 4 characters"),
-        (f"{GOOD}\n{GOOD}1\n", "2: the puzzle has 17 characters, not 16"),
-        (f"{GOOD}\n{GOOD[:-1]}x\n", "2: 'x' in the puzzle"),
+        ("1234\n", "1: the puzzle has 1 rows of 4; read are CSV with a header such as"),
+        (f"{GOOD}\n{GOOD}1\n", "2: the puzzle has 17 cells; read are CSV with a header such as"),
+        (f"{GOOD}\n{GOOD[:-1]}a\n", "2: '123434122143432a' is no puzzle"),
         (f"{GOOD[:-1]}5\n", "1: '5' in the puzzle"),
         (f"{GOOD}\n{'.' * 16}\n", "2: the puzzle has more than one solution"),
         (f"11{'.' * 14}\n", "1: the puzzle has no solution"),
         (HEADER + f"a,{GOOD},{GOOD}\n", "2: 3 fields"),
-        (HEADER + f"a,{GOOD},{GOOD},hard\n", "2: the rating 'hard'"),
+        (HEADER + f"a,{GOOD[:-1]}a,,\n", "2: 'a' in the puzzle"),
+        (f"{GOOD}\n{GOOD[:-4]}\n", "2: the puzzle has 12 cells"),
+        ("12\n", "1: the puzzle has 2 cells"),
+        ("This is a novel.\nIt has\nno puzzle.\n", "3: no puzzle follows; read are CSV"),
+        (f"{GOOD}\nGrid 2\nGrid 3\n{GOOD}\n", "3: 'Grid 3' is no puzzle"),
+        ("1234\n3412\n2143\n43\n", "4: the puzzle of line 1 has 3 rows of 4"),
+        ("1234\n3412\n2143\n\n\n", "1: the puzzle has 3 rows of 4"),
+        ("1234\n3412\nEasy\n2143\n4321\n", "3: the puzzle of line 1 has 2 rows of 4"),
+        ("puzzle;solution\n" + f"{GOOD};{GOOD}\n{GOOD}\n", "3: 1 fields, where the header has 2"),
         (HEADER + f"a,{GOOD},{GOOD},1\na,{GOOD},{GOOD[::-1][:8] + GOOD[:8]},1\n", "3: the answer does not solve"),
         (HEADER + f"a,{GOOD},{'1' * 16},1\n", "2: the answer does not solve"),
         (HEADER + f"a,{GOOD},{GOOD[:-1]}.,1\n", "2: '.' in the answer"),
@@ -76,6 +87,92 @@ def test_bad_files_name_the_line(tmp_path, text, message):
         read_puzzles(path)
     assert "bad.csv" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+ROWS = ["1.34", "3412", "2143", "4321"]
+ONE, FULL = "".join(ROWS), "1234341221434321"
+NINE = [
+    "53..7....",
+    "6..195...",
+    ".98....6.",
+    "8...6...3",
+    "4..8.3..1",
+    "7...2...6",
+    ".6....28.",
+    "...419..5",
+    "....8..79",
+]
+SIX = "1.3456456123231564564231312645645312"
+FORMS = {
+    "kaggle": f"quizzes,solutions\n{ONE},{FULL}\n",
+    "kaggle with an index": f",quizzes,solutions\n0,{ONE},{FULL}\n",
+    "kaggle 3m": f"id,puzzle,solution,clues,difficulty\n1,{ONE},{FULL},15,1.5\n",
+    "d1": f"Puzzle,Solution\n{ONE.replace('.', '0')},{FULL}\n",
+    "quoted": f'"source","question","answer","rating"\n"a","{ONE}","{FULL}","0"\n',
+    "a space behind the header": f"source,question,answer,rating \r\na,{ONE},{FULL},0\r\n",
+    "semicolons": f"puzzle;solution\n{ONE};{FULL}\n",
+    "tabs": f"Puzzle\tSolution\n{ONE}\t{FULL}\n",
+    "one column": f"puzzle\n{ONE}\n",
+    "a word for the rating": f"question,answer,rating\n{ONE},{FULL},hard\n",
+    "comments before the header": f"# of the web\n\nPuzzle,Solution\n{ONE},{FULL}\n",
+    "rows in a quoted field": 'puzzle,solution\n"1.34\n3412\n2143\n4321",\n',
+    "spaced cells in a field": f"Puzzle,Solution\n{' '.join(ONE)},{' '.join(FULL)}\n",
+    "no header": f"{ONE},{FULL}\n",
+    "plain": f"{ONE}\n",
+    "plain crlf": f"\r\n{ONE}\r\n",
+    "a title": f"Gordon F. Royle, A collection of 49,151 con?gurations, http://mapleta.au/~gordon\n{ONE}\n",
+    "hash comments": f"# easy\n{ONE} # the first\n",
+    "slash comments": f"// easy\n{ONE} // 0.1 s\n",
+    "tdoku": f"{ONE}:1:{FULL}\n",
+    "tdoku without an answer": f"{ONE}:12:\n",
+    "sudoku-exchange": f"0000183b305c {ONE}  1.2\n",
+    "puzzle and solution": f"{ONE} {FULL}\n",
+    **{f"blanks {blank}": ONE.replace(".", blank) + "\n" for blank in "0_*xX-?"},
+    "euler": "Grid 01\n" + "\n".join(ROWS).replace(".", "0") + "\n",
+    "spaced rows": "\n".join(" ".join(row) for row in ROWS).replace(".", "0") + "\n",
+    "ruled rows": "1 . | 3 4\n3 4 | 1 2\n----+----\n2 1 | 4 3\n4 3 | 2 1\n",
+    "boxed rows": "+---+---+\n|1 _|3 4|\n|3 4|1 2|\n|---+---|\n|2 1|4 3|\n|4 3|2 1|\n+---+---+\n",
+    "rows with commas": "1,0,3,4\n3,4,1,2\n2,1,4,3\n4,3,2,1\n",
+    "sdk": "#ASomebody\n#DA puzzle\n[Puzzle]\n" + "\n".join(ROWS) + "\n[State]\n1234\n3412\n2143\n4321\n",
+    "a title that is a column's name": "Puzzle\n" + "\n".join(ROWS) + "\n",
+}
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_that_people_have(tmp_path, form, marked):
+    path = tmp_path / "p"
+    path.write_bytes(FORMS[form].encode("utf-8-sig" if marked else "utf-8"))
+    file = read_puzzles(path)
+    assert to_text(file.puzzles[0]) == ONE
+    assert to_text(file.solutions[0]) == FULL
+    assert len(file.puzzles) == 1
+    assert file.ratings[0] == {"kaggle 3m": 1.5, "quoted": 0, "a space behind the header": 0}.get(form, -1)
+
+
+def test_other_sizes_and_several(tmp_path):
+    path = tmp_path / "p"
+    path.write_text("\n\n".join(["Grid 1", "\n".join(NINE), "Grid 2", "\n".join(NINE), "".join(NINE)]) + "\n")
+    file = read_puzzles(path)
+    assert [to_text(p) for p in file.puzzles] == ["".join(NINE)] * 3
+    assert file.lines.tolist() == [3, 15, 25]
+    path.write_text(SIX + "\n")
+    assert read_puzzles(path).puzzles.shape == (1, 36)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"the files of {REAL} are not there")
+@pytest.mark.parametrize(
+    ("file", "n", "first"),
+    [
+        ("kaggle_quizzes_solutions_head.csv", None, "..43..2.9..5..9..1"),
+        ("royle_sudoku17_head.txt", None, ".......1.4........."[:18]),
+        ("top95_bom.txt", 95, "4.....8.5.3......."),
+    ],
+)
+def test_real_files(file, n, first):
+    found = read_puzzles(REAL / file)
+    assert n is None or len(found.puzzles) == n
+    assert to_text(found.puzzles[0]).startswith(first)
 
 
 def test_not_text(tmp_path):
