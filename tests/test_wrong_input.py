@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,3 +202,34 @@ def judge_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> i
 def test_command_lines_end_in_one_line(capsys):
     found = [judge_command(arguments, capsys) for arguments in command_lines(0, 150)]
     assert found.count(2) > 100
+
+
+class Full(io.StringIO):
+    """A file on a disk that is full."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+PRINTING = ("list mixers", "list tasks --json", "show mqar", "doctor --json", "--help", "train --help", "bench --help")
+
+
+@pytest.mark.parametrize("command", PRINTING)
+def test_output_that_cannot_be_written_is_one_line(command, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", Full())
+        with pytest.raises(SystemExit) as ended:
+            main(command.split())
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "zoo: Cannot write the output: No space left on device.\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no such device")
+def test_a_full_device_is_one_line_to_the_very_end():
+    """A real process: what is found out as Python ends would be another line."""
+    root = str(Path(__file__).resolve().parents[1])
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "zoo", "list", "mixers"]
+        env = {**os.environ, "PYTHONPATH": root}
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
+    assert (done.returncode, done.stderr) == (1, "zoo: Cannot write the output: No space left on device.\n")

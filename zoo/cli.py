@@ -306,7 +306,7 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         if error.filename is None:  # the output: of files, what reads or writes them has told
             with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more is tried there
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is tried there
         reason = error.strerror or type(error).__name__
         _fail(f"Cannot write the output: {reason}." if error.filename is None else f"{error.filename}: {reason}.", 1)
     except (MemoryError, RuntimeError) as error:
