@@ -1,4 +1,4 @@
-"""The ten laws of the mixer contract (`zoo/protocol.py`) as checks that any mixer can be put to.
+"""The laws of the mixer contract (`zoo/protocol.py`) as checks that any mixer can be put to.
 
 Two results agree when the relative error of every tensor, max |actual - expected| / max |expected|, is at most
 `TOLERANCE` of the dtype; whole numbers agree exactly. What is expected of a float32 mixer is computed in float64 with
@@ -14,8 +14,11 @@ from itertools import pairwise
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.utils import prune
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
@@ -511,3 +514,241 @@ def state_handling(case: Case, dtype: torch.dtype) -> None:
     assert_same_run((y[:1], row(after, 0)), (alone[0][:, 4:], alone[1]), mixer, "a joined row, short")
     alone = run(exact(mixer), torch.cat([x[1:2], later[1:2]], 1))
     assert_same_run((y[1:], row(after, 1)), (alone[0][:, n:], alone[1]), mixer, "a joined row, long")
+
+
+# ---- 12: openness
+
+
+class Adapter(nn.Module):
+    """A layer of rank 2 beside a linear layer or an embedding, as in LoRA (Hu et al. 2021), with nothing at zero."""
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self.base = base
+        weight = next(base.parameters())
+        wide, out = (weight.shape[1], weight.shape[0]) if isinstance(base, nn.Linear) else weight.shape
+        self.down = nn.Parameter(0.3 * noise(2, wide, seed=21, device=weight.device).to(weight))
+        self.up = nn.Parameter(0.3 * noise(out, 2, seed=22, device=weight.device).to(weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.base, nn.Embedding):
+            return self.base(x) + self.down.mT[x] @ self.up.mT
+        return self.base(x) + x @ self.down.mT @ self.up.mT
+
+    def delta(self) -> Tensor:
+        """What the weight of the layer would have to grow by for the same."""
+        both = self.up @ self.down
+        return both if isinstance(self.base, nn.Linear) else both.mT
+
+
+def layers_of(module: nn.Module) -> dict[str, nn.Module]:
+    """Its linear layers and embeddings, by name."""
+    return {name: m for name, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Embedding))}
+
+
+def adapted(module: nn.Module) -> list[Adapter]:
+    """Puts an adapter in the place of every linear layer and embedding."""
+    adapters = []
+    for name, layer in layers_of(module).items():
+        parent = module.get_submodule(name.rpartition(".")[0])
+        adapters.append(Adapter(layer))
+        setattr(parent, name.rpartition(".")[2], adapters[-1])
+    return adapters
+
+
+def trained(mixer: Mixer, x: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
+    """Outputs, and a loss to take gradients of."""
+    context = Context() if context is None else context
+    y, _ = mixer(x, None, context)
+    return y, (y * noise(*y.shape, seed=9, device=y.device).to(y)).sum() + sum(context.losses)
+
+
+def hooks_fire(case: Case, n: int = 12) -> None:
+    """Forward hooks of every part that owns parameters fire, in a pass over a sequence and in one over a step."""
+    mixer = case.build()
+    x = case.noise(2, n, WIDTH)
+    for steps in (n, 1) if mixer.causal else (n,):
+        called: list[str] = []
+        owners = {name: m for name, m in mixer.named_modules() if list(m.parameters(recurse=False))}
+        handles = [
+            m.register_forward_hook(lambda *_, name=name, called=called: called.append(name))
+            for name, m in owners.items()
+        ]
+        y, _ = mixer(x[:, :steps], None, Context())
+        for handle in handles:
+            handle.remove()
+        assert set(called) == set(owners), f"passed by: {sorted(set(owners) - set(called))}"
+        assert_close(y, mixer(x[:, :steps], None, Context())[0], 1e-9, "with hooks")
+
+
+def adapters(case: Case, n: int = 12) -> None:
+    """Adapters around linear layers do what the same change of the weights does, and learn."""
+    mixer, expected = case.build(), case.build()
+    x, context = case.noise(2, n, WIDTH), Context(lengths=torch.tensor([n, n - 3], device=case.device))
+    found = adapted(mixer)
+    merged = {name: layer for name, layer in layers_of(expected).items() if type(layer) is nn.Linear}
+    y, loss = trained(mixer, x, context)
+    loss.backward()
+    for adapter in found:
+        assert adapter.up.grad is not None, "an adapter gets no gradient"
+        assert adapter.up.grad.any() or adapter.down.grad.any(), "the gradient of an adapter is zero"
+    if len(merged) == len(found):  # a layer with a mask of its own has no weight that would do
+        with torch.no_grad():
+            for layer, adapter in zip(merged.values(), found, strict=True):
+                layer.weight += adapter.delta()
+        wanted, wanted_loss = trained(expected, x, Context(lengths=context.lengths))
+        assert_close(y, wanted, 1e-9, "adapted")
+        grads = torch.autograd.grad(wanted_loss, [layer.weight for layer in merged.values()])
+        for adapter, d_weight in zip(found, grads, strict=True):
+            assert_close(adapter.up.grad, d_weight @ adapter.down.mT, 1e-8, "gradient of an adapter", 1e-3)
+
+
+def pruning(case: Case, n: int = 12) -> None:
+    """Pruned layers have the weights that `weight_orig` and the mask give, also after a step of training."""
+    mixer, expected, x = case.build(), case.build(), case.noise(2, n, WIDTH)
+    layers, dense = layers_of(mixer), layers_of(expected)
+    for i, layer in enumerate(layers.values()):
+        mask = (case.noise(*layer.weight.shape, seed=i) > 0).double()
+        prune.custom_from_mask(layer, "weight", mask)
+    for _ in range(2):
+        with torch.no_grad():
+            for name, layer in layers.items():
+                dense[name].weight.copy_(layer.weight_orig * layer.weight_mask)
+        for p in mixer.parameters():
+            p.grad = None
+        y, loss = trained(mixer, x)
+        wanted, wanted_loss = trained(expected, x)
+        assert_close(y, wanted, 1e-9, "pruned")
+        loss.backward()
+        grads = torch.autograd.grad(wanted_loss, [layer.weight for layer in dense.values()])
+        for layer, d_weight in zip(layers.values(), grads, strict=True):
+            assert_close(layer.weight_orig.grad, d_weight * layer.weight_mask, 1e-8, "gradient of weight_orig", 1e-3)
+            with torch.no_grad():
+                layer.weight_orig.add_(0.1 * case.noise(*d_weight.shape, seed=5))
+
+
+def checkpointing(case: Case, dtype: torch.dtype, use_reentrant: bool, n: int = 70) -> None:
+    """Gradients are the same where the pass is run again in the backward pass."""
+    x, fields = case.noise(2, n, WIDTH).to(dtype).requires_grad_(), {"timespans": case.spans(2, n).to(dtype)}
+
+    def gradients_of(again: bool) -> list[Tensor]:
+        mixer = case.build(dtype)
+
+        def forward(x: Tensor) -> tuple[Tensor, ...]:
+            context = Context(**fields)
+            y, state = mixer(x, None, context)
+            state = [leaf for leaf in tree_leaves(state) if leaf.is_floating_point()]
+            return y, *state, sum(context.losses, y.new_zeros(()))
+
+        outputs = checkpoint(forward, x, use_reentrant=use_reentrant) if again else forward(x)
+        inputs = [x, *mixer.parameters()]
+        for p in inputs:
+            p.grad = None
+        weighed = [(leaf * case.noise(*leaf.shape, seed=i).to(leaf)).sum() for i, leaf in enumerate(outputs)]
+        sum(weighed).backward()
+        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in inputs]
+
+    names = ["x", *parameter_names(case.build(dtype))]
+    assert_close_gradients(gradients_of(True), gradients_of(False), TOLERANCE[dtype], "checkpointed", names)
+
+
+# ---- 13: second derivatives, forward mode, torch.func
+
+
+def hessian_product(mixer: Mixer, n: int, fields: dict[str, Tensor], start: Any = None) -> tuple[list, list, list]:
+    """Inputs and parameters, directions for each, and the product of the Hessian of a loss with them.
+
+    The losses that a mixer leaves in its context are left out: what they hold constant has no Hessian.
+    """
+    dtype, device = dtype_of(mixer), next(mixer.parameters()).device
+    inputs = [noise(2, n, WIDTH, device=device).to(dtype).requires_grad_(), *mixer.parameters()]
+    directions = [noise(*t.shape, seed=31 + i, device=device).to(dtype) for i, t in enumerate(inputs)]
+    gradients = loss_gradients(mixer, inputs, fields, start, create_graph=True)
+    dot = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
+    return inputs, directions, list(torch.autograd.grad(dot, inputs, allow_unused=True, materialize_grads=True))
+
+
+def loss_gradients(
+    mixer: Mixer, inputs: list[Tensor], fields: dict[str, Tensor], start: Any = None, create_graph: bool = False
+) -> Sequence[Tensor]:
+    """Gradients of a loss that is curved in the outputs."""
+    y, _ = mixer(inputs[0], None if start is None else zoo.fork(start), Context(**fields))
+    loss = (y * noise(*y.shape, seed=9, device=y.device).to(y)).sin().mean()
+    return torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+
+
+def second_derivatives(case: Case, n: int = 20) -> None:
+    """The product of the Hessian with a direction is the change of the gradients along it."""
+    mixer, fields = case.build(), {"timespans": case.spans(2, n)}
+    inputs, directions, product = hessian_product(mixer, n, fields)
+    step, ends = 1e-6, []
+    for sign in (1, -2, 1):
+        with torch.no_grad():
+            for t, d in zip(inputs, directions, strict=True):
+                t.add_(sign * step * d)
+        ends.append(loss_gradients(mixer, inputs, fields))
+    expected = [(a - b) / (2 * step) for a, b in zip(ends[0], ends[1], strict=True)]
+    floor = max(e.abs().max().item() for e in expected)
+    assert floor > 0, "nothing is curved"
+    for name, actual, wanted in zip(["x", *parameter_names(mixer)], product, expected, strict=True):
+        assert_close(actual, wanted, 1e-6, f"Hessian product of {name}", floor)
+
+
+def second_derivatives_of_kernels(case: Case, n: int = 280) -> None:
+    """In float32, packed and ragged and from a state, products with the Hessian are those of float64."""
+    resets = torch.zeros(2, n, dtype=torch.bool, device=case.device)
+    resets[0, 5] = resets[1, n // 2] = True
+
+    def product(dtype: torch.dtype) -> list[Tensor]:
+        mixer, fields = case.build(dtype), {"timespans": case.spans(2, n).to(dtype)}
+        start = None
+        if mixer.causal and not mixer.couples_rows:
+            fields |= {"lengths": torch.tensor([n - 7, n], device=case.device), "resets": resets}
+            with torch.no_grad():
+                start = run(mixer, case.noise(2, 4, WIDTH, seed=1))[1]
+        return hessian_product(mixer, n, fields, start)[2]
+
+    actual, expected = product(torch.float32), product(torch.float64)
+    floor = max(e.abs().max().item() for e in expected)
+    for name, a, e in zip(["x", *parameter_names(case.build())], actual, expected, strict=True):
+        assert_close(a, e, TOLERANCE[torch.float32], f"Hessian product of {name}", floor)
+
+
+def transforms(case: Case, n: int = 10) -> None:
+    """torch.func gives what autograd, finite differences and loops give: grad, jvp, vmap and jacrev; so does forward
+    mode."""
+    mixer, x, span = case.build(), case.noise(2, n, WIDTH), case.spans(2, n)
+    values = {name: p.detach() for name, p in mixer.named_parameters()}
+    tangents = {name: case.noise(*p.shape, seed=41 + i) for i, (name, p) in enumerate(values.items())}
+    along, step = case.noise(*x.shape, seed=40), 1e-6
+
+    def f(values: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(mixer, values, (x, None, Context(timespans=span[: len(x)])))[0]
+
+    def moved(values: dict[str, Tensor], x: Tensor, by: float) -> Tensor:
+        return f({name: v + by * tangents[name] for name, v in values.items()}, x + by * along)
+
+    slope = (moved(values, x, step) - moved(values, x, -step)) / (2 * step)
+    assert_close(torch.func.jvp(f, (values, x), (tangents, along))[1], slope, 1e-6, "jvp")
+    with forward_ad.dual_level():
+        dual = f(values, forward_ad.make_dual(x, along))
+        across = forward_ad.unpack_dual(dual).tangent
+    assert across is not None, "forward mode: no tangent"
+    slope = (f(values, x + step * along) - f(values, x - step * along)) / (2 * step)
+    assert_close(across, slope, 1e-6, "forward mode")
+    jacobian = torch.func.jacrev(lambda x: f(values, x)[:, -1, :2])(x)
+    assert_close((jacobian * along).sum((-3, -2, -1)), slope[:, -1, :2], 1e-6, "jacrev")
+
+    own = case.build()  # functional_call leaves its own tensors in a module that is shared
+    inputs = list(own.parameters())
+    expected = torch.autograd.grad(own(x, None, Context(timespans=span))[0].sin().sum(), inputs, allow_unused=True)
+    found = torch.func.grad(lambda values: f(values, x).sin().sum())(values)
+    wanted = [torch.zeros_like(p) if g is None else g for p, g in zip(inputs, expected, strict=True)]
+    assert_close_gradients(list(found.values()), wanted, 1e-9, "grad", list(values))
+
+    rows = torch.func.vmap(lambda row: f(values, row[None])[0])(x)
+    if not mixer.couples_rows:
+        assert_close(rows, torch.cat([f(values, row[None]) for row in x]), 1e-9, "vmap over inputs")
+    pair = {name: torch.stack([v, 1.1 * v]) for name, v in values.items()}
+    both = torch.stack([f({name: v[i] for name, v in pair.items()}, x) for i in range(2)])
+    assert_close(torch.func.vmap(f, in_dims=(0, None))(pair, x), both, 1e-9, "vmap over parameters")

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from laws import Case
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
 
 import zoo
 from tasks.registry import Options
@@ -234,11 +236,104 @@ def test_state_handling(case, dtype):
     laws.state_handling(independent(case), dtype)
 
 
+@over(ALL)
+def test_hooks_fire(case):
+    laws.hooks_fire(case)
+
+
+@over([case for case in ALL if laws.layers_of(case.build())])
+def test_adapters(case):
+    laws.adapters(case)
+
+
+@over([case for case in FIRST if laws.layers_of(case.build())])
+def test_pruning(case):
+    laws.pruning(case)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True], ids=["not reentrant", "reentrant"])
+@over(ALL)
+def test_checkpointing(case, use_reentrant):
+    laws.checkpointing(case, torch.float32, use_reentrant)
+
+
+NOT_TRANSFORMED = {"positivity": "clip", "adjoint": True, "solver": "dopri5"}
+"""Options under which torch.func is refused by name."""
+REFUSED = {"ltc": "positivity", "neural_ode": "adjoint"}
+"""Options without second derivatives, which say so by name."""
+
+
+@over(ALL)
+def test_second_derivatives(case):
+    option = REFUSED.get(case.mixer.name)
+    if option in case.options:
+        with pytest.raises(
+            zoo.UsageError, match=f"{case.mixer.name}: {option}=.*no second derivatives; take {option}="
+        ):
+            laws.second_derivatives(case)
+    else:
+        laws.second_derivatives(case)
+
+
+@over([case for case in FIRST if case.mixer.name != "neural_ode"])  # which has no kernel, and a long loop
+def test_second_derivatives_of_kernels(case):
+    laws.second_derivatives_of_kernels(case, 100 if case.mixer.name == "ltc" else 280)
+
+
+@over([case for case in FIRST if laws.backends(case)])
+def test_second_derivatives_without_kernels(case, monkeypatch):
+    monkeypatch.setenv("ZOO_KERNELS", "off")
+    laws.second_derivatives_of_kernels(case, 70)
+
+
+@over(FIRST)
+def test_transforms(case):
+    laws.transforms(case)
+
+
+@over([case for case in ALL if case not in FIRST])
+def test_transforms_are_right_or_refused(case):
+    """Forms that were asked for by name, and options that are another library's, may refuse."""
+    backend = case.options.get("backend", "reference")
+    refused = [option for option, value in NOT_TRANSFORMED.items() if case.options.get(option) == value]
+    refused = ["backend"] if backend != "reference" else refused
+    if not refused:
+        laws.transforms(case)
+        return
+    with pytest.raises(zoo.UsageError, match=f"^[a-z0-9_]+: .*{refused[0]}="):
+        laws.transforms(case)
+
+
 # ---- the laws can fail: a sound toy keeps them all, and each of its flaws breaks the law it is against
 
 
 class ToyState(NamedTuple):
     h: Tensor
+
+
+class UnpacksTwice(torch.autograd.Function):
+    """y^2, its input taken from the context twice."""
+
+    @staticmethod
+    def forward(y):
+        return y * y
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, d):
+        return d * (ctx.saved_tensors[0] + ctx.saved_tensors[0])
+
+
+class DifferentiatesOnce(UnpacksTwice):
+    """y^2, its gradient a constant."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d):
+        return 2 * d * ctx.saved_tensors[0]
 
 
 class Toy(Mixer):
@@ -289,7 +384,13 @@ class Toy(Mixer):
                 new = torch.where((t < context.lengths)[:, None], new, h)
             h = new
             steps.append(h)
-        y = self.w_out(torch.stack(steps, 1).to(x.dtype))
+        h_all = torch.stack(steps, 1).to(x.dtype)
+        base = getattr(self.w_out, "base", self.w_out)
+        y = F.linear(h_all, base.weight) if flaw == "reads weights" else self.w_out(h_all)
+        if flaw in (UnpacksTwice.__name__, DifferentiatesOnce.__name__):
+            y = {f.__name__: f for f in (UnpacksTwice, DifferentiatesOnce)}[flaw].apply(y)
+        if flaw == "drops tangents" and forward_ad._current_level >= 0:
+            y = y.detach()
         fast = self.config.backend == "fast"
         if flaw == "value of a form" and fast:
             scale = 1 + 1e-6
@@ -344,6 +445,12 @@ CHECKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "raggedness": (laws.raggedness, F64),
     "ragged gradients": (laws.ragged_gradients, {}),
     "state handling": (laws.state_handling, F64),
+    "hooks": (laws.hooks_fire, {}),
+    "adapters": (laws.adapters, {}),
+    "pruning": (laws.pruning, {}),
+    "checkpointing": (laws.checkpointing, {**F64, "use_reentrant": False}),
+    "second derivatives": (laws.second_derivatives, {}),
+    "transforms": (laws.transforms, {}),
 }
 FLAWS = {
     "default device": ["chunk consistency", "purity"],
@@ -370,6 +477,10 @@ FLAWS = {
     "ignores lengths": ["raggedness"],
     "learns from padding": ["ragged gradients"],
     "layout": ["state handling"],
+    "reads weights": ["hooks", "adapters", "pruning"],
+    "UnpacksTwice": ["checkpointing"],
+    "DifferentiatesOnce": ["second derivatives"],
+    "drops tangents": ["transforms"],
 }
 
 

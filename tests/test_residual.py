@@ -80,7 +80,7 @@ def weights_by_hand(connection, streams):
 def test_connections_by_hand(kind, dynamic, n):
     connection = perturbed(next(Residual(kind, n, dynamic).connections(D, EPS)))
     streams, y = torch.randn(2, 3, n, D, dtype=torch.float64), torch.randn(2, 3, D, dtype=torch.float64)
-    h, mixed, weights = connection.read(streams)
+    h, mixed, weights = connection(streams)
     after = connection.write(mixed, y, weights)
     for b, t in itertools.product(range(2), range(3)):
         read, mixing, write = weights_by_hand(connection, streams[b, t])
@@ -95,7 +95,7 @@ def test_a_stack_by_hand(kind):
     stack = perturbed(Backbone(parse("short_conv swiglu"), D, residual=Residual(kind, 3)))
     streams = torch.stack([x, x, x], -2)
     for step in stack.steps:
-        h, streams, weights = step.connection.read(streams)
+        h, streams, weights = step.connection(streams)
         y = step.mixers[0](F.rms_norm(h, (D,), step.norm_in.weight, EPS))[0]
         streams = streams + torch.einsum("btn,btd->btnd", weights, y)
     close(stack(x)[0], sum(streams[:, :, i] for i in range(3)) / 3)
@@ -107,11 +107,11 @@ def test_placements_and_scales_by_hand(kind):
     streams = torch.randn(2, 5, 4, D, dtype=torch.float64)
     pattern = 'swiglu(placement="post", residual_scale=0.5) swiglu(placement="sandwich", out_scale=2.0)'
     post, sandwich = perturbed(Backbone(parse(pattern), D, residual=Residual(kind))).steps
-    h, mixed, weights = post.connection.read(streams)
+    h, mixed, weights = post.connection(streams)
     after = 0.5 * mixed + weights[..., None] * post.mixers[0](h)[0][..., None, :]
     after = F.rms_norm(after, (D,), post.norm_out.weight, EPS)  # each stream by itself
     close(post(streams, None, Context())[0], after)
-    h, mixed, weights = sandwich.connection.read(streams)
+    h, mixed, weights = sandwich.connection(streams)
     y = 2 * sandwich.mixers[0](F.rms_norm(h, (D,), sandwich.norm_in.weight, EPS))[0]
     after = mixed + weights[..., None] * F.rms_norm(y, (D,), sandwich.norm_out.weight, EPS)[..., None, :]
     close(sandwich(streams, None, Context())[0], after)
@@ -122,7 +122,7 @@ def test_placements_and_scales_by_hand(kind):
 def test_a_shortcut_by_hand(kind):
     streams = torch.randn(2, 5, 4, D, dtype=torch.float64)
     (step,) = perturbed(Backbone(parse("shortcut(swiglu, short_conv swiglu)"), D, residual=Residual(kind))).steps
-    h, mixed, weights = step.branch.connection.read(streams)
+    h, mixed, weights = step.branch.connection(streams)
     y = step.branch.mixers[0](F.rms_norm(h, (D,), step.body.steps[0].norm_in.weight, EPS))[0]
     for inner in step.body.steps:
         mixed = inner(mixed, None, Context())[0]
@@ -244,7 +244,7 @@ def test_autocast_and_compilation(kind):
     torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         assert (model(x)[0].float() - expected).norm() < 0.05 * expected.norm()
-        h, stream, _ = model.backbone.steps[0].connection.read(Residual(kind).widen(torch.randn(2, 3, D)))
+        h, stream, _ = model.backbone.steps[0].connection(Residual(kind).widen(torch.randn(2, 3, D)))
     assert h.dtype == stream.dtype == torch.float32  # the stream keeps its precision
     assert model.bfloat16()(x)[0].dtype == torch.bfloat16
 

@@ -62,7 +62,7 @@ class Step(nn.Module):
     ) -> tuple[Tensor, tuple[State, ...]]:
         if self.norms_time and (context.lengths is not None or context.resets is not None):
             raise UsageError('norm_axis="time" norms whole rows: give neither lengths nor resets.')
-        h, x, weights = self.connection.read(x)
+        h, x, weights = self.connection(x)
         y, new_states = self.mix(self.norm_in(h), states, context)
         x = x if self.residual_scale is None else x * self.residual_scale
         if self.placement == "post":
@@ -107,7 +107,7 @@ class ShortcutStep(nn.Module):
     def forward(self, x: Tensor, states: Any, context: Context) -> tuple[Tensor, tuple[State, State]]:
         branch_state, body_state = (None, None) if states is None else states
         norm: Any = self.body.steps[0].norm_in if self.shares_norm else self.branch.norm_in
-        h, x, weights = self.branch.connection.read(x)
+        h, x, weights = self.branch.connection(x)
         y, branch_state = self.branch.mix(norm(h), branch_state, context)
         x, body_state = self.body(x, body_state, context)
         return self.branch.connection.write(x, self.branch.norm_out(y), weights), (branch_state, body_state)

@@ -158,8 +158,8 @@ class Mixer(nn.Module, ABC):
 
 
 def first_parameter_like(module: nn.Module, device: Any, dtype: torch.dtype | None) -> tuple[Any, torch.dtype]:
-    """(device, dtype), taken from the module's first parameter where not given."""
-    parameter = next(module.parameters(), None)
+    """(device, dtype), taken from the module's first floating-point parameter where not given."""
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
     if parameter is None:
         return device, dtype or torch.get_default_dtype()
     return (parameter.device if device is None else device), dtype or parameter.dtype

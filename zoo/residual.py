@@ -33,12 +33,12 @@ class Connection(nn.Module, ABC):
     """The residual operator of one step."""
 
     @abstractmethod
-    def read(self, stream: Tensor) -> tuple[Tensor, Tensor, Any]:
+    def forward(self, stream: Tensor) -> tuple[Tensor, Tensor, Any]:
         """The stream to (h (B, T, D), the stream without what the step adds, what `write` needs)."""
 
     @abstractmethod
     def write(self, stream: Tensor, y: Tensor, weights: Any) -> Tensor:
-        """The stream with a step's output y (B, T, D) added, from the last two results of `read`."""
+        """The stream with a step's output y (B, T, D) added, from the last two results of `forward`."""
 
     @abstractmethod
     def flops_per_token(self) -> int:
@@ -48,7 +48,7 @@ class Connection(nn.Module, ABC):
 class Plain(Connection):
     """One stream (B, T, D): x + y."""
 
-    def read(self, stream: Tensor) -> tuple[Tensor, Tensor, None]:
+    def forward(self, stream: Tensor) -> tuple[Tensor, Tensor, None]:
         return stream, stream, None
 
     def write(self, stream: Tensor, y: Tensor, weights: None) -> Tensor:
@@ -73,7 +73,7 @@ class _Mixing(Connection):
     def projection_flops(self) -> int:
         """Matmul FLOPs of `weights`."""
 
-    def read(self, stream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, stream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mixing, write = self.weights(stream)
         mixed = _mixed(mixing.to(stream.dtype), stream)
         return mixed[..., 0, :], mixed[..., 1:, :], write.to(stream.dtype)
@@ -102,7 +102,7 @@ class HyperConnections(_Mixing):
         self.scale = nn.Parameter(torch.full((2,), SMALL)) if dynamic else None
 
     def weights(self, streams: Tensor) -> tuple[Tensor, Tensor]:
-        found: Tensor = self.static
+        found: Tensor = self.static.clone()  # a module gives no view of its own parameter
         if self.weight is not None and self.scale is not None:
             from_token = torch.tanh(F.linear(F.rms_norm(streams, streams.shape[-1:], eps=self.eps), self.weight))
             mixing, writing = self.scale.unbind()

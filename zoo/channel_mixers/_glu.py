@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tasks.registry import Options
 from zoo.ops.gated_mlp import gated_mlp
+from zoo.ops.modules import bare
 from zoo.protocol import Context, Mixer, Place, State
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -82,7 +83,8 @@ class GatedLayer(Mixer):
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         scale = self.config.gate_scale
-        if self.activation == "silu" and scale == 1.0 and not self.config.bias:
+        plain = self.activation == "silu" and scale == 1.0 and not self.config.bias
+        if plain and bare(self.gate_proj, self.up_proj, self.down_proj):
             return gated_mlp(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight), ()
         gate = self.gate_proj(x)
         gate = gate if scale == 1.0 else gate * scale

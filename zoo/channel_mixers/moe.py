@@ -6,7 +6,6 @@ import math
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -15,8 +14,10 @@ from zoo.channel_mixers._glu import ACTIVATIONS, Gate, gated, hidden_width
 from zoo.channel_mixers.glu import GLU
 from zoo.channel_mixers.mlp import MLP
 from zoo.ops.common import without_autocast
+from zoo.ops.derivatives import transformed
 from zoo.ops.grouped import grouped_feed_forward
-from zoo.protocol import Context, Mixer, Place, State, recurrent_dtype
+from zoo.ops.modules import widely
+from zoo.protocol import Context, Mixer, Place, State
 from zoo.registry import register
 
 JUDGED_BY = {"top2": 2, "max": 1}  # best experts whose scores are summed to a group's
@@ -48,7 +49,7 @@ class MoE(Mixer):
     share of the score that expert i has, which is `balance_loss` when all are even (Switch's equation 4, DeepSeekMoE's
     equation 12; transformers' is k times that); and `z_loss` * mean (logsumexp W_r x)^2 (Zoph et al. 2022, arXiv
     2202.08906, equation 5). `context.metrics` gets the largest share of choices that an expert has and their entropy
-    over log E, 1 when all are even. Padding counts in none of these.
+    over log E, 1 when all are even. Padding counts in none of these, and passes under torch.func count in no b.
 
     The router is at least float32, also under autocast. Tokens are sorted by expert and none is dropped. Init as in
     `swiglu`, of each expert; biases are not decayed.
@@ -173,9 +174,8 @@ class MoE(Mixer):
     @without_autocast
     def route(self, tokens: Tensor) -> Routing:
         """Which experts tokens (N, D) go to, in at least float32."""
-        config, dtype = self.config, recurrent_dtype(tokens.dtype)
-        bias = None if self.router.bias is None else self.router.bias.to(dtype)
-        logits = F.linear(tokens.to(dtype), self.router.weight.to(dtype), bias)
+        config = self.config
+        logits = widely(self.router, tokens)
         scores = logits.softmax(-1) if config.router == "softmax" else logits.sigmoid()
         wanted = scores.detach()
         if self.e_score_correction_bias is not None:
@@ -230,7 +230,7 @@ class MoE(Mixer):
             context.losses.append(config.balance_loss * self._unevenness(routing, counted, rows))
         if config.z_loss:
             context.losses.append(config.z_loss * (logits.logsumexp(-1).square() * counted[:, 0]).sum() / n_tokens)
-        if self.e_score_correction_bias is not None and torch.is_grad_enabled():
+        if self.e_score_correction_bias is not None and torch.is_grad_enabled() and not transformed():
             self.load = self.load + load
         entropy = torch.special.entr(share).sum() / math.log(max(self.n_choices, 2))
         context.metrics[f"moe_{self.layer}_max_load"] = share.max()

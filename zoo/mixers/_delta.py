@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tasks.registry import UsageError
 from zoo.mixers._parts import whole
@@ -21,13 +21,15 @@ class DeltaState(NamedTuple):
 class DeltaMixer(Mixer):
     """A layer of H heads, each with a memory (K, V), behind one convolution over q, k and v. Its `__init__` sets:
 
-    n_heads: H; d_key: K; d_value: V; qkv_parts: widths of q, k and v; n_writes: steps of the delta rule a token.
+    n_heads: H; d_key: K; d_value: V; qkv_parts: widths of q, k and v; parts: of all that W_in gives; n_writes: steps of
+    the delta rule a token.
     """
 
     n_heads: int
     d_key: int
     d_value: int
     qkv_parts: list[int]
+    parts: list[int]
     n_writes: int = 1
 
     def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> DeltaState:
@@ -40,7 +42,7 @@ class DeltaMixer(Mixer):
         return conv, (batch_size, self.n_heads, self.d_key, self.d_value)
 
     def flops_per_token(self, context_length: int) -> int:
-        projections = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+        projections = self.d_model * (sum(self.parts) + self.n_heads * self.d_value)
         recall_and_read = 2 * self.n_writes * self.n_heads * self.d_key * self.d_value  # of k, and with q
         return 2 * projections + 2 * recall_and_read
 

@@ -9,8 +9,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tasks.registry import UsageError
 from zoo.mixers._parts import precise
 from zoo.ops.common import blank, log_form, valid_steps
+from zoo.ops.derivatives import TRANSFORMED, traced, transformed
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 
 RNNState = TypeVar("RNNState", bound=tuple)
@@ -56,8 +58,10 @@ class TorchCell(Mixer):
         biases = (self.bias_ih_l0, self.bias_hh_l0) if self.config.bias else ()
         weights = [precise(w) for w in (self.weight_ih_l0, self.weight_hh_l0, *biases)]
         by_steps, fused = self._forms()
-        slow = x.shape[1] == 1 or resets is not None or torch.compiler.is_compiling()
+        slow = x.shape[1] == 1 or resets is not None or traced()
         backend = self.config.backend
+        if backend == "fused" and transformed():
+            raise UsageError(f"{self.name}: backend='fused' does not serve {TRANSFORMED}.")
         form = by_steps if backend == "reference" or (backend == "auto" and slow) else fused
         log_form(self.name, form.__name__)
         h, state = form(precise(x), state, weights, lengths, resets)

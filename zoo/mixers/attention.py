@@ -101,7 +101,8 @@ class Attention(AttentionWord):
         self.scaling = config.scaling(self.name)
         out_bias = config.bias if config.out_bias is None else config.out_bias
         gates = {None: 0, "head": H, "channel": H * K}[config.gate]
-        self.in_proj = nn.Linear(d_model, (H + 2 * G) * K + gates, bias=config.bias)
+        self.in_width = (H + 2 * G) * K + gates
+        self.in_proj = nn.Linear(d_model, self.in_width, bias=config.bias)
         self.out_proj = nn.Linear(H * K, d_model, bias=out_bias)
         centre = 0.0 if config.norm_zero_centred else 1.0
         widths = (K, K) if config.qk_norm_over == "head" else (H * K, G * K)
@@ -149,7 +150,7 @@ class Attention(AttentionWord):
         state = state or None  # `()` is the state of attention that is not causal
         H, G, K = self.n_heads, self.n_kv_heads, self.head_dim
         heads = (H + 2 * G) * K
-        qkv, gate = self.in_proj(x).split([heads, self.in_proj.out_features - heads], -1)
+        qkv, gate = self.in_proj(x).split([heads, self.in_width - heads], -1)
         qk, v = qkv.unflatten(-1, (-1, K)).split([H + G, G], 2)
         if self.q_norm is not None and self.k_norm is not None:
             qk = self._normed(qk, self.q_norm, self.k_norm)
@@ -190,7 +191,7 @@ class Attention(AttentionWord):
 
     def flops_per_token(self, context_length: int) -> int:
         seen = min(context_length, self.window or context_length)
-        projections = self.in_proj.weight.numel() + self.out_proj.weight.numel()
+        projections = self.d_model * (self.in_width + self.n_heads * self.head_dim)
         return 2 * projections + 4 * self.n_heads * self.head_dim * seen
 
     def state_bytes(self, batch_size: int, context_length: int, dtype: torch.dtype) -> int:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from tasks.registry import UsageError
 from zoo.mixers._parts import packing, precise
 from zoo.mixers._wirings import WIRINGS, WiringOptions, make_wiring, units_of
-from zoo.ops.cfc import cfc
+from zoo.ops.cfc import ACTIVATIONS, by_steps, cfc
 from zoo.ops.common import blank, valid_steps, without_autocast
+from zoo.ops.modules import bare, widely
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 from zoo.registry import register
 
@@ -128,7 +129,7 @@ class CfC(Mixer):
         self, memory: MemoryCell, x: Tensor, state: MixedCfCState, context: Context
     ) -> tuple[Tensor, MixedCfCState]:
         """A step of the LSTM before each step of the cell."""
-        gates, over = memory.gates(x), precise(memory.recurrent_map.weight)
+        gates = memory.gates(x)
         valid = None if context.lengths is None else valid_steps(context.lengths, x.shape[1])
         resets = context.resets if valid is None or context.resets is None else context.resets & valid
         h, c = state
@@ -136,7 +137,7 @@ class CfC(Mixer):
         for t in range(x.shape[1]):
             if resets is not None:
                 h, c = blank(h, resets[:, t]), blank(c, resets[:, t])
-            new_h, new_c = memory.step(torch.addmm(gates[:, t], h, over.T), c)
+            new_h, new_c = memory.step(gates[:, t] + widely(memory.recurrent_map, h), c)
             spans = None if context.timespans is None else context.timespans[:, t, None]
             _, new_h = self.cells[0](x[:, t, None], new_h, spans, {}, "reference")
             if valid is None:
@@ -149,7 +150,7 @@ class CfC(Mixer):
 
     def flops_per_token(self, context_length: int) -> int:
         memory = 0 if self.lstm is None else 8 * self.d_hidden * (self.d_model + self.d_hidden)
-        return memory + self.cell_flops + (0 if self.fc is None else 2 * self.fc.weight.numel())
+        return memory + self.cell_flops + (0 if self.fc is None else 2 * self.d_model * self.sizes[-1])
 
     def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
         return (1 + self.config.mixed_memory) * batch_size * self.d_hidden * recurrent_dtype(dtype).itemsize
@@ -186,13 +187,26 @@ class MemoryCell(nn.Module):
 
     def gates(self, x: Tensor) -> Tensor:
         """The inputs' part of the gates at all steps."""
-        return F.linear(x, precise(self.input_map.weight), precise(self.input_map.bias))
+        return widely(self.input_map, x)
 
     def step(self, gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """The next output and cell."""
         g, i, f, o = gates.chunk(4, 1)
         c = (f + 1).sigmoid() * c + i.sigmoid() * g.tanh()
         return o.sigmoid() * c.tanh(), c
+
+
+class WiredLinear(nn.Linear):
+    """A linear layer whose weight counts times the `sparsity_mask` of its cell."""
+
+    def __init__(self, d_in: int, d_out: int, cell: CfCCell):
+        super().__init__(d_in, d_out)
+        self.cell = (cell,)  # in a tuple, as the cell is no part of its layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = self.cell[0].sparsity_mask
+        assert mask is not None
+        return F.linear(x, self.weight * mask, self.bias)
 
 
 class CfCCell(nn.Module):
@@ -206,12 +220,13 @@ class CfCCell(nn.Module):
         n_layers = config.backbone_layers if synapses is None else 0
         self.widths = widths = [d_in + d_hidden] + n_layers * [config.backbone_units]
         self.backbone = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        self.ff1 = nn.Linear(widths[-1], d_hidden)
+        self.ff1 = self._first_kind(widths[-1], synapses)
         if self.mode == "pure":
             self.w_tau = nn.Parameter(torch.empty(1, d_hidden))
             self.A = nn.Parameter(torch.empty(1, d_hidden))
         else:
-            self.ff2, self.time_a, self.time_b = (nn.Linear(widths[-1], d_hidden) for _ in range(3))
+            self.ff2 = self._first_kind(widths[-1], synapses)
+            self.time_a, self.time_b = (nn.Linear(widths[-1], d_hidden) for _ in range(2))
         for p in self.parameters():
             if p.ndim == 2:
                 nn.init.xavier_uniform_(p)
@@ -222,6 +237,11 @@ class CfCCell(nn.Module):
         self, x: Tensor, state: Tensor, timespans: Tensor | None, packed: dict[str, Any], backend: str
     ) -> tuple[Tensor, Tensor]:
         backbone: list[Any] = list(self.backbone)
+        kind = nn.Linear if self.sparsity_mask is None else WiredLinear
+        heads = [self.ff1] if self.mode == "pure" else [self.ff1, self.ff2]
+        gates = [] if self.mode == "pure" else [self.time_a, self.time_b]
+        if not (bare(*backbone, *gates) and bare(*heads, cls=kind)):
+            return self._by_layers(x, state, timespans, packed, backend)
         layers = [*((layer.weight, layer.bias) for layer in backbone), self._heads(timespans is None)]
         (weight, bias), *rest = [(precise(w), precise(b)) for w, b in layers]
         return cfc(
@@ -238,6 +258,32 @@ class CfCCell(nn.Module):
             **packed,
         )
 
+    @without_autocast
+    def _by_layers(
+        self, x: Tensor, state: Tensor, timespans: Tensor | None, packed: dict[str, Any], backend: str
+    ) -> tuple[Tensor, Tensor]:
+        """Step by step through the layers as they are called, for those that something is attached to."""
+        if backend == "compiled":
+            raise UsageError("cfc: backend='compiled' reads weights, and takes no hooks, adapters or pruning.")
+
+        def heads(x: Tensor, state: Tensor) -> Tensor:
+            a = torch.cat([x, state], 1)
+            for layer in self.backbone:
+                a = ACTIVATIONS[self.activation](widely(layer, a))
+            if self.mode == "pure":
+                return widely(self.ff1, a)
+            f, g, rate, shift = (widely(layer, a) for layer in (self.ff1, self.ff2, self.time_a, self.time_b))
+            return torch.cat([f, g, *([rate + shift] if timespans is None else [rate, shift])], 1)
+
+        constants = [precise(self.w_tau[0]), precise(self.A[0])] if self.mode == "pure" else []
+        spans = None if timespans is None else timespans.to(x.dtype)
+        lengths, resets = packed.get("lengths"), packed.get("resets")
+        return by_steps(heads, x, state, constants, spans, lengths, resets, self.mode)
+
+    def _first_kind(self, d_in: int, synapses: Tensor | None) -> nn.Linear:
+        """One of the heads f and g."""
+        return nn.Linear(d_in, self.d_hidden) if synapses is None else WiredLinear(d_in, self.d_hidden, self)
+
     def _heads(self, unit_spans: bool) -> tuple[Tensor, Tensor]:
         """Weight and bias of all heads; with all time spans 1, rate and shift are one."""
         cut = [self.ff1] if self.mode == "pure" else [self.ff1, self.ff2]
@@ -252,5 +298,5 @@ class CfCCell(nn.Module):
     @property
     def flops(self) -> int:
         """Matmul FLOPs of a step without time spans."""
-        heads = self.ff1.weight.numel() * (1 if self.mode == "pure" else 3)
+        heads = self.widths[-1] * self.d_hidden * (1 if self.mode == "pure" else 3)
         return 2 * (sum(a * b for a, b in pairwise(self.widths)) + heads)

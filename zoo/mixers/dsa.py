@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from tasks.registry import UsageError
 from zoo.mixers._attention import AttentionWord
 from zoo.mixers.mla import MultiHeadLatentAttention, Projected
+from zoo.ops.modules import widely
 from zoo.ops.rotary import rotate
 from zoo.ops.sparse_latent_attention import Index, SparseLatentCache, sparse_latent_attention
-from zoo.protocol import Context, Place, State, first_parameter_like, recurrent_dtype
+from zoo.protocol import Context, Place, State, first_parameter_like
 from zoo.registry import register
 
 NORM_EPS = 1e-6  # of the LayerNorm of the indexer's keys
@@ -86,9 +87,11 @@ class SparseAttention(AttentionWord):
         return SparseLatentCache.empty(batch_size, width, self.index_dim, capacity, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
-        context = Context() if context is None else context
-        state, c, inner = state or None, self.config, self.attention
-        given = inner.project(x, None if state is None else state.length, context)
+        return self.attention(x, state, context, attend=functools.partial(self._attend, x))
+
+    def _attend(self, x: Tensor, given: Projected, state: Any, context: Context) -> tuple[Tensor, State]:
+        """To the steps that the indexer chooses."""
+        c, inner = self.config, self.attention
         o, state, divergence = sparse_latent_attention(
             given.q,
             given.latent,
@@ -110,16 +113,14 @@ class SparseAttention(AttentionWord):
             mean = divergence.sum() / n
             context.losses.append(c.indexer_loss * mean)
             context.metrics[f"dsa_{self.layer}_divergence"] = mean.detach()
-        return inner.out_proj(o.flatten(2)), state
+        return o, state
 
     def _index(self, x: Tensor, given: Projected) -> Index:
         """The indexer's view of x (B, T, D), which it does not teach."""
         J, E = self.index_heads, self.index_dim
         q = self.index_q(given.compressed.detach()).unflatten(-1, (J, E))
         key, weight = self.index_proj(x.detach()).split([E, J], -1)
-        dtype = recurrent_dtype(key.dtype)
-        norm = self.index_norm
-        key = F.layer_norm(key.to(dtype), (E,), norm.weight.to(dtype), norm.bias.to(dtype), norm.eps).to(key.dtype)
+        key = widely(self.index_norm, key).to(key.dtype)
         interleaved = self.config.index_rope_interleaved
         q = rotate(q, given.cos, given.sin, interleaved=interleaved)
         key = rotate(key.unsqueeze(2), given.cos, given.sin, interleaved=interleaved).squeeze(2)
@@ -127,7 +128,7 @@ class SparseAttention(AttentionWord):
 
     def flops_per_token(self, context_length: int) -> int:
         seen, J, E = context_length, self.index_heads, self.index_dim
-        flops = 2 * (self.index_q.weight.numel() + self.index_proj.weight.numel())
+        flops = 2 * ((self.config.q_rank or self.d_model) * J * E + self.d_model * (E + J))
         if self.top_k is not None and self.top_k < seen:
             flops += 2 * seen * J * (E + 1)
             seen = self.top_k

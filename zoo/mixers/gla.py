@@ -98,7 +98,8 @@ class GatedLinearAttention(Mixer):
         return self.out_proj(o.flatten(-2).to(x.dtype)), GLAState(memory)
 
     def flops_per_token(self, context_length: int) -> int:
-        projections = sum(m.weight.numel() for m in (self.in_proj, self.decay_up, self.out_proj))
+        projections = self.d_model * (sum(self.parts) + self.n_heads * self.d_value)
+        projections += self.config.gate_rank * self.n_heads * self.d_key
         return 2 * projections + 2 * self.n_heads * self.d_key * self.d_value  # the read S^T q
 
     def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:

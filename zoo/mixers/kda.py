@@ -130,6 +130,10 @@ class KimiDeltaAttention(DeltaMixer):
         o = self.norm(o).flatten(-2) * precise(self.gate_up(gate)).sigmoid()
         return self.out_proj(o.to(x.dtype)), DeltaState(conv_state, memory)
 
+    def flops_per_token(self, context_length: int) -> int:
+        up = self.parts[-1] * self.n_heads * (self.d_key + self.d_value)  # from the bottlenecks of decay and gate
+        return super().flops_per_token(context_length) + 2 * up
+
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
         return [

@@ -126,7 +126,7 @@ class LinearAttention(Mixer):
         return self.out_proj(o.flatten(-2).to(x.dtype)), LinearAttentionState(memory[:, ::shared])
 
     def flops_per_token(self, context_length: int) -> int:
-        projections = self.in_proj.weight.numel() + self.out_proj.weight.numel()
+        projections = self.d_model * (sum(self.parts) + self.d_model)
         return 2 * projections + 2 * self.n_heads * self.d_key * (self.d_value + self.normalize)  # the read S^T phi(q)
 
     def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from tasks.registry import UsageError
 from zoo.mixers._parts import packing, precise
 from zoo.mixers._wirings import WIRINGS, WiringOptions, make_wiring, units_of
 from zoo.ops.common import blank, valid_steps
+from zoo.ops.derivatives import differentiated, transformed
 from zoo.ops.ltc import Synapses, ltc
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 from zoo.registry import register
@@ -142,7 +144,11 @@ class LTC(Mixer):
         return Synapses(*(precise(p) for p in (mu, sigma, self._positive(w) * mask, erev)))
 
     def _positive(self, p: Tensor, least: float = 0.0) -> Tensor:
-        return F.softplus(precise(p)) if self.config.positivity == "softplus" else _Clip.apply(precise(p), least)
+        if self.config.positivity == "softplus":
+            return F.softplus(precise(p))
+        if transformed():
+            raise UsageError(NO_SLOPE.format("forward mode and no torch.func"))
+        return _Clip.apply(precise(p), least)
 
     def flops_per_token(self, context_length: int) -> int:
         synapses = self.d_hidden * (self.d_model + self.config.unfolds * self.d_hidden)
@@ -169,6 +175,9 @@ class LTC(Mixer):
         ]
 
 
+NO_SLOPE = "ltc: positivity='clip' passes gradients on where it clips, so they have no {}; take positivity='softplus'."
+
+
 class _Clip(torch.autograd.Function):
     """max(p, least), with the gradient of p: a parameter below can come back."""
 
@@ -178,8 +187,12 @@ class _Clip(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        pass
+        p, ctx.least = inputs
+        ctx.save_for_backward(p)
 
     @staticmethod
     def backward(ctx, d: Tensor):
+        (p,) = ctx.saved_tensors
+        if differentiated() and (p < ctx.least).any():
+            raise UsageError(NO_SLOPE.format("second derivatives"))
         return d, None

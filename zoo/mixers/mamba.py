@@ -25,6 +25,7 @@ from zoo.mixers._parts import (
     whole,
 )
 from zoo.ops import selective_scan
+from zoo.ops.modules import bare
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 from zoo.registry import register
 
@@ -124,15 +125,20 @@ class Mamba(Mixer):
         r, b, c = self.x_proj(u).split(self.parts, -1)
         if self.norms is not None:
             r, b, c = (norm(part) for norm, part in zip(self.norms, (r, b, c), strict=True))
+        r = r.to(x.dtype)
+        if bare(self.dt_proj):  # the bias is added in the precision of the state
+            delta, bias = F.linear(r, self.dt_proj.weight), self.dt_proj.bias
+        else:
+            delta, bias = self.dt_proj(r), None
         o, ssm_state = selective_scan(
             u,
-            F.linear(r.to(x.dtype), self.dt_proj.weight),  # the bias is added in the precision of the state
+            delta,
             -precise(self.A_log).exp(),
             b,
             c,
             self.D,
             z,
-            self.dt_proj.bias,
+            bias,
             ssm_state,
             delta_softplus=True,
             backend=main_backend(self.config.backend),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -137,11 +138,24 @@ class MultiHeadLatentAttention(AttentionWord):
         device, dtype = first_parameter_like(self, device, dtype)
         return LatentCache.empty(batch_size, self.kv_rank + self.rope_dim, capacity, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        context: Context | None = None,
+        *,
+        attend: Callable[[Projected, Any, Context], tuple[Tensor, State]] | None = None,
+    ) -> tuple[Tensor, State]:
+        """As of every mixer; `attend`, where given, takes the place of attention to all steps, on (B, T, H, V)."""
         context = Context() if context is None else context
-        state, c = state or None, self.config  # `()` is the state of attention that is not causal
+        state = state or None  # `()` is the state of attention that is not causal
         given = self.project(x, None if state is None else state.length, context)
-        o, state = latent_attention(
+        o, state = (attend or self._attend)(given, state, context)
+        return self.out_proj(o.flatten(2)), state
+
+    def _attend(self, given: Projected, state: Any, context: Context) -> tuple[Tensor, State]:
+        c = self.config
+        return latent_attention(
             given.q,
             given.latent,
             given.key,
@@ -154,7 +168,6 @@ class MultiHeadLatentAttention(AttentionWord):
             absorb=c.absorb,
             backend=c.backend,
         )
-        return self.out_proj(o.flatten(2)), state
 
     def project(self, x: Tensor, length: Tensor | None, context: Context) -> Projected:
         """x (B, T, D) to what its steps ask for and what they leave in the state.
@@ -185,8 +198,7 @@ class MultiHeadLatentAttention(AttentionWord):
 
     def flops_per_token(self, context_length: int) -> int:
         H, G, N, P, V, r = self.n_heads, self.n_kv_heads, self.nope_dim, self.rope_dim, self.v_dim, self.kv_rank
-        weights = [self.in_proj.weight, self.out_proj.weight] + ([] if self.q_up is None else [self.q_up.weight])
-        projections = sum(w.numel() for w in weights)
+        projections = self.d_model * (sum(self.parts) + H * V) + (self.config.q_rank or 0) * H * (N + P)
         if self.config.absorb is False:
             return 2 * (projections + context_length * (G * r * (N + V) + H * (N + P + V)))
         return 2 * (projections + H * r * (N + V) + context_length * H * (2 * r + P))

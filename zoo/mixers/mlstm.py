@@ -11,9 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tasks.registry import Options, UsageError
-from zoo.mixers._parts import CausalConv, conv_backend, packing, precise, project, whole
+from zoo.mixers._parts import CausalConv, conv_backend, packing, project, whole
 from zoo.mixers._xlstm import HeadNorm, HeadwiseLinear, small_std, wang_std
 from zoo.ops.mlstm import MLSTMState, mlstm
+from zoo.ops.modules import widely
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 from zoo.registry import register
 
@@ -158,7 +159,7 @@ class BlockV1(nn.Module):
         a, conv = self.conv(u, state.conv, context)
         q, k, v = self.q_proj(a), self.k_proj(a), self.v_proj(u)
         qkv = torch.cat([q, k, v], -1)
-        i, f = (_preactivation(gate, qkv) for gate in (self.igate, self.fgate))
+        i, f = (widely(gate, qkv) for gate in (self.igate, self.fgate))
         q, k, v = (x.unflatten(-1, (self.n_heads, -1)) for x in (q, k, v))
         memory = MLSTMState(*state[1:])
         h, memory = mlstm(q, k, v, i, F.logsigmoid(f), memory, backend=self.backend, **packing(context))
@@ -191,7 +192,7 @@ class Block7B(nn.Module):
 
     def forward(self, x: Tensor, state: MLSTMMixerState, context: Context | None) -> tuple[Tensor, MLSTMMixerState]:
         q, k, v = (part(x).unflatten(-1, (self.n_heads, -1)) for part in (self.q, self.k, self.v))
-        i, f = (_preactivation(gate, x) for gate in (self.igate_preact, self.fgate_preact))
+        i, f = (widely(gate, x) for gate in (self.igate_preact, self.fgate_preact))
         if self.cap is not None:
             i, f = (self.cap * torch.tanh(gate / self.cap) for gate in (i, f))
         memory = MLSTMState(*state[1:])
@@ -215,8 +216,3 @@ def _gates(width: int, n_heads: int, input_bias: Tensor) -> tuple[nn.Linear, nn.
         igate.bias.copy_(input_bias)
         fgate.bias.copy_(torch.linspace(3, 6, n_heads))
     return igate, fgate
-
-
-def _preactivation(gate: nn.Linear, x: Tensor) -> Tensor:
-    """gate(x) in float32 at least: it stands in an exponent."""
-    return precise(F.linear(precise(x), precise(gate.weight), precise(gate.bias)))

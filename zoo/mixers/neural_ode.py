@@ -14,12 +14,16 @@ from torchdiffeq import odeint, odeint_adjoint
 from tasks.registry import Options, UsageError
 from zoo.mixers._parts import precise
 from zoo.ops.common import blank, valid_steps, without_autocast
+from zoo.ops.derivatives import TRANSFORMS, once_only, transformed
+from zoo.ops.modules import bare, narrowly, widely
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 from zoo.registry import register
 
 EVALUATIONS = {"euler": 1, "midpoint": 2, "rk4": 4, "dopri5": 6}
 """Evaluations of f in a step; dopri5 takes two more to choose its first step."""
 FIXED = ("euler", "midpoint", "rk4")
+ADJOINT = "neural_ode: adjoint=True has no second derivatives; take adjoint=False."
+LIBRARY = f"neural_ode: adjoint=True and solver='dopri5', torchdiffeq's own, do not serve {TRANSFORMS}."
 
 
 class NeuralODEState(NamedTuple):
@@ -119,17 +123,21 @@ class NeuralODE(Mixer):
             valid = valid_steps(context.lengths, x.shape[1])
             x, resets = blank(x, ~valid), None if resets is None else resets & valid
         spans = None if spans is None else (spans if valid is None else blank(spans, ~valid)).to(x.dtype)
-        w_ih, w_hh, b_ih, b_hh = (precise(p) for p in self.cell.parameters())
-        gates = F.linear(x, w_ih, b_ih)
-        f = Drift([precise(p) for p in self.f.parameters()])
+        f, weights = Drift(self.f), None
+        if bare(self.cell, cls=nn.GRUCell):
+            weights = [precise(p) for p in self.cell.parameters()]
+            gates = F.linear(x, weights[0], weights[2])
         steps = []
         for t in range(x.shape[1]):
             if resets is not None:
                 h = blank(h, resets[:, t])
             new = self._integrate(f, h, 1.0 if spans is None else spans[:, t, None])
-            r_x, z_x, n_x = gates[:, t].chunk(3, 1)
-            r_h, z_h, n_h = F.linear(new, w_hh, b_hh).chunk(3, 1)
-            new = torch.lerp(torch.addcmul(n_x, (r_x + r_h).sigmoid(), n_h).tanh(), new, (z_x + z_h).sigmoid())
+            if weights is None:
+                new = precise(narrowly(self.cell, x[:, t], new))
+            else:
+                r_x, z_x, n_x = gates[:, t].chunk(3, 1)
+                r_h, z_h, n_h = F.linear(new, weights[1], weights[3]).chunk(3, 1)
+                new = torch.lerp(torch.addcmul(n_x, (r_x + r_h).sigmoid(), n_h).tanh(), new, (z_x + z_h).sigmoid())
             h, new = (new, new) if valid is None else (torch.where(valid[:, t, None], new, h), blank(new, ~valid[:, t]))
             steps.append(new)
         return torch.stack(steps, 1), h
@@ -145,12 +153,15 @@ class NeuralODE(Mixer):
         unit = torch.linspace(0, 1, c.substeps + 1, dtype=h.dtype, device=h.device)
         options = {"grid_constructor": lambda f, h, s: s[0] + (s[-1] - s[0]) * unit} if c.solver in FIXED else None
         given = {"method": c.solver, "options": options, "rtol": c.rtol, "atol": c.atol}
+        if transformed():
+            raise UsageError(LIBRARY)
         if not c.adjoint:
             return odeint(lambda s, h: span * f(h), h, unit[[0, -1]], **given)[1]
         times = (span,) if isinstance(span, Tensor) else ()
-        return odeint_adjoint(
+        after = odeint_adjoint(
             lambda s, h: span * f(h), h, unit[[0, -1]], adjoint_params=(*f.parameters, *times), **given
         )[1]
+        return once_only(after, ADJOINT)
 
     def flops_per_token(self, context_length: int) -> int:
         f = 2 * sum(a * b for a, b in pairwise(self.widths))
@@ -173,17 +184,24 @@ class NeuralODE(Mixer):
 
 
 class Drift:
-    """f, with weights and biases in turn as `parameters`."""
+    """f, with `parameters` that it depends on: weights and biases in turn where nothing is attached to its layers."""
 
-    def __init__(self, parameters: list[Tensor]):
-        self.parameters = parameters
-        self.layers = list(zip(parameters[::2], parameters[1::2], strict=True))
+    def __init__(self, layers: nn.ModuleList):
+        self.layers: list[Any] = list(layers)
+        self.parameters: list[Tensor] = list(layers.parameters())
+        self.bare = bare(*self.layers)
+        if self.bare:
+            self.parameters = [precise(p) for p in self.parameters]
+            self.layers = list(zip(self.parameters[::2], self.parameters[1::2], strict=True))
 
     def __call__(self, h: Tensor) -> Tensor:
-        *inner, (weight, bias) = self.layers
-        for w, b in inner:
-            h = F.linear(h, w, b).tanh()
-        return F.linear(h, weight, bias)
+        *inner, last = self.layers
+        for layer in inner:
+            h = self._map(layer, h).tanh()
+        return self._map(last, h)
+
+    def _map(self, layer: Any, h: Tensor) -> Tensor:
+        return F.linear(h, *layer) if self.bare else widely(layer, h)
 
 
 def increment(f: Drift, h: Tensor, dt: Tensor | float, solver: str) -> Tensor:

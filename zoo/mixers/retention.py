@@ -124,7 +124,7 @@ class Retention(Mixer):
         return F.layer_norm(o, weight.shape, weight, None, eps)
 
     def flops_per_token(self, context_length: int) -> int:
-        projections = self.in_proj.weight.numel() + self.out_proj.weight.numel()
+        projections = self.d_model * (sum(self.parts) + self.n_heads * self.d_value)
         return 2 * projections + 2 * self.n_heads * self.d_key * self.d_value  # the read S^T q
 
     def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:

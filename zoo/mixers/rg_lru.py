@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from tasks.registry import Options, UsageError
 from zoo.mixers._parts import Backend, CausalConv, conv_backend, main_backend, packing, precise, whole
 from zoo.ops import scan
+from zoo.ops.derivatives import transformed
 from zoo.protocol import (
     Context,
     Mixer,
@@ -119,7 +119,7 @@ class RGLRU(Mixer):
 
         i, r = self._gates(u)
         log_a = -POWER * F.softplus(precise(self.decay)) * r
-        scale = _BoundedSqrt.apply(-torch.expm1(2 * log_a)).masked_fill((positions == 0)[..., None], 1)
+        scale = bounded_sqrt(-torch.expm1(2 * log_a)).masked_fill((positions == 0)[..., None], 1)
         backend = main_backend(self.config.backend)
         h, h_state = scan(log_a.exp(), u * i * scale, state.h, backend=backend, **packing(context))
         y = self.linear_out(h.to(x.dtype) * gate)
@@ -149,9 +149,17 @@ class RGLRU(Mixer):
         ]
 
 
-class _BoundedSqrt(torch.autograd.Function):
+def bounded_sqrt(x: Tensor) -> Tensor:
     """sqrt(x) with a derivative of at most STEEPEST: near x = 0 the true one is infinite."""
+    if not transformed():
+        return _BoundedSqrt.apply(x)
+    least = STEEPEST**-2 / 4
+    root = x.clamp(min=least).sqrt()
+    line = STEEPEST * x
+    return torch.where(x > least, root, line + (x.sqrt() - line).detach())
 
+
+class _BoundedSqrt(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return x.sqrt()
@@ -161,6 +169,5 @@ class _BoundedSqrt(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, d_y: Tensor) -> Tensor:
         return d_y * (4 * ctx.saved_tensors[0]).clamp(min=STEEPEST**-2).rsqrt()

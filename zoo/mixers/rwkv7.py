@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tasks.registry import Options, UsageError
 from zoo.mixers._parts import Backend, l2_norm, packing, precise
 from zoo.ops import dplr
+from zoo.ops.modules import widely
 from zoo.ops.token_shift import token_shift
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 from zoo.registry import derive_heads, register
@@ -157,13 +158,7 @@ class RWKV7(Mixer):
             r, k, v, -kappa, kappa * rate, log_decay, memory, scale=1.0, backend=self.config.backend, **packing(context)
         )
         bonus = (r * k * self.r_k).sum(-1, keepdim=True) * v
-        norm = F.group_norm(
-            precise(o).reshape(-1, self.d_model),
-            self.n_heads,
-            precise(self.ln_x.weight),
-            precise(self.ln_x.bias),
-            self.ln_x.eps,
-        )
+        norm = widely(self.ln_x, o.reshape(-1, self.d_model))
         y = (norm.view(x.shape) + bonus.flatten(-2)) * gate
         return self.output(y.to(x.dtype)), RWKV7State(shift, memory)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from tasks.registry import Options, UsageError
 from zoo.mixers._rnn import by_document
 from zoo.ops.common import blank, valid_steps
-from zoo.ops.gated_mlp import gated_mlp
+from zoo.ops.gated_mlp import gated_mlp, silu_product
+from zoo.ops.modules import bare
 from zoo.protocol import Context, Mixer, Place, State
 from zoo.registry import register
 
@@ -77,8 +79,12 @@ class TokenMLP(Mixer):
             raise UsageError(f"token_mlp: {T} steps are more than length={self.length}.")
         padding = None if lengths is None else ~valid_steps(lengths, T)
         h = x if padding is None else blank(x, padding)
-        weights = self.gate_proj.weight[:, :T], self.up_proj.weight[:, :T], self.down_proj.weight[:T]
-        y = gated_mlp(h, *weights, along_time=True)
+        if bare(self.gate_proj, self.up_proj, self.down_proj):
+            weights = self.gate_proj.weight[:, :T], self.up_proj.weight[:, :T], self.down_proj.weight[:T]
+            y = gated_mlp(h, *weights, along_time=True)
+        else:
+            h = F.pad(h.mT, (0, self.length - T))
+            y = self.down_proj(silu_product(self.gate_proj(h), self.up_proj(h)))[..., :T].mT
         return y if padding is None else blank(y, padding)
 
     def flops_per_token(self, context_length: int) -> int:

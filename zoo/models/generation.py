@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tasks.registry import UsageError
 from zoo.models.modes import evaluation_mode
-from zoo.protocol import Context, select
+from zoo.protocol import Context, first_parameter_like, select
 
 if TYPE_CHECKING:
     from zoo.models.token import TokenModel
@@ -140,7 +140,7 @@ def _request(
     n = _whole("max_new_tokens", n, 0)
     chunk = None if chunk is None else _whole("prefill_chunk", chunk, 1)
     vocab_size, max_len = model.config.vocab_size, model.config.max_len
-    device = model.embedding.weight.device
+    device, dtype = first_parameter_like(model, None, None)
     tokens, lengths = _padded(prompts, device)
     low, high = (int(bound) for bound in tokens.aminmax())
     ends = _ends(stop)
@@ -152,7 +152,7 @@ def _request(
         raise UsageError(f"{longest} prompt tokens and {n} new ones are more than max_len={max_len}.")
     spans = None
     if timespans is not None:
-        given = [torch.as_tensor(s, dtype=model.embedding.weight.dtype, device=device) for s in timespans]
+        given = [torch.as_tensor(s, dtype=dtype, device=device) for s in timespans]
         if [s.shape for s in given] != [(length,) for length in lengths]:
             raise UsageError("timespans should be one for every token of every prompt.")
         spans = pad_sequence(given, batch_first=True, padding_value=1.0)

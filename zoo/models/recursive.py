@@ -20,6 +20,7 @@ from zoo.mixers._attention import AttentionWord
 from zoo.mixers.token_mlp import TokenMLP
 from zoo.models.token import ModelConfig, TokenModel, make_backbone
 from zoo.ops.gated_mlp import constant_weights
+from zoo.ops.modules import widely
 from zoo.protocol import Context, Mixer, tree_bytes
 
 PROJECTIONS_ONLY = (AttentionWord, TokenMLP, GatedLayer, MLP)  # every matrix of theirs is one
@@ -182,7 +183,7 @@ class RecursiveModel(TokenModel):
             x, y, z = x.to(dtype), y.to(dtype), [latent.to(dtype) for latent in z]
         with constant_weights():
             y, z = self._cycles(x, y, z, context)
-        q = F.linear(y[:, 0].float(), self.halting.weight.float(), self.halting.bias.float())
+        q = widely(self.halting, y[:, 0]).float()
         n = y.new_empty(*y.shape[:1], 0, *y.shape[1:]) if not z else torch.stack(z, 1)
         return Thought(y[:, r.prefix :], q[:, 0], q[:, 1], RecursiveState(y.detach(), n.detach()))
 
@@ -220,12 +221,13 @@ class RecursiveModel(TokenModel):
         x = self.embedding(tokens)
         if self.puzzles is not None:
             numbers = tokens.new_zeros(len(tokens)) if puzzles is None else puzzles
-            own = F.pad(self.puzzles(numbers), (0, r.prefix * c.d_model - self.puzzles.embedding_dim))
+            own = self.puzzles(numbers)
+            own = F.pad(own, (0, r.prefix * c.d_model - own.shape[-1]))
             x = torch.cat([own.view(len(tokens), r.prefix, c.d_model).to(x.dtype), x], 1)
         if self.positions is not None:
-            if (n := x.shape[1]) > self.positions.num_embeddings:
-                raise UsageError(f"{n} places and tokens are more than max_len={self.positions.num_embeddings}.")
-            x = 0.5**0.5 * (x + self.positions.weight[:n])
+            if (n := x.shape[1]) > (longest := c.max_len or 0):
+                raise UsageError(f"{n} places and tokens are more than max_len={longest}.")
+            x = 0.5**0.5 * (x + self.positions(torch.arange(n, device=x.device)))
         return x * c.embedding_scale
 
     def _through(self, network: Backbone, h: Tensor, context: Context, learning: bool) -> Tensor:

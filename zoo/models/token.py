@@ -17,6 +17,7 @@ from zoo.models import generation
 from zoo.models.budget import largest_width
 from zoo.models.families import families
 from zoo.models.uninitialised import Uninitialised
+from zoo.ops.modules import bare
 from zoo.pattern import Norm, Pattern, Placement, StepOptions, from_data, parse
 from zoo.pattern import swap as swap_words
 from zoo.protocol import (
@@ -265,8 +266,9 @@ class TokenModel(nn.Module):
             on_hand = (
                 positions.device.type == "cpu" and not torch.compiler.is_compiling()
             )  # else it would be waited for
-            if on_hand and (n := int(positions.max()) + 1) > self.positions.num_embeddings:
-                raise UsageError(f"{n} tokens are more than max_len={self.positions.num_embeddings}.")
+            longest = self.config.max_len or 0
+            if on_hand and (n := int(positions.max()) + 1) > longest:
+                raise UsageError(f"{n} tokens are more than max_len={longest}.")
             x = x + self.positions(positions)
         elif self.config.positions == "sinusoidal":
             x = x + sinusoidal(positions, self.config.d_model).to(x.dtype)
@@ -275,10 +277,20 @@ class TokenModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Normed hidden states (..., D) to logits (..., vocab_size)."""
-        logits = F.linear(hidden, self.embedding.weight if self.head is None else self.head.weight, self.head_bias)
+        if self.head is None or bare(self.head):
+            logits = F.linear(hidden, self._tied() if self.head is None else self.head.weight, self.head_bias)
+        else:
+            logits = self.head(hidden) if self.head_bias is None else self.head(hidden) + self.head_bias
         logits = logits if self.config.logit_scale == 1.0 else logits * self.config.logit_scale
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _tied(self) -> Tensor:
+        """(vocab_size, D), the embeddings of all tokens, those of an adapter in its place too."""
+        if isinstance(self.embedding, nn.Embedding):
+            return self.embedding.weight
+        device = next(self.embedding.parameters()).device
+        return self.embedding(torch.arange(self.config.vocab_size, device=device))
 
     def init_state(
         self,
@@ -336,6 +348,7 @@ class TimeFeature(nn.Module):
 
     def __init__(self, d_model: int):
         super().__init__()
+        self.d_model = d_model
         self.up = nn.Linear(2, d_model)
         self.down = nn.Linear(d_model, d_model, bias=False)
         nn.init.normal_(self.up.weight)
@@ -347,7 +360,7 @@ class TimeFeature(nn.Module):
 
     def flops_per_token(self) -> int:
         """Matmul FLOPs, multiply-add = 2."""
-        return 2 * self.down.in_features * (2 + self.down.out_features)
+        return 2 * self.d_model * (2 + self.d_model)
 
 
 class Decoder(nn.Module):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from zoo.ops import native
-from zoo.ops.common import Heads
+from zoo.ops.common import Heads, blank
+from zoo.ops.derivatives import gradients_of, once
 
 CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: steps from one state kept for the backward pass to the next
 LANES = 16  # what the sizes of kept states are multiples of
@@ -107,17 +108,37 @@ def _like_inputs(*inputs: Tensor | None) -> list[Tensor]:
 
 
 def _setup(ctx, inputs, output):
-    *tensors, _, resets, ctx.scale, _ = inputs
-    ctx.save_for_backward(*tensors, resets, output[2])
+    *tensors, ctx.scale, _ = inputs
+    ctx.save_for_backward(*tensors, output[2])
     ctx.set_materialize_grads(False)
 
 
+def _plain(q, k, v, beta, a, b, g, state, resets, scale) -> tuple[Tensor, Tensor]:
+    """The operator `zoo::delta` in plain PyTorch, one step at a time."""
+    q, k = (x.repeat_interleave(v.shape[2] // x.shape[2], 2) for x in (q, k))
+    decays = None if g is None else (g if g.ndim == 4 else g.unsqueeze(-1)).exp().unsqueeze(-1)  # (B, T, H, K or 1, 1)
+    outputs = []
+    for t in range(v.shape[1]):
+        if resets is not None:
+            state = blank(state, resets[:, t])
+        q_t, k_t, v_t = (x[:, t].unsqueeze(-2) for x in (q, k, v))  # (B, H, 1, K or V)
+        read = None if a is None else a[:, t].unsqueeze(-2) @ state
+        state = state if decays is None else decays[:, t] * state
+        if read is None:
+            state = state + k_t.mT * (beta[:, t, ..., None] * (v_t - k_t @ state))
+        else:
+            state = state + b[:, t].unsqueeze(-1) * read + k_t.mT * v_t
+        outputs.append(scale * (q_t @ state).squeeze(-2))
+    return torch.stack(outputs, 1), state
+
+
+@once(lambda ctx, *d: (*gradients_of(_plain, (*ctx.saved_tensors[:9], ctx.scale), d[:2]), None))
 def _backward(ctx, d_o, d_last, _):
-    saved = ctx.saved_tensors
+    *saved, _, resets, states = ctx.saved_tensors
     q, v = saved[0], saved[2]
     d_o = v.new_zeros(v.shape) if d_o is None else d_o
     d_last = v.new_zeros(v.shape[0], v.shape[2], q.shape[3], v.shape[3]) if d_last is None else d_last
-    gradients = _gradients(*saved, d_o, d_last, ctx.scale)
+    gradients = _gradients(*saved, resets, states, d_o, d_last, ctx.scale)
     given = (*saved[:7], d_last)
     return *(d if x is not None else None for d, x in zip(gradients, given, strict=True)), None, None, None
 

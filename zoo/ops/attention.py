@@ -9,17 +9,18 @@ K key and V value width of a head, N rows of a cache.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tasks.registry import UsageError, unknown
 from zoo.ops import common
 from zoo.ops.common import blank, log_form, state_dtype, valid_steps
+from zoo.ops.derivatives import TRANSFORMED, gradients_of, guarded, once, traced, transformed
 from zoo.protocol import document_positions, grow, next_position
 
 BACKENDS = ("auto", "reference", "chunked", "sdpa")
@@ -167,6 +168,10 @@ class Settings(NamedTuple):
             sdpa: whether it is the better one.
             sinks: whether it could serve sinks.
         """
+        if transformed():
+            if self.backend not in ("auto", "reference"):
+                raise UsageError(f"attention: backend='{self.backend}' does not serve {TRANSFORMED}.")
+            return log_form("attention", "reference")
         if self.backend != "auto":
             return log_form("attention", self.backend)
         able = self.softcap is None and (sinks or self.sinks is None)
@@ -239,7 +244,7 @@ def attend(
     T, n_past = q.shape[1], 0
     if past is not None:
         n_past = past.k.shape[1]
-        if not torch.compiler.is_compiling():
+        if not traced():
             n_past = min(n_past, int(past.length.max()))
         # what the cache rounds is rounded in this pass too, so that no cut shows
         k, v = (x.to(past.k.dtype).to(q.dtype) for x in (k, v))
@@ -310,7 +315,12 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: Setting
         scale=options.scale,
         enable_gqa=q.shape[2] != k.shape[2],
     ).transpose(1, 2)
-    return o[..., :V]
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = torch.ones(1, q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril() if causal else seen
+        return _reference(q, k, v, mask, options)
+
+    return guarded(plain, (o,), (q, k, v))[0][..., :V]
 
 
 def _with_sink(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -329,7 +339,7 @@ def decode(q: Tensor, cache: KVCache, options: Settings) -> Tensor:
     """One query a row, (B, 1, H, K), against the written rows of a cache that holds its own key already."""
     held = cache.length.clamp(1, cache.k.shape[1])  # an empty row of the batch sees one zero key instead of none
     k, v, masked = cache.k, cache.v, True
-    if not torch.compiler.is_compiling():
+    if not traced():
         fewest, most = torch.stack(held.aminmax()).tolist()
         k, v, masked = k[:, :most], v[:, :most], fewest < most
     k, v = k.to(q.dtype), v.to(q.dtype)
@@ -386,6 +396,11 @@ def _chunked(
     return o.movedim(2, 1).flatten(2, 3)
 
 
+def _blocked_again(ctx, do, _):
+    plain = functools.partial(_by_blocks, softcap=ctx.softcap, blocks=ctx.blocks)
+    return *gradients_of(plain, ctx.saved_tensors[:7], do), None, None
+
+
 class _Blocked(torch.autograd.Function):
     """Attention by blocks of queries that keeps only the log-sum-exp of each row, and recomputes the scores."""
 
@@ -410,8 +425,8 @@ class _Blocked(torch.autograd.Function):
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    @once_differentiable
     @common.without_autocast
+    @once(_blocked_again)
     def backward(ctx, do, _):
         q, k, v, sinks, number, first, last, o, total = ctx.saved_tensors
         sight, dtype = Sight(number, first, last), total.dtype
@@ -432,6 +447,17 @@ class _Blocked(torch.autograd.Function):
             dk[:, :, lo:hi] += _columns(d_logits, q[:, :, a:b])
         d_sinks = None if sinks is None else -((sinks - total).exp() * mean).sum((0, 2))[:, None]
         return dq, dk.to(k.dtype), dv.to(v.dtype), d_sinks, None, None, None, None, None
+
+
+def _by_blocks(q, k, v, sinks, number, first, last, softcap, blocks) -> Tensor:
+    """`_Blocked` in plain operators."""
+    sight, outputs = Sight(number, first, last), []
+    for a, b, lo, hi in blocks:
+        logits, _ = _block_logits(q[:, :, a:b], k[:, :, lo:hi], sight, slice(a, b), slice(lo, hi), softcap)
+        if sinks is not None:
+            logits = torch.cat([logits, sinks.unsqueeze(-1).expand(*logits.shape[:-1], 1)], -1)
+        outputs.append(_rows(logits.softmax(-1)[..., : hi - lo].to(v.dtype), v[:, :, lo:hi]))
+    return torch.cat(outputs, 2)
 
 
 def _block_logits(q, k, sight, queries, keys, softcap) -> tuple[Tensor, Tensor | None]:

@@ -5,15 +5,18 @@ The short convolution before the mixing in Mamba (Gu and Dao 2023), H3 (Fu et al
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tasks.registry import UsageError, unknown
 from zoo.ops import common, native
 from zoo.ops.adapters import causal_conv1d as adapter
 from zoo.ops.common import blank
+from zoo.ops.derivatives import gradients_of, guarded, once
 
 ACTIVATIONS = (None, "silu")
 FEW_STEPS = 1  # decoding
@@ -77,17 +80,34 @@ def causal_conv1d(
         y, state = compiled_conv(inputs, weight, bias, state, resets, lengths, activation == "silu")
         return y.to(x.dtype), state
     if chosen == "causal_conv1d":
-        y, state = adapter.causal_conv1d(x, weight, bias, state, activation)
+        plain = functools.partial(_plain, resets=None, lengths=None, silu=activation == "silu")  # it serves no others
+        given = inputs, weight, bias, state
+        y, state = guarded(plain, adapter.causal_conv1d(x, weight, bias, state, activation), given)
         return y.to(x.dtype), state
-    if lengths is not None:
-        padding = ~common.valid_steps(lengths, T)
-        inputs = blank(inputs, padding)
-        resets = None if resets is None else resets & ~padding
     form = _reference if chosen == "reference" else _chunked
-    y, state = form(inputs, weight, state, lengths, resets)
+    y, state = _plain(inputs, weight, bias, state, resets, lengths, activation == "silu", form)
+    return y.to(x.dtype), state
+
+
+def _plain(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    silu: bool,
+    form: Callable[..., tuple[Tensor, Tensor]] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """All of it in plain PyTorch, chunked where no other `form` is given."""
+    if lengths is not None:
+        padding = ~common.valid_steps(lengths, x.shape[1])
+        x = blank(x, padding)
+        resets = None if resets is None else resets & ~padding
+    y, state = (form or _chunked)(x, weight, state, lengths, resets)
     y = y if bias is None else y + bias
-    y = F.silu(y) if activation == "silu" else y
-    return (y if lengths is None else blank(y, padding)).to(x.dtype), state
+    y = F.silu(y) if silu else y
+    return (y if lengths is None else blank(y, padding)), state
 
 
 def _reference(
@@ -141,8 +161,8 @@ class _Taps(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    @once_differentiable
     @common.without_autocast
+    @once(lambda ctx, *gradients: gradients_of(_taps, ctx.saved_tensors, gradients))
     def backward(ctx, d_y: Tensor):
         window, weight, keep = ctx.saved_tensors
         d_window, d_weight = torch.zeros_like(window), []
@@ -151,6 +171,12 @@ class _Taps(torch.autograd.Function):
             d_window[:, w : w + d_y.shape[1]].addcmul_(d_kept, tap)
             d_weight.append((d_kept * window[:, w : w + d_y.shape[1]]).sum((0, 1)))
         return d_window, torch.stack(d_weight, 1), None
+
+
+def _taps(window: Tensor, weight: Tensor, keep: Tensor | None) -> Tensor:
+    """`_Taps` in plain operators."""
+    n_steps = window.shape[1] - weight.shape[1] + 1
+    return sum(_kept(window[:, w : w + n_steps], keep, w) * tap for w, tap in enumerate(weight.T))  # type: ignore
 
 
 def _kept(x: Tensor, keep: Tensor | None, w: int) -> Tensor:
@@ -233,6 +259,7 @@ def _setup(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
+@once(lambda ctx, *gradients: gradients_of(_plain, (*ctx.saved_tensors, ctx.silu), gradients))
 def _backward(ctx, d_y, d_last):
     x, weight, bias, state, resets, lengths = ctx.saved_tensors
     d_y = x.new_zeros(x.shape) if d_y is None else d_y

@@ -20,6 +20,7 @@ from torch import Tensor
 from tasks.registry import UsageError, unknown
 from zoo.ops import common, native
 from zoo.ops.common import blank
+from zoo.ops.derivatives import gradients_of, once
 
 MODES = ("default", "no_gate", "pure")
 FEW_STEPS = 1  # decoding
@@ -131,15 +132,36 @@ def _reference(
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     """The definition, one step at a time."""
-    valid = None if lengths is None else common.valid_steps(lengths, x.shape[1])
     recurrent, layers, act = matrices[0].T, list(zip(matrices[1:], biases, strict=True)), ACTIVATIONS[activation]
-    steps = []
-    for t, a in enumerate(x.unbind(1)):
-        if resets is not None:
-            state = blank(state, resets[:, t])
+
+    def heads(a: Tensor, state: Tensor) -> Tensor:
         a = torch.addmm(a, state, recurrent)
         for weight, bias in layers:
             a = F.linear(act(a), weight, bias)
+        return a
+
+    return by_steps(heads, x, state, constants, spans, lengths, resets, mode)
+
+
+def by_steps(
+    heads: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    state: Tensor,
+    constants: Sequence[Tensor],
+    spans: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    mode: str,
+) -> tuple[Tensor, Tensor]:
+    """The loop over steps, `heads` giving those (B, heads * H) of x_t and a state (B, H); all else is as in `cfc`."""
+    valid = None if lengths is None else common.valid_steps(lengths, x.shape[1])
+    if valid is not None and resets is not None:
+        resets = resets & valid
+    steps = []
+    for t, x_t in enumerate(x.unbind(1)):
+        if resets is not None:
+            state = blank(state, resets[:, t])
+        a = heads(x_t, state)
         h = _update(a, state.shape[1], None if spans is None else spans[:, t, None], constants, mode)
         if valid is None:
             state = h
@@ -149,7 +171,7 @@ def _reference(
     return torch.stack(steps, 1), state
 
 
-def _update(a: Tensor, width: int, span: Tensor | None, constants: list[Tensor], mode: str) -> Tensor:
+def _update(a: Tensor, width: int, span: Tensor | None, constants: Sequence[Tensor], mode: str) -> Tensor:
     """The heads a (B, heads * H) to the next state (B, H); span (B, 1), or None for 1."""
     if mode == "pure":
         tau, level = constants
@@ -258,16 +280,29 @@ def _(d_h, d_last, saved, matrices, constants, spans, lengths, resets, mode, act
 
 
 def _keep_for_backward(ctx, inputs, output):
-    _, state, matrices, _, constants, spans, lengths, resets, mode, activation, _ = inputs
+    x, state, matrices, biases, constants, spans, lengths, resets, mode, activation, _ = inputs
     h, _, saved = output
     ctx.n_layers, ctx.names = len(matrices), (mode, activation)
-    ctx.save_for_backward(state, h, saved, spans, lengths, resets, *matrices, *constants)
+    ctx.save_for_backward(x, state, h, saved, spans, lengths, resets, *matrices, *biases, *constants)
+
+
+def _lists(ctx, rest: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Matrices, biases (one less) and constants, from all of them in a row."""
+    n = ctx.n_layers
+    return rest[:n], rest[n : 2 * n - 1], rest[2 * n - 1 :]
+
+
+def _backward_again(ctx, *d: Tensor):
+    x, state, _, _, spans, lengths, resets, *rest = ctx.saved_tensors
+    inputs = (x, state, *_lists(ctx, rest), spans, lengths, resets, *ctx.names)
+    return *gradients_of(_reference, inputs, d[:2]), None
 
 
 @common.without_autocast
+@once(_backward_again)
 def _backward(ctx, d_h: Tensor, d_last: Tensor, _):
-    state, h, saved, spans, lengths, resets, *rest = ctx.saved_tensors
-    matrices, constants = rest[: ctx.n_layers], rest[ctx.n_layers :]
+    _, state, h, saved, spans, lengths, resets, *rest = ctx.saved_tensors
+    matrices, _, constants = _lists(ctx, rest)
     d, d_state, d_constants, d_spans = _compiled_backward(
         d_h, d_last, saved, matrices, constants, spans, lengths, resets, *ctx.names
     )

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tasks.registry import UsageError, unknown
+from zoo.ops.derivatives import TRANSFORMED, transformed
 
 P = ParamSpec("P")
 Out = TypeVar("Out")
@@ -74,7 +75,11 @@ def choose_form(
     Raises:
         UsageError: no such form, or it cannot serve this call: nothing else is run in its place.
     """
+    if transformed() and backend not in ("auto", plain[0]):
+        raise UsageError(f"{op}: backend='{backend}' does not serve {TRANSFORMED}.")
     if backend == "auto":
+        if transformed():
+            return log_form(op, plain[0])
         served = (name for name, why_not in offers.items() if why_not() is None)
         return log_form(op, plain[0] if n_steps <= few_steps else next(served, plain[-1]))
     if backend in offers and (why_not := offers[backend]()) is not None:

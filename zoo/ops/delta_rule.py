@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zoo.ops import common, native
 from zoo.ops._delta import compiled_delta
 from zoo.ops.adapters import flash_linear_attention
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.decay import even_odd, join_squares, pair_decays, pair_scores
+from zoo.ops.derivatives import gradients_of, guarded, once
 
 CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: the work between chunks grows with K, that inside with C
 FEW_STEPS = 8  # up to here the step form is the faster one
@@ -67,7 +67,8 @@ def delta_rule(
     elif form == "compiled":
         o, state = compiled_delta(heads, scale)
     elif form == "fla":
-        o, state = flash_linear_attention.delta_rule(heads, scale, v.dtype)
+        plain = lambda *given: _reference(Heads(*given), scale)  # noqa: E731
+        o, state = guarded(plain, flash_linear_attention.delta_rule(heads, scale, v.dtype), heads)
     else:
         o, state = _chunked(heads, scale, chunk)
     return o.flatten(2, 3).to(v.dtype), state.flatten(1, 2)
@@ -138,13 +139,13 @@ class _Chunks(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.mark_non_differentiable(*output[2:])
-        ctx.save_for_backward(*inputs[:8], *output[2:])
+        ctx.save_for_backward(*inputs, *output[2:])
 
     @staticmethod
-    @once_differentiable
     @common.without_autocast
+    @once(lambda ctx, *d: gradients_of(_by_chunks, ctx.saved_tensors[:9], d[:2]))
     def backward(ctx, d_o, d_last, *_):
-        q_scores, k_scores, q, k_start, k_end, total, v, beta, inverse, recall, values, states = ctx.saved_tensors
+        q_scores, k_scores, q, k_start, k_end, total, v, beta, _, inverse, recall, values, states = ctx.saved_tensors
         d_u, adjoint = q_scores.mT @ d_o, torch.cat([q.mT @ d_o, d_last[None]])  # adjoint[c]: of the state before c
         for c in reversed(range(len(v))):
             d_u[c].baddbmm_(k_end[c], adjoint[c + 1])
@@ -157,6 +158,17 @@ class _Chunks(torch.autograd.Function):
         d_v, d_k_start, d_k_scores = d_rhs.mul_(beta), d_k_start.mul_(beta), d_lower.mul_(beta)
         d_q_scores, d_q, d_k_end = d_o @ values.mT, d_o @ states.mT, values @ adjoint[1:].mT
         return d_q_scores, d_k_scores, d_q, d_k_start, d_k_end, d_total, d_v, d_beta, adjoint[0]
+
+
+def _by_chunks(q_scores, k_scores, q, k_start, k_end, total, v, beta, state) -> tuple[Tensor, Tensor]:
+    """`_Chunks` in plain operators."""
+    lower, outputs = beta * k_scores, []
+    for c in range(len(v)):
+        right = beta[c] * (v[c] - k_start[c] @ state)
+        u = torch.linalg.solve_triangular(lower[c], right, upper=False, unitriangular=True)
+        outputs.append(q[c] @ state + q_scores[c] @ u)
+        state = total[c] * state + k_end[c].mT @ u
+    return torch.stack(outputs), state
 
 
 def unit_lower_inverse(lower: Tensor) -> Tensor:

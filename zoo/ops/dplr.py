@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zoo.ops import common, native
 from zoo.ops._delta import compiled_delta
 from zoo.ops.adapters import flash_linear_attention
 from zoo.ops.common import LEGEND, Heads, blank, from_chunks, to_chunks, valid_steps
 from zoo.ops.delta_rule import unit_lower_inverse
+from zoo.ops.derivatives import gradients_of, guarded, once
 
 CHUNK = 32
 FEW_STEPS = 8  # up to here the step form is the faster one
@@ -72,7 +72,8 @@ def dplr(
     elif form == "compiled":
         o, state = compiled_delta(heads, scale, a, b)
     elif form == "fla":
-        o, state = flash_linear_attention.dplr(heads, a, b, scale, v.dtype)
+        plain = lambda a, b, *given: _reference(Heads(*given), a, b, scale)  # noqa: E731
+        o, state = guarded(plain, flash_linear_attention.dplr(heads, a, b, scale, v.dtype), (a, b, *heads))
     else:
         o, state = _chunked(heads, a, b, scale, chunk)
     return o.flatten(2, 3).to(v.dtype), state.flatten(1, 2)
@@ -156,13 +157,13 @@ class _Chunks(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.mark_non_differentiable(*output[2:])
-        ctx.save_for_backward(*inputs[:3], *output[2:])
+        ctx.save_for_backward(*inputs, *output[2:])
 
     @staticmethod
-    @once_differentiable
     @common.without_autocast
+    @once(lambda ctx, *d: gradients_of(_by_steps, ctx.saved_tensors[:5], d[:2]))
     def backward(ctx, d_o, d_last, *_):
-        reads, writes, g, scores, read, write, total, inverse, recall, values, states = ctx.saved_tensors
+        reads, writes, g, _, _, scores, read, write, total, inverse, recall, values, states = ctx.saved_tensors
         q_scores, (k_write, b_write) = _pairs(scores)[0], _pairs(write)
         d_u = q_scores[..., 1::2].contiguous().mT @ d_o
         adjoint = torch.cat([_pairs(read)[0].mT @ d_o, d_last[None]])  # adjoint[c]: of the state before c
@@ -175,6 +176,16 @@ class _Chunks(torch.autograd.Function):
         d_scores, d_read, d_write = d_out @ values.mT, d_out @ states.mT, values @ adjoint[1:].mT
         d_g = decayed_backward(reads, writes, g, d_scores, (read, write, total), (d_read, d_write, d_total))
         return d_read.view_as(reads), d_write.view_as(writes), d_g, d_v, adjoint[0]
+
+
+def _by_steps(reads, writes, g, v, state) -> tuple[Tensor, Tensor]:
+    """`_Chunks` in plain operators."""
+    steps, outputs = zip(*(x.transpose(1, 2).flatten(0, 1) for x in (reads, writes, g, v)), strict=True), []
+    for read, write, log_decay, value in steps:  # (heads, 2, K), (heads, 2, K), (heads, K), (heads, V)
+        (q, a), (k, b) = (x.unsqueeze(-2).unbind(1) for x in (read, write))
+        state = log_decay.exp()[..., None] * state + b.mT * (a @ state) + k.mT * value[:, None]
+        outputs.append((q @ state).squeeze(1))
+    return torch.stack(outputs).unflatten(0, (len(v), -1)).transpose(1, 2), state
 
 
 def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:

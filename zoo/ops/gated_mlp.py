@@ -19,6 +19,7 @@ from torch import Tensor
 
 from zoo.ops import native
 from zoo.ops.common import log_form
+from zoo.ops.derivatives import gradients_of, once
 from zoo.ops.gated_norm import FEW_NUMBERS
 
 FEW_ROWS = 128  # up to here packing the weights costs more than it saves
@@ -62,6 +63,10 @@ def gated_mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, *, along_time: 
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))
         return compiled(x, *weights, along_time, keep)[0]
     log_form("gated_mlp", "plain")
+    return _plain(x, gate, up, down, along_time)
+
+
+def _plain(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, along_time: bool) -> Tensor:
     h = x.transpose(-1, -2) if along_time else x
     y = F.linear(silu_product(F.linear(h, gate), F.linear(h, up)), down)
     return y.transpose(-1, -2) if along_time else y
@@ -209,6 +214,17 @@ def _setup(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
+def _backward_again(ctx, d_y, _):
+    *tensors, _ = ctx.saved_tensors
+    dtype = tensors[0].dtype
+
+    def plain(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        return _plain(x, gate.to(dtype), up.to(dtype), down.to(dtype), ctx.along_time)
+
+    return *gradients_of(plain, tensors, [d_y]), None, None
+
+
+@once(_backward_again)
 def _backward(ctx, d_y, _):
     if d_y is None:
         return (None,) * 6
@@ -242,7 +258,13 @@ def compiled_product_backward(gate: Tensor, up: Tensor, d_y: Tensor) -> tuple[Te
 
 compiled_product.register_fake(lambda gate, up: gate.new_empty(gate.shape))
 compiled_product_backward.register_fake(lambda gate, up, d_y: (gate.new_empty(gate.shape), up.new_empty(up.shape)))
+
+
+@once(lambda ctx, d_y: gradients_of(lambda gate, up: F.silu(gate) * up, ctx.saved_tensors, d_y))
+def _product_backward(ctx, d_y):
+    return compiled_product_backward(*ctx.saved_tensors, d_y)
+
+
 compiled_product.register_autograd(
-    lambda ctx, d_y: compiled_product_backward(*ctx.saved_tensors, d_y),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    _product_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
 )

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.ops import common, native
+from zoo.ops.derivatives import gradients_of, once
 
 FEW_NUMBERS = 1 << 14  # up to here the plain form is the faster one
 
@@ -33,6 +34,10 @@ def gated_norm(
     weight = weight.to(x.dtype)
     if x.numel() > FEW_NUMBERS and native.serves(x, z, weight, kernel="gated_norm") is None:
         return compiled_norm(x, z, weight, n_groups, eps, norm_before_gate)
+    return _plain(x, z, weight, n_groups, eps, norm_before_gate)
+
+
+def _plain(x: Tensor, z: Tensor | None, weight: Tensor, n_groups: int, eps: float, norm_before_gate: bool) -> Tensor:
     gate = None if z is None else F.silu(z)
     if gate is not None and not norm_before_gate:
         x, gate = x * gate, None
@@ -95,6 +100,7 @@ def _setup(ctx, inputs, output):
     ctx.save_for_backward(x, z, weight)
 
 
+@once(lambda ctx, d_y: gradients_of(_plain, (*ctx.saved_tensors, *ctx.options), d_y))
 def _backward(ctx, d_y):
     x, z, weight = ctx.saved_tensors
     d_x, d_z, d_weight = compiled_backward(x, z, weight, d_y, *ctx.options)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.ops.derivatives import batched, gradients_of, once
+
 ALIGNMENT = 16  # bytes, of the rows that `F.grouped_mm` takes
 
 
@@ -32,7 +34,8 @@ def grouped_feed_forward(
         up_bias: (E, d_up).
         down_bias: (E, D).
     """
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # one group at a time stays in the cache
+    values_are_known = not torch.compiler.is_compiling() and not batched()
+    if x.device.type == "cpu" and values_are_known:  # one group at a time stays in the cache
         counts = sizes.tolist()
         groups = [g for g, count in enumerate(counts) if count]
         left_over = len(x) - sum(counts)
@@ -44,8 +47,7 @@ def grouped_feed_forward(
         ]
         dtype = outputs[0].dtype if outputs else x.dtype
         return torch.cat([*outputs, x.new_zeros(left_over, down.shape[1], dtype=dtype)])
-    rows = torch.arange(len(x), device=x.device)
-    group = torch.searchsorted(sizes.cumsum(0), rows, right=True).clamp(max=len(sizes) - 1)
+    group = _group(x, sizes).clamp(max=len(sizes) - 1)
     h = grouped_linear(x, up, sizes)
     h = activation(h if up_bias is None else h + up_bias.to(h.dtype).index_select(0, group))
     y = grouped_linear(h, down, sizes)
@@ -76,6 +78,8 @@ def grouped_linear(x: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
+    if batched():
+        return _every_product(x, weight, sizes)
     if device == "cuda" and x.dtype == torch.bfloat16 and _aligned(x, weight):
         return _one_kernel(x, weight, sizes)
     if torch.compiler.is_compiling():  # sizes that depend on data would break the graph: they stay inside an operator
@@ -89,6 +93,19 @@ def _products(x: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
     parts = x.split([*counts, left_over])
     outputs = [F.linear(part, w) for part, w in zip(parts[:-1], weight.unbind(), strict=True) if len(part)]
     return torch.cat([*outputs, x.new_zeros(left_over, weight.shape[1])])
+
+
+def _every_product(x: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
+    """All rows times all matrices, for vmap, in which no sizes can be read."""
+    group = _group(x, sizes)
+    chosen = group[:, None] == torch.arange(len(sizes), device=x.device)
+    return torch.einsum("nd,eod,ne->no", x, weight, chosen.to(x.dtype))
+
+
+def _group(x: Tensor, sizes: Tensor) -> Tensor:
+    """(N,), the group of every row; E for those that are left over."""
+    rows, ends = torch.arange(len(x), device=x.device), sizes.cumsum(0)
+    return (rows[:, None] >= ends).sum(1) if batched() else torch.searchsorted(ends, rows, right=True)
 
 
 def _aligned(x: Tensor, weight: Tensor) -> bool:
@@ -135,6 +152,7 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
 
+@once(lambda ctx, d_y: gradients_of(_products, ctx.saved_tensors, d_y))
 def _backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor, None]:
     return *grouped_product_backward(d_y, *ctx.saved_tensors), None
 

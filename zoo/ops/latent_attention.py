@@ -19,6 +19,7 @@ from tasks.registry import UsageError, unknown
 from zoo.ops import common, native
 from zoo.ops.attention import INITIAL_CAPACITY, KVCache, Settings, append, attend, decode, first_cache, in_order_of_time
 from zoo.ops.common import blank, log_form, valid_steps
+from zoo.ops.derivatives import traced
 
 BACKENDS = ("auto", "reference", "chunked", "sdpa")
 LEGEND = (
@@ -181,7 +182,7 @@ def keys_and_values(kv: Tensor, expand: Tensor, N: int, r: int) -> tuple[Tensor,
 def _expanded(cache: LatentCache, expand: Tensor, N: int, r: int, dtype: torch.dtype) -> KVCache | None:
     """Keys and values of the written rows; None if there are none."""
     rows = cache.kv.shape[1]
-    if not torch.compiler.is_compiling() and not (rows := int(cache.length.max())):
+    if not traced() and not (rows := int(cache.length.max())):
         return None
     return KVCache(*keys_and_values(cache.kv[:, :rows].to(dtype), expand, N, r), cache.length)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zoo.ops import common, native
 from zoo.ops.adapters import flash_linear_attention, mamba_ssm
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.decay import pair_decays, pair_scores
+from zoo.ops.derivatives import gradients_of, guarded, once, transformed
 
 CHUNK, WIDE_CHUNK = 32, 64  # for K up to 32, and above: the work between chunks grows with K, that inside with C
 FEW_STEPS, COMPILED_FEW_STEPS = 8, 1  # up to here the step form is faster than the chunked, the compiled one
@@ -64,14 +64,19 @@ def linear_attention(
     if form == "compiled":
         o, state = _compiled(heads, scale)
     elif form == "fla":
-        o, state = flash_linear_attention.linear_attention(heads, scale, v.dtype)
+        o, state = _guarded(heads, scale, flash_linear_attention.linear_attention(heads, scale, v.dtype))
     elif form == "mamba_ssm":
-        o, state = mamba_ssm.linear_attention(heads, scale, v.dtype)
+        o, state = _guarded(heads, scale, mamba_ssm.linear_attention(heads, scale, v.dtype))
     elif form == "reference":
         o, state = _reference(heads, scale)
     else:
         o, state = _chunked(heads, scale, chunk)
     return o.flatten(2, 3).to(v.dtype), state.flatten(1, 2)
+
+
+def _guarded(heads: Heads, scale: float, outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """What another library's kernel gave, with second derivatives."""
+    return guarded(lambda *given: _reference(Heads(*given), scale), outputs, heads)
 
 
 def _reference(heads: Heads, scale: float) -> tuple[Tensor, Tensor]:
@@ -144,7 +149,25 @@ def running_state(writes: Tensor, total: Tensor | None, state: Tensor) -> tuple[
     Args:
         writes: (n, B, G, R, K, V); total: (n, B, G, R, 1, K or 1), or None for no decay; state: S_0 (B, G, R, K, V).
     """
-    return _RunningState.apply(writes, None if total is None else total.mT, state)
+    total = None if total is None else total.mT
+    return _by_chunks(writes, total, state) if transformed() else _RunningState.apply(writes, total, state)
+
+
+def _by_chunks(writes: Tensor, total: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+    """`_RunningState` in plain operators."""
+    states = [state]
+    for c, written in enumerate(writes):
+        states.append((states[-1] if total is None else states[-1] * total[c]) + written)
+    return torch.stack(states[:-1]), states[-1]
+
+
+def _running_again(ctx, d_states: Tensor, d_last: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The backward pass of `_RunningState` as what it is, a running state from the last chunk back."""
+    total, states = ctx.saved_tensors
+    run = _by_chunks if transformed() else _RunningState.apply
+    adjoint, first = run(d_states.flip(0), None if total is None else total.flip(0), d_last)
+    adjoint = adjoint.flip(0)
+    return adjoint, None if total is None else (adjoint * states).sum_to_size(total.shape), first
 
 
 class _RunningState(torch.autograd.Function):
@@ -162,8 +185,8 @@ class _RunningState(torch.autograd.Function):
         ctx.save_for_backward(inputs[1], output[0])
 
     @staticmethod
-    @once_differentiable
     @common.without_autocast
+    @once(_running_again)
     def backward(ctx, d_states: Tensor, d_last: Tensor):
         total, states = ctx.saved_tensors
         adjoint = torch.cat([d_states, d_last[None]])  # of every S_c, summed from the last one back
@@ -303,6 +326,16 @@ def _setup(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
+def _plain(q, k, v, g, state, resets, scale) -> tuple[Tensor, Tensor]:
+    """The operator `zoo::linear_attention` in plain PyTorch."""
+    by_group = (q.shape[2], -1)
+    v = v.unflatten(2, by_group)
+    g = None if g is None else g.unflatten(2, by_group).reshape(*v.shape[:4], -1)
+    o, state = _chunked(Heads(q, k, v, g, None, state.unflatten(1, by_group), resets), scale, CHUNK)
+    return o.flatten(2, 3), state.flatten(1, 2)
+
+
+@once(lambda ctx, *d: (*gradients_of(_plain, (*ctx.saved_tensors[:6], ctx.scale), d[:2]), None))
 def _backward(ctx, d_o, d_last, _):
     q, k, v, g, state, resets, saved = ctx.saved_tensors
     d_o = v.new_zeros(v.shape) if d_o is None else d_o

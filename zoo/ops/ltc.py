@@ -24,6 +24,7 @@ from torch import Tensor
 from tasks.registry import UsageError
 from zoo.ops import common, native
 from zoo.ops.common import blank
+from zoo.ops.derivatives import gradients_of, once
 
 FEW_STEPS = 1  # decoding
 AT_ONCE = 1 << 22  # synapses of inputs that the step form computes at a time
@@ -239,13 +240,20 @@ def _(d_v, d_last, saved, x, sensory, inner, cell, spans, lengths, resets, epsil
 
 
 def _keep_for_backward(ctx, inputs, output):
-    x, _, sensory, inner, cell, spans, lengths, resets, _, ctx.epsilon, _ = inputs
-    ctx.save_for_backward(output[2], x, sensory, inner, cell, spans, lengths, resets)
+    *tensors, ctx.unfolds, ctx.epsilon, _ = inputs
+    ctx.save_for_backward(*tensors, output[2])
 
 
+def _backward_again(ctx, *d: Tensor):
+    inputs = (*ctx.saved_tensors[:-1], ctx.unfolds, ctx.epsilon)
+    return *gradients_of(_reference, inputs, d[:2]), None
+
+
+@once(_backward_again)
 def _backward(ctx, d_v: Tensor, d_last: Tensor, _):
-    *gradients, d_spans = _compiled_backward(d_v, d_last, *ctx.saved_tensors, ctx.epsilon)
-    return *gradients, d_spans if ctx.saved_tensors[5] is not None else None, *5 * [None]
+    x, _, *given, saved = ctx.saved_tensors  # once: checkpoints give them no second time
+    *gradients, d_spans = _compiled_backward(d_v, d_last, saved, x, *given, ctx.epsilon)
+    return *gradients, None if given[3] is None else d_spans, *5 * [None]
 
 
 _compiled.register_autograd(_backward, setup_context=_keep_for_backward)

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zoo.ops import common, native
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
+from zoo.ops.derivatives import gradients_of, once
 
 CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: the work between chunks grows with K, that inside with C
 KERNEL_CHUNK = 64  # C in kernels/mlstm.cpp
@@ -237,15 +237,16 @@ class _Chunks(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        q, k, _, _, _, _, since, until, total, *_ = inputs
+        *tensors, ctx.eps = inputs
         ctx.mark_non_differentiable(*output[2:])
-        ctx.save_for_backward(q, k, since, until, total, output[0], *output[2:])
+        ctx.save_for_backward(*tensors, output[0], *output[2:])
 
     @staticmethod
-    @once_differentiable
     @common.without_autocast
+    @once(lambda ctx, *d: gradients_of(_by_chunks, (*ctx.saved_tensors[:11], ctx.eps), d[:2]))
     def backward(ctx, d_h, d_last, *_):
-        q, k, since, until, total, h, v, pairs, scores, states, divisor, free, shrink = ctx.saved_tensors
+        q, k, _, _, _, _, since, until, total, _, _, *rest = ctx.saved_tensors
+        h, v, pairs, scores, states, divisor, free, shrink = rest
         d_h = d_h / divisor
         d_divisor = (d_h * h).sum(-1, keepdim=True).neg_()
         d_h = torch.cat([d_h, d_divisor * free], -1)
@@ -266,6 +267,21 @@ class _Chunks(torch.autograd.Function):
         d_total = (adjoint[1:] * states).sum((-2, -1))[..., None, None]
         d_gates = (_wide(x) for x in (d_log_i, d_log_f, d_m))
         return d_q, d_k, d_v, *d_gates, d_since, d_until, d_total, adjoint[0], None, None
+
+
+def _by_chunks(q, k, v, log_i, log_f, m, since, until, total, state, keep, eps) -> tuple[Tensor, Tensor]:
+    """`_Chunks` in plain operators. Rows and divisors are times exp(-row), which is a constant, as it cancels."""
+    v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+    sums, row = log_f.cumsum(-1), m.detach().clamp(min=0)
+    pairs = (sums - row)[..., :, None] + (log_i - sums)[..., None, :]
+    scores = (q @ k.mT) * pairs.masked_fill(~keep, -torch.inf).to(q.dtype).exp()
+    rows = []
+    for c in range(len(v)):
+        rows.append(scores[c] @ v[c] + (q[c] * since[c]) @ state)
+        state = total[c] * state + (k[c] * until[c]).mT @ v[c]
+    h = torch.stack(rows)
+    floor, shrink = ((-row).exp().to(q.dtype)[..., None], (eps * (m - row).exp()).to(q.dtype)[..., None])
+    return h[..., :-1] / (torch.maximum(h[..., -1:].abs(), floor) + shrink), state
 
 
 def _compiled(heads: Heads, gates: Gates, scale: float, eps: float) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
@@ -354,14 +370,28 @@ def _(d_out, q, k, v, log_i, log_f, resets, saved, scale, eps):
 
 def _save(ctx, inputs, output):
     *tensors, ctx.scale, ctx.eps, ctx.keep = inputs
-    ctx.save_for_backward(*tensors[:5], tensors[8], output[0], *output[4:])
+    ctx.save_for_backward(*tensors, output[0], *output[4:])
 
 
+def _plain(q, k, v, log_i, log_f, C, n, m, resets, scale, eps) -> list[Tensor]:
+    """The operator `zoo::mlstm` in plain PyTorch."""
+    by_group = (q.shape[2], -1)
+    v, log_i, log_f = (x.unflatten(2, by_group) for x in (v, log_i, log_f))
+    C, n, m = (x.unflatten(1, by_group) for x in (C, n, m))
+    h, last = _chunked(Heads(q, k, v, None, None, C, resets), Gates(log_i, log_f, n, m), scale, eps, CHUNK)
+    return [h.flatten(2, 3), *(x.flatten(1, 2) for x in last)]
+
+
+def _backward_again(ctx, d_out):
+    inputs = (*ctx.saved_tensors[:9], ctx.scale, ctx.eps)  # once: checkpoints give them no second time
+    return *gradients_of(_plain, inputs, list(d_out[:4])), None
+
+
+@once(_backward_again)
 def _backward(ctx, d_out):
     assert ctx.keep
-    *inputs, resets = ctx.saved_tensors[:6]
-    saved = list(ctx.saved_tensors[6:])
-    gradients = _kernel_backward(list(d_out[:4]), *inputs, resets, saved, ctx.scale, ctx.eps)
+    q, k, v, log_i, log_f, _, _, _, resets, *saved = ctx.saved_tensors
+    gradients = _kernel_backward(list(d_out[:4]), q, k, v, log_i, log_f, resets, saved, ctx.scale, ctx.eps)
     return (*gradients, None, None, None, None)
 
 

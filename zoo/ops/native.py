@@ -36,9 +36,9 @@ from typing import Any
 import torch
 from filelock import FileLock
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from tasks.registry import UsageWarning
+from zoo.ops.derivatives import transformed
 
 SOURCES = pathlib.Path(__file__).parent / "kernels"
 FLAGS = (
@@ -80,8 +80,8 @@ def why_not(kernel: str = "probe") -> str | None:
     where torch.compile is tracing the caller."""
     if os.environ.get("ZOO_KERNELS", "").lower() in ("off", "0"):
         return "switched off by ZOO_KERNELS"
-    if forward_ad._current_level >= 0:  # torch would take a tangent of zero for one that an op does not tell
-        return "forward-mode differentiation, which kernels do not know"
+    if transformed():  # torch would take a tangent of zero for one that an op does not tell
+        return "forward-mode differentiation and torch.func are none of a kernel's"
     return _why_not("probe") or _why_not(kernel)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zoo.ops import native
 from zoo.ops.common import state_dtype
+from zoo.ops.derivatives import once
 from zoo.ops.gated_norm import FEW_NUMBERS
 
 
@@ -58,9 +59,27 @@ def _setup(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, d_y, _):
-    if d_y is None:
+def _backward_again(ctx, d_y, d_inverse):
+    """In plain operators on both outputs, as x is not kept, with n numbers in a norm:
+    d_x = inverse (d_y - y mean(y d_y)) - inverse^2 y d_inverse / n."""
+    y, inverse = ctx.saved_tensors
+    shape = _shape(y, ctx.dim)
+    wide, inverse = y.reshape(shape).to(inverse.dtype), inverse.unsqueeze(1)
+    d_x = torch.zeros_like(wide)
+    if d_y is not None:
+        d_y = d_y.reshape(shape).to(wide.dtype)
+        d_x = inverse * (d_y - wide * (wide * d_y).mean(1, keepdim=True))
+    if d_inverse is not None:
+        d_x = d_x - inverse.square() * wide * d_inverse.unsqueeze(1) / shape[1]
+    return d_x.reshape(y.shape).to(y.dtype), None, None
+
+
+@once(_backward_again)
+def _backward(ctx, d_y, d_inverse):
+    if d_y is None and d_inverse is None:
         return None, None, None
+    if d_inverse is not None:  # of a backward pass that was differentiated
+        return _backward_again(ctx, d_y, d_inverse)
     y, inverse = ctx.saved_tensors
     return compiled_backward(y, d_y, inverse, ctx.dim), None, None
 

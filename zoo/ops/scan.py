@@ -8,17 +8,19 @@ as exact as the step-by-step one, however strong the decay.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tasks.registry import UsageError
 from zoo.ops import common, native
 from zoo.ops.common import blank
+from zoo.ops.derivatives import once, transformed
 
 CHUNK = 16
 FEW_STEPS = 2  # decoding
+Scan = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 LEGEND = "a, b (B, T, ...); state (B, ...); lengths (B,) whole numbers; resets (B, T) bool."
 
 
@@ -90,8 +92,25 @@ def _reference(a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(outputs, 1), state
 
 
+def _adjoint(run: Scan, a: Tensor, d_h: Tensor, d_last: Tensor) -> Tensor:
+    """g_t = d_h_t + a_{t+1} g_{t+1} from the last step back, with d_last beside d_h_T: a scan in reversed time."""
+    later = torch.cat([torch.ones_like(a[:, :1]), a[:, 1:].flip(1)], 1)
+    return run(later, d_h.flip(1), d_last)[0].flip(1)
+
+
+def _gradients(a: Tensor, state: Tensor, h: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of a, b and the state: d_b = g, the adjoint, and d_a_t = g_t * h_{t-1}."""
+    return torch.cat([(g[:, 0] * state)[:, None], g[:, 1:] * h[:, :-1]], 1), g, a[:, 0] * g[:, 0]
+
+
+def _again(ctx, d_h: Tensor, d_last: Tensor, *, form: Scan) -> tuple[Tensor, Tensor, Tensor]:
+    """The backward pass of both forms by a scan that can be differentiated in turn."""
+    a, state, h = ctx.saved_tensors
+    return _gradients(a, state, h, _adjoint(_reference if transformed() else form, a, d_h, d_last))
+
+
 class _Chunks(torch.autograd.Function):
-    """All chunks at once. With g_t = d_h_t + a_{t+1} g_{t+1}, itself a scan: d_b = g, d_a_t = g_t * h_{t-1}."""
+    """All chunks at once."""
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, state: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
@@ -104,13 +123,11 @@ class _Chunks(torch.autograd.Function):
         ctx.chunk = inputs[3]
 
     @staticmethod
-    @once_differentiable
     @common.without_autocast
+    @once(lambda ctx, *d: (*_again(ctx, *d, form=lambda *inputs: _Chunks.apply(*inputs, ctx.chunk)), None))
     def backward(ctx, d_h: Tensor, d_last: Tensor):
         a, state, h = ctx.saved_tensors
-        g = adjoint_chunks(a, d_h, d_last, ctx.chunk)
-        d_a = torch.cat([(g[:, 0] * state)[:, None], g[:, 1:] * h[:, :-1]], 1)
-        return d_a, g, a[:, 0] * g[:, 0], None
+        return *_gradients(a, state, h, adjoint_chunks(a, d_h, d_last, ctx.chunk)), None
 
 
 def scan_chunks(a: Tensor, b: Tensor, state: Tensor, chunk: int) -> Tensor:
@@ -145,9 +162,8 @@ def _advance(a: Tensor, b: Tensor, state: Tensor) -> Tensor:
 
 
 def adjoint_chunks(a: Tensor, d_h: Tensor, d_last: Tensor, chunk: int) -> Tensor:
-    """g_t = d_h_t + a_{t+1} g_{t+1} from the last step back, with d_last beside d_h_T: a scan in reversed time."""
-    later = torch.cat([torch.ones_like(a[:, :1]), a[:, 1:].flip(1)], 1)
-    return scan_chunks(later, d_h.flip(1), d_last, chunk).flip(1)
+    """The adjoint, not for autograd."""
+    return _adjoint(lambda a, b, state: (scan_chunks(a, b, state, chunk), state), a, d_h, d_last)
 
 
 @torch.library.custom_op("zoo::scan", mutates_args=(), device_types="cpu")
@@ -162,7 +178,7 @@ def compiled_scan(a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("zoo::scan_backward", mutates_args=(), device_types="cpu")
 def _compiled_backward(
-    a: Tensor, h: Tensor, state: Tensor, d_h: Tensor, d_last: Tensor
+    a: Tensor, state: Tensor, h: Tensor, d_h: Tensor, d_last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     inputs = [x.contiguous() for x in (a, h, state, d_h, d_last)]
     outputs = torch.empty_like(inputs[0]), torch.empty_like(inputs[1]), torch.empty_like(inputs[2])
@@ -177,15 +193,16 @@ def _(a, b, state):
 
 
 @_compiled_backward.register_fake
-def _(a, h, state, d_h, d_last):
+def _(a, state, h, d_h, d_last):
     return a.new_empty(a.shape), h.new_empty(h.shape), state.new_empty(state.shape)
 
 
 def _setup(ctx, inputs, output):
     a, _, state = inputs
-    ctx.save_for_backward(a, output[0], state)
+    ctx.save_for_backward(a, state, output[0])
 
 
+@once(lambda ctx, *d: _again(ctx, *d, form=compiled_scan))
 def _backward(ctx, d_h, d_last):
     return _compiled_backward(*ctx.saved_tensors, d_h, d_last)
 

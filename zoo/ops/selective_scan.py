@@ -7,17 +7,18 @@ boundaries of chunks, and makes the others again in the backward pass.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tasks.registry import UsageError
 from zoo.ops import common, native
 from zoo.ops.adapters import mamba_ssm
 from zoo.ops.common import blank
+from zoo.ops.derivatives import gradients_of, guarded, once
 from zoo.ops.scan import adjoint_chunks, scan_chunks, serves, suffix
 
 CHUNK, INNER_CHUNK = 32, 8
@@ -97,7 +98,12 @@ def selective_scan(
     if form == "mamba_ssm":
         wide = ("A", "D", "delta_bias")
         taken: dict[str, Any] = {n: x if x is None or n in wide else x.to(u.dtype) for n, x in inputs.items()}
-        y, state = mamba_ssm.selective_scan(**taken, delta_softplus=delta_softplus)
+        rest = u.new_zeros(batch, width, n_states, dtype=dtype)
+        y, state = guarded(
+            functools.partial(_plain, state=rest, resets=resets, softplus=delta_softplus),
+            mamba_ssm.selective_scan(**taken, delta_softplus=delta_softplus),
+            tuple(inputs.values()),
+        )
         return (y if lengths is None else blank(y, padding)).to(u.dtype), state
     state = u.new_zeros(batch, width, n_states, dtype=dtype) if state is None else state
     if form == "compiled":
@@ -108,7 +114,7 @@ def selective_scan(
     return (y if lengths is None else blank(y, padding)).to(u.dtype), state
 
 
-def _plain(u, delta, A, B, C, D, z, delta_bias, state, resets, softplus: bool, form: str, chunk: int):
+def _plain(u, delta, A, B, C, D, z, delta_bias, state, resets, softplus: bool, form: str = "chunked", chunk=CHUNK):
     """What comes before and after the recurrence, in plain PyTorch."""
     dt = delta if delta_bias is None else delta + delta_bias
     dt = F.softplus(dt) if softplus else dt
@@ -162,8 +168,8 @@ class _Chunks(torch.autograd.Function):
         ctx.save_for_backward(*tensors, output[2])
 
     @staticmethod
-    @once_differentiable
     @common.without_autocast
+    @once(lambda ctx, *d: (*gradients_of(_reference, ctx.saved_tensors[:7], d[:2]), None))
     def backward(ctx, d_y, d_state, _):
         dt, x, A, B, C, _, resets, starts = ctx.saved_tensors
         d_dt, d_x, d_A, d_B, d_C = (torch.zeros_like(i) for i in (dt, x, A, B, C))
@@ -262,6 +268,7 @@ def _setup(ctx, inputs, output):
     ctx.save_for_backward(*tensors, output[2])
 
 
+@once(lambda ctx, *d: (*gradients_of(_plain, (*ctx.saved_tensors[:-1], ctx.softplus), d[:2]), None))
 def _backward(ctx, d_y, d_last, _):
     *inputs, kept = ctx.saved_tensors
     grads = _compiled_backward(*inputs, ctx.softplus, kept, d_y, d_last)

@@ -16,6 +16,7 @@ from torch import Tensor
 from tasks.registry import UsageError
 from zoo.ops import common, native
 from zoo.ops.common import blank
+from zoo.ops.derivatives import gradients_of, once
 
 FEW_STEPS = 1  # decoding
 LEGEND = "gates (B, T, 4, H, D); weight (H, 4, D, D); state 4 times (B, H, D); lengths (B,); resets (B, T) bool."
@@ -182,6 +183,13 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(*tensors, output[0], output[-1])
 
 
+def _plain(gates, weight, h, c, n, m, lengths, resets) -> list[Tensor]:
+    """The operator `zoo::slstm` in plain PyTorch."""
+    outputs, last = _reference(gates, weight, SLSTMState(h, c, n, m), lengths, resets)
+    return [outputs, *last]
+
+
+@once(lambda ctx, d: (*gradients_of(_plain, ctx.saved_tensors[:8], list(d[:5])), None))
 def _backward(ctx, d_out):
     assert ctx.keep
     gates, weight, h, c, n, _, lengths, resets, outputs, saved = ctx.saved_tensors

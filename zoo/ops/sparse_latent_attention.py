@@ -8,12 +8,12 @@ Shape legend: as of `zoo.ops.latent_attention`; J heads of the indexer, E width 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from tasks.registry import UsageError, unknown
@@ -31,6 +31,7 @@ from zoo.ops.attention import (
     sight_of,
 )
 from zoo.ops.common import blank, log_form, state_dtype, valid_steps
+from zoo.ops.derivatives import TRANSFORMED, gradients_of, once, traced, transformed
 from zoo.ops.latent_attention import (
     ROWS_A_THREAD,
     LatentCache,
@@ -187,7 +188,7 @@ def choose(scores: Tensor, seen: Tensor, top_k: int) -> Tensor:
     least = scores.topk(top_k, sorted=False).values.amin(-1, keepdim=True)
     above, equal = scores > least, (scores == least) & seen
     room = top_k - above.sum(-1, keepdim=True)
-    if torch.compiler.is_compiling() or (equal.sum(-1, keepdim=True) > room).any():
+    if traced() or (equal.sum(-1, keepdim=True) > room).any():
         equal = equal & (equal.flip(-1).cumsum(-1).flip(-1) <= room)
     return above | equal
 
@@ -195,7 +196,7 @@ def choose(scores: Tensor, seen: Tensor, top_k: int) -> Tensor:
 def _rows(chosen: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """The numbers (B, T, top_k) of the chosen steps, padded with zeros, and how many there are, (B, T)."""
     count = chosen.sum(-1)
-    if not torch.compiler.is_compiling() and bool((count == top_k).all()):
+    if not traced() and bool((count == top_k).all()):
         return chosen.nonzero()[:, -1].view(*count.shape, top_k), count
     steps = torch.arange(chosen.shape[-1], device=chosen.device)
     return torch.where(chosen, steps, -1).topk(top_k).values.clamp(min=0), count
@@ -240,7 +241,7 @@ def _cached_scores(index: Index, key: Tensor, most: int, settings: Settings) -> 
 def _written(cache: SparseLatentCache) -> int:
     """Rows up to the last one written, at least; compiled code takes them all."""
     rows = cache.kv.shape[1]
-    return rows if torch.compiler.is_compiling() else min(rows, int(cache.length.max()))
+    return rows if traced() else min(rows, int(cache.length.max()))
 
 
 def _gathered(kv: Tensor, rows: Tensor) -> Tensor:
@@ -283,8 +284,10 @@ def _piece(
     top_k = None if top_k is None or top_k >= S else top_k
     scored = max(H, index.q.shape[2]) if top_k is not None or align else H
     form = settings.backend
+    if transformed() and form == "chunked":
+        raise UsageError(f"sparse_latent_attention: backend='chunked' does not serve {TRANSFORMED}.")
     if form == "auto":
-        form = "reference" if B * T * S * scored <= SCORES_LIMIT else "chunked"
+        form = "reference" if transformed() or B * T * S * scored <= SCORES_LIMIT else "chunked"
     log_form("sparse_latent_attention", form)
     size = T if form == "reference" else settings.chunk_size or max(min(SCORES_LIMIT // (B * S * scored), 128), 16)
     blocks = []
@@ -347,6 +350,18 @@ def _cut(inputs: Sequence[Tensor], own: slice, reach: slice) -> list[Tensor]:
     return [x[place] for x, place in zip(inputs, _places(own, reach), strict=True)]
 
 
+def _by_blocks(q, k, v, index_q, index_key, index_weight, number, first, last, blocks, top_k, align):
+    """`_Recomputed` in plain operators."""
+    inputs, sight = (q, k, v, index_q, index_key, index_weight), Sight(number, first, last)
+    parts = [_block(_cut(inputs, *block), sight.mask(*block), top_k, align) for block in blocks]
+    return torch.cat([o for o, _ in parts], 2), torch.cat([divergence for _, divergence in parts], 1)
+
+
+def _recomputed_again(ctx, *d):
+    plain = functools.partial(_by_blocks, blocks=ctx.blocks, top_k=ctx.top_k, align=ctx.align)
+    return *gradients_of(plain, ctx.saved_tensors, d), None, None, None
+
+
 class _Recomputed(torch.autograd.Function):
     """`_block` by blocks of queries, each made again in the backward pass.
 
@@ -369,8 +384,8 @@ class _Recomputed(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    @once_differentiable
     @common.without_autocast
+    @once(_recomputed_again)
     def backward(ctx, do, d_divergence):
         *inputs, number, first, last = ctx.saved_tensors
         sight, outer = Sight(number, first, last), (do, d_divergence) if ctx.align else (do,)
