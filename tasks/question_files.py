@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from tasks import strings
-from tasks.filing import Shelves, at_line, parse_json, read_text, regular, unreadable
+from tasks.filing import Shelves, at_line, parse_json, read_table, read_text, regular, unreadable
 from tasks.protocol import IGNORE, Batch, Split
 from tasks.registry import UsageError
 
 _SHOWN = 600  # characters of a prompt's beginning and of its end
+_COLUMNS = {"input": ("input", "context", "story"), "question": ("question",), "target": ("target", "answer")}
 _BETWEEN = re.compile(r"[\s,]*")
 _PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 _TURNS = ("e,e", "e,n", "e,s", "n,e", "n,n", "n,w", "s,e", "s,s", "s,w", "w,n", "w,s", "w,w")
@@ -72,7 +73,8 @@ def names_labels(answer: str, target: str, question: str, labels: tuple[str, ...
 
 
 def read_questions(path: str, kind: str | None) -> list[Question]:
-    """The questions of a file: one JSON object a line, or a JSON array of them.
+    """The questions of a file: one JSON object a line, or a JSON array of them; of BABILong also a table (CSV), or
+    stories as bAbI has them, in numbered lines.
 
     Args:
         path: the file.
@@ -82,7 +84,7 @@ def read_questions(path: str, kind: str | None) -> list[Question]:
         UsageError: the file cannot be read, holds no question, or something is not as it should be, with its line.
     """
     questions = []
-    for line, record in _records(path):
+    for line, record in _records(path, kind):
         if not isinstance(record, dict):
             raise at_line(path, line, f"a JSON object should be here, not {str(record)[:20]!r}")
         questions.append(_ruler(path, line, record) if kind is None else _babilong(path, line, record, kind))
@@ -91,10 +93,14 @@ def read_questions(path: str, kind: str | None) -> list[Question]:
     return questions
 
 
-def _records(path: str) -> Iterator[tuple[int, Any]]:
+def _records(path: str, kind: str | None) -> Iterator[tuple[int, Any]]:
     """What a file holds, with the lines where it begins."""
     text = read_text(path)
-    if text.lstrip()[:1] != "[":
+    first = text.lstrip()[:1]
+    if first not in ("[", "{", ""):
+        yield from _others(path, text, kind)
+        return
+    if first != "[":
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield number, parse_json(path, line, number)
@@ -106,6 +112,37 @@ def _records(path: str) -> Iterator[tuple[int, Any]]:
         seen = at
         record, at = json.JSONDecoder().raw_decode(text, at)
         yield number, record
+
+
+def _others(path: str, text: str, kind: str | None) -> Iterator[tuple[int, Any]]:
+    """The records of a file that is no JSON, in forms that BABILong's questions also come in."""
+    if kind is not None and re.match(r"\s*1 ", text):
+        yield from _stories(path, text)
+    elif kind is not None and (table := read_table(path, text, _COLUMNS)) is not None:
+        yield from table
+    else:
+        more = "" if kind is None else ", a table (CSV) with these columns, and bAbI's numbered lines"
+        keys = "input and outputs" if kind is None else "input, question and target"
+        told = f"read are JSON objects with {keys}, one a line or in one array{more}"
+        raise at_line(path, 1 + text.count("\n", 0, len(text) - len(text.lstrip())), f"this is no JSON; {told}")
+
+
+def _stories(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """The questions of bAbI's files: `1 Mary went to the hall.`, and `3 Where is Mary? <tab> hall <tab> 1`."""
+    facts: list[str] = []
+    for number, raw in enumerate(text.split("\n"), 1):
+        if not raw.strip():
+            continue
+        place, _, line = raw.strip().partition(" ")
+        if not place.isdecimal():
+            raise at_line(path, number, "the number of the line is missing, as in '1 Mary went to the hallway.'")
+        if int(place[:9]) == 1:
+            facts = []
+        if "\t" not in line:
+            facts.append(line.strip())
+            continue
+        question, target = (part.strip() for part in line.split("\t")[:2])
+        yield number, {"input": " ".join(facts), "question": question, "target": target}
 
 
 def _ruler(path: str, line: int, record: dict[str, Any]) -> Question:

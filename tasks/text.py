@@ -14,14 +14,16 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from tasks import random
-from tasks.filing import read_bytes, shown
+from tasks.filing import form_of, read_bytes, shown, unreadable
 from tasks.protocol import SPLITS, Batch, Split, Task, check_request, register
 from tasks.registry import Options, UsageError
 
 START = 256
 """The token before the first byte of a row."""
 BLOCK = 4096
-MIN_BLOCKS = 40  # below this a split of an eighth may be empty
+MOST_CUT = 40  # shorter texts are cut into shorter blocks, of which they then have so many
+FEWEST = max(int(np.argmax(random.split_of(random.mix(np.arange(99))) == i)) for i in range(len(SPLITS))) + 1
+"""Of blocks, with which every split has one."""
 
 
 @register("text")
@@ -46,7 +48,7 @@ class Text(Task):
         seq_len: PositiveInt = 256
         """Bytes of a row."""
         path: str | None = None
-        """A file or a folder; links and hidden files are left out."""
+        """A file or a folder, of at least three times `seq_len` bytes; links and hidden files are left out."""
 
     layout = "next_token"
     is_language = True
@@ -57,7 +59,6 @@ class Text(Task):
     def __init__(self, config: Config):
         super().__init__(config)
         self.seq_len = config.seq_len
-        self._block = max(BLOCK, 4 * config.seq_len)
         if config.path is not None:  # wrong paths are told at once
             self._places  # noqa: B018
 
@@ -68,13 +69,20 @@ class Text(Task):
         return np.frombuffer(content, dtype=np.uint8)
 
     @cached_property
+    def _block(self) -> int:
+        """Bytes of a block."""
+        size = self.config.seq_len
+        return min(max(BLOCK, 4 * size), max(size, len(self._bytes) // MOST_CUT))
+
+    @cached_property
     def _places(self) -> dict[Split, NDArray[np.int64]]:
         """Where the blocks of each split start; the last one may be short."""
         size = self.config.seq_len
         starts = np.arange(0, max(len(self._bytes) - size + 1, 0), self._block)
-        if len(starts) < MIN_BLOCKS:
-            told = f"{len(self._bytes):,} bytes are too few for rows of seq_len={size}"
-            raise UsageError(f"text: {told}: at least {MIN_BLOCKS * self._block:,} are needed.")
+        if len(starts) < FEWEST:
+            told = f"{len(self._bytes):,} bytes are too few for rows of seq_len={size} in each of three splits"
+            where = "" if self.config.path is None else f" of {shown(self.config.path)}"
+            raise UsageError(f"text: the {told}{where}: at least {FEWEST * size:,} are needed.")
         split = random.split_of(random.mix(starts // self._block))
         return {name: starts[split == i] for i, name in enumerate(SPLITS)}
 
@@ -114,7 +122,7 @@ def _documentation() -> bytes:
 
 def _read(path: Path) -> bytes:
     if not os.path.isdir(path):
-        return read_bytes(path)
+        return _checked(path, read_bytes(path))
     files: list[Path] = []
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
@@ -122,4 +130,11 @@ def _read(path: Path) -> bytes:
         files += [f for f in found if f.is_file() and not f.is_symlink()]
     if not files:
         raise UsageError(f"text: {shown(path)} holds no file; hidden ones and links are left out.")
-    return b"\n".join(map(read_bytes, files))
+    return b"\n".join(_checked(file, read_bytes(file)) for file in files)
+
+
+def _checked(path: Path, data: bytes) -> bytes:
+    """The bytes of a file, which is to be no text in another form that would be taught byte by byte unseen."""
+    if form := form_of(data):
+        raise unreadable(path, f"it is {form}")
+    return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,22 @@ from tasks.registry import UsageError
 def read_puzzles(folder: str | Path, subset: str) -> list[Puzzle]:
     """The puzzles of a subset, such as "training" or "evaluation", by name.
 
-    The folder has either a folder of that name with a file `NAME.json` for each puzzle, as the repositories
-    fchollet/ARC-AGI and arcprize/ARC-AGI-2 have it under `data`, or all puzzles in `*SUBSET_challenges.json` and the
-    answers to their test pairs in `*SUBSET_solutions.json`, as the contests on Kaggle have it.
+    The folder has either a folder of that name, or at that path, with a file `NAME.json` for each puzzle, as the
+    repositories fchollet/ARC-AGI and arcprize/ARC-AGI-2 have it under `data`, or with a folder of such files for each
+    concept, as ConceptARC has it; or all puzzles in `*SUBSET_challenges.json` and the answers to their test pairs in
+    `*SUBSET_solutions.json`, as the contests on Kaggle have it.
 
     Raises:
         UsageError: nothing there, or anything in it that is not as it should be; names the file and the puzzle.
     """
     root = check_path(folder)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UsageError(
             f"Cannot read {str(folder)!r}: there is no such folder; `path` should be that of ARC's puzzles."
         )
-    if (root / subset).is_dir():
-        files = sorted(path for path in (root / subset).glob("*.json") if path.is_file())
+    if os.path.isdir(root / subset):
+        found = list((root / subset).glob("*.json")) or list((root / subset).glob("*/*.json"))  # of ConceptARC's corpus
+        files = sorted(path for path in found if path.is_file())
         puzzles = [_puzzle(path, path.stem, _load(path), None) for path in files]
     else:
         path = _challenges(root, subset)
@@ -93,7 +96,10 @@ def _mapping(path: Path, what: str, data: Any) -> dict[str, Any]:
 def _puzzle(path: Path, name: str, data: Any, solved: tuple[Path, Any] | None) -> Puzzle:
     """A puzzle checked; its answers are its own, or those `solved` in the file named there."""
     where = f"{path}: puzzle {name!r}"
-    _keys(where, data, {"train", "test"}, besides={"name"})  # which a few public files have
+    if isinstance(data, list) and all(isinstance(pair, dict) for pair in data) and data:
+        told = "a list of pairs, as re-arc has them, says not which are demonstrations and which are asked"
+        raise UsageError(f"{where}: {told}: it should be an object with 'test' and 'train'.")
+    _keys(where, data, {"train", "test"}, besides={"name", "id"})  # which a few public files have
     train = tuple(
         _pair(f"{where}: train pair {i}", p) for i, p in enumerate(_list(f"{where}: train", data["train"]), 1)
     )

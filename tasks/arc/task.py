@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -117,11 +118,14 @@ class Arc(Task):
         for subsets in (c.training, c.evaluation):
             read = [puzzle for subset in subsets for puzzle in read_puzzles(c.path, subset)]
             sets.append([puzzle for puzzle in read if puzzle.side <= self.size])
-        names = [puzzle.name for puzzle in sets[0] + sets[1]]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            told = "in more than one of its sets; an answer that is taught cannot be asked"
-            raise UsageError(f"arc: {c.path!r} has the puzzle {twice!r} {told}.")
+        sets = [list({_content(puzzle): puzzle for puzzle in found}.values()) for found in sets]  # some sets overlap
+        taught, asked = ([puzzle.name for puzzle in found] for found in sets)
+        if twice := [name for name in asked if name in set(taught)]:
+            told = "in a set that is taught and in one that is asked; an answer that is taught cannot be asked"
+            raise UsageError(f"arc: {c.path!r} has the puzzle {twice[0]!r} {told}.")
+        if twice := [name for name, n in Counter(asked).items() if n > 1]:
+            told = "twice in the sets that are asked, and not alike"
+            raise UsageError(f"arc: {c.path!r} has the puzzle {twice[0]!r} {told}.")
         if not sets[0] or len(sets[1]) < 2:
             found = f"{len(sets[0])} training and {len(sets[1])} evaluation puzzles"
             raise UsageError(f"arc: {c.path!r} has {found} within size={self.size}; one and two are the least.")
@@ -270,6 +274,12 @@ class Arc(Task):
         canvas = tokens[row].view(self.size, self.size).numpy()
         pairs = zip(kinds[ys, xs].ravel().tolist(), canvas[ys, xs].ravel().tolist(), strict=True)
         return Sketch(xs.stop - xs.start, tuple(cell(kind, token) for kind, token in pairs))
+
+
+def _content(puzzle: Puzzle) -> tuple[Any, ...]:
+    """What two puzzles have in common that are one."""
+    pairs = (grid for pair in (*puzzle.train, *puzzle.test) for grid in pair)
+    return puzzle.name, len(puzzle.train), *((grid.shape, grid.tobytes()) for grid in pairs)
 
 
 @lru_cache(maxsize=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -250,11 +251,47 @@ def test_answers_that_are_missing_altogether(tmp_path):
         of(tmp_path)
 
 
+def test_sets_that_are_taught_may_overlap(tmp_path):
+    """As ARC-1 and ARC-2 do: a puzzle that is the same in both is one, another of its name is another."""
+    write_folders(tmp_path)
+    alone = len(of(tmp_path).puzzles)
+    shutil.copytree(tmp_path / "training", tmp_path / "training2")
+    assert len(of(tmp_path, training=("training", "training2")).puzzles) == alone
+    (tmp_path / "training2" / "new.json").write_text(json.dumps(GOOD))
+    (tmp_path / "training" / "new.json").write_text(json.dumps(GOOD | {"train": GOOD["train"] * 2}))
+    assert len(of(tmp_path, training=("training", "training2")).puzzles) == alone + 2
+    shutil.copytree(tmp_path / "evaluation", tmp_path / "evaluation2")
+    assert len(of(tmp_path, evaluation=("evaluation", "evaluation2")).puzzles) == alone + 1
+    with pytest.raises(zoo.UsageError, match="has the puzzle 'new' twice in the sets that are asked, and not alike"):
+        of(tmp_path, training=("evaluation",), evaluation=("training", "training2"))
+
+
+def test_a_set_may_be_a_path_and_hold_a_folder_for_each_concept(tmp_path):
+    """ConceptARC: corpus/AboveBelow/AboveBelow1.json and so on."""
+    write_folders(tmp_path)
+    for concept in ("AboveBelow", "Count"):
+        (tmp_path / "corpus" / concept).mkdir(parents=True)
+        for i in (1, 2, 3):
+            path = tmp_path / "corpus" / concept / f"{concept}{i}.json"
+            path.write_text(json.dumps(GOOD | {"id": path.stem}))
+    n = len(of(tmp_path).puzzles) - len(SETS["training"])
+    assert len(of(tmp_path, training=("corpus",)).puzzles) == n + 6
+    assert len(of(tmp_path, training=("corpus/Count",)).puzzles) == n + 3
+    assert len(of(tmp_path / "corpus", training=("Count",), evaluation=("AboveBelow",)).puzzles) == 6
+
+
+def test_the_form_of_re_arc_is_named(tmp_path):
+    write_folders(tmp_path)
+    (tmp_path / "training" / "x.json").write_text(json.dumps(GOOD["train"]))
+    with pytest.raises(zoo.UsageError, match="puzzle 'x': a list of pairs, as re-arc has them, says not which are"):
+        of(tmp_path)
+
+
 def test_a_puzzle_in_both_sets_is_refused(tmp_path):
     write_folders(tmp_path)
     (tmp_path / "training" / "twice.json").write_text(json.dumps(GOOD))
     (tmp_path / "evaluation" / "twice.json").write_text(json.dumps(GOOD))
-    with pytest.raises(zoo.UsageError, match=r"has the puzzle 'twice' in more than one of its sets"):
+    with pytest.raises(zoo.UsageError, match="has the puzzle 'twice' in a set that is taught and in one"):
         of(tmp_path)
 
 

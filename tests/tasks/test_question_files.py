@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import pickle
 
@@ -180,6 +181,62 @@ def test_arrays_and_lines_are_read_alike(tmp_path, stories):
     ]
     assert torch.equal(rows[0], rows[1])
     assert torch.equal(rows[0], rows[2])
+
+
+BABI = """1 Mary moved to the bathroom.
+2 John went to the hallway.
+3 Where is Mary? \tbathroom\t1
+4 Daniel went back to the hallway.
+5 Where is Daniel? \thallway\t4
+1 Sandra went to the garden.
+2 Where is Sandra?\tgarden\t1
+"""
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_babi_s_own_files(tmp_path, ends):
+    path = tmp_path / "qa1_single-supporting-fact_test.txt"
+    path.write_text(BABI, newline=ends)
+    task = tasks.create_task("babilong", path=str(path), test_path=str(path), seq_len=300)
+    batch = task.sample(3, split="test", seed=0)
+    prompts = [text(row) for row in batch.inputs]
+    facts = "Mary moved to the bathroom. John went to the hallway."
+    assert f"<context>\n{facts}\n</context>\n\nQuestion: Where is Mary?\nAnswer: bathroom" in prompts[0]
+    assert f"{facts} Daniel went back to the hallway.\n</context>\n\nQuestion: Where is Daniel?" in prompts[1]
+    assert "<context>\nSandra went to the garden.\n</context>" in prompts[2]
+    assert task.score(batch, batch.targets)["labels"] == 1.0
+
+
+def test_tables_of_babilong(tmp_path, stories):
+    path = tmp_path / "0k.csv"
+    with open(path, "w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, ["Input", "Question", "Target", "length"], quoting=csv.QUOTE_ALL)
+        writer.writeheader()
+        writer.writerows({**{k.title(): v for k, v in r.items()}, "length": 1} for r in BABILONG)
+    rows = [
+        tasks.create_task("babilong", path=p).sample(10, split="train", seed=0).inputs for p in (stories, str(path))
+    ]
+    assert torch.equal(*rows)
+    path.write_text("input,question,target\n" + "x" * 200_000 + ",Where is it?,office\n")
+    with pytest.raises(tasks.UsageError, match=r"csv:2: \d+ tokens are more than seq_len"):
+        tasks.create_task("babilong", path=str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("babilong", "\n\nOnce upon a time", "f:3: this is no JSON; read are JSON objects with input, question"),
+        ("babilong", "a,b\n1,2\n", "f:1: this is no JSON; .* a table .CSV. with these columns, and bAbI's numbered"),
+        ("niah", "input,outputs\na,b\n", "f:1: this is no JSON; read are JSON objects with input and outputs"),
+        ("babilong", "1 Mary moved.\nWhere is Mary?\thall\n", "f:2: the number of the line is missing"),
+        ("babilong", "1 Where is Mary?\thall\t1\n", "f:1: 'input' should be a text, not ''"),
+        ("babilong", "input,question\na,b\n", "f:2: 'target' should be a text, and is missing"),
+    ],
+)
+def test_forms_that_are_none_are_named(tmp_path, name, content, message):
+    (tmp_path / "f").write_text(content)
+    with pytest.raises(tasks.UsageError, match=message):
+        tasks.create_task(name, path=str(tmp_path / "f"))
 
 
 GOOD = json.dumps(RULER[0]).encode()

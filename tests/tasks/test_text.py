@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import tasks
 from tasks.protocol import SPLITS
-from tasks.text import BLOCK, MIN_BLOCKS, START
+from tasks.text import BLOCK, START
 
 
 @pytest.fixture
@@ -50,11 +51,35 @@ def test_a_folder_is_all_its_files(tmp_path, file):
 def test_what_is_too_small_or_missing_is_refused(tmp_path):
     (tmp_path / "short").write_bytes(b"x" * 100)
     for path, message in [
-        ("short", f"100 bytes are too few .* at least {MIN_BLOCKS * BLOCK:,}"),
+        ("short", f"100 bytes are too few .* at least {3 * 256:,}"),
         ("none", "there is no such file"),
     ]:
         with pytest.raises(tasks.UsageError, match=message):
             tasks.create_task("text", path=str(tmp_path / path))
+
+
+def test_a_short_text_is_enough(tmp_path):
+    """Three blocks of one row each are the least; the splits stay apart."""
+    for size in (768, 800, 4000, 20_000, 120_000):
+        content = np.random.default_rng(0).bytes(size)
+        (tmp_path / "text").write_bytes(content)
+        task = tasks.create_task("text", path=str(tmp_path / "text"), seq_len=256)
+        seen = {}
+        for split in SPLITS:
+            starts = [content.index(bytes(row)) for row in task.sample(40, split=split, seed=0).targets.tolist()]
+            seen[split] = {place for start in starts for place in range(start, start + 256)}
+        assert sum(map(len, seen.values())) == len(set.union(*seen.values()))
+    (tmp_path / "text").write_bytes(b"x" * 767)
+    with pytest.raises(tasks.UsageError, match="the 767 bytes are too few for rows of seq_len=256 in each of three"):
+        tasks.create_task("text", path=str(tmp_path / "text"), seq_len=256)
+
+
+@pytest.mark.parametrize(("content", "message"), [("a\n".encode("utf-16"), "is UTF-16"), (b"\x1f\x8b\x08", "by gzip")])
+def test_what_is_no_text_is_named(tmp_path, content, message):
+    (tmp_path / "text").write_bytes(content * 1000)
+    for path in (tmp_path / "text", tmp_path):
+        with pytest.raises(tasks.UsageError, match=f"text cannot be read: .*{message}"):
+            tasks.create_task("text", path=str(path))
 
 
 def test_the_default_is_english():
