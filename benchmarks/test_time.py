@@ -1,14 +1,17 @@
 """Thinking longer, and from more starts, than in training: exact answers of a recursive model against both.
 
-    python -m benchmarks.test_time runs/sudoku-6x6-trm [--puzzles 256] [--steps 1 2 4 8 16 32 64] [--starts 1 4 16]
+    python -m benchmarks.test_time [RUN] [--train-steps 600] [--puzzles 256] [--steps 1 2 4 8 16] [--starts 1 4 8]
                                    [--threads 1] [--out docs/results]
+
+Without a RUN one is made: the recipe sudoku-6x6-trm with random starts, for a fixed number of steps.
 
 Depth is the number of supervision steps, breadth the number of starts. One start is the model's own; several are drawn
 at random, and one answer is taken: that of which the halting head is surest, or that which has settled
 (`objective.vote`). "Any" is what a vote could reach at best. Every start is thought through once, to the most steps;
 the votes are those of its first steps and starts: figures are those of `zoo eval RUN --split test
 objective.eval_steps=8 objective.starts=4`. Times are of the thinking alone, for one puzzle, all starts together, in
-batches of `train.eval_batch_size`. Writes test_time.json, .md and .svg; the last line printed is JSON.
+batches of `train.eval_batch_size`. Intervals are of 95 %, over the problems that differ up to the task's symmetry.
+Writes test_time.json, .md and .svg; the last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import collections
 import io
 import json
 import pathlib
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,16 +35,36 @@ from zoo.models.recursive import RecursiveModel
 from zoo.objectives.base import create_objective
 from zoo.objectives.deep_supervision import WINDOW, DeepSupervision
 from zoo.report.style import Look, house_style
+from zoo.statistics import clustered_interval
 from zoo.training import machine
 from zoo.training.data import split_rows
 from zoo.training.evaluation import OpenRun, held_out, open_run
+from zoo.training.experiment import Experiment, read_experiment
+from zoo.training.loop import train
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STEPS, STARTS, PUZZLES = (1, 2, 4, 8, 16, 32, 64), (1, 4, 16), 256
+STEPS, STARTS, PUZZLES, TRAIN_STEPS = (1, 2, 4, 8, 16), (1, 4, 8), 256, 600
 VOTES = ("halt", "settled")
 NAMED = {"own": "1 start", "halt": "halting head", "settled": "settled", "any": "any right"}
+
+
+def experiment(train_steps: int) -> Experiment:
+    """The run that is made where none is given."""
+    overrides = {
+        "name": "sudoku-6x6-random-starts",
+        "objective.random_start": True,
+        "objective.eval_steps": 4,
+        "train.steps": train_steps,
+        "train.time_budget": None,
+        "train.target": None,
+        "train.eval_every": train_steps,
+        "train.eval_rows": 100,
+        "train.eval_batch_size": 128,
+        "train.test_rows": 100,
+    }
+    return read_experiment("sudoku-6x6-trm", overrides)
 
 
 class Tried:
@@ -110,8 +134,13 @@ def joined(parts: Sequence[Sequence[Tried]]) -> list[Tried]:
     return whole
 
 
-def figures(found: Sequence[Tried], steps: Sequence[int], starts: Sequence[int]) -> list[dict[str, Any]]:
-    """A row for each number of steps and of starts: the share of puzzles solved by each vote, and the time of one."""
+def figures(
+    found: Sequence[Tried], steps: Sequence[int], starts: Sequence[int], problems: Tensor
+) -> list[dict[str, Any]]:
+    """A row for each number of steps and of starts: the share of puzzles solved by each vote, and the time of one.
+
+    With the 95 % interval of each share, over the problems (n,) that the puzzles are.
+    """
     rows = []
     for step in steps:
         for n in starts:
@@ -123,8 +152,10 @@ def figures(found: Sequence[Tried], steps: Sequence[int], starts: Sequence[int])
                     best = torch.stack([t.worth[vote][step] for t in chosen]).argmax(0)
                     exact[vote] = right.gather(0, best[None]).squeeze(0)
             shares = {name: each.double().mean().item() for name, each in exact.items()}
+            intervals = {name: clustered_interval(each.numpy(), problems.numpy()) for name, each in exact.items()}
             seconds = sum(t.seconds[step] for t in chosen) / right.shape[1]
-            rows.append({"steps": step, "starts": n, "exact": shares, "ms_per_puzzle": round(1e3 * seconds, 3)})
+            row = {"steps": step, "starts": n, "exact": shares, "interval": intervals}
+            rows.append({**row, "ms_per_puzzle": round(1e3 * seconds, 3)})
     return rows
 
 
@@ -141,7 +172,9 @@ def measured(path: pathlib.Path, puzzles: int, steps: Sequence[int], starts: Seq
     assert isinstance(model, RecursiveModel)
     parts = []
     size = run.config.eval_batch_size or run.config.batch_size
-    for batch in split_rows(held_out(run.parts.task, "test", puzzles), size):
+    rows = held_out(run.parts.task, "test", puzzles)
+    problems = run.parts.task.problems(rows)
+    for batch in split_rows(rows, size):
         parts.append(list(tried(run, batch, steps, max(starts))))
         print(f"{sum(len(p[0].right[steps[0]]) for p in parts)} of {puzzles} puzzles", flush=True)
     return {
@@ -153,11 +186,14 @@ def measured(path: pathlib.Path, puzzles: int, steps: Sequence[int], starts: Seq
         "trained_steps": model.recursion.max_steps,
         "random_start": objective.config.random_start,
         "puzzles": puzzles,
+        "problems": len(problems.unique()),
+        "seed": run.config.seed,
+        "train_steps": json.loads((path / "result.json").read_text())["best_step"],
         "precision": run.precision,
         "machine": machine.describe_machine(model.answer_init.device),
         "versions": machine.versions(),
         "commit": machine.commit(),
-        "rows": figures(joined(parts), steps, starts),
+        "rows": figures(joined(parts), steps, starts, problems),
     }
 
 
@@ -179,21 +215,23 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Thinking longer, from more starts",
         "",
-        f"`{report['task']['name']}` ({task}), {report['puzzles']} puzzles of the test split. The run "
-        f"`{report['run']}`: `{report['pattern']}`, {report['n_parameters']:,} parameters, taught with at most "
-        f"{report['trained_steps']} supervision steps, from {taught}.",
-        f"{report['machine']['cpu']}, {report['machine']['threads']} thread(s), {report['precision']}. One standard "
-        f"error of a share near one half is {100 * 0.5 / report['puzzles'] ** 0.5:.1f} points. Made by "
-        f"`python -m benchmarks.test_time {report['run']} --puzzles {report['puzzles']}`.",
+        f"`{report['task']['name']}` ({task}), {report['puzzles']} rows of the test split, which are "
+        f"{report['problems']} problems up to the task's symmetry. One model (1 seed: {report['seed']}), "
+        f"`{report['run']}`: `{report['pattern']}`, {report['n_parameters']:,} parameters, {report['train_steps']:,} "
+        f"steps of training with at most {report['trained_steps']} supervision steps a puzzle, from {taught}.",
+        f"{report['machine']['cpu']}, {report['machine']['threads']} thread(s), {report['precision']}. Made by "
+        f"`{report['command']}`.",
         "",
-        "Exact answers, by supervision steps; with several random starts, that of the start the vote takes:",
+        "Exact answers in per cent, by supervision steps; with several random starts, that of the start the vote takes.",
+        "In brackets, the 95 % interval over the problems, clustered where several rows are one; it does not cover what",
+        "another seed of the training would change.",
         "",
         "| steps | " + " | ".join(heads) + " |",
         "|---:|" + "---:|" * len(heads),
     ]
     for step in steps:
-        cells = [by[step, n]["exact"].get(vote) for n, vote in columns(report)]
-        lines.append(f"| {step} | " + " | ".join("" if c is None else f"{c:.1%}" for c in cells) + " |")
+        cells = [_share(by[step, n], vote) for n, vote in columns(report)]
+        lines.append(f"| {step} | " + " | ".join(cells) + " |")
     lines += [
         "",
         "Milliseconds of thinking for one puzzle, all starts together:",
@@ -204,6 +242,13 @@ def markdown(report: dict[str, Any]) -> str:
     for step in steps:
         lines.append(f"| {step} | " + " | ".join(f"{by[step, n]['ms_per_puzzle']:.3g}" for n in starts) + " |")
     return "\n".join([*lines, "", "![Exact answers against steps and starts](test_time.svg)", ""])
+
+
+def _share(row: dict[str, Any], vote: str) -> str:
+    if vote not in row["exact"]:
+        return ""
+    low, high = (f"{100 * edge:.0f}" for edge in row["interval"][vote])
+    return f"{100 * row['exact'][vote]:.1f} ({low} to {high})"
 
 
 def figure_of(report: dict[str, Any]) -> Figure:
@@ -248,21 +293,28 @@ def svg(report: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=pathlib.Path, help="the folder of a run of deep_supervision")
+    parser.add_argument("run", type=pathlib.Path, nargs="?", help="a run of deep_supervision, by default one is made")
+    parser.add_argument("--train-steps", type=int, default=TRAIN_STEPS, help="of the run that is made")
     parser.add_argument("--puzzles", type=int, default=PUZZLES)
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
     parser.add_argument("--starts", type=int, nargs="+", default=list(STARTS))
     parser.add_argument("--threads", type=int, help="by default as in training")
     parser.add_argument("--out", type=pathlib.Path, help="write test_time.json, .md and .svg into this folder")
     args = parser.parse_args()
-    if min(args.puzzles, *args.steps, *args.starts) < 1:
-        parser.error("puzzles, steps and starts are whole numbers from 1")
+    if min(args.puzzles, args.train_steps, *args.steps, *args.starts) < 1:
+        parser.error("puzzles, train-steps, steps and starts are whole numbers from 1")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     try:
-        report = measured(args.run, args.puzzles, sorted(set(args.steps)), sorted(set(args.starts)))
+        with tempfile.TemporaryDirectory() as scratch:
+            made = experiment(args.train_steps)
+            path = args.run or train(made, {"out": f"{scratch}/{made.name}"}).path
+            report = measured(path, args.puzzles, sorted(set(args.steps)), sorted(set(args.starts)))
     except UsageError as error:
         parser.exit(2, f"{error}\n")
+    chosen = [str(args.run)] if args.run else ["--train-steps", str(args.train_steps)]
+    lists = ["--steps", *map(str, sorted(set(args.steps))), "--starts", *map(str, sorted(set(args.starts)))]
+    report["command"] = " ".join(["python -m benchmarks.test_time", *chosen, "--puzzles", str(args.puzzles), *lists])
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "test_time.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -61,14 +61,15 @@ def measured(run: pathlib.Path, order: str, passes: int, rows: int) -> dict[str,
     """The score of one order; 0 passes are one for every cell."""
     overrides = {"objective.order": order, "objective.steps": passes or None, "train.test_rows": rows}
     score = evaluate_run(run, overrides, split="test")
-    return {"order": order, "passes": passes, "exact": score["exact"], "accuracy": score["accuracy"], "n": score["n"]}
+    kept = ("exact", "exact_low", "exact_high", "accuracy", "n_rows", "n_problems")
+    return {"order": order, "passes": passes, **{k: score[k] for k in kept}}
 
 
 def markdown(data: dict[str, Any]) -> str:
     """The page."""
     passes = sorted({r["passes"] for r in data["rows"]})
-    exact = {(r["order"], r["passes"]): r["exact"] for r in data["rows"]}
-    n = data["rows"][0]["n"]
+    by = {(r["order"], r["passes"]): r for r in data["rows"]}
+    n, problems = data["rows"][0]["n_rows"], data["rows"][0]["n_problems"]
     task = ", ".join(
         f"{k}={v}" for k, v in data["task"].items() if v not in (None, False) and k not in ("name", "augment")
     )
@@ -76,20 +77,25 @@ def markdown(data: dict[str, Any]) -> str:
     lines = [
         "# The order of unmasking",
         "",
-        f"Exact answers of one model to the same {n:,} unseen examples of `{data['task']['name']}` ({task}),",
-        f"written in every order. `{data['pattern']}`, {data['n_parameters']:,} parameters,",
-        f"{data['steps']:,} steps of {data['batch_size']} rows in {data['seconds']:.0f} s on {data['machine']}. In",
-        "brackets, one standard error.",
-        "Published: 9x9 puzzles, 6 M parameters (arXiv 2502.06768, table 2).",
+        f"Exact answers of one model (1 seed: {data['seed']}) to the same {n:,} test rows of `{data['task']['name']}`",
+        f"({task}), unmasked in every order. The rows are {problems:,} problems up to the task's symmetry.",
+        f"`{data['pattern']}`, {data['n_parameters']:,} parameters, {data['steps']:,} steps of {data['batch_size']}",
+        "rows, too few to solve every puzzle in every order. In brackets, the 95 % interval over the problems,",
+        "clustered where several rows are one; it does not cover what another seed of the training would change.",
+        f"Made by `{data['command']}`.",
         "",
-        "| order | " + " | ".join(titles) + " | published |",
+        "| order | " + " | ".join(titles) + " | published, of 9x9 and a model of 6 M (arXiv 2502.06768, table 2) |",
         "|---|" + "---|" * (len(passes) + 1),
     ]
     for order in dict.fromkeys(r["order"] for r in data["rows"]):
-        cells = [f"{(e := exact[order, p]):.1%} ({(e * (1 - e) / n) ** 0.5:.1%})" for p in passes]
+        cells = [_share(by[order, p]) for p in passes]
         published = f"{PUBLISHED[order]:.1f}%" if order in PUBLISHED else ""
         lines.append(f"| {order} | {' | '.join(cells)} | {published} |")
     return "\n".join(lines) + "\n"
+
+
+def _share(row: dict[str, Any]) -> str:
+    return f"{row['exact']:.1%} ({row['exact_low']:.1%} to {row['exact_high']:.1%})"
 
 
 def main() -> None:
@@ -101,6 +107,10 @@ def main() -> None:
     parser.add_argument("--passes", type=int, nargs="*", default=[0, 4], help="0: one for every cell")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results"))
     args = parser.parse_args()
+    chosen = f"--run {args.run}" if args.run else f"--size {args.size} --steps {args.steps}"
+    command = (
+        f"python -m benchmarks.unmasking_order {chosen} --rows {args.rows} --passes {' '.join(map(str, args.passes))}"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         run = args.run or train(experiment(args.size, args.steps) | {"out": f"{scratch}/run"}).path
         result = json.loads((run / "result.json").read_text())
@@ -110,9 +120,11 @@ def main() -> None:
             "n_parameters": result["n_parameters"],
             "steps": result["steps"],
             "batch_size": result["train"]["batch_size"],
+            "seed": result["seed"],
             "seconds": result["seconds"],
             "machine": f"{cpu_name()} (threads: {result['machine']['threads']})",
             "commit": result["commit"],
+            "command": command,
             "rows": [measured(run, order, passes, args.rows) for passes in args.passes for order in ORDERS],
         }
     args.out.mkdir(parents=True, exist_ok=True)
