@@ -222,9 +222,9 @@ def markdown(report: dict[str, Any]) -> str:
         f"{report['machine']['cpu']}, {report['machine']['threads']} thread(s), {report['precision']}. Made by "
         f"`{report['command']}`.",
         "",
-        "Exact answers in per cent, by supervision steps; with several random starts, that of the start the vote takes.",
-        "In brackets, the 95 % interval over the problems, clustered where several rows are one; it does not cover what",
-        "another seed of the training would change.",
+        "Exact answers in per cent, by supervision steps; of several random starts, that of the start the vote takes.",
+        "In brackets, the 95 % interval over the problems, clustered where several rows are one; it does not cover",
+        "what another seed of the training would change.",
         "",
         "| steps | " + " | ".join(heads) + " |",
         "|---:|" + "---:|" * len(heads),

@@ -108,9 +108,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results"))
     args = parser.parse_args()
     chosen = f"--run {args.run}" if args.run else f"--size {args.size} --steps {args.steps}"
-    command = (
-        f"python -m benchmarks.unmasking_order {chosen} --rows {args.rows} --passes {' '.join(map(str, args.passes))}"
-    )
+    how = f"{chosen} --rows {args.rows} --passes {' '.join(map(str, args.passes))}"
     with tempfile.TemporaryDirectory() as scratch:
         run = args.run or train(experiment(args.size, args.steps) | {"out": f"{scratch}/run"}).path
         result = json.loads((run / "result.json").read_text())
@@ -124,7 +122,7 @@ def main() -> None:
             "seconds": result["seconds"],
             "machine": f"{cpu_name()} (threads: {result['machine']['threads']})",
             "commit": result["commit"],
-            "command": command,
+            "command": f"python -m benchmarks.unmasking_order {how}",
             "rows": [measured(run, order, passes, args.rows) for passes in args.passes for order in ORDERS],
         }
     args.out.mkdir(parents=True, exist_ok=True)

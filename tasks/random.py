@@ -7,6 +7,7 @@ depends on what was drawn before, on the batch, or on the process. All keys are 
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterable
 from typing import Literal
 
@@ -36,7 +37,7 @@ def mix(x: ArrayLike) -> Keys:
 
 def row_keys(split: Split, seed: int, start: int, n: int) -> Keys:
     """(n,) the keys of rows start ... start + n - 1 of the stream (split, seed)."""
-    stream = fold(mix(seed & _MASK), SPLITS.index(split))
+    stream = fold(mix(operator.index(seed) & _MASK), SPLITS.index(split))
     return fold(stream, np.arange(start, start + n, dtype=np.uint64))
 
 

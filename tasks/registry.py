@@ -25,6 +25,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 T = TypeVar("T")
@@ -109,14 +110,14 @@ model or a task of this kind has, and low enough for two of them to be multiplie
 
 class Options(BaseModel):
     """Strict, frozen options: an unknown name, a wrong type or a number beyond any use is a `UsageError` at
-    construction."""
+    construction. A number of numpy's is taken as the Python number that it is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     _most: ClassVar[int] = MOST
 
     def __init__(self, **data: Any):
         try:
-            super().__init__(**data)
+            super().__init__(**{name: _of_python(value) for name, value in data.items()})
         except ValidationError as error:
             what = getattr(type(self), "_label", type(self).__name__)
             raise UsageError(describe(error, type(self), what)) from None
@@ -178,6 +179,13 @@ def _scalars(value: Any) -> Iterator[int | str]:
             yield from _scalars(part)
     elif isinstance(value, int | str) and not isinstance(value, bool):
         yield value
+
+
+def _of_python(value: Any) -> Any:
+    """A value, or those of a list, without numpy's types of number."""
+    if type(value) in (tuple, list):
+        return type(value)(part.item() if isinstance(part, np.generic) else part for part in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 IMPORTS = "ZOO_IMPORT"

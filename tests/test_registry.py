@@ -11,6 +11,7 @@ import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from pydantic import Field
@@ -595,3 +596,20 @@ def test_the_command_says_what_it_leaves_out_in_one_line_and_does_the_rest(tmp_p
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (status, told)
     assert done.stdout.startswith("mha  ")
+
+
+def test_options_take_numpy_s_numbers():
+    """As the Python numbers that they are, so that what is written down is plain; a truth is still no number."""
+
+    class Some(Options):
+        count: int = 1
+        share: float = 0.5
+        on: bool = False
+        sizes: tuple[int, ...] = ()
+
+    made = Some(count=np.int64(3), share=np.float32(0.25), on=np.bool_(True), sizes=(np.int8(1), 2))
+    assert made == Some(count=3, share=0.25, on=True, sizes=(1, 2))
+    assert [type(v) for v in (made.count, made.share, made.on, made.sizes[0])] == [int, float, bool, int]
+    for wrong in ({"count": np.float64(3)}, {"count": np.bool_(True)}, {"on": np.int64(1)}):
+        with pytest.raises(UsageError):
+            Some(**wrong)

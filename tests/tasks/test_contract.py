@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -40,6 +41,11 @@ def test_rows_depend_only_on_their_number(task, split):
     assert equal(part(whole, slice(7, 30)), task.sample(23, split=split, seed=3, start=7))
     fresh = tasks.create_task({"name": task.name})
     assert equal(part(whole, slice(29, 30)), fresh.sample(1, split=split, seed=3, start=29))
+
+
+def test_whole_numbers_of_numpy_serve(task):
+    asked = task.sample(np.int64(3), split="test", seed=np.int64(-2), start=np.int32(5))
+    assert equal(asked, task.sample(3, split="test", seed=-2, start=5))
 
 
 def test_seeds_and_splits_give_other_rows(task):
