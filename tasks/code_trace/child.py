@@ -12,11 +12,14 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib
+import io
 import json
 import os
 import re
 import resource
 import sys
+import time
+import tokenize
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -33,6 +36,10 @@ del sys.path[0]
 SECONDS = 5
 MEMORY = 512 * 2**20
 OUTPUT = 16 * 2**20
+MEASURED = 200_000
+"""Characters of a trace that is only measured."""
+AROUND = 4
+"""Separators around a program, three, and behind its trace, one."""
 MODULES = (
     "abc", "bisect", "collections", "collections.abc", "copy", "dataclasses", "enum", "functools", "heapq", "itertools",
     "math", "operator", "re", "string", "typing", "weakref", "__future__",
@@ -55,6 +62,21 @@ class Refused(Exception):
     def __init__(self, line: int, why: str):
         super().__init__(why)
         self.line = line
+
+
+class TooLong(Refused):
+    """A call whose program and trace do not fit."""
+
+    def __init__(self, line: int, what: str, room: int):
+        super().__init__(line, "")
+        self._what, self._room = what, room
+        self.needed: int | None = None
+        """The room that would do; None where it was not found."""
+
+    def __str__(self) -> str:
+        takes = "more" if self.needed is None else f"{self.needed - 1:,}"
+        rest = "tokens than" if self.needed is None else "tokens, more than"
+        return f"{self._what} take {takes} {rest} seq_len={self._room - 1}; raise it or leave the call out"
 
 
 class Guard:
@@ -130,8 +152,59 @@ def limit() -> None:
         resource.setrlimit(kind, (most, most))
 
 
-def examples(source: str) -> Iterator[tuple[int, str, str]]:
-    """The example calls of a file: line, what they need of the file, and the call."""
+def in_ascii(source: str) -> str:
+    """The same program in ASCII: what is beyond it in strings and comments stands as escapes, such as \\xe9."""
+    if source.isascii():
+        return source
+    lines = source.split("\n")
+    kinds: dict[tuple[int, int], str] = {}  # of every place, of those that may hold anything
+    formats: list[bool] = []  # whether the f-strings around are raw
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            name = tokenize.tok_name[token.type]
+            prefix = token.string[: len(token.string) - len(token.string.lstrip("bBfFrRtTuU"))].lower()
+            if name in ("FSTRING_START", "TSTRING_START"):
+                formats.append("r" in prefix)
+            elif name in ("FSTRING_END", "TSTRING_END"):
+                formats.pop()
+            elif name in ("STRING", "COMMENT", "FSTRING_MIDDLE", "TSTRING_MIDDLE"):
+                raw = name != "COMMENT" and ("r" in prefix if name == "STRING" else formats[-1])
+                kind = "a comment" if name == "COMMENT" else "bytes" if "b" in prefix else "a string"
+                kind = "a raw string" if raw else kind
+                for i in range(token.start[0], token.end[0] + 1):
+                    begin = token.start[1] if i == token.start[0] else 0
+                    end = token.end[1] if i == token.end[0] else len(lines[i - 1])
+                    places = (j for j in range(begin, end + 1) if not lines[i - 1][j : j + 1].isascii())
+                    kinds.update(dict.fromkeys(((i, j) for j in places), kind))
+    except (tokenize.TokenError, SyntaxError):
+        pass  # which the parser tells better
+    return "\n".join("".join(_escaped(line, i, j, kinds) for j in range(len(line))) for i, line in enumerate(lines, 1))
+
+
+def _escaped(line: str, i: int, j: int, kinds: dict[tuple[int, int], str]) -> str:
+    """The character at a place, or its escape."""
+    character = line[j]
+    if character.isascii():
+        return character
+    before = line[:j]
+    where = kinds.get((i, j), "a name, or between names")
+    escaped = (len(before) - len(before.rstrip("\\"))) % 2 == 1
+    if where == "a comment" or (where == "a string" and not escaped):
+        return ascii(character)[1:-1]
+    told = "a string, behind a backslash" if where == "a string" else where
+    raise Refused(i, f"{character!a} in {told}: only strings and comments may hold what is not ASCII")
+
+
+def _is_script(node: ast.stmt) -> bool:
+    """Whether a statement is `if __name__ == "__main__":`, which is for those who run the file."""
+    if not isinstance(node, ast.If) or not isinstance(node.test, ast.Compare) or len(node.test.ops) != 1:
+        return False
+    sides = {ast.unparse(side) for side in (node.test.left, *node.test.comparators)}
+    return isinstance(node.test.ops[0], ast.Eq) and sides == {"__name__", "'__main__'"}
+
+
+def examples(source: str) -> Iterator[tuple[int, str, str] | Refused]:
+    """The example calls of a file: line, what they need of the file, and the call; or why one cannot be used."""
     needed: list[tuple[set[str], set[str], str]] = []  # names made, names used, text
     calls: list[ast.Call] = []
     functions: set[str] = set()
@@ -148,13 +221,14 @@ def examples(source: str) -> Iterator[tuple[int, str, str]]:
                 raise Refused(node.lineno, f"{ENTRY} is the name of the entry; call it otherwise")
             functions |= made if isinstance(node, ast.FunctionDef) else set()
             needed.append((made, _used(node), _text(source, node)))
-        elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+        elif not _is_script(node) and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
             told = "allowed are functions, classes, assignments, imports and calls such as f(1, 2)"
             raise Refused(node.lineno, f"a statement that has no place in a file of functions: {told}")
     for call in calls:
         name = call.func.id  # type: ignore[attr-defined]
         if name not in functions:
-            raise Refused(call.lineno, f"a call of {name}, which is no function of this file")
+            yield Refused(call.lineno, f"a call of {name}, which is no function of this file")
+            continue
         wanted = _used(call)
         before: set[str] = set()
         while wanted != before:
@@ -163,7 +237,7 @@ def examples(source: str) -> Iterator[tuple[int, str, str]]:
                 if made & wanted:
                     wanted |= used
         context = "".join(text + "\n" for made, _, text in needed if made & wanted)
-        yield call.lineno, context, ast.unparse(call)
+        yield call.lineno, context, in_ascii(ast.unparse(call))
 
 
 def _made(node: ast.AST) -> set[str]:
@@ -197,8 +271,25 @@ def readable(value: Any) -> str:
 def trace(line: int, context: str, call: str, room: int, guard: Guard) -> dict[str, Any]:
     """One example call, run and traced; it may take `room` characters with its trace."""
     source = f"{context}def {ENTRY}():{MARK}\n    return {call}\n"
-    # Three separators stand around the program and one ends the trace.
-    tracer = Tracer(source, room - len(source) - 4, readable)
+    shown = call if len(call) <= 60 else call[:57] + "..."
+    tracer = _traced(line, source, room - len(source) - AROUND, guard)
+    if guard.refused is not None:
+        raise Refused(line, f"{shown} wants what is not allowed here: {guard.refused}")
+    if tracer.stopped:
+        long = TooLong(line, f"{shown} and its trace", room)
+        if time.process_time() < SECONDS / 2:
+            tracer = _traced(line, source, MEASURED, guard)
+            if not tracer.stopped:
+                long.needed = len(source) + AROUND + MEASURED - tracer.room
+        raise long
+    if any(frame.value == '"MemoryError"' for frame in tracer.frames):
+        raise Refused(line, f"{shown} takes more than {MEMORY // 2**20} MiB of memory")
+    return {"line": line, "context": context, "source": source, "frames": tracer.frames}
+
+
+def _traced(line: int, source: str, room: int, guard: Guard) -> Tracer:
+    """The trace of a program, as far as there is room."""
+    tracer = Tracer(source, room, readable)
     names: dict[str, Any] = {"__builtins__": guard.builtins(), "__name__": "program"}
     try:
         exec(compile(source, FILE, "exec", dont_inherit=True), names)
@@ -206,15 +297,20 @@ def trace(line: int, context: str, call: str, room: int, guard: Guard) -> dict[s
     except BaseException as error:
         if guard.refused is None and not isinstance(error, SystemExit):
             raise Refused(line, f"{type(error).__name__}: {error}") from None
-    if guard.refused is not None:
-        raise Refused(line, f"{call} wants what is not allowed here: {guard.refused}")
-    if tracer.stopped:
-        raise Refused(
-            line, f"{call} and its trace take more tokens than seq_len={room - 1}; raise it or leave the call out"
-        )
-    if any(frame.value == '"MemoryError"' for frame in tracer.frames):
-        raise Refused(line, f"{call} takes more than {MEMORY // 2**20} MiB of memory")
-    return {"line": line, "context": context, "source": source, "frames": tracer.frames}
+    return tracer
+
+
+def _all_of(refused: list[Refused]) -> list[Any]:
+    """What to say of all calls that cannot be used: the first of them in full."""
+    first, *others = refused
+    told = str(first)
+    if others:
+        lines = ", ".join(str(each.line) for each in others[:10]) + (", ..." if others[10:] else "")
+        told += f"; {len(others)} more {'calls' if others[1:] else 'call'} cannot be used either, at {lines}"
+    needed = [each.needed for each in refused if isinstance(each, TooLong) and each.needed]
+    if others and needed:
+        told += f"; the longest that was measured takes {max(needed) - 1:,} tokens"
+    return [first.line, told]
 
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:
@@ -223,8 +319,17 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     guard.strip()
     sys.addaudithook(guard.audit)
     try:
-        found = examples(job["source"])
-        return {"examples": [trace(*example, job["room"], guard) for example in found]}
+        found: list[dict[str, Any]] = []
+        refused: list[Refused] = []
+        for example in examples(in_ascii(job["source"])):
+            guard.refused = None  # of the call before, which has been told of
+            try:
+                if isinstance(example, Refused):
+                    raise example
+                found.append(trace(*example, job["room"], guard))
+            except Refused as error:
+                refused.append(error)
+        return {"error": _all_of(refused)} if refused else {"examples": found}
     except Refused as error:
         return {"error": [error.line, str(error)]}
     except (MemoryError, RecursionError) as error:

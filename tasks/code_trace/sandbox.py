@@ -71,8 +71,8 @@ def read_functions(path: str, most: int) -> list[Example]:
         most: the most tokens that a program and its trace may take.
 
     Raises:
-        UsageError: a file that cannot be read, is not ASCII, holds no call or something else, or does what is not
-            allowed; an example that is too long; one line that names the file and, where it is known, the line.
+        UsageError: a file that cannot be read, holds no call or something else, or does what is not allowed; examples
+            that are too long; one line that names the file and, where it is known, the line.
     """
     source = _read(path)
     answer = _run(path, {"source": source, "room": most, "trusted": _is_trusted(path)})
@@ -81,7 +81,7 @@ def read_functions(path: str, most: int) -> list[Example]:
             told = f"this system offers no filter of system calls to confine it; if you trust it, set {TRUST}="
             raise UsageError(f"{shown(path)} is not run: {told}{shown(path)}.")
         case {"error": [int(line), str(why)]}:
-            raise at_line(path, line, "".join(c if c.isprintable() else " " for c in why)[:300])
+            raise at_line(path, line, "".join(c if c.isprintable() else " " for c in why)[:600])
         case {"examples": []}:
             raise UsageError(f"{path!r} holds no example call such as gcd(12, 18).")
         case {"examples": [*found]}:
@@ -91,9 +91,9 @@ def read_functions(path: str, most: int) -> list[Example]:
 
 def _read(path: str) -> str:
     text = read_text(path, most=_LARGEST_FILE).replace("\r\n", "\n")
-    strange = next((i for i, c in enumerate(text) if not (" " <= c <= "~" or c in "\t\n")), None)
+    strange = next((i for i, c in enumerate(text) if (c < " " and c not in "\t\n") or c == "\x7f"), None)
     if strange is not None:
-        raise at_line(path, text.count("\n", 0, strange) + 1, f"{text[strange]!a}; programs are written in ASCII")
+        raise at_line(path, text.count("\n", 0, strange) + 1, f"{text[strange]!a} has no place in a program")
     return text
 
 

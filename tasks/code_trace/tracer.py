@@ -52,7 +52,7 @@ class Tracer:
 
     def __init__(self, source: str, room: int, render: Callable[[Any], str | None]):
         self._lines = source.splitlines(keepends=True)
-        self._room, self._render = room, render
+        self.room, self._render = room, render
         self._before: dict[FrameType, dict[str, str]] = {}
         self.frames: list[Frame] = []
         self.stopped: str | None = None
@@ -111,8 +111,8 @@ class Tracer:
         return text or ""
 
     def _add(self, frame: Frame) -> None:
-        self._room -= len(frame.locals) + len(frame.source) + len(frame.value) + 3 + (not frame.locals)
-        if self._room < 0:
+        self.room -= len(frame.locals) + len(frame.source) + len(frame.value) + 3 + (not frame.locals)
+        if self.room < 0:
             self._stop("room")
         self.frames.append(frame)
 

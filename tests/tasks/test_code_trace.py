@@ -4,6 +4,7 @@ import ast
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -521,7 +522,7 @@ HOSTILE = {
     "asking": (BOMB.format("input()"), "builtins.input"),
     "depth": ("X = " + "(" * 5000 + ")" * 5000 + "\n", "mine.py:1"),
     "more depth": ("X = " + "-" * 200_000 + "1\n", "mine.py:1|ended its process"),
-    "recursion": ("def f(x):\n    return f(x)\nf(1)\n", "more tokens than seq_len=1023"),
+    "recursion": ("def f(x):\n    return f(x)\nf(1)\n", "tokens, more than seq_len=1023"),
 }
 
 
@@ -628,6 +629,8 @@ def test_hostile_files(tmp_path, monkeypatch, name):
     assert time.monotonic() - start < 30
     assert os.listdir(tmp_path / "out") == []
     assert set(os.listdir()) == before
+    while running(str(sandbox._CHILD)) and time.monotonic() - start < 30:
+        time.sleep(0.01)  # a process that was killed may take a moment to be gone
     assert not running(str(sandbox._CHILD))
 
 
@@ -795,6 +798,44 @@ for kind, most in {{"CPU": child.SECONDS, "AS": child.MEMORY, "FSIZE": child.OUT
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+FOREIGN = '''# -*- coding: utf-8 -*-
+"""Ümläute."""
+
+def greet(name):
+    """Größe."""
+    # für alle
+    word = "Grüße"  # ß
+    return f"{word}, {name} \\u00e9 \\\\ü 😀"
+
+if __name__ == "__main__":
+    print(greet("Welt"))
+
+greet("Zoë")
+'''
+
+
+def test_what_is_not_ascii_stands_as_escapes(tmp_path):
+    (example,) = read_functions(write(tmp_path, FOREIGN), 4000)
+    assert example.line == 13
+    assert example.source.isascii()
+    assert "# f\\xfcr alle" in example.source
+    assert 'word = "Gr\\xfc\\xdfe"  # \\xdf' in example.source
+    value = json.loads(example.frames[-1].value)
+    assert value == repr("Grüße, Zoë é \\ü 😀")
+    assert "__name__" not in example.source
+
+
+def test_how_long_a_row_has_to_be(tmp_path):
+    """The number that is told is enough, and one less is not."""
+    path = write(tmp_path, "def f(n):\n    s = 'abc' * n\n    return s\nf(300)\n")
+    with pytest.raises(tasks.UsageError) as error:
+        tasks.create_task("code_trace", path=path, test_path=path, seq_len=512)
+    needed = int(re.search(r"take ([\d,]+) tokens", str(error.value))[1].replace(",", ""))
+    assert tasks.create_task("code_trace", path=path, test_path=path, seq_len=needed)
+    with pytest.raises(tasks.UsageError, match=f"take {needed:,} tokens, more than seq_len={needed - 1}"):
+        tasks.create_task("code_trace", path=path, test_path=path, seq_len=needed - 1)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -804,11 +845,20 @@ for kind, most in {{"CPU": child.SECONDS, "AS": child.MEMORY, "FSIZE": child.OUT
         ("def f(x:\n    return x\n", "mine.py:1: "),
         ("if True:\n    pass\n", "mine.py:1: a statement that has no place"),
         ("def main():\n    return 1\nmain()\n", "mine.py:1: main is the name of the entry"),
-        ("def f(x):\n    return x  # é\nf(1)\n", "mine.py:2: '.xe9'"),
-        ("def f(x):\n    return x\n\f\nf(1)\n", "mine.py:3: '.x0c'"),
+        ("def f(é):\n    return é\nf(1)\n", "mine.py:1: '.xe9' in a name, or between names: only strings and comments"),
+        ("def f(x):\n    return r'é'\nf(1)\n", "mine.py:2: '.xe9' in a raw string: only strings and comments"),
+        ("def f(x):\n    return '\\é'\nf(1)\n", "mine.py:2: '.xe9' in a string, behind a backslash"),
+        ("def f(x):\n    return b'é'\nf(1)\n", "mine.py:2: '.xe9' in bytes: only strings and comments"),
+        ("def f(x):\n    return x\n\f\nf(1)\n", "mine.py:3: '.x0c' has no place in a program"),
         ("X = 1 / 0\ndef f():\n    return X\nf()\n", "mine.py:4: ZeroDivisionError: division by zero"),
         ("def f(x):\n    return x\nf(nothing)\n", None),
-        ("def f(x):\n    s = 'abc' * x\n    return s\nf(300)\n", "mine.py:4: f.300. and its trace take more tokens"),
+        ("def f(x):\n    s = 'abc' * x\n    return s\nf(300)\n", "mine.py:4: f.300. and its trace take 2,977 tokens"),
+        (
+            "def f(n):\n    s = 'abc' * n\n    return s\nf(300)\nf(1)\nf(999)\nprint(1)\n",
+            "f.300. and .* leave the call out; 2 more calls cannot be used either, at 6, 7; the longest that was"
+            " measured takes 9,268 tokens",
+        ),
+        ("def f(x):\n    return x\nif __name__ == '__main__' or 1:\n    f(1)\n", "mine.py:3: a statement that has no"),
     ],
 )
 def test_wrong_files(tmp_path, text, message):
