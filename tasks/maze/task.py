@@ -72,7 +72,7 @@ class Maze(Task):
         augment: bool = True
         """A random turn or flip for each training row that can come again."""
         path: str | None = None
-        """A file of mazes to use instead of the generator: CSV `source,question,answer,rating`."""
+        """A file of mazes to use instead of the generator: CSV, or drawn line by line; see `tasks.maze.files`."""
         test_path: str | None = None
         """A second file, whose mazes are the test split; any equal to them leaves the other splits."""
 

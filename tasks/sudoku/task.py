@@ -68,7 +68,7 @@ class Sudoku(Task):
         augment: bool = True
         """A random symmetry for each training row."""
         path: str | None = None
-        """A file of puzzles to use instead of the generator: CSV `source,question,answer,rating`, or plain lines."""
+        """A file of puzzles to use instead of the generator: CSV, lines or grids; see `tasks.sudoku.files`."""
         test_path: str | None = None
         """A second file, whose puzzles are the test split; any equal to them leaves the other splits."""
 
