@@ -86,7 +86,7 @@ def test_names_of_the_stack_alone(tmp_path):
     tokens = torch.arange(20)[None]
     assert (zoo.from_hf(tmp_path)(tokens)[0] - theirs(tokens).logits).abs().max() < LOGITS
     (tmp_path / CONFIG).write_text(json.dumps(FOUND))
-    with pytest.raises(zoo.UsageError, match=r"1 weights are missing: lm_head\.weight"):
+    with pytest.raises(zoo.UsageError, match=r"without its head: it lacks lm_head\.weight, which"):
         zoo.from_hf(tmp_path)
 
 
