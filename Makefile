@@ -69,7 +69,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@ $(VENV)/.installed
 
-PEERS_peers := transformers==5.23.0 ncps==1.0.1 rwkv==0.8.32 scipy
+PEERS_peers := transformers==5.23.0 peft==0.21.2 ncps==1.0.1 rwkv==0.8.32 scipy
 PEERS_fla := transformers==5.23.0 einops setuptools wheel ninja packaging
 # These name dependencies that the project brings, or that only their GPU kernels need.
 BARE_peers := mambapy==1.2.0 xlstm==2.0.6 mlstm_kernels==2.0.6 omegaconf==2.3.0 antlr4-python3-runtime==4.9.3 dacite opt_einsum \

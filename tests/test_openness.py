@@ -124,6 +124,14 @@ def test_a_recursive_model_recomputes_every_word(word):
 
 
 @pytest.mark.parametrize("word", zoo.list_mixers())
+def test_every_parameter_gets_a_gradient_by_the_outputs_alone(word):
+    """As DistributedDataParallel asks for, whose callers may leave `context.losses` out."""
+    mixer = zoo.create_mixer(word, 32)
+    mixer(noise(2, 70, 32).float())[0].sum().backward()
+    assert [name for name, p in mixer.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("word", zoo.list_mixers())
 def test_quantised_layers_run(word):
     """Dynamically quantised linear layers take the place of the others: 8 bits hold two digits."""
     torch.manual_seed(0)

@@ -20,7 +20,11 @@ from zoo.ops.gated_norm import gated_norm
 from zoo.ops.grouped import grouped_product
 
 SOURCES = sorted(pathlib.Path(zoo.__file__).parent.rglob("*.py"))
-PLAIN = {"_BoundedSqrt": "its backward pass is plain operators", "_Closed": "it passes no gradient at all"}
+PLAIN = {
+    "_BoundedSqrt": "its backward pass is plain operators",
+    "_Beside": "so is this one",
+    "_Closed": "it passes no gradient at all",
+}
 
 
 def test_every_backward_pass_says_what_its_own_gradient_is():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tasks.registry import UsageError
 from zoo.mixers._attention import AttentionWord
 from zoo.mixers.mla import MultiHeadLatentAttention, Projected
+from zoo.ops.derivatives import transformed
 from zoo.ops.modules import widely
 from zoo.ops.rotary import rotate
 from zoo.ops.sparse_latent_attention import Index, SparseLatentCache, sparse_latent_attention
@@ -113,6 +114,7 @@ class SparseAttention(AttentionWord):
             mean = divergence.sum() / n
             context.losses.append(c.indexer_loss * mean)
             context.metrics[f"dsa_{self.layer}_divergence"] = mean.detach()
+            o = o if transformed() else _Beside.apply(o, mean)
         return o, state
 
     def _index(self, x: Tensor, given: Projected) -> Index:
@@ -151,3 +153,22 @@ class SparseAttention(AttentionWord):
         latent = [{k: v for k, v in case.items() if k != "backend"} for case in MultiHeadLatentAttention.law_cases()]
         more = [{"top_k": 4, **case} for case in latent[len(own) :]]
         return [{**case, **mine} for case, mine in zip(latent, own, strict=False)] + more + [{}]
+
+
+class _Beside(torch.autograd.Function):
+    """o, with a gradient of zero for a loss, which then reaches the indexer in every backward pass.
+
+    Where the loss is left out, its parameters have a gradient all the same, as DistributedDataParallel asks for.
+    """
+
+    @staticmethod
+    def forward(o: Tensor, loss: Tensor) -> Tensor:
+        return o.view_as(o)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, d: Tensor):
+        return d, d.new_zeros(())

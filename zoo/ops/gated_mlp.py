@@ -30,7 +30,13 @@ _packed: ContextVar[Packed | None] = ContextVar("packed", default=None)
 
 @contextlib.contextmanager
 def constant_weights() -> Iterator[None]:
-    """Within it weights do not change, so that kernels pack each once: for models that call one layer many times."""
+    """Within it weights do not change, so that kernels pack each once: for models that call one layer many times.
+
+    Without effect where torch.compile traces it: a graph holds no such state, and its kernels pack at every call.
+    """
+    if torch.compiler.is_compiling():
+        yield
+        return
     token = _packed.set({})
     try:
         yield
@@ -90,9 +96,13 @@ def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
+@torch.compiler.assume_constant_result  # not on the cached function itself: dynamo would trace that all the same
 def _has_bfloat16() -> bool:
+    return _cpu_has_bfloat16()
+
+
+@functools.cache
+def _cpu_has_bfloat16() -> bool:
     if native.has_flag("amx_bf16"):  # oneDNN's products, in tiles, are several times as fast
         return False
     found = torch.zeros(1, dtype=torch.int64, device="cpu")
