@@ -627,7 +627,7 @@ def pruning(case: Case, n: int = 12) -> None:
                 layer.weight_orig.add_(0.1 * case.noise(*d_weight.shape, seed=5))
 
 
-def checkpointing(case: Case, dtype: torch.dtype, use_reentrant: bool, n: int = 70) -> None:
+def checkpointing(case: Case, dtype: torch.dtype, use_reentrant: bool, n: int = 24) -> None:
     """Gradients are the same where the pass is run again in the backward pass."""
     x, fields = case.noise(2, n, WIDTH).to(dtype).requires_grad_(), {"timespans": case.spans(2, n).to(dtype)}
 

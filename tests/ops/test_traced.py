@@ -33,7 +33,7 @@ def mixed(word: str, backward: bool = True) -> tuple[Callable[..., object], list
     mixer = zoo.create_mixer(word, 32)
     if backward:
         return lambda x: mixer(x)[0], floats((1, N, 32))
-    mixer.requires_grad_(False)
+    mixer.eval().requires_grad_(False)
     return lambda x: mixer.step(x, mixer.init_state(1, capacity=N))[0], [noise(1, 32).float()]
 
 
@@ -87,7 +87,8 @@ def main() -> None:
         function, inputs = call()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+            for of_torch in ("`torch.jit.script` is deprecated", ".*Function'> should not be instantiated"):
+                warnings.filterwarnings("ignore", of_torch)
             outputs = tree_leaves(torch.compile(function, fullgraph=True, backend="aot_eager")(*inputs))
             if any(output.requires_grad for output in outputs):
                 sum(output.sum() for output in outputs if output.requires_grad).backward()
