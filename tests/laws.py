@@ -226,6 +226,35 @@ def purity(case: Case, dtype: torch.dtype) -> None:
         assert all(leaf.isfinite().all() for leaf in tree_leaves((y, state)) if leaf.is_floating_point())
 
 
+@torch.no_grad()
+def layout(case: Case, dtype: torch.dtype) -> None:
+    """Every leaf of a state has the dtype of `init_state` and the strides of a fresh tensor, wherever it comes from.
+
+    A decoder that is compiled for the state of one step then serves all others.
+    """
+    mixer = case.build(dtype)
+    for batch, n in ((1, 1), (1, 12), (2, 1), (2, 2), (2, 12)):
+        x = case.noise(batch, n, WIDTH).to(dtype)
+        contexts = {"": {}, ", ragged": {"lengths": torch.full((batch,), n - 1, device=case.device)}}
+        contexts[", packed"] = {"resets": torch.arange(n, device=case.device).eq(n // 2).expand(batch, n)}
+        dtypes = [leaf.dtype for leaf in tree_leaves(mixer.init_state(batch))]
+
+        def check(what: str, state: State, dtypes: Sequence[torch.dtype] = dtypes) -> None:
+            for i, leaf in enumerate(tree_leaves(state)):
+                assert leaf.dtype == dtypes[i], f"tensor {i} {what} is {leaf.dtype}, at first {dtypes[i]}"
+                fresh = torch.empty(leaf.shape, device="meta").stride()
+                assert leaf.stride() == fresh, f"tensor {i} {tuple(leaf.shape)} {what} has strides {leaf.stride()}"
+
+        for more, fields in contexts.items():
+            for start in (None, mixer.init_state(batch, capacity=16)):
+                check("from init_state", start if start is not None else ())
+                what = f"of {n} steps {'from rest' if start is None else 'from a state'}{more}"
+                _, state = mixer(x, start, Context(**fields))
+                check(f"of a forward pass {what}", state)
+                _, state = mixer.step(x[:, 0], state)
+                check(f"of a step after a pass {what}", state)
+
+
 # ---- 6: cost
 
 

@@ -142,6 +142,12 @@ def test_purity(case, dtype):
     laws.purity(case, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@over(CAUSAL)
+def test_layout(case, dtype):
+    laws.layout(case, dtype)
+
+
 @DTYPES
 @over(ALL)
 def test_cost(case, dtype):
@@ -416,6 +422,7 @@ class Toy(Mixer):
             y = F.pad(y[:, :-1], (0, 0, 0, 1))
         if flaw == "learns from padding":
             y = y + 0.1 * x.mean((0, 1)) - 0.1 * x.mean((0, 1)).detach()
+        h = h.mT.contiguous().mT if flaw == "other strides" else h
         return scale * y, ToyState(h.mT if flaw == "layout" else h)
 
     def flops_per_token(self, context_length: int) -> int:
@@ -433,6 +440,7 @@ CHECKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "batch independence": (laws.batch_independence, F64),
     "forms": (laws.forms, {"steps": 63}),
     "purity": (laws.purity, F64),
+    "layout": (laws.layout, {"dtype": torch.float32}),
     "cost": (laws.cost, {"dtype": torch.bfloat16}),
     "flops": (laws.flops, {"context_length": 5}),
     "training gradients": (laws.training_gradients, {}),
@@ -464,6 +472,7 @@ FLAWS = {
     "writes the state": ["purity"],
     "reads garbage": ["purity", "any size"],
     "remembers": ["purity"],
+    "other strides": ["layout"],
     "bytes": ["cost"],
     "meta": ["cost"],
     "half the flops": ["flops"],

@@ -16,12 +16,15 @@ chunked prefill and step-by-step decoding. Tested for every mixer (`tests/test_l
 8. Any size: odd head widths, lengths that no chunk divides, batch 1, T = 1.
 9. Packing: with `resets`, a packed row equals its documents run alone.
 10. Raggedness: with `lengths`, each row equals that row run alone.
+11. Refusal: a state, resets, timespans or lengths of another shape, type or range are refused in one line; whole
+   numbers may be of any integer type.
 """
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -29,7 +32,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tasks.registry import Options
+from tasks.registry import Options, UsageError
+from zoo import door
 
 State = Any
 """A NamedTuple of tensors (or a nest of them), batch first in every leaf; `()` when stateless."""
@@ -56,7 +60,7 @@ class Context:
     """What one pass shares with all layers of a model; made anew for every forward.
 
     Attributes:
-        lengths: (B,) int64, number of valid steps of each row of a right-padded batch; all of them by default.
+        lengths: (B,) whole numbers, number of valid steps of each row of a right-padded batch; all of them by default.
         resets: (B, T) bool, true where a packed document starts: nothing before that step is seen from it on.
         timespans: (B, T) time since the previous step, for continuous-time mixers; 1 by default.
         shared: named tensors that one layer leaves for later ones.
@@ -72,11 +76,61 @@ class Context:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
+class Admitted(Context):
+    """A context that has come through a door: within, its fields are looked at no more."""
+
+
+def admit(who: str, context: Context | None, batch_size: int, n_steps: int, device: torch.device) -> Admitted:
+    """The context of a pass over (B, T) steps, its fields checked, whole numbers as int64; it shares what is gathered.
+
+    Raises:
+        UsageError: a field that does not fit the pass.
+    """
+    if context is None:
+        return Admitted()
+    if not isinstance(context, Context):
+        raise UsageError(f"{who}: the context is {context!r:.60}, expected a zoo.protocol.Context.")
+    lengths, resets, timespans = context.lengths, context.resets, context.timespans
+    if lengths is not None:
+        lengths = door.read_lengths(who, lengths, batch_size, n_steps, device)
+    if resets is not None:
+        door.check_resets(who, resets, batch_size, n_steps, device)
+    if timespans is not None:
+        timespans = door.read_timespans(who, timespans, lengths, batch_size, n_steps, device)
+    return Admitted(lengths, resets, timespans, context.shared, context.losses, context.metrics)
+
+
+def check_state(who: str, module: Any, state: State, batch_size: int, dtype: torch.dtype) -> None:
+    """Raises a `UsageError` unless `state` is like those of `module.init_state`, for this batch."""
+    form = module.__dict__.get("_state_form")
+    if form is None or not door.fits(form, state, batch_size, dtype):
+        form = module.__dict__["_state_form"] = door.form_of(module.init_state)  # anew: parts may have been exchanged
+        if not door.fits(form, state, batch_size, dtype):
+            raise door.misfit(who, form, state, batch_size, dtype)
+
+
+def _through_the_door(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward`, its inputs checked where no model has done so."""
+
+    @functools.wraps(forward)
+    def checked(self: Mixer, x: Tensor, state: State | None = None, context: Context | None = None) -> Any:
+        if type(context) is not Admitted:
+            if not torch.compiler.is_compiling():
+                door.check_features(self.name, x, self.d_model)
+                if state is not None:
+                    check_state(self.name, self, state, len(x), x.dtype)
+            context = admit(self.name, context, *x.shape[:2], x.device)
+        return forward(self, x, state, context)
+
+    return checked
+
+
 class Mixer(nn.Module, ABC):
     """Mixes a sequence over time (`kind` "sequence") or over channels (`kind` "channel").
 
     A subclass declares its options once, in a nested frozen `Config(Options)`, and enters the registry with
-    `@register("name")`. A concrete mixer is final.
+    `@register("name")`. A concrete mixer is final. What `forward` is given has been checked: x (B, T, D) with B and T
+    at least 1, a state like those of `init_state`, and a context that fits them.
     """
 
     name: ClassVar[str]
@@ -102,6 +156,11 @@ class Mixer(nn.Module, ABC):
     """Of a mixer that `takes_length`: how many steps it has weights for."""
     causal: bool = True
     """Whether the outputs depend on no later input. A mixer that is not causal has no state."""
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):
+            cls.forward = _through_the_door(cls.forward)  # type: ignore[method-assign]
 
     def __init__(self, d_model: int, config: Options, *, place: Place = Place()):
         super().__init__()
@@ -133,6 +192,8 @@ class Mixer(nn.Module, ABC):
 
     def step(self, x_t: Tensor, state: State, context: Context | None = None) -> tuple[Tensor, State]:
         """`forward` at T = 1: x_t (B, D) to ((B, D), next state). Fields of `context` keep their T axis (of 1)."""
+        if x_t.ndim != 2:
+            raise UsageError(f"{self.name}: step takes x (B, {self.d_model}), not {tuple(x_t.shape)}.")
         y, state = self(x_t.unsqueeze(1), state, context)
         return y.squeeze(1), state
 

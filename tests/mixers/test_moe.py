@@ -238,6 +238,25 @@ def test_what_checkpoints_keep():
     assert "load" not in make(balance="bias").state_dict()
 
 
+@pytest.mark.parametrize(
+    "lower", [MoE.bfloat16, MoE.half, lambda m: m.to(torch.bfloat16), lambda m: m.to("cpu", torch.half)]
+)
+def test_the_bias_stays_exact_in_low_precision(lower):
+    mixer = make(balance="bias").float()
+    mixer.e_score_correction_bias += 0.5 + 0.001 * torch.arange(mixer.n_choices)
+    before = mixer.e_score_correction_bias.clone()
+    lower(mixer)
+    assert mixer.router.weight.dtype in (torch.bfloat16, torch.half)
+    assert mixer.e_score_correction_bias.dtype == torch.float32
+    assert torch.equal(mixer.e_score_correction_bias, before)
+    for _ in range(50):
+        mixer.load = torch.eye(mixer.n_choices, dtype=torch.int64)[0]
+        mixer.after_step()
+    moved = (mixer.e_score_correction_bias - before)[0].item()
+    assert abs(moved + 50 * mixer.config.bias_rate) < 1e-6
+    assert mixer.double().e_score_correction_bias.dtype == torch.float64
+
+
 def test_a_lopsided_router_is_evened_out():
     mixer, x = make(balance="bias", bias_rate=0.002), inputs(4, 256)
     mixer.router.weight.data *= 0.5

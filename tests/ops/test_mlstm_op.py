@@ -64,6 +64,9 @@ def gates_of(kind: str, B: int, T: int, H: int) -> tuple[torch.Tensor, torch.Ten
             log_f[:, T // 2] = -5000.0
         case "exponential":  # a forget gate above 1
             log_f = 0.5 * torch.randn(B, T, H)
+        case "dead":  # fully shut at some steps: the forget gate, the input gate, both, and all that follows
+            log_f[:, ::5], log_i[:, ::7] = -torch.inf, -torch.inf
+            log_f[:, -2:, 1], log_i[:, -2:, 1] = -torch.inf, -torch.inf
         case "low":  # m below zero, and exp(-m) far above what float32 holds
             log_i, log_f = log_i - 500, log_f - 10
         case _:
@@ -115,7 +118,7 @@ def test_forms_agree_from_rest_over_a_thousand_steps(backend, dtype):
 
 
 @pytest.mark.parametrize(("backend", "dtype"), [*FORMS, ("reference", torch.float32)])
-@pytest.mark.parametrize("gates", ["shut", "closed", "open", "wide", "fall", "exponential", "low"])
+@pytest.mark.parametrize("gates", ["shut", "closed", "open", "wide", "fall", "exponential", "low", "dead"])
 def test_extreme_gates_stay_exact(gates, backend, dtype):
     """The gradients of gates that are shut are themselves tiny, and must come out right to the same relative error."""
     inputs = make(130, gates=gates)
@@ -125,7 +128,7 @@ def test_extreme_gates_stay_exact(gates, backend, dtype):
 
 
 @pytest.mark.parametrize(("backend", "dtype"), FORMS)
-@pytest.mark.parametrize("gates", ["mild", "wide", "fall"])
+@pytest.mark.parametrize("gates", ["mild", "wide", "fall", "dead"])
 @pytest.mark.parametrize(("packed", "ragged"), [(True, False), (False, True), (True, True)])
 def test_forms_agree_on_packed_and_ragged_batches(packed, ragged, gates, backend, dtype):
     inputs = make(90, B=4, gates=gates, packed=packed, ragged=ragged)
@@ -173,7 +176,7 @@ def test_a_padded_row_is_the_row_alone(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("gates", ["mild", "wide", "low"])
+@pytest.mark.parametrize("gates", ["mild", "wide", "low", "dead"])
 def test_a_sequence_can_be_cut_anywhere(gates, backend):
     dtype = torch.float32 if backend == "compiled" else torch.float64
     leaves = {name: x.to(dtype) for name, x in make(150, gates=gates).leaves.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -152,9 +153,25 @@ class MoE(Mixer):
             options = layer.Config(d_hidden=d_shared, activation=config.activation, bias=config.bias)
             self.shared = layer(d_model, options, place=place)
         self.shared_gate = nn.Linear(d_model, 1, bias=False) if config.shared_gate else None
-        correction = torch.zeros(self.n_choices) if config.balance in ("bias", "both") else None
+        corrects, dtype = config.balance in ("bias", "both"), recurrent_dtype(torch.get_default_dtype())
+        correction = torch.zeros(self.n_choices, dtype=dtype) if corrects else None
         self.register_buffer("e_score_correction_bias", correction)
         self.register_buffer("load", torch.zeros(self.n_choices, dtype=torch.int64), persistent=False)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        """As any module, but the correction stays in float32 at least: the steps it is moved by are small beside it."""
+        before = self.e_score_correction_bias
+        super()._apply(fn, recurse)
+        if before is not None and self.e_score_correction_bias is not None:
+            after = self.e_score_correction_bias
+            if after.dtype != recurrent_dtype(after.dtype):
+                self.e_score_correction_bias = before.to(after.device)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """As any module; the count of the load, which no file holds, starts anew beside the weights."""
+        super()._load_from_state_dict(*args, **kwargs)
+        self.load = torch.zeros(self.n_choices, dtype=torch.int64, device=self.up_proj.device)
 
     def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> State:
         return ()
@@ -167,7 +184,7 @@ class MoE(Mixer):
         if self.training:
             self._account(routing, len(x), _valid(x, context), Context() if context is None else context)
         if self.shared is not None:
-            shared = self.shared(tokens)[0]
+            shared = self.shared(x)[0].flatten(0, 1)
             y = y + (shared if self.shared_gate is None else shared * torch.sigmoid(self.shared_gate(tokens)))
         return y.view(x.shape), ()
 

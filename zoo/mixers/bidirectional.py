@@ -144,4 +144,4 @@ def _mirrored_context(context: Context, flip) -> Context:
     if resets is not None:  # a document's last step is where its mirror image starts
         resets = flip(torch.cat([resets[:, 1:], torch.ones_like(resets[:, :1])], 1))
     shared = {k.removeprefix(MIRRORED): v for k, v in context.shared.items() if k.startswith(MIRRORED)}
-    return Context(context.lengths, resets, timespans, shared=shared, losses=context.losses)
+    return type(context)(context.lengths, resets, timespans, shared, context.losses)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tasks.registry import Options, UsageError
 from zoo.mixers._parts import Backend, GatedRMSNorm, init_projections, packing, precise, project
 from zoo.ops import linear_attention
+from zoo.ops.common import owned
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 from zoo.registry import derive_heads, register
 
@@ -123,7 +124,9 @@ class LinearAttention(Mixer):
         if self.normalize:
             o = o[..., :-1] / (o[..., -1:] + EPS)
         o = self.norm(o) if self.norm else o
-        return self.out_proj(o.flatten(-2).to(x.dtype)), LinearAttentionState(memory[:, ::shared])
+        return self.out_proj(o.flatten(-2).to(x.dtype)), LinearAttentionState(
+            memory if shared == 1 else owned(memory[:, ::shared])
+        )
 
     def flops_per_token(self, context_length: int) -> int:
         projections = self.d_model * (sum(self.parts) + self.d_model)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tasks.registry import UsageError
+from zoo import door
 from zoo.backbone import Backbone
 from zoo.channel_mixers._glu import GatedLayer
 from zoo.channel_mixers.mlp import MLP
@@ -21,7 +22,7 @@ from zoo.mixers.token_mlp import TokenMLP
 from zoo.models.token import ModelConfig, TokenModel, make_backbone
 from zoo.ops.gated_mlp import constant_weights
 from zoo.ops.modules import widely
-from zoo.protocol import Context, Mixer, tree_bytes
+from zoo.protocol import Context, Mixer, admit, tree_bytes
 
 PROJECTIONS_ONLY = (AttentionWord, TokenMLP, GatedLayer, MLP)  # every matrix of theirs is one
 
@@ -170,13 +171,16 @@ class RecursiveModel(TokenModel):
             puzzles: (B,) int64 numbers of the puzzles, 0 by default; not read where there is no puzzle embedding, as
                 a task that numbers its puzzles gives them to every model.
         """
-        r = self.recursion
+        r, c = self.recursion, self.config
+        tokens = door.read_ids("model", "tokens", tokens, "BT", c.vocab_size, f"vocab_size={c.vocab_size}")
+        context = self._over_places(admit("model", context, *tokens.shape, tokens.device))
         x = self._inputs(tokens, puzzles)
-        context = self._over_places(Context() if context is None else context)
-        state = self.init_state(*tokens.shape, dtype=x.dtype) if state is None else state
-        if state.answer.shape != x.shape:
-            told = f"{tuple(state.answer.shape)}, and these puzzles ask for {tuple(x.shape)}"
-            raise UsageError(f"The state belongs to other puzzles: its answer is {told}.")
+        if state is None:
+            state = self.init_state(*tokens.shape, dtype=x.dtype)
+        elif not torch.compiler.is_compiling():
+            form = door.form_of(lambda n, **options: self.init_state(n, tokens.shape[1], **options))
+            if not door.fits(form, state, len(tokens), x.dtype):
+                raise door.misfit("model", form, state, len(tokens), x.dtype)
         y, z = state.answer.to(x.dtype), list(state.latents.to(x.dtype).unbind(1))
         if torch.is_autocast_enabled(x.device.type):  # the stream too, not the products alone
             dtype = torch.get_autocast_dtype(x.device.type)
@@ -221,6 +225,9 @@ class RecursiveModel(TokenModel):
         x = self.embedding(tokens)
         if self.puzzles is not None:
             numbers = tokens.new_zeros(len(tokens)) if puzzles is None else puzzles
+            numbers = door.read_ids("model", "puzzles", numbers, "B", r.n_puzzles, f"n_puzzles={r.n_puzzles}")
+            if len(numbers) != len(tokens):
+                raise UsageError(f"model: {len(numbers)} numbers of puzzles for {len(tokens)} rows.")
             own = self.puzzles(numbers)
             own = F.pad(own, (0, r.prefix * c.d_model - own.shape[-1]))
             x = torch.cat([own.view(len(tokens), r.prefix, c.d_model).to(x.dtype), x], 1)
@@ -232,7 +239,7 @@ class RecursiveModel(TokenModel):
 
     def _through(self, network: Backbone, h: Tensor, context: Context, learning: bool) -> Tensor:
         def f(h: Tensor) -> tuple[Tensor, Context]:
-            own = Context(context.lengths, context.resets, context.timespans)
+            own = type(context)(context.lengths, context.resets, context.timespans)
             return self.norm(network(h, None, own)[0]), own
 
         if not learning:

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from tasks.registry import Options, UsageError, closest, quoted
+from zoo import door
 from zoo.backbone import NORM_EPS, Backbone, make_norm
 from zoo.models import generation
 from zoo.models.budget import largest_width
@@ -24,6 +25,8 @@ from zoo.protocol import (
     Context,
     Mixer,
     State,
+    admit,
+    check_state,
     document_positions,
     first_parameter_like,
     next_position,
@@ -240,10 +243,8 @@ class TokenModel(nn.Module):
         self, tokens: Tensor, state: ModelState | tuple[()] | None = None, context: Context | None = None
     ) -> tuple[Tensor, ModelState | tuple[()]]:
         """As `forward`, up to the normed hidden states (B, T, D) that `logits` reads."""
-        context = Context() if context is None else context
+        tokens, context = self._enter(tokens, state, context)
         carried = state if isinstance(state, ModelState) else None
-        if not self.causal and carried is not None:
-            raise UsageError("A model with causal=False reads whole sequences and takes no state.")
         start = carried.position if carried else torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
         positions = document_positions(start, tokens.shape[1], context.resets)
         seen = positions
@@ -254,6 +255,16 @@ class TokenModel(nn.Module):
         x, layers = self.backbone(x, carried.layers if carried else None, context)
         x = self.norm(x)
         return x, ModelState(next_position(positions, start, context.lengths), layers) if self.causal else ()
+
+    def _enter(self, tokens: Tensor, state: Any, context: Context | None) -> tuple[Tensor, Context]:
+        """What `features` is given, checked for all layers at once."""
+        if not self.causal and isinstance(state, ModelState):
+            raise UsageError("A model with causal=False reads whole sequences and takes no state.")
+        c = self.config
+        tokens = door.read_ids("model", "tokens", tokens, "BT", c.vocab_size, f"vocab_size={c.vocab_size}")
+        if state is not None and not torch.compiler.is_compiling():
+            check_state("model", self, state, len(tokens), self.embedding.weight.dtype)
+        return tokens, admit("model", context, *tokens.shape, tokens.device)
 
     def embed(self, tokens: Tensor, positions: Tensor, timespans: Tensor | None = None) -> Tensor:
         """tokens, positions and timespans (B, T; 1 by default) to (B, T, D)."""
@@ -311,6 +322,8 @@ class TokenModel(nn.Module):
         self, tokens: Tensor, state: ModelState, context: Context | None = None
     ) -> tuple[Tensor, ModelState | tuple[()]]:
         """`forward` at T = 1: tokens (B,) to (logits (B, vocab_size), next state)."""
+        if tokens.ndim != 1:
+            raise UsageError(f"model: step takes tokens (B,), not {tuple(tokens.shape)}.")
         logits, state = self(tokens[:, None], state, context)
         return logits.squeeze(1), state
 

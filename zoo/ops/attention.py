@@ -132,7 +132,7 @@ def attention(
     Raises:
         UsageError: shapes or options that do not go together.
     """
-    _check(q, k, v, state, causal, window, sinks, softcap, lengths, resets, chunk_size, backend)
+    lengths = _check(q, k, v, state, causal, window, sinks, softcap, lengths, resets, chunk_size, backend)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if lengths is not None:
         padding = ~valid_steps(lengths, q.shape[1])
@@ -550,20 +550,18 @@ def first_cache(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> Cache:
-    """The cache after a first pass over `new` (B, T, ...); the tensors themselves where all of their steps are held."""
+    """The cache after a first pass over `new` (B, T, ...).
+
+    It holds copies, as they may be views of what is wider; where gradients are needed, the tensors themselves.
+    """
     B, T = new[0].shape[:2]
     N = min(T, window or T)
     if lengths is not None or resets is not None:
         empty = kind._make([*(x.new_zeros(B, N, *x.shape[2:]) for x in new), _counts(new[0], 0)])
         return append(empty, *new, window=window, lengths=lengths, resets=resets)
     if window == N:
-        new = tuple(_ring(x[:, T - N :], T % N) for x in new)
-    return kind._make([*new, _counts(new[0], T)])
-
-
-def _ring(newest: Tensor, first: int) -> Tensor:
-    """The newest steps with the oldest of them in row `first`; copied if they could be written in place later."""
-    return newest if first == 0 and newest.requires_grad else newest.roll(first, 1)
+        new = tuple(x[:, T - N :].roll(T % N, 1) for x in new)
+    return kind._make([*(x if x.requires_grad else common.owned(x) for x in new), _counts(new[0], T)])
 
 
 def _counts(like: Tensor, n: int) -> Tensor:
@@ -573,7 +571,8 @@ def _counts(like: Tensor, n: int) -> Tensor:
 # ---- checks
 
 
-def _check(q, k, v, state, causal, window, sinks, softcap, lengths, resets, chunk_size, backend) -> None:
+def _check(q, k, v, state, causal, window, sinks, softcap, lengths, resets, chunk_size, backend) -> Tensor | None:
+    """The lengths as int64 from 0 to T, once everything fits together."""
     op = "attention"
     if not (q.ndim == k.ndim == v.ndim == 4) or 0 in (*q.shape, *k.shape, *v.shape) or q.shape[2] % k.shape[2]:
         shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)}"
@@ -582,7 +581,7 @@ def _check(q, k, v, state, causal, window, sinks, softcap, lengths, resets, chun
     common.check(op, LEGEND, "k", k, q, (B, T, G, K))
     common.check(op, LEGEND, "v", v, q, (B, T, G, V))
     common.check(op, LEGEND, "sinks", sinks, q, (H,))
-    common.check_packing(op, LEGEND, q, lengths, resets)
+    lengths = common.check_packing(op, LEGEND, q, lengths, resets)
     if not q.is_floating_point() or k.dtype != q.dtype or v.dtype != q.dtype:
         raise UsageError(f"{op}: q, k, v are {q.dtype}, {k.dtype}, {v.dtype}, expected one floating-point dtype.")
     for name, value in (("window", window), ("chunk_size", chunk_size)):
@@ -601,6 +600,7 @@ def _check(q, k, v, state, causal, window, sinks, softcap, lengths, resets, chun
         N = state.k.shape[1]
         common.check(op, LEGEND, "state.k", state.k, q, (B, N, G, K))
         common.check(op, LEGEND, "state.v", state.v, q, (B, N, G, V))
-        common.check(op, LEGEND, "state.length", state.length, q, (B,))
+        common.check_counts(op, LEGEND, state.length, q)
         if window is not None and window < N:
             raise UsageError(f"{op}: state has {N} rows, more than window={window}: it is of another window.")
+    return lengths

@@ -60,7 +60,7 @@ def causal_conv1d(
     common.check("causal_conv1d", LEGEND, "weight", weight, x, (D, W))
     common.check("causal_conv1d", LEGEND, "bias", bias, x, (D,))
     common.check("causal_conv1d", LEGEND, "state", state, x, (B, W - 1, D))
-    common.check_packing("causal_conv1d", LEGEND, x, lengths, resets)
+    lengths = common.check_packing("causal_conv1d", LEGEND, x, lengths, resets)
     dtype = common.state_dtype(x)
     common.check_dtypes("causal_conv1d", state, dtype, x=x, weight=weight, bias=bias)
     if activation not in ACTIVATIONS:
@@ -121,7 +121,7 @@ def _reference(
         window = torch.cat([state, x[:, t, None]], 1)
         outputs.append((window * weight.T).sum(1))
         state = window[:, 1:] if lengths is None else torch.where((t < lengths)[:, None, None], window[:, 1:], state)
-    return torch.stack(outputs, 1), state.clone()
+    return torch.stack(outputs, 1), common.owned(state)
 
 
 def _chunked(
@@ -137,7 +137,7 @@ def _chunked(
     if resets is not None:
         window = blank(window, document != document[:, -1:])
     if lengths is None:
-        return y, window[:, n_steps:].clone()
+        return y, common.owned(window[:, n_steps:])
     last = lengths[:, None] + torch.arange(reach, device=x.device)
     return y, window.gather(1, last[..., None].expand(-1, -1, x.shape[2]))
 
@@ -218,7 +218,6 @@ def _arguments(
 ) -> tuple[Tensor, list[Tensor | None], Tensor]:
     """x with its channels side by side, the other arguments of both kernels, and their sizes."""
     x = x if x.stride(2) == 1 else x.contiguous()
-    lengths = None if lengths is None else lengths.long()
     others = [t if t is None else t.contiguous() for t in (weight, bias, state, resets, lengths)]
     return x, others, torch.tensor([*x.shape, weight.shape[1], x.stride(0), x.stride(1), silu], device="cpu")
 

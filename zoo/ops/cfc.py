@@ -95,7 +95,7 @@ def cfc(
         raise UsageError(f"cfc: {width} heads' channels for H = {H} in mode {mode!r} do not go. Shapes: {LEGEND}")
     common.check("cfc", LEGEND, "state", state, inputs, (B, H))
     common.check("cfc", LEGEND, "timespans", timespans, inputs, (B, T))
-    common.check_packing("cfc", LEGEND, inputs, lengths, resets)
+    lengths = common.check_packing("cfc", LEGEND, inputs, lengths, resets)
     dtype = common.state_dtype(inputs)
     common.check_dtypes("cfc", state, dtype, inputs=inputs, recurrent=recurrent)
 

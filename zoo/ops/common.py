@@ -123,14 +123,26 @@ def check_dtypes(op: str, state: Tensor | None, dtype: torch.dtype, **inputs: Te
         raise UsageError(f"{op}: state is {state.dtype}, expected {dtype}: float32, or float64 for float64 inputs.")
 
 
-def check_packing(op: str, legend: str, x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> None:
-    """`lengths` (B,) counts the steps of x (B, T, ...), `resets` (B, T) is a mask."""
+def check_packing(op: str, legend: str, x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> Tensor | None:
+    """`lengths` (B,) counts the steps of x (B, T, ...), `resets` (B, T) is a mask.
+
+    Returns:
+        The lengths as int64 from 0 to T, so that no form and no kernel reaches beyond its memory.
+    """
     check(op, legend, "lengths", lengths, x, tuple(x.shape[:1]))
     check(op, legend, "resets", resets, x, tuple(x.shape[:2]))
     if lengths is not None and (lengths.is_floating_point() or lengths.dtype == torch.bool):
         raise UsageError(f"{op}: lengths is {lengths.dtype}, expected the whole number of valid steps of each row.")
     if resets is not None and resets.dtype != torch.bool:
         raise UsageError(f"{op}: resets is {resets.dtype}, expected bool, true where a document starts.")
+    return None if lengths is None else lengths.long().clamp(0, x.shape[1])
+
+
+def check_counts(op: str, legend: str, counts: Tensor, like: Tensor) -> None:
+    """The `length` of a state is (B,) int64."""
+    check(op, legend, "state.length", counts, like, tuple(like.shape[:1]))
+    if counts.dtype != torch.int64:
+        raise UsageError(f"{op}: state.length is {counts.dtype}, expected torch.int64.")
 
 
 class Heads(NamedTuple):
@@ -168,7 +180,7 @@ def prepare_heads(
     check(op, LEGEND, "log_decay", log_decay, v, (B, T, H), (B, T, H, K))
     check(op, LEGEND, "beta", beta, v, (B, T, H))
     check(op, LEGEND, "state", state, v, (B, H, K, V))
-    check_packing(op, LEGEND, v, lengths, resets)
+    lengths = check_packing(op, LEGEND, v, lengths, resets)
     dtype = state_dtype(q, k, v)
     check_dtypes(op, state, dtype, q=q, k=k, v=v, log_decay=log_decay, beta=beta)
 
@@ -197,6 +209,15 @@ def valid_steps(lengths: Tensor, n_steps: int) -> Tensor:
 def blank(x: Tensor, where: Tensor) -> Tensor:
     """x (B, T, ...) with zeros where the mask (B, T) is true, whatever x holds there; the same for (B, ...), (B,)."""
     return x.masked_fill(where.reshape(where.shape + (1,) * (x.ndim - where.ndim)), 0)
+
+
+def owned(x: Tensor) -> Tensor:
+    """A copy of x laid out as any fresh tensor, for states.
+
+    A view of a longer tensor would keep all of that, and other strides, be it those of an axis of one, would have a
+    compiled decoder compiled anew.
+    """
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def to_chunks(x: Tensor, chunk: int, value: float = 0.0) -> Tensor:

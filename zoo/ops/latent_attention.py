@@ -91,7 +91,7 @@ def latent_attention(
     Raises:
         UsageError: shapes or options that do not go together.
     """
-    check_latents("latent_attention", LEGEND, q, latent, key, expand, state, causal, lengths, resets)
+    lengths = check_latents("latent_attention", LEGEND, q, latent, key, expand, state, causal, lengths, resets)
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
     (_, T, H, width), P, r = q.shape, key.shape[-1], latent.shape[-1]
@@ -187,9 +187,11 @@ def _expanded(cache: LatentCache, expand: Tensor, N: int, r: int, dtype: torch.d
     return KVCache(*keys_and_values(cache.kv[:, :rows].to(dtype), expand, N, r), cache.length)
 
 
-def check_latents(op, legend, q, latent, key, expand, state, causal, lengths, resets) -> None:
+def check_latents(op, legend, q, latent, key, expand, state, causal, lengths, resets) -> Tensor | None:
     """What every op over latents is given fits together: shapes, devices, dtypes.
 
+    Returns:
+        The lengths as int64 from 0 to T.
     Raises:
         UsageError: it does not.
     """
@@ -204,7 +206,7 @@ def check_latents(op, legend, q, latent, key, expand, state, causal, lengths, re
     common.check(op, legend, "latent", latent, q, (B, T, r))
     common.check(op, legend, "key", key, q, (B, T, P))
     common.check(op, legend, "expand", expand, q, (*expand.shape[:2], r))
-    common.check_packing(op, legend, q, lengths, resets)
+    lengths = common.check_packing(op, legend, q, lengths, resets)
     if not q.is_floating_point() or latent.dtype != q.dtype or key.dtype != q.dtype:
         given = f"{q.dtype}, {latent.dtype}, {key.dtype}"
         raise UsageError(f"{op}: q, latent, key are {given}, expected one floating-point dtype.")
@@ -212,4 +214,5 @@ def check_latents(op, legend, q, latent, key, expand, state, causal, lengths, re
         if not causal:
             raise UsageError(f"{op}: attention that is not causal reads whole sequences and takes no state.")
         common.check(op, legend, "state.kv", state.kv, q, (B, state.kv.shape[1], r + P))
-        common.check(op, legend, "state.length", state.length, q, (B,))
+        common.check_counts(op, legend, state.length, q)
+    return lengths

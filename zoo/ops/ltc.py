@@ -87,7 +87,7 @@ def ltc(
         common.check("ltc", LEGEND, what, part, x, (N,))
     common.check("ltc", LEGEND, "state", state, x, (B, N))
     common.check("ltc", LEGEND, "timespans", timespans, x, (B, T))
-    common.check_packing("ltc", LEGEND, x, lengths, resets)
+    lengths = common.check_packing("ltc", LEGEND, x, lengths, resets)
     if unfolds < 1:
         raise UsageError(f"ltc: unfolds={unfolds} is not allowed: it should be at least 1.")
     dtype = common.state_dtype(x)

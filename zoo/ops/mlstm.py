@@ -21,6 +21,7 @@ CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: the work between chunks
 KERNEL_CHUNK = 64  # C in kernels/mlstm.cpp
 FEW_STEPS = 8  # up to here the step form is the faster one
 EPS = 1e-6
+SHUT = -1e4  # of a log gate that is fully shut: its exponential is zero beside any other, and sums of it stay exact
 LEGEND = (
     "q, k (B, T, G, K) with G dividing H; v (B, T, H, V); log_i, log_f (B, T, H); "
     "state (C (B, H, K, V), n (B, H, K), m (B, H)); lengths (B,) whole numbers; resets (B, T) bool."
@@ -68,8 +69,8 @@ def mlstm(
     Args:
         q, k: (B, T, G, K), G dividing H; consecutive H / G heads share a group.
         v: (B, T, H, V).
-        log_i: (B, T, H), logarithm of the input gate: its preactivation.
-        log_f: (B, T, H), logarithm of the forget gate: logsigmoid of its preactivation, or that itself.
+        log_i: (B, T, H), logarithm of the input gate: its preactivation. Below `SHUT`, -inf too, it counts as that.
+        log_f: (B, T, H), logarithm of the forget gate: logsigmoid of its preactivation, or that itself; the same.
         state: (C, n, m), float32 (float64 for float64 inputs); None for zeros. Not changed.
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
         resets: (B, T) bool; the state is forgotten before a step where it is true.
@@ -107,7 +108,7 @@ def _gates(
     common.check("mlstm", LEGEND, "state's m", m, heads.v, (B, G * R))
     common.check_dtypes("mlstm", n, dtype, log_i=log_i, log_f=log_f)
     common.check_dtypes("mlstm", m, dtype)
-    log_i, log_f = log_i.to(dtype), log_f.to(dtype)
+    log_i, log_f = log_i.to(dtype).clamp(min=SHUT), log_f.to(dtype).clamp(min=SHUT)
     if lengths is not None:
         padding = ~common.valid_steps(lengths, T)
         log_i, log_f = log_i.masked_fill(padding[..., None], -torch.inf), blank(log_f, padding)
@@ -182,7 +183,11 @@ def _chunked(
     h, state = _Chunks.apply(q, k, v, log_i, log_f, m, since, until, total, state, keep, eps)[:2]
     state = state.unflatten(0, (-1, *shape))
     m = after[-1].to(dtype).reshape(-1, *shape)
-    return from_chunks(h.unflatten(1, (-1, *shape)), n_steps), (state[..., :-1], state[..., -1], m)
+    return from_chunks(h.unflatten(1, (-1, *shape)), n_steps), (
+        common.owned(state[..., :-1]),
+        common.owned(state[..., -1]),
+        m,
+    )
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def scan(
     n_steps = b.shape[1]
     common.check("scan", LEGEND, "a", a, b, tuple(b.shape))
     common.check("scan", LEGEND, "state", state, b, (b.shape[0], *b.shape[2:]))
-    common.check_packing("scan", LEGEND, b, lengths, resets)
+    lengths = common.check_packing("scan", LEGEND, b, lengths, resets)
     dtype = common.state_dtype(a, b)
     common.check_dtypes("scan", state, dtype, a=a, b=b)
     chunk = common.chunk_length(chunk_size, CHUNK, n_steps)
@@ -115,7 +115,7 @@ class _Chunks(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor, b: Tensor, state: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
         h = scan_chunks(a, b, state, chunk)
-        return h, h[:, -1].clone()
+        return h, common.owned(h[:, -1])
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -76,7 +76,7 @@ def selective_scan(
     for name, tensor in given.items():
         common.check("selective_scan", LEGEND, name, tensor, u, shapes[name])
     common.check("selective_scan", LEGEND, "state", state, u, (batch, width, n_states))
-    common.check_packing("selective_scan", LEGEND, u, lengths, resets)
+    lengths = common.check_packing("selective_scan", LEGEND, u, lengths, resets)
     dtype = common.state_dtype(u, delta, A, B, C)
     common.check_dtypes("selective_scan", state, dtype, u=u, **given)
     chunk = common.chunk_length(chunk_size, CHUNK, n_steps)
@@ -151,7 +151,7 @@ class _Chunks(torch.autograd.Function):
             starts[:, index] = state
             _, h = _Chunks.states(dt, x, A, B, state, resets, steps)
             y[:, steps] = (h @ C[:, steps, :, None]).squeeze(-1)
-            state = h[:, -1].clone()
+            state = common.owned(h[:, -1])
         return y, state, starts
 
     @staticmethod

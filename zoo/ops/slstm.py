@@ -60,7 +60,7 @@ def slstm(
         raise UsageError(f"slstm: gates has shape {tuple(gates.shape)}. Expected shapes: {LEGEND}")
     B, T, _, H, D = gates.shape
     common.check("slstm", LEGEND, "weight", weight, gates, (H, 4, D, D))
-    common.check_packing("slstm", LEGEND, gates, lengths, resets)
+    lengths = common.check_packing("slstm", LEGEND, gates, lengths, resets)
     dtype = common.state_dtype(gates)
     for name, leaf in zip(SLSTMState._fields, state or (), strict=False):
         common.check("slstm", LEGEND, f"state's {name}", leaf, gates, (B, H, D))
@@ -105,7 +105,9 @@ def _reference(
         else:
             h, c, n, m = (torch.where(valid[:, t, None], a, b) for a, b in zip(new, (h, c, n, m), strict=True))
     y = torch.stack(outputs).permute(2, 0, 1, 3)
-    return y if valid is None else blank(y, ~valid), SLSTMState(*(leaf.transpose(0, 1) for leaf in (h, c, n, m)))
+    return y if valid is None else blank(y, ~valid), SLSTMState(
+        *(common.owned(leaf.transpose(0, 1)) for leaf in (h, c, n, m))
+    )
 
 
 @torch.library.custom_op("zoo::slstm", mutates_args=(), device_types="cpu")
@@ -139,7 +141,7 @@ def _outputs(gates: Tensor, keep: bool) -> list[Tensor]:
 
 
 def _packing(lengths: Tensor | None, resets: Tensor | None) -> list[Tensor | None]:
-    return [None if lengths is None else lengths.long().contiguous(), None if resets is None else resets.contiguous()]
+    return [None if lengths is None else lengths.contiguous(), None if resets is None else resets.contiguous()]
 
 
 def _sizes(gates: Tensor) -> tuple[int, ...]:

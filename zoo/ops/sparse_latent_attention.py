@@ -126,7 +126,7 @@ def sparse_latent_attention(
     Raises:
         UsageError: shapes or options that do not go together.
     """
-    _check(q, latent, key, expand, index, state, top_k, causal, lengths, resets, chunk_size, backend)
+    lengths = _check(q, latent, key, expand, index, state, top_k, causal, lengths, resets, chunk_size, backend)
     T, width, N = q.shape[1], q.shape[-1], q.shape[-1] - key.shape[-1]
     settings = Settings(width**-0.5 if scale is None else scale, None, None, chunk_size, backend)
     kv = torch.cat([latent, key], -1)
@@ -422,9 +422,10 @@ def _piece_by_rows(q, kv, expand, N, index, sight, blocks, top_k, absorb, settin
     return torch.cat(outputs, 1)
 
 
-def _check(q, latent, key, expand, index, state, top_k, causal, lengths, resets, chunk_size, backend) -> None:
+def _check(q, latent, key, expand, index, state, top_k, causal, lengths, resets, chunk_size, backend) -> Tensor | None:
+    """The lengths as int64 from 0 to T, once everything fits together."""
     op = "sparse_latent_attention"
-    check_latents(op, LEGEND, q, latent, key, expand, state, causal, lengths, resets)
+    lengths = check_latents(op, LEGEND, q, latent, key, expand, state, causal, lengths, resets)
     B, T = q.shape[:2]
     if index.q.ndim != 4:
         raise UsageError(f"{op}: index.q has shape {tuple(index.q.shape)}, expected four axes. Shapes: {LEGEND}")
@@ -439,3 +440,4 @@ def _check(q, latent, key, expand, index, state, top_k, causal, lengths, resets,
         raise unknown("backend", backend, BACKENDS)
     if state is not None:
         common.check(op, LEGEND, "state.index_key", state.index_key, q, (B, state.kv.shape[1], E))
+    return lengths

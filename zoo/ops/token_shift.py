@@ -29,13 +29,13 @@ def token_shift(
         raise UsageError(f"token_shift: x has shape {tuple(x.shape)}. Expected shapes: {LEGEND}")
     dtype = common.state_dtype(x)
     common.check("token_shift", LEGEND, "state", state, x, (x.shape[0], 1, x.shape[2]))
-    common.check_packing("token_shift", LEGEND, x, lengths, resets)
+    lengths = common.check_packing("token_shift", LEGEND, x, lengths, resets)
     common.check_dtypes("token_shift", state, dtype, x=x)
     if state is None:
         state = x.new_zeros(x.shape[0], 1, x.shape[2], dtype=dtype)
     inputs = torch.cat([state.to(x.dtype), x], 1)
     before = inputs[:, :-1] if resets is None else blank(inputs[:, :-1], resets)
     if lengths is None:
-        return before, x[:, -1:].to(dtype, copy=True)
+        return before, common.owned(x[:, -1:].to(dtype))
     last = inputs.gather(1, lengths[:, None, None].expand(-1, 1, x.shape[2])).to(dtype)
     return before, torch.where(lengths[:, None, None] > 0, last, state)
