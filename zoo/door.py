@@ -54,10 +54,10 @@ def _form(small: Any, large: Any) -> Node | Leaf:
     return Node(type(small), tuple(_form(*parts) for parts in zip(small, large, strict=True)))
 
 
-def fits(form: Node | Leaf, state: Any, batch_size: int, dtype: torch.dtype) -> bool:
-    """Whether a state has the form, for a batch of `batch_size` and inputs in `dtype`."""
+def fits(form: Any, state: Any, batch_size: int, dtype: torch.dtype) -> bool:
+    """Whether a state has the form (a `Node` or a `Leaf`), for a batch of `batch_size` and inputs in `dtype`."""
     if type(form) is Node:
-        if type(state) is not form.kind or len(state) != len(form.parts):
+        if state.__class__ is not form.kind or len(state) != len(form.parts):
             return False
         for part, value in zip(form.parts, state):  # noqa: B905, SIM110  # equally many; written out for its speed
             if not fits(part, value, batch_size, dtype):
@@ -84,12 +84,12 @@ def _is_of(given: torch.dtype, wanted: torch.dtype | None, inputs: torch.dtype) 
     return given is torch.promote_types(wanted, inputs) or (autocast and given.is_floating_point)
 
 
-def misfit(who: str, form: Node | Leaf, state: Any, batch_size: int, dtype: torch.dtype) -> UsageError:
+def misfit(who: str, form: Any, state: Any, batch_size: int, dtype: torch.dtype) -> UsageError:
     """The error for a state that does not fit, about the first part that does not."""
     if form == Node(tuple, ()):
         return UsageError(f"{who} takes no state, or (); the one given is {_described(state)}.")
     where = "state"
-    while type(form) is Node and type(state) is form.kind and len(state) == len(form.parts):
+    while type(form) is Node and state.__class__ is form.kind and len(state) == len(form.parts):
         parts = zip(form.parts, state, strict=True)
         i = next(i for i, (part, value) in enumerate(parts) if not fits(part, value, batch_size, dtype))
         names = getattr(form.kind, "_fields", None)
@@ -103,7 +103,7 @@ def _clipped(text: str, most: int = 140) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def _wanted(form: Node | Leaf, batch_size: int, dtype: torch.dtype) -> str:
+def _wanted(form: Any, batch_size: int, dtype: torch.dtype) -> str:
     if isinstance(form, Node):
         return _named(form.kind, [_wanted(part, batch_size, dtype) for part in form.parts])
     sizes = [batch_size, *("n" if size is None else size for size in form.sizes)]

@@ -119,7 +119,7 @@ def _through_the_door(forward: Callable[..., Any]) -> Callable[..., Any]:
                 door.check_features(self.name, x, self.d_model)
                 if state is not None:
                     check_state(self.name, self, state, len(x), x.dtype)
-            context = admit(self.name, context, *x.shape[:2], x.device)
+            context = admit(self.name, context, len(x), x.shape[1], x.device)
         return forward(self, x, state, context)
 
     return checked

@@ -18,7 +18,7 @@ from zoo.ops.common import without_autocast
 from zoo.ops.derivatives import transformed
 from zoo.ops.grouped import grouped_feed_forward
 from zoo.ops.modules import widely
-from zoo.protocol import Context, Mixer, Place, State
+from zoo.protocol import Context, Mixer, Place, State, recurrent_dtype
 from zoo.registry import register
 
 JUDGED_BY = {"top2": 2, "max": 1}  # best experts whose scores are summed to a group's

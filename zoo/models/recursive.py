@@ -173,7 +173,7 @@ class RecursiveModel(TokenModel):
         """
         r, c = self.recursion, self.config
         tokens = door.read_ids("model", "tokens", tokens, "BT", c.vocab_size, f"vocab_size={c.vocab_size}")
-        context = self._over_places(admit("model", context, *tokens.shape, tokens.device))
+        context = self._over_places(admit("model", context, len(tokens), tokens.shape[1], tokens.device))
         x = self._inputs(tokens, puzzles)
         if state is None:
             state = self.init_state(*tokens.shape, dtype=x.dtype)

@@ -264,7 +264,7 @@ class TokenModel(nn.Module):
         tokens = door.read_ids("model", "tokens", tokens, "BT", c.vocab_size, f"vocab_size={c.vocab_size}")
         if state is not None and not torch.compiler.is_compiling():
             check_state("model", self, state, len(tokens), self.embedding.weight.dtype)
-        return tokens, admit("model", context, *tokens.shape, tokens.device)
+        return tokens, admit("model", context, len(tokens), tokens.shape[1], tokens.device)
 
     def embed(self, tokens: Tensor, positions: Tensor, timespans: Tensor | None = None) -> Tensor:
         """tokens, positions and timespans (B, T; 1 by default) to (B, T, D)."""
