@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from zoo.models.token import ModelState, model_config, sinusoidal
 from zoo.pattern import make_word, parse, to_text
-from zoo.protocol import Context, tree_bytes
+from zoo.protocol import Context, Place, tree_bytes
+from zoo.registry import mixers
 
 VOCAB = 11
 PATTERNS = [
@@ -287,6 +288,51 @@ def test_parameters_on_the_meta_device():
     with torch.device("meta"):
         shadow = zoo.create_model(PATTERNS[1], d_model=16, vocab_size=VOCAB)
     assert shadow.n_parameters() == model_of(PATTERNS[1]).n_parameters()
+
+
+@pytest.mark.parametrize("name", mixers.names())
+def test_a_mixer_made_on_the_meta_device_takes_weights(name, poisoned_memory):
+    """Nothing is left there, be it in no file, and nothing that is in no file is read unwritten."""
+    cls, x = mixers[name], torch.randn(2, 5, 16)
+    for options in cls.law_cases()[:3]:
+        with contextlib.suppress(zoo.UsageError):  # sizes that take another width
+            mixer = cls(16, cls.Config(**options), place=Place())
+            for way in ("assigned", "copied"):
+                with torch.device("meta"):
+                    other = cls(16, cls.Config(**options), place=Place())
+                other = other if way == "assigned" else other.to_empty(device="cpu")
+                other.load_state_dict(mixer.state_dict(), assign=way == "assigned")
+                for which, tensor in [*other.named_parameters(), *other.named_buffers()]:
+                    assert not tensor.is_meta, f"{which} is on the meta device, {way}"
+                for module in (mixer, other):
+                    module(x)  # training: what is counted is counted from zero
+                assert dict(other.named_buffers()).keys() == dict(mixer.named_buffers()).keys()
+                for which, buffer in other.named_buffers():
+                    torch.testing.assert_close(buffer, mixer.get_buffer(which), msg=f"{which}, {way}")
+                mixer.after_step()
+
+
+@pytest.mark.parametrize("pattern", [*PATTERNS, "mlstm slstm rwkv7 mla"])
+def test_a_compiled_decoder_is_one_graph(pattern):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model, given = model_of(pattern, torch.float32).eval(), tokens(2, 4)
+    step, state, outputs = (
+        torch.compile(model.step, fullgraph=True, backend=backend),
+        model.init_state(2, capacity=8),
+        [],
+    )
+    with torch.no_grad():
+        for t in range(4):
+            logits, state = step(given[:, t], state)
+            outputs.append(logits)
+        expected = model(given)[0]
+    assert len(graphs) == 1
+    torch.testing.assert_close(torch.stack(outputs, 1), expected, rtol=1e-4, atol=1e-4)
 
 
 # ---- a width for a number of parameters

@@ -300,7 +300,7 @@ def test_wrong_passes_are_refused_in_one_line(tokens):
     assert m.init_state(3).answer.shape == (3, 8, D)
     for refused, message in (
         (lambda: m.think(tokens, context=Context(resets=torch.zeros(3, L, dtype=torch.bool))), "give no resets"),
-        (lambda: m(tokens, m.init_state(3, L - 1)), r"answer is \(3, 7, 16\), and these puzzles ask for \(3, 8, 16\)"),
+        (lambda: m(tokens, m.init_state(3, L - 1)), r"answer is \(3, 7, 16\) float64, expected \(3, 8, 16\)"),
         (lambda: m(tokens.repeat(1, 2)), "14 places and tokens are more than max_len=8"),
         (lambda: model().init_state(3), "give init_state a length"),
     ):

@@ -12,11 +12,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from tasks.registry import UsageError
 
 BOUNDLESS = 1 << 20
 """Rows that no state of a bounded number of rows has room for."""
+WHOLE = frozenset(
+    (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+)
 
 
 # ---- states
@@ -33,11 +37,17 @@ class Leaf(NamedTuple):
 class Node(NamedTuple):
     """A tuple, or a NamedTuple, of nodes and leaves."""
 
-    kind: type
+    kind: Any  # the type
     parts: tuple[Any, ...]
 
 
-def form_of(init_state: Callable[..., Any]) -> Node | Leaf:
+class Nothing(NamedTuple):
+    """What holds no tensor: `()`, or tuples of it."""
+
+    value: tuple[Any, ...]
+
+
+def form_of(init_state: Callable[..., Any]) -> Node | Leaf | Nothing:
     """What states have in common with those that `init_state` makes."""
 
     def made(capacity: int) -> Any:
@@ -46,7 +56,9 @@ def form_of(init_state: Callable[..., Any]) -> Node | Leaf:
     return _form(made(1), made(BOUNDLESS))
 
 
-def _form(small: Any, large: Any) -> Node | Leaf:
+def _form(small: Any, large: Any) -> Node | Leaf | Nothing:
+    if not tree_leaves(small):
+        return Nothing(small)
     if isinstance(small, Tensor):
         sizes = tuple(a if a == b else None for a, b in zip(small.shape[1:], large.shape[1:], strict=True))
         most = tuple(None if b >= BOUNDLESS else b for b in large.shape[1:])
@@ -55,24 +67,31 @@ def _form(small: Any, large: Any) -> Node | Leaf:
 
 
 def fits(form: Any, state: Any, batch_size: int, dtype: torch.dtype) -> bool:
-    """Whether a state has the form (a `Node` or a `Leaf`), for a batch of `batch_size` and inputs in `dtype`."""
+    """Whether a state has the form, for a batch of `batch_size` and inputs in `dtype`. Every step of a decoder asks."""
     if type(form) is Node:
-        if state.__class__ is not form.kind or len(state) != len(form.parts):
+        if type(state) is not form.kind or len(state) != len(form.parts):
             return False
         for part, value in zip(form.parts, state):  # noqa: B905, SIM110  # equally many; written out for its speed
             if not fits(part, value, batch_size, dtype):
                 return False
         return True
+    if type(form) is Nothing:
+        return isinstance(state, tuple) and state == form.value
     if not isinstance(state, Tensor):
         return False
-    shape, sizes = state.shape, form.sizes
-    if shape != (batch_size, *sizes):
-        if len(shape) != len(sizes) + 1 or shape[0] != batch_size:
+    if state.shape != (batch_size, *form.sizes) and not _has_grown(state.shape, form, batch_size):
+        return False
+    given = state.dtype
+    return given is form.dtype is dtype or _is_of(given, form.dtype, dtype)
+
+
+def _has_grown(shape: torch.Size, form: Leaf, batch_size: int) -> bool:
+    if len(shape) != len(form.sizes) + 1 or shape[0] != batch_size:
+        return False
+    for size, wanted, most in zip(shape[1:], form.sizes, form.most, strict=True):
+        if size != wanted if wanted is not None else most is not None and size > most:
             return False
-        for size, wanted, most in zip(shape[1:], sizes, form.most, strict=True):
-            if size != wanted if wanted is not None else most is not None and size > most:
-                return False
-    return _is_of(state.dtype, form.dtype, dtype)
+    return True
 
 
 def _is_of(given: torch.dtype, wanted: torch.dtype | None, inputs: torch.dtype) -> bool:
@@ -86,10 +105,10 @@ def _is_of(given: torch.dtype, wanted: torch.dtype | None, inputs: torch.dtype) 
 
 def misfit(who: str, form: Any, state: Any, batch_size: int, dtype: torch.dtype) -> UsageError:
     """The error for a state that does not fit, about the first part that does not."""
-    if form == Node(tuple, ()):
+    if type(form) is Nothing:
         return UsageError(f"{who} takes no state, or (); the one given is {_described(state)}.")
     where = "state"
-    while type(form) is Node and state.__class__ is form.kind and len(state) == len(form.parts):
+    while type(form) is Node and type(state) is form.kind and len(state) == len(form.parts):
         parts = zip(form.parts, state, strict=True)
         i = next(i for i, (part, value) in enumerate(parts) if not fits(part, value, batch_size, dtype))
         names = getattr(form.kind, "_fields", None)
@@ -104,6 +123,8 @@ def _clipped(text: str, most: int = 140) -> str:
 
 
 def _wanted(form: Any, batch_size: int, dtype: torch.dtype) -> str:
+    if isinstance(form, Nothing):
+        return str(form.value)
     if isinstance(form, Node):
         return _named(form.kind, [_wanted(part, batch_size, dtype) for part in form.parts])
     sizes = [batch_size, *("n" if size is None else size for size in form.sizes)]
@@ -152,17 +173,17 @@ def read_ids(who: str, what: str, ids: Any, form: str, n: int, why: str) -> Tens
         ids: what was given.
         form: the names of the axes, "BT" for (B, T); all sizes are at least 1.
         n: how many there are.
-        why: where `n` comes from, for the message.
+        why: the option that says so, for the message.
     """
     if not (_is_whole(ids) and ids.ndim == len(form) and ids.numel()):
         axes = f"({', '.join(form)}{',' * (len(form) == 1)})"
         raise UsageError(f"{who}: {what} are {_described(ids)}, expected {axes} whole numbers, at least one.")
-    ids = ids.long()
+    ids = ids if ids.dtype is torch.int64 else ids.long()
     if torch.compiler.is_compiling():
         return ids.clamp(0, n - 1)
     if (bounds := _bounds(ids)) is not None and not (bounds[0] >= 0 and bounds[1] < n):
         wrong = bounds[0] if bounds[0] < 0 else bounds[1]
-        raise UsageError(f"{who}: {wrong} is not among the {what}, which are from 0 to {n - 1} ({why}).")
+        raise UsageError(f"{who}: {wrong} is not among the {what}, which are from 0 to {n - 1} ({why}={n}).")
     return ids
 
 
@@ -217,8 +238,7 @@ def _range(values: Tensor) -> str:
 
 
 def _is_whole(tensor: Any) -> bool:
-    whole = isinstance(tensor, Tensor) and not (tensor.is_floating_point() or tensor.is_complex())
-    return whole and tensor.dtype != torch.bool
+    return isinstance(tensor, Tensor) and tensor.dtype in WHOLE
 
 
 def _placed(value: Any) -> str:
@@ -227,9 +247,11 @@ def _placed(value: Any) -> str:
 
 def _bounds(tensor: Tensor) -> tuple[Any, Any] | None:
     """The least and the greatest value, where they are at hand: on a CPU, and not while a graph is traced."""
-    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+    if not tensor.is_cpu or torch.compiler.is_compiling():
         return None
     try:
+        if tensor.numel() == 1:  # as in single steps
+            return (tensor.item(),) * 2
         low, high = tensor.detach().aminmax()
         return low.item(), high.item()
     except RuntimeError:  # stand-ins (vmap, fake tensors, make_fx) hold no values to look at

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tasks.registry import Options, UsageError
-from zoo import door
+from zoo.door import check_features, check_resets, fits, form_of, misfit, read_lengths, read_timespans
 
 State = Any
 """A NamedTuple of tensors (or a nest of them), batch first in every leaf; `()` when stateless."""
@@ -92,35 +92,35 @@ def admit(who: str, context: Context | None, batch_size: int, n_steps: int, devi
         raise UsageError(f"{who}: the context is {context!r:.60}, expected a zoo.protocol.Context.")
     lengths, resets, timespans = context.lengths, context.resets, context.timespans
     if lengths is not None:
-        lengths = door.read_lengths(who, lengths, batch_size, n_steps, device)
+        lengths = read_lengths(who, lengths, batch_size, n_steps, device)
     if resets is not None:
-        door.check_resets(who, resets, batch_size, n_steps, device)
+        check_resets(who, resets, batch_size, n_steps, device)
     if timespans is not None:
-        timespans = door.read_timespans(who, timespans, lengths, batch_size, n_steps, device)
+        timespans = read_timespans(who, timespans, lengths, batch_size, n_steps, device)
     return Admitted(lengths, resets, timespans, context.shared, context.losses, context.metrics)
 
 
 def check_state(who: str, module: Any, state: State, batch_size: int, dtype: torch.dtype) -> None:
     """Raises a `UsageError` unless `state` is like those of `module.init_state`, for this batch."""
     form = module.__dict__.get("_state_form")
-    if form is None or not door.fits(form, state, batch_size, dtype):
-        form = module.__dict__["_state_form"] = door.form_of(module.init_state)  # anew: parts may have been exchanged
-        if not door.fits(form, state, batch_size, dtype):
-            raise door.misfit(who, form, state, batch_size, dtype)
+    if form is None or not fits(form, state, batch_size, dtype):
+        form = module.__dict__["_state_form"] = form_of(module.init_state)  # anew: parts may have been exchanged
+        if not fits(form, state, batch_size, dtype):
+            raise misfit(who, form, state, batch_size, dtype)
 
 
 def _through_the_door(forward: Callable[..., Any]) -> Callable[..., Any]:
     """`forward`, its inputs checked where no model has done so."""
 
     @functools.wraps(forward)
-    def checked(self: Mixer, x: Tensor, state: State | None = None, context: Context | None = None) -> Any:
+    def checked(self: Mixer, x: Tensor, state: State | None = None, context: Context | None = None, **more: Any) -> Any:
         if type(context) is not Admitted:
             if not torch.compiler.is_compiling():
-                door.check_features(self.name, x, self.d_model)
+                check_features(self.name, x, self.d_model)
                 if state is not None:
                     check_state(self.name, self, state, len(x), x.dtype)
             context = admit(self.name, context, len(x), x.shape[1], x.device)
-        return forward(self, x, state, context)
+        return forward(self, x, state, context, **more)
 
     return checked
 

@@ -51,7 +51,7 @@ def one_token(mixer: MoE, x: Tensor) -> Tensor:
         out = expert(mixer, i, x) if i < config.n_experts else x
         y += config.scale * scores[i] / total * out
     if mixer.shared is not None:
-        shared = mixer.shared(x)[0]
+        shared = mixer.shared(x[None, None])[0][0, 0]
         y += shared if mixer.shared_gate is None else torch.sigmoid(mixer.shared_gate(x)) * shared
     return y
 
@@ -94,7 +94,7 @@ def test_perceptrons_as_experts():
 def test_experts_in_a_latent_width():
     mixer, x = make(d_latent=12, n_shared=1), inputs(1, 9)
     routing, latent = mixer.route(x[0]), x[0] @ mixer.latent_in.weight.T
-    expected = mixer.shared(x[0])[0]
+    expected = mixer.shared(x)[0][0]
     for t, e in ((t, e) for t in range(9) for e in range(2)):
         out = expert(mixer, routing.experts[t, e], latent[t])
         expected[t] += routing.weights[t, e] * (mixer.latent_out.weight @ out)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tasks.registry import UsageError
-from zoo import door
 from zoo.backbone import Backbone
 from zoo.channel_mixers._glu import GatedLayer
 from zoo.channel_mixers.mlp import MLP
+from zoo.door import fits, form_of, misfit, read_ids
 from zoo.mixers._attention import AttentionWord
 from zoo.mixers.token_mlp import TokenMLP
 from zoo.models.token import ModelConfig, TokenModel, make_backbone
@@ -172,15 +172,15 @@ class RecursiveModel(TokenModel):
                 a task that numbers its puzzles gives them to every model.
         """
         r, c = self.recursion, self.config
-        tokens = door.read_ids("model", "tokens", tokens, "BT", c.vocab_size, f"vocab_size={c.vocab_size}")
+        tokens = read_ids("model", "tokens", tokens, "BT", c.vocab_size, "vocab_size")
         context = self._over_places(admit("model", context, len(tokens), tokens.shape[1], tokens.device))
         x = self._inputs(tokens, puzzles)
         if state is None:
             state = self.init_state(*tokens.shape, dtype=x.dtype)
         elif not torch.compiler.is_compiling():
-            form = door.form_of(lambda n, **options: self.init_state(n, tokens.shape[1], **options))
-            if not door.fits(form, state, len(tokens), x.dtype):
-                raise door.misfit("model", form, state, len(tokens), x.dtype)
+            form = form_of(lambda n, **options: self.init_state(n, tokens.shape[1], **options))
+            if not fits(form, state, len(tokens), x.dtype):
+                raise misfit("model", form, state, len(tokens), x.dtype)
         y, z = state.answer.to(x.dtype), list(state.latents.to(x.dtype).unbind(1))
         if torch.is_autocast_enabled(x.device.type):  # the stream too, not the products alone
             dtype = torch.get_autocast_dtype(x.device.type)
@@ -225,7 +225,7 @@ class RecursiveModel(TokenModel):
         x = self.embedding(tokens)
         if self.puzzles is not None:
             numbers = tokens.new_zeros(len(tokens)) if puzzles is None else puzzles
-            numbers = door.read_ids("model", "puzzles", numbers, "B", r.n_puzzles, f"n_puzzles={r.n_puzzles}")
+            numbers = read_ids("model", "puzzles", numbers, "B", r.n_puzzles, "n_puzzles")
             if len(numbers) != len(tokens):
                 raise UsageError(f"model: {len(numbers)} numbers of puzzles for {len(tokens)} rows.")
             own = self.puzzles(numbers)

@@ -12,8 +12,8 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from tasks.registry import Options, UsageError, closest, quoted
-from zoo import door
 from zoo.backbone import NORM_EPS, Backbone, make_norm
+from zoo.door import read_ids
 from zoo.models import generation
 from zoo.models.budget import largest_width
 from zoo.models.families import families
@@ -260,11 +260,14 @@ class TokenModel(nn.Module):
         """What `features` is given, checked for all layers at once."""
         if not self.causal and isinstance(state, ModelState):
             raise UsageError("A model with causal=False reads whole sequences and takes no state.")
-        c = self.config
-        tokens = door.read_ids("model", "tokens", tokens, "BT", c.vocab_size, f"vocab_size={c.vocab_size}")
+        tokens = read_ids("model", "tokens", tokens, "BT", self.config.vocab_size, "vocab_size")
         if state is not None and not torch.compiler.is_compiling():
-            check_state("model", self, state, len(tokens), self.embedding.weight.dtype)
+            check_state("model", self, state, len(tokens), self._dtype())
         return tokens, admit("model", context, len(tokens), tokens.shape[1], tokens.device)
+
+    def _dtype(self) -> torch.dtype:
+        weight = getattr(self.embedding, "weight", None)  # an adapter around the embedding need not have it
+        return first_parameter_like(self, None, None)[1] if weight is None else weight.dtype
 
     def embed(self, tokens: Tensor, positions: Tensor, timespans: Tensor | None = None) -> Tensor:
         """tokens, positions and timespans (B, T; 1 by default) to (B, T, D)."""
