@@ -123,6 +123,50 @@ def test_a_recursive_model_recomputes_every_word(word):
     assert_close_gradients(grads[1], grads[0], 2e-5, word, names)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_derivatives(name):
+    """Second derivatives of a family against differences, and the gradients of every row by torch.func in one go.
+
+    Gradients of recursive models stop before the last cycle, which is no function's gradient: they are refused.
+    """
+    model = build(name)
+    inputs, rows, step = list(model.parameters()), tokens(), 1e-7
+
+    def gradients(rows: Tensor, create_graph: bool = False) -> tuple[Tensor, ...]:
+        loss = model(rows)[0].sin().mean()
+        options = {"create_graph": create_graph, "allow_unused": True, "materialize_grads": True}
+        return torch.autograd.grad(loss, inputs, **options)
+
+    def loss_of(values: dict[str, Tensor], row: Tensor) -> Tensor:
+        return torch.func.functional_call(model, values, (row[None],))[0].sin().mean()
+
+    values = {n: p.detach() for n, p in model.named_parameters()}
+    by_row = torch.func.vmap(torch.func.grad(loss_of), in_dims=(None, 0))(values, rows)
+    for i in range(len(rows)):
+        assert_close_gradients([g[i] for g in by_row.values()], gradients(rows[[i]]), 1e-9, f"row {i}", list(values))
+    if model.config.recursion is not None:
+        with pytest.raises(zoo.UsageError, match="no second derivatives"):
+            gradients(rows, create_graph=True)
+        with pytest.raises(zoo.UsageError, match="no second derivatives"):
+            torch.func.jacrev(torch.func.grad(lambda row: loss_of(values | {"head.weight": row}, rows[0])))(
+                values["head.weight"]
+            )
+        return
+    directions = [noise(*p.shape, seed=i) for i, p in enumerate(inputs)]
+    dot = sum((g * d).sum() for g, d in zip(gradients(rows, create_graph=True), directions, strict=True))
+    product = torch.autograd.grad(dot, inputs, allow_unused=True, materialize_grads=True)
+    ends = []
+    for sign in (1, -2, 1):
+        with torch.no_grad():
+            for p, d in zip(inputs, directions, strict=True):
+                p.add_(sign * step * d)
+        ends.append(gradients(rows))
+    expected = [(a - b) / (2 * step) for a, b in zip(ends[0], ends[1], strict=True)]
+    floor = max(e.abs().max().item() for e in expected)
+    for n, actual, wanted in zip(values, product, expected, strict=True):
+        assert_close(actual, wanted, 1e-5, f"Hessian product of {n}", floor)
+
+
 @pytest.mark.parametrize("word", zoo.list_mixers())
 def test_every_parameter_gets_a_gradient_by_the_outputs_alone(word):
     """As DistributedDataParallel asks for, whose callers may leave `context.losses` out."""

@@ -20,10 +20,15 @@ from zoo.door import fits, form_of, misfit, read_ids
 from zoo.mixers._attention import AttentionWord
 from zoo.mixers.token_mlp import TokenMLP
 from zoo.models.token import ModelConfig, TokenModel, make_backbone
+from zoo.ops.derivatives import once_only
 from zoo.ops.gated_mlp import constant_weights
 from zoo.ops.modules import widely
 from zoo.protocol import Context, Mixer, admit, tree_bytes
 
+TRUNCATED = (
+    "A recursive model has no second derivatives: its gradients pass through the last cycle only. Take "
+    "recursion.cycles=1, and recursion.gradient='cycle'."
+)
 PROJECTIONS_ONLY = (AttentionWord, TokenMLP, GatedLayer, MLP)  # every matrix of theirs is one
 
 
@@ -187,6 +192,8 @@ class RecursiveModel(TokenModel):
             x, y, z = x.to(dtype), y.to(dtype), [latent.to(dtype) for latent in z]
         with constant_weights():
             y, z = self._cycles(x, y, z, context)
+        if r.cycles > 1 or r.gradient == "step":
+            y = once_only(y, TRUNCATED)
         q = widely(self.halting, y[:, 0]).float()
         n = y.new_empty(*y.shape[:1], 0, *y.shape[1:]) if not z else torch.stack(z, 1)
         return Thought(y[:, r.prefix :], q[:, 0], q[:, 1], RecursiveState(y.detach(), n.detach()))

@@ -26,10 +26,15 @@ def transformed() -> bool:
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
+def _levels(kind: str) -> int:
+    """How many transforms of a kind are under way, one within the other."""
+    stack = torch._C._functorch.get_interpreter_stack() if torch._C._are_functorch_transforms_active() else None
+    return sum(level.key() == getattr(torch._C._functorch.TransformType, kind) for level in stack or ())
+
+
 def batched() -> bool:
     """Whether a vmap is under way, in which values of tensors cannot be read."""
-    stack = torch._C._functorch.get_interpreter_stack() if torch._C._are_functorch_transforms_active() else None
-    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack or ())
+    return _levels("Vmap") > 0
 
 
 TRANSFORMS = "forward-mode differentiation and torch.func"
@@ -130,7 +135,13 @@ class _Guarded(torch.autograd.Function):
 
 def once_only(x: Tensor, why: str) -> Tensor:
     """x, whose gradient is right once: a second derivative through it is refused, saying `why`."""
-    return x if torch.compiler.is_compiling() or not x.requires_grad else _OnceOnly.apply(x, why)
+    if torch.compiler.is_compiling():
+        return x
+    if transformed():
+        if _levels("Grad") > 1:
+            raise UsageError(why)
+        return x
+    return _OnceOnly.apply(x, why) if x.requires_grad else x
 
 
 class _OnceOnly(torch.autograd.Function):
