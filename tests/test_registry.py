@@ -315,7 +315,7 @@ def test_of_two_files_with_one_word_the_first_has_it(tmp_path, monkeypatch, thin
 
 def test_the_running_script_is_not_imported_again(tmp_path, monkeypatch, things):
     path = thing(tmp_path, "script", "1 / 0")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", path)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", path, raising=False)
     name_in_environment(monkeypatch, path)
     assert things.registry.names() == []
 

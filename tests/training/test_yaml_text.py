@@ -99,7 +99,8 @@ def test_what_strangers_may_not_do(tmp_path, text, told):
     assert time.perf_counter() - started < 20
 
 
-texts = st.text(max_size=20) | st.sampled_from([text for text, _ in READ])
+LINE_ENDS = ["\x85", "a\x85", "\u2028", "a\u2029\nb", "\r", "\r\n", "\n", " \n\n "]
+texts = st.text(max_size=20) | st.sampled_from([text for text, _ in READ] + LINE_ENDS)
 plain = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | texts
 keys = texts.filter(lambda key: "\0" not in key)
 

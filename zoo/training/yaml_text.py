@@ -28,6 +28,7 @@ _INT = re.compile(rf"[-+]?{_DIGITS}")
 _BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(rf"[-+]?(?:\.{_DIGITS}|{_DIGITS}(?:\.(?:{_DIGITS})?)?)(?:[eE][-+]?[0-9]+)?")
 _INFINITE = re.compile(r"([-+]?)\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+_OTHER_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 _CORE = "tag:yaml.org,2002:"
 
 
@@ -183,6 +184,12 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def text(self, data: str) -> yaml.ScalarNode:
+        """A text; escaped where it holds a line end that quotes alone would fold into a space."""
+        return self.represent_scalar(_CORE + "str", data, style='"' if _OTHER_LINE_ENDS.search(data) else None)
+
+
+_Dumper.add_representer(str, _Dumper.text)
 
 for _pattern, _tag in ((_INT, "int"), (_BASED, "int"), (_FLOAT, "float"), (_INFINITE, "float")):
     _Dumper.add_implicit_resolver(_CORE + _tag, re.compile(f"^(?:{_pattern.pattern})$"), list("-+.0123456789"))
