@@ -221,7 +221,7 @@ def exceptions(name: str) -> list[str]:
         lines.append(f"- {'Always' if len(where) == len(cases) else 'As ' + ', '.join(where)}: {told}")
     if not built(name, 32, 16).causal:
         lines.append("- It looks ahead: it has no state, and the laws about states do not bind it.")
-    held = f"Held to [the ten laws](../concepts.md#the-ten-laws) with {len(cases)} sets of options"
+    held = f"Held to [the laws](../concepts.md#the-laws) with {len(cases)} sets of options"
     return [f"{held}{', but for what it declares:' if lines else ', without an exception.'}", "", *lines, ""]
 
 
@@ -461,7 +461,7 @@ CONFIGS = {"train": TrainConfig, "train.target": Target, "model": ModelConfig, "
 
 def filled(text: str) -> str:
     """A page with its comments replaced: `<!-- laws -->`, `<!-- file: NAME -->`, `<!-- options: SECTION -->`."""
-    laws = re.findall(r"^(\d+\. .+?)$", inspect.cleandoc(protocol.__doc__ or ""), re.M)
+    laws = re.findall(r"^(\d+\. .+(?:\n +.+)*)$", inspect.cleandoc(protocol.__doc__ or ""), re.M)
     text = text.replace("<!-- laws -->", "\n".join(laws))
 
     def contents(match: re.Match[str]) -> str:

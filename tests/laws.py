@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from zoo import laws
-from zoo.laws import TOLERANCE, assert_close, assert_same_run, dtype_of, exact, noise, run, spans
+from zoo.laws import TOLERANCE, assert_close, assert_same_run, dtype_of, error, exact, noise, run, spans
 from zoo.ops.sparse_latent_attention import choose
 from zoo.pattern import make_word, to_text
 from zoo.protocol import Context, Mixer, Place, State, recurrent_dtype, tree_bytes
@@ -778,6 +778,21 @@ def transforms(case: Case, n: int = 10) -> None:
     rows = torch.func.vmap(lambda row: f(values, row[None])[0])(x)
     if not mixer.couples_rows:
         assert_close(rows, torch.cat([f(values, row[None]) for row in x]), 1e-9, "vmap over inputs")
+    lengths = torch.tensor([[n, n - 4], [2, n]], device=case.device)
+    resets = torch.arange(4 * n, device=case.device).view(2, 2, n) % 7 == 3
+
+    def packed(x: Tensor, lengths: Tensor, resets: Tensor) -> Tensor:
+        y, state = mixer(x, None, Context(lengths, resets))
+        return mixer(x, state)[0] if mixer.causal else y
+
+    crowd = torch.stack([x, case.noise(*x.shape, seed=42)])
+    try:
+        rows = torch.func.vmap(packed)(crowd, lengths, resets)
+    except zoo.UsageError:  # a mixer for whom the number of documents is a shape
+        assert mixer.compiles
+    else:
+        one_by_one = torch.stack([packed(*given) for given in zip(crowd, lengths, resets, strict=True)])
+        assert mixer.couples_rows or error(rows, one_by_one) <= 1e-9, "vmap over packed and ragged rows"
     pair = {name: torch.stack([v, 1.1 * v]) for name, v in values.items()}
     both = torch.stack([f({name: v[i] for name, v in pair.items()}, x) for i in range(2)])
     assert_close(torch.func.vmap(f, in_dims=(0, None))(pair, x), both, 1e-9, "vmap over parameters")

@@ -18,6 +18,8 @@ chunked prefill and step-by-step decoding. Tested for every mixer (`tests/test_l
 10. Raggedness: with `lengths`, each row equals that row run alone.
 11. Refusal: a state, resets, timespans or lengths of another shape, type or range are refused in one line; whole
    numbers may be of any integer type.
+12. Openness: hooks fire, adapters and pruning take effect on every layer; checkpointing changes no gradient.
+13. Second derivatives, forward mode and `torch.func` are right, or refused by name.
 """
 
 from __future__ import annotations

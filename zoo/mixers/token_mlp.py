@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tasks.registry import Options, UsageError
 from zoo.mixers._rnn import by_document
 from zoo.ops.common import blank, valid_steps
+from zoo.ops.derivatives import batched
 from zoo.ops.gated_mlp import gated_mlp, silu_product
 from zoo.ops.modules import bare
 from zoo.protocol import Context, Mixer, Place, State
@@ -66,6 +67,8 @@ class TokenMLP(Mixer):
         if state:
             raise UsageError("token_mlp looks ahead and takes no state.")
         lengths, resets = (None, None) if context is None else (context.lengths, context.resets)
+        if resets is not None and batched():
+            raise UsageError("token_mlp: documents are rows of their own, whose number no vmap can follow.")
         if resets is not None:
             return by_document(lambda x, _, lengths: (self._mix(x, lengths), ()), x, (), lengths, resets)
         return self._mix(x, lengths), ()

@@ -20,7 +20,7 @@ from torch import Tensor
 from tasks.registry import UsageError, unknown
 from zoo.ops import common
 from zoo.ops.common import blank, log_form, state_dtype, valid_steps
-from zoo.ops.derivatives import TRANSFORMED, gradients_of, guarded, once, traced, transformed
+from zoo.ops.derivatives import TRANSFORMED, batched, gradients_of, guarded, once, traced, transformed
 from zoo.protocol import document_positions, grow, next_position
 
 BACKENDS = ("auto", "reference", "chunked", "sdpa")
@@ -502,7 +502,7 @@ def append(
     positions = document_positions(before, T, resets)
     length = next_position(positions, before, lengths)
     if not torch.compiler.is_compiling():
-        cache = _with_room(cache, length, window)
+        cache = _with_room(cache, T, length, window)
     N = cache[0].shape[1]
     # the newest n steps of each row lie in different rows of the cache, whatever was padded or reset
     newest = torch.arange(-min(T, N), 0, device=length.device)
@@ -510,7 +510,7 @@ def append(
     step = newest + T if lengths is None else lengths[:, None] + newest
     batch = torch.arange(B, device=length.device)[:, None]
     restarted = None if resets is None else length < before + (T if lengths is None else lengths)
-    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in new)
+    differentiable = transformed() or (torch.is_grad_enabled() and any(x.requires_grad for x in new))
 
     def write(buffer: Tensor, new: Tensor) -> Tensor:
         in_place, new = not (buffer.requires_grad or differentiable), new.to(buffer.dtype)
@@ -534,11 +534,16 @@ def _along(mask: Tensor, x: Tensor) -> Tensor:
     return mask.view(mask.shape + (1,) * (x.ndim - mask.ndim))
 
 
-def _with_room(cache: Cache, length: Tensor, window: int | None) -> Cache:
+def _with_room(cache: Cache, n_steps: int, length: Tensor, window: int | None) -> Cache:
     rows = cache[0].shape[1]
-    if rows == window or (needed := int(length.max())) <= rows:
+    if rows == window:
         return cache
-    rows = max(2 * rows, needed)
+    if batched():  # whose values cannot be read: T more rows are room enough
+        rows += n_steps
+    elif (needed := int(length.max())) <= rows:
+        return cache
+    else:
+        rows = max(2 * rows, needed)
     rows = rows if window is None else min(rows, window)
     return type(cache)._make([*(grow(x, rows) for x in cache[:-1]), cache[-1]])
 
