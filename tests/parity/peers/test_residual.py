@@ -66,7 +66,7 @@ def test_hyper_connections_against_the_package(n):
     residual = Residual("hyper_connections", n)
     wide = residual.widen(x)
     for connection, branch in zip(ours, branches, strict=True):
-        h, mixed, weights = connection.read(wide)
+        h, mixed, weights = connection(wide)
         wide = connection.write(mixed, branch(h), weights)
     close(n * residual.narrow(wide), theirs)  # theirs is the sum
     towards = torch.randn_like(theirs)
@@ -87,7 +87,7 @@ def test_mhc_against_deepseek_v4(n):
     streams, y = torch.randn(2, 5, n, D, requires_grad=True), torch.randn(2, 5, D)
     post, comb, collapsed = theirs(streams)
     expected = post[..., None] * y[..., None, :] + comb.mT @ streams
-    h, mixed, weights = ours.read(streams)
+    h, mixed, weights = ours(streams)
     found = ours.write(mixed, y, weights)
     for a, b in ((h, collapsed), (found, expected)):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
