@@ -1,6 +1,6 @@
 """Time of one decoded token against the context, for every word of attention.
 
-    python -m benchmarks.attention_decode [--contexts 1024,4096,16384,65536] [--repeats 21] [--out docs/results]
+    python -m zoo.benchmarks.attention_decode [--contexts 1024,4096,16384,65536] [--repeats 21] [--out docs/results]
 
 One row, one layer, float32, one thread. All forms have the sizes of `SIZES`, after DeepSeek-V3.2's proportions: "mqa"
 is one key and value of a width whose cache has as many bytes as `mla`'s. The states are not results of a prefill: they
@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 import zoo
-from benchmarks.measure import medians
-from benchmarks.states import at_context
+from zoo.benchmarks.measure import medians
+from zoo.benchmarks.states import at_context
 from zoo.protocol import Mixer
 from zoo.training import machine
 

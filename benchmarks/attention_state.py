@@ -1,6 +1,6 @@
 """What the attention words remember of each token, and what a token costs at a context.
 
-    python -m benchmarks.attention_state [--words mla dsa] [--out docs/results] [--page docs/attention.md]
+    python -m zoo.benchmarks.attention_state [--words mla dsa] [--out docs/results] [--page docs/attention.md]
 
 One layer of width 512 in float32, one row. State: bytes of the tensors that a state holds once it has read 2,048 and
 4,096 tokens, beside what theory says; a window's has stopped growing by then. Compute: `flops_per_token`, the median

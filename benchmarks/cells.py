@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import records
-from benchmarks.records import OK, Record
-from benchmarks.subjects import HEADS, Subject, distinct_layers, held
-from tasks.registry import UsageError
+from zoo.benchmarks import records
+from zoo.benchmarks.records import OK, Record
+from zoo.benchmarks.subjects import HEADS, Subject, distinct_layers, held
+from zoo.core.errors import UsageError
 from zoo.laws import LawBroken
 from zoo.ops.common import logged_forms
 from zoo.pattern import Word, parse, to_text

@@ -15,15 +15,16 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from benchmarks import decode, long_context, mad, memory, plots, records, throughput
-from benchmarks.cells import Request, Table, check_lengths, notes
-from benchmarks.records import Record
-from benchmarks.subjects import choose, peers
-from tasks.registry import UsageError, import_source
+from zoo.benchmarks import decode, long_context, mad, memory, plots, records, throughput
+from zoo.benchmarks.cells import Request, Table, check_lengths, notes
+from zoo.benchmarks.records import Record
+from zoo.benchmarks.subjects import choose, peers
+from zoo.core.errors import UsageError
+from zoo.core.files import write_atomic, writing
+from zoo.core.imports import import_source
 from zoo.registry import MIN_WIDTH
 from zoo.training import machine
 from zoo.training.experiment import TrainConfig, parse_overrides
-from zoo.training.files import write_atomic, writing
 
 MODULES: dict[str, Any] = {
     "throughput": throughput,

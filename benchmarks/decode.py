@@ -3,7 +3,7 @@
 Prefill: `forward` reads random tokens in pieces, on and on; at each context, all tokens so far over all seconds so far,
 with the quartiles of the pieces' rates. A subject's budget spans the reading of its longest context; what is not
 reached is marked. Step: the median of single steps of `step` from a state at that context: where the state has a fixed
-size, the one that was read; where it grows, one made by hand (see `benchmarks.states`), so that attention is measured
+size, the one that was read; where it grows, one made by hand (see `states.py`), so that attention is measured
 at contexts that it could not read in time. Drift, of states of fixed size, if asked for: single steps in float32, their
 last outputs and final state against `forward` in float64 over the whole, and the memory that the steps added. Beside
 the error stands how far the float64 outputs move when every input is rounded to float32 otherwise: where a recurrence
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import zoo
-from benchmarks.cells import (
+from zoo.benchmarks.cells import (
     NO_MEMORY,
     NOT_OFFERED,
     OVER,
@@ -38,10 +38,10 @@ from benchmarks.cells import (
     pivot,
     short,
 )
-from benchmarks.measure import error
-from benchmarks.records import Record, figure
-from benchmarks.states import PIECE, at_context, grows, tells_state
-from benchmarks.subjects import Subject
+from zoo.benchmarks.measure import error
+from zoo.benchmarks.records import Record, figure
+from zoo.benchmarks.states import PIECE, at_context, grows, tells_state
+from zoo.benchmarks.subjects import Subject
 from zoo.report.units import MISSING, count, size
 
 WARM, SLOWEST = 8, 2.0

@@ -1,7 +1,7 @@
 """How near every published family is to the public code it was compared with, and its sizes.
 
     PARITY_RECORD=record.jsonl make parity
-    python -m benchmarks.families --record record.jsonl --out docs/results
+    python -m zoo.benchmarks.families --record record.jsonl --out docs/results
 
 `make parity` adds a line to the record for every whole model that it compares: the largest differences from
 transformers' (for rwkv7 flash-linear-attention's) model with the same random weights, in float32. Parameters are
@@ -72,7 +72,8 @@ def markdown(found: list[dict[str, Any]], machine: dict[str, Any], libraries: di
         "",
         "Every family was compared at such small sizes. The published checkpoints themselves were not run.",
         "",
-        f"Made by `python -m benchmarks.families` after `make parity`; {machine['cpu']}, torch {libraries['torch']}.",
+        f"Made by `python -m zoo.benchmarks.families` after `make parity`; "
+        f"{machine['cpu']}, torch {libraries['torch']}.",
         "",
         "| family | compared with | cases | one pass | chunks | steps | gradients | sizes (parameters) |",
         "|---|---|---:|---:|---:|---:|---:|---|",

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import (
+from zoo.benchmarks.cells import (
     NOT_OFFERED,
     Ladder,
     Measured,
@@ -31,9 +31,9 @@ from benchmarks.cells import (
     short,
     spread,
 )
-from benchmarks.records import OK, Record, figure
-from benchmarks.subjects import Subject
-from benchmarks.training import (
+from zoo.benchmarks.records import OK, Record, figure
+from zoo.benchmarks.subjects import Subject
+from zoo.benchmarks.training import (
     ENOUGH,
     chance_of,
     check_layers,
@@ -43,10 +43,10 @@ from benchmarks.training import (
     require_learned,
     trained,
 )
-from tasks.protocol import create_task
-from tasks.protocol import registry as tasks
-from tasks.registry import UsageError, unknown
+from zoo.core.errors import UsageError, unknown
 from zoo.report.units import MISSING, percent
+from zoo.tasks.protocol import create_task
+from zoo.tasks.protocol import registry as tasks
 from zoo.training.evaluation import evaluate_run
 
 SOLVED = 0.99

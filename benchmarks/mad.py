@@ -19,22 +19,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import NO_AVERAGE, Measured, NoFigure, Request, Table, cell, chance_in, pivot, spread
-from benchmarks.records import OK, Record, figure
-from benchmarks.subjects import Subject
-from benchmarks.training import (
-    chance_of,
-    check_layers,
-    fields_of,
-    layers_of,
-    median_of,
-    require_learned,
-    trained,
-)
-from tasks.mad import TEST_ROWS, MADTask, Setting, mad_tasks
-from tasks.protocol import create_task
-from tasks.registry import unknown
+from zoo.benchmarks.cells import NO_AVERAGE, Measured, NoFigure, Request, Table, cell, chance_in, pivot, spread
+from zoo.benchmarks.records import OK, Record, figure
+from zoo.benchmarks.subjects import Subject
+from zoo.benchmarks.training import chance_of, check_layers, fields_of, layers_of, median_of, require_learned, trained
+from zoo.core.errors import unknown
 from zoo.report.units import percent
+from zoo.tasks.mad import TEST_ROWS, MADTask, Setting, mad_tasks
+from zoo.tasks.protocol import create_task
 
 EPOCHS, BATCH = 200, 128
 BASELINE, AVERAGE = "baseline", "average"

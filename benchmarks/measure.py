@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 import zoo
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 
 SLOW = 5.0  # seconds
 SEGMENT = 128  # steps between the states kept by a float64 step form

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cells import (
+from zoo.benchmarks.cells import (
     NO_MEMORY,
     NOT_OFFERED,
     OVER,
@@ -35,11 +35,12 @@ from benchmarks.cells import (
     pivot,
     short,
 )
-from benchmarks.records import Record, figure
-from benchmarks.states import PIECE, at_context, tells_state
-from benchmarks.subjects import Subject, choose, peers
-from benchmarks.throughput import step_of
-from tasks.registry import UsageError, import_source
+from zoo.benchmarks.records import Record, figure
+from zoo.benchmarks.states import PIECE, at_context, tells_state
+from zoo.benchmarks.subjects import Subject, choose, peers
+from zoo.benchmarks.throughput import step_of
+from zoo.core.errors import UsageError
+from zoo.core.imports import import_source
 from zoo.protocol import tree_bytes
 from zoo.report.units import size
 from zoo.training import machine
@@ -88,7 +89,7 @@ def _child(pipe: Connection, threads: int, name: str, imports: Sequence[str], re
 def _processes() -> Any:
     """Processes that come with torch and the zoo loaded, and nothing computed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.memory"])
+    context.set_forkserver_preload(["zoo.benchmarks.memory"])
     return context
 
 

@@ -1,6 +1,6 @@
 """Speed and exactness of the recurrent ops and mixers on this machine, beside public forms on a CPU.
 
-    python -m benchmarks.ops [--out docs/results] [--threads 2] [--repeats 9] [--cases delta_rule slstm]
+    python -m zoo.benchmarks.ops [--out docs/results] [--threads 2] [--repeats 9] [--cases delta_rule slstm]
 
 Peers are measured where they are installed (`make bench-ops` sees to it). Writes ops.json and ops.md, with the cases
 that were not measured this time as they stood; the last line printed is JSON.
@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import op_cases
-from benchmarks.measure import Case, matmul_rate, measure
+from zoo.benchmarks import op_cases
+from zoo.benchmarks.measure import Case, matmul_rate, measure
 from zoo.training import machine
 
 HEADER = """# Speed and exactness of the ops

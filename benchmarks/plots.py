@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.cells import chance_in, distinct, short
-from benchmarks.long_context import by_depth
-from benchmarks.mad import AVERAGE, column, headed
-from benchmarks.records import OK, Record
+from zoo.benchmarks.cells import chance_in, distinct, short
+from zoo.benchmarks.long_context import by_depth
+from zoo.benchmarks.mad import AVERAGE, column, headed
+from zoo.benchmarks.records import OK, Record
 from zoo.report.style import Look, house_style
 from zoo.report.units import count, size
 

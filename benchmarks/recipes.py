@@ -1,12 +1,12 @@
 """What every shipped recipe reaches on this machine, and in what time.
 
-    python -m benchmarks.recipes [--budget 1800] [--only sudoku-4x4 text:diffusion ...] [--threads 1]
+    python -m zoo.benchmarks.recipes [--budget 1800] [--only sudoku-4x4 text:diffusion ...] [--threads 1]
 
 Each variant is `zoo train RECIPE` in a process of its own, one after the other; training stops at the recipe's own end
 or after the budget, whichever comes first, and the table says which. Time is that of the whole run, evaluation and test
 included: by the clock, and the processor's, which the machine's other work does not lengthen. (Recipes of state
-tracking are for `benchmarks.state_tracking`; those for GPUs run where they are named.) Rows of runs not made this time
-are kept. Writes recipes.json and recipes.md.
+tracking are for `zoo.benchmarks.state_tracking`; those for GPUs run where they are named.) Rows of runs not made this
+time are kept. Writes recipes.json and recipes.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import tempfile
 from typing import Any
 
-from benchmarks.state_tracking import RECIPES as STATE_TRACKING
+from zoo.benchmarks.state_tracking import RECIPES as STATE_TRACKING
 from zoo.training.experiment import list_recipes, read_recipe
 
 ENDED = {"target": "target reached", "finished": "all its steps", "time_budget": "stopped by the clock"}

@@ -64,7 +64,7 @@ from typing import Any
 
 import torch
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.report.layers import joined
 from zoo.training import machine
 

@@ -1,6 +1,7 @@
 """Which mixers follow a state, and how far beyond the lengths they were taught on.
 
-    python -m benchmarks.state_tracking [--recipes parity s3 ...] [--only lstm ...] [--missing] [--budget 60] [--jobs 2]
+    python -m zoo.benchmarks.state_tracking [--recipes parity s3 ...] [--only lstm ...] [--missing]
+        [--budget 60] [--jobs 2]
 
 Every variant of the recipes parity, s3, modular-arithmetic and event-xor: `zoo train` on one thread in a process of
 its own, `--jobs` of them side by side, each stopped by its target or after the budget; then the test split again at

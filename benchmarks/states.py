@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from benchmarks.cells import NOT_OFFERED, NoFigure
+from zoo.benchmarks.cells import NOT_OFFERED, NoFigure
 from zoo.models.generation import PREFILL_CHUNK
 
 PIECE = PREFILL_CHUNK

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 
-from tasks.registry import UsageError
 from zoo import laws
 from zoo.backbone import Backbone
+from zoo.core.errors import UsageError
 from zoo.mixers._attention import AttentionWord
 from zoo.pattern import Pattern, Word, parse, replaced
 from zoo.protocol import Context, first_parameter_like, tree_bytes

@@ -1,6 +1,6 @@
 """Thinking longer, and from more starts, than in training: exact answers of a recursive model against both.
 
-    python -m benchmarks.test_time [RUN] [--train-steps 600] [--puzzles 256] [--steps 1 2 4 8 16] [--starts 1 4 8]
+    python -m zoo.benchmarks.test_time [RUN] [--train-steps 600] [--puzzles 256] [--steps 1 2 4 8 16] [--starts 1 4 8]
                                    [--threads 1] [--out docs/results]
 
 Without a RUN one is made: the recipe sudoku-6x6-trm with random starts, for a fixed number of steps.
@@ -30,13 +30,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tasks.protocol import IGNORE, Batch
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.models.recursive import RecursiveModel
 from zoo.objectives.base import create_objective
 from zoo.objectives.deep_supervision import WINDOW, DeepSupervision
 from zoo.report.style import Look, house_style
 from zoo.statistics import clustered_interval
+from zoo.tasks.protocol import IGNORE, Batch
 from zoo.training import machine
 from zoo.training.data import split_rows
 from zoo.training.evaluation import OpenRun, held_out, open_run
@@ -306,7 +306,9 @@ def main() -> None:
         parser.exit(2, f"{error}\n")
     chosen = [str(args.run)] if args.run else ["--train-steps", str(args.train_steps)]
     lists = ["--steps", *map(str, sorted(set(args.steps))), "--starts", *map(str, sorted(set(args.starts)))]
-    report["command"] = " ".join(["python -m benchmarks.test_time", *chosen, "--puzzles", str(args.puzzles), *lists])
+    report["command"] = " ".join(
+        ["python -m zoo.benchmarks.test_time", *chosen, "--puzzles", str(args.puzzles), *lists]
+    )
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "test_time.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cells import (
+from zoo.benchmarks.cells import (
     NOT_OFFERED,
     Ladder,
     Measured,
@@ -28,8 +28,8 @@ from benchmarks.cells import (
     sampled,
     short,
 )
-from benchmarks.records import Record, figure
-from benchmarks.subjects import Subject
+from zoo.benchmarks.records import Record, figure
+from zoo.benchmarks.subjects import Subject
 from zoo.report.units import count
 from zoo.training import doctor
 

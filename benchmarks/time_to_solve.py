@@ -1,6 +1,6 @@
 """Wall clock from process start until a model remembers: multi-query recall, to 99 % of the validation answers.
 
-    python -m benchmarks.time_to_solve [--seeds 5] [--budget 60] [--mixers "*"] [--out docs/results]
+    python -m zoo.benchmarks.time_to_solve [--seeds 5] [--budget 60] [--mixers "*"] [--out docs/results]
 
 Vocabulary 256, length 64, 4 pairs, power_a 0.01, random non-queries. Every run is `zoo train` in a process of its own,
 timed from its start to its exit, so imports, data, evaluation and any compilation count. First the recommended recipe
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.subjects import with_heads
+from zoo.benchmarks.subjects import with_heads
 from zoo.models.token import create_model
 from zoo.pattern import parse
 from zoo.registry import list_mixers

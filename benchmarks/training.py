@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.cells import CLOCK, MIXER, NOT_LEARNED, NOT_OFFERED, NoFigure, Request
-from benchmarks.subjects import Subject, with_heads
-from tasks.protocol import create_task
-from tasks.registry import UsageError
+from zoo.benchmarks.cells import CLOCK, MIXER, NOT_LEARNED, NOT_OFFERED, NoFigure, Request
+from zoo.benchmarks.subjects import Subject, with_heads
+from zoo.core.errors import RunError, UsageError
 from zoo.pattern import parse
+from zoo.tasks.protocol import create_task
 from zoo.training.experiment import override
-from zoo.training.files import RunError
 from zoo.training.loop import train
 
 FAILED = "failed"

@@ -1,6 +1,6 @@
 """A training step of TRM in the authors' Sudoku configuration, beside the authors' own code.
 
-    python -m benchmarks.trm_step REPOSITORY [--threads 2] [--repeats 7] [--out docs/results]
+    python -m zoo.benchmarks.trm_step REPOSITORY [--threads 2] [--repeats 7] [--out docs/results]
 
 REPOSITORY is a checkout of SamsungSAILMontreal/TinyRecursiveModels. One supervision step, loss and backward pass (no
 optimizer) of the MLP form: width 512, 81 cells behind 16 places, 3 cycles of 6 updates, 32 puzzles, bfloat16, the same
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import tasks
+from zoo import tasks
 from zoo.interop.trm import from_authors
 from zoo.models.recursive import RecursiveModel
 from zoo.objectives import create_objective

@@ -1,6 +1,6 @@
 """How much the order of unmasking decides: one masked diffusion model, its answers written in every order.
 
-    python -m benchmarks.unmasking_order [--size 4] [--steps 150] [--run FOLDER] [--rows 2000] [--passes 0 4]
+    python -m zoo.benchmarks.unmasking_order [--size 4] [--steps 150] [--run FOLDER] [--rows 2000] [--passes 0 4]
 
 Trains a small model on Sudoku of 4x4 or 6x6 (or takes a finished run of any task that masked_diffusion teaches), and
 answers the same unseen puzzles in each order: cell by cell, and in fewer passes, several cells at once. Kim et al. 2025
@@ -122,7 +122,7 @@ def main() -> None:
             "seconds": result["seconds"],
             "machine": f"{cpu_name()} (threads: {result['machine']['threads']})",
             "commit": result["commit"],
-            "command": f"python -m benchmarks.unmasking_order {how}",
+            "command": f"python -m zoo.benchmarks.unmasking_order {how}",
             "rows": [measured(run, order, passes, args.rows) for passes in args.passes for order in ORDERS],
         }
     args.out.mkdir(parents=True, exist_ok=True)

@@ -23,15 +23,16 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 import torch
 
 import zoo
-from tasks.protocol import registry as tasks
-from tasks.registry import Options, UsageError
 from zoo import protocol
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
 from zoo.models.token import ModelConfig, Recursion
 from zoo.objectives.base import objectives
 from zoo.pattern import make_word, parse, to_text
 from zoo.protocol import Mixer, Place
 from zoo.registry import mixers
 from zoo.report.units import size
+from zoo.tasks.protocol import registry as tasks
 from zoo.training.experiment import Target, TrainConfig, list_recipes, recipe_about
 from zoo.training.listing import listing
 

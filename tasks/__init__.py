@@ -1,6 +1,9 @@
-"""Generators with exact scoring. Imports nothing of `zoo`."""
+"""Generators with exact scoring. Of `zoo`, they import the ground floor alone (`zoo.core`)."""
 
-from tasks.protocol import IGNORE, Batch, Task, create_task, list_tasks, register
-from tasks.registry import UsageError
+if __name__ != "zoo.tasks":  # from the root of a checkout, where a second copy would have registries of its own
+    raise ImportError("tasks is zoo.tasks now, and tasks.registry is zoo.core.options, .errors and .registry.")
+
+from zoo.core.errors import UsageError
+from zoo.tasks.protocol import IGNORE, Batch, Task, create_task, list_tasks, register
 
 __all__ = ["IGNORE", "Batch", "Task", "UsageError", "create_task", "list_tasks", "register"]

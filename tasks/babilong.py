@@ -9,10 +9,10 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from tasks import random
-from tasks.haystack import Haystack, HaystackOptions, Needles, Tokens, Vocabulary
-from tasks.protocol import IGNORE, Batch, register
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
+from zoo.tasks import random
+from zoo.tasks.haystack import Haystack, HaystackOptions, Needles, Tokens, Vocabulary
+from zoo.tasks.protocol import IGNORE, Batch, register
 
 _PEOPLE = ["Mary", "John", "Daniel", "Sandra"]
 _PLACES = ["bathroom", "bedroom", "garden", "hallway", "kitchen", "office"]
@@ -109,7 +109,7 @@ class BABILong(Haystack):
         self.require_instances(float(c.people * (c.places - 1)) ** min(self._facts[0], 50), told)
 
     def _needles(self, keys: random.Keys) -> Needles:
-        from tasks.kernels import stories
+        from zoo.tasks.kernels import stories
 
         c, n, first = self.config, len(keys), self.vocabulary.first
         low, high = self._facts

@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tasks import random, strings
-from tasks.mad import MADTask
-from tasks.protocol import Batch, Split, check_request, register
-from tasks.registry import Options
+from zoo.core.options import Options
+from zoo.tasks import random, strings
+from zoo.tasks.mad import MADTask
+from zoo.tasks.protocol import Batch, Split, check_request, register
 
 
 @register("compression")

@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tasks import random, strings
-from tasks.haystack import PAD, LongOptions, Vocabulary
-from tasks.protocol import IGNORE, Batch, Split, Task, check_request, register
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
+from zoo.tasks import random, strings
+from zoo.tasks.haystack import PAD, LongOptions, Vocabulary
+from zoo.tasks.protocol import IGNORE, Batch, Split, Task, check_request, register
 
 _SHOWN = 400
 

@@ -9,9 +9,10 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from tasks import random, strings
-from tasks.protocol import IGNORE, Batch, Split, Task, check_request, register
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
+from zoo.tasks import random, strings
+from zoo.tasks.protocol import IGNORE, Batch, Split, Task, check_request, register
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

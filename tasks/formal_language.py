@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor
 
-from tasks import random, strings
-from tasks.protocol import IGNORE, Batch, Split, Task, check_request, register
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
+from zoo.tasks import random, strings
+from zoo.tasks.protocol import IGNORE, Batch, Split, Task, check_request, register
 
 Lengths = tuple[PositiveInt, PositiveInt]
 
@@ -149,7 +150,7 @@ class FormalLanguage(Task):
         lengths = allowed[random.below(random.fold(keys, 0), len(allowed))]
         words, width = random.fold(keys, 1), int(allowed[-1])
         if c.brackets:
-            from tasks.kernels import expression
+            from zoo.tasks.kernels import expression
 
             tokens = np.zeros((len(keys), width), dtype=np.int64)
             expression.write(lengths - 1, c.modulus, words, tokens)
@@ -179,7 +180,7 @@ class FormalLanguage(Task):
             steps = np.where(inputs <= 1 + c.max_step, inputs - 1, 1 + c.max_step - inputs)
             return 2 + 2 * c.max_step + np.cumsum(np.where(inside, steps, 0), axis=1) % c.cycle_size, inside
         if c.brackets:
-            from tasks.kernels import expression
+            from zoo.tasks.kernels import expression
 
             return _NUMBER + np.tile(
                 expression.evaluate(inputs, c.modulus)[:, None], inputs.shape[1]

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from tasks import random, strings
-from tasks.mad import MADTask
-from tasks.protocol import IGNORE, Batch, Split, check_request, register
-from tasks.recall import Teach
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
+from zoo.tasks import random, strings
+from zoo.tasks.mad import MADTask
+from zoo.tasks.protocol import IGNORE, Batch, Split, check_request, register
+from zoo.tasks.recall import Teach
 
 MotifSize = Annotated[int, Field(ge=1, le=6)]
 

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from pydantic import PositiveInt, field_validator
 from torch import Tensor
 
-from tasks import random, strings
-from tasks.protocol import IGNORE, Batch, Split, Task, check_request
-from tasks.question_files import Bytes, QuestionRows, Subwords
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
+from zoo.tasks import random, strings
+from zoo.tasks.protocol import IGNORE, Batch, Split, Task, check_request
+from zoo.tasks.question_files import Bytes, QuestionRows, Subwords
 
 Tokens = NDArray[np.int64]
 Depth = float | tuple[float, float] | None

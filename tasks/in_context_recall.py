@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import PositiveInt
 
-from tasks.protocol import register
-from tasks.recall import PairRecall, Teach
-from tasks.registry import Options
+from zoo.core.options import Options
+from zoo.tasks.protocol import register
+from zoo.tasks.recall import PairRecall, Teach
 
 
 @register("in_context_recall")

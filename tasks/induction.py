@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tasks import random, strings
-from tasks.protocol import IGNORE, Batch, Split, Task, check_request, register
-from tasks.registry import Options
+from zoo.core.options import Options
+from zoo.tasks import random, strings
+from zoo.tasks.protocol import IGNORE, Batch, Split, Task, check_request, register
 
 Length = Annotated[int, Field(ge=3)]
 

@@ -9,9 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tasks import random, strings
-from tasks.protocol import IGNORE, Batch, Split, Task, check_request, register
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
+from zoo.tasks import random, strings
+from zoo.tasks.protocol import IGNORE, Batch, Split, Task, check_request, register
 
 _NAMES = [".", "[MIN", "[MAX", "[MED", "[SM", "]", *"0123456789"]
 _DIGIT = 6
@@ -70,7 +71,7 @@ class ListOps(Task):
             raise UsageError(f"listops: min_length={self._shortest} is out of reach: {told}.")
 
     def sample(self, n: int, *, split: Split, seed: int, start: int = 0) -> Batch:
-        from tasks.kernels import listops
+        from zoo.tasks.kernels import listops
 
         check_request(n, split, start)
         inputs = strings.draw_for_split(random.row_keys(split, seed, start, n), split, self._trees)
@@ -84,7 +85,7 @@ class ListOps(Task):
         )
 
     def _trees(self, keys: random.Keys) -> strings.Tokens:
-        from tasks.kernels import listops
+        from zoo.tasks.kernels import listops
 
         c = self.config
         tokens = np.zeros((len(keys), c.seq_len), dtype=np.int64)

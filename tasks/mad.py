@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, NamedTuple
 
-from tasks.protocol import Task, registry
+from zoo.tasks.protocol import Task, registry
 
 TEST_ROWS = 1280
 

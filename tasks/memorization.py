@@ -9,10 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tasks import random, strings
-from tasks.mad import MADTask
-from tasks.protocol import IGNORE, Batch, Split, check_request, register
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
+from zoo.tasks import random, strings
+from zoo.tasks.mad import MADTask
+from zoo.tasks.protocol import IGNORE, Batch, Split, check_request, register
 
 
 @register("memorization")

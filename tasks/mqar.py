@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 from torch import Tensor
 
-from tasks import random
-from tasks.protocol import IGNORE, SPLITS, Batch, Split, Task, check_request, names_of, register
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
+from zoo.tasks import random
+from zoo.tasks.protocol import IGNORE, SPLITS, Batch, Split, Task, check_request, names_of, register
 
 _MIN_INSTANCES = 200  # below this, a split of an eighth may be empty
 _MAX_REDRAWS = 10_000

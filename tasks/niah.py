@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 from pydantic import PositiveInt
 
-from tasks import random
-from tasks.haystack import PAD, Haystack, HaystackOptions, Needles, Tokens, Vocabulary
-from tasks.protocol import register
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
+from zoo.tasks import random
+from zoo.tasks.haystack import PAD, Haystack, HaystackOptions, Needles, Tokens, Vocabulary
+from zoo.tasks.protocol import register
 
 _MOST_KEYS = 2**31 - 1
 

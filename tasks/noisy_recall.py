@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from tasks.protocol import register
-from tasks.recall import PairRecall, Teach
-from tasks.registry import Options
+from zoo.core.options import Options
+from zoo.tasks.protocol import register
+from zoo.tasks.recall import PairRecall, Teach
 
 
 @register("noisy_recall")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import random
-from tasks.protocol import Split
+from zoo.tasks import random
+from zoo.tasks.protocol import Split
 
 Arrays = tuple[NDArray, ...]
 

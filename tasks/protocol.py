@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks import random
-from tasks.random import SPLITS, Split
-from tasks.registry import Options, Registry, UsageError, split_spec, unknown
-from tasks.sketch import Cell, Kind, Sketch
+from zoo.core.errors import UsageError, unknown
+from zoo.core.options import Options
+from zoo.core.registry import Registry, split_spec
+from zoo.tasks import random
+from zoo.tasks.random import SPLITS, Split
+from zoo.tasks.sketch import Cell, Kind, Sketch
 
 IGNORE = -100
 """The target where nothing is scored (the `ignore_index` of torch's cross entropy)."""
@@ -216,7 +218,7 @@ def _summary(figures: dict[str, Tensor], slices: dict[str, Tensor]) -> dict[str,
 
 
 registry: Registry[type[Task]] = Registry(
-    "task", "tasks", base=Task, settings={"layout": ("next_token", "fill_in", "reconstruct")}
+    "task", "zoo.tasks", base=Task, settings={"layout": ("next_token", "fill_in", "reconstruct")}
 )
 register = registry.register
 

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks import strings
-from tasks.filing import Shelves, at_line, parse_json, read_table, read_text, regular, unreadable
-from tasks.protocol import IGNORE, Batch, Split
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
+from zoo.core.readers import at_line, parse_json, read_text, regular, unreadable
+from zoo.tasks import strings
+from zoo.tasks.filing import Shelves, read_table
+from zoo.tasks.protocol import IGNORE, Batch, Split
 
 _SHOWN = 600  # characters of a prompt's beginning and of its end
 _COLUMNS = {"input": ("input", "context", "story"), "question": ("question",), "target": ("target", "answer")}

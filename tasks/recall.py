@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks import random, strings
-from tasks.mad import MADTask
-from tasks.protocol import IGNORE, Batch, Split, check_request
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
+from zoo.tasks import random, strings
+from zoo.tasks.mad import MADTask
+from zoo.tasks.protocol import IGNORE, Batch, Split, check_request
 
 Teach = Literal["all", "values"]
 """The targets of training rows: every next token, as in MAD, or only those of held-out rows."""

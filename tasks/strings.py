@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks import random
-from tasks.protocol import IGNORE, SPLITS, Batch, Split
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
+from zoo.tasks import random
+from zoo.tasks.protocol import IGNORE, SPLITS, Batch, Split
 
 Tokens = NDArray[np.int64]
 Answers = Literal["last", "all"]

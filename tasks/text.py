@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from pydantic import PositiveInt
 from torch import Tensor
 
-from tasks import random
-from tasks.filing import form_of, read_bytes, shown, unreadable
-from tasks.protocol import SPLITS, Batch, Split, Task, check_request, register
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
+from zoo.core.readers import form_of, read_bytes, shown, unreadable
+from zoo.tasks import random
+from zoo.tasks.protocol import SPLITS, Batch, Split, Task, check_request, register
 
 START = 256
 """The token before the first byte of a row."""

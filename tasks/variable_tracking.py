@@ -7,10 +7,10 @@ import math
 import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
 
-from tasks import random
-from tasks.haystack import Haystack, HaystackOptions, Needles, Vocabulary
-from tasks.protocol import register
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
+from zoo.tasks import random
+from zoo.tasks.haystack import Haystack, HaystackOptions, Needles, Vocabulary
+from zoo.tasks.protocol import register
 
 
 @register("variable_tracking")

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 
-from tasks import random, strings
-from tasks.haystack import PAD, LongContext, QuestionOptions, Rows, Tokens, Vocabulary
-from tasks.protocol import register
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
+from zoo.tasks import random, strings
+from zoo.tasks.haystack import PAD, LongContext, QuestionOptions, Rows, Tokens, Vocabulary
+from zoo.tasks.protocol import register
 
 
 @register("cwe")
@@ -155,7 +155,7 @@ class FrequentWords(LongContext):
 
 def _shuffled(keys: random.Keys, room: Tokens, words: Tokens, counts: Tokens) -> Tokens:
     """(n, H) lists in which words (n, k) come so often (n, k), which sums to the room (n,) of each row."""
-    from tasks.kernels.shuffle import shuffle_rows
+    from zoo.tasks.kernels.shuffle import shuffle_rows
 
     context = np.full((len(words), int(room.max())), PAD)
     context[np.arange(context.shape[1]) < room[:, None]] = np.repeat(words.ravel(), counts.ravel())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 import zoo
-from benchmarks import attention_decode
-from benchmarks.states import at_context
+from zoo.benchmarks import attention_decode
+from zoo.benchmarks.states import at_context
 from zoo.protocol import tree_bytes
 
 SMALL = {**dict.fromkeys(attention_decode.SIZES, 8), "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "window": 16}

@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from benchmarks import attention_state
+from zoo.benchmarks import attention_state
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 

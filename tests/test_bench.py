@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import zoo
-from benchmarks import (
+from zoo import cli, laws
+from zoo.benchmarks import (
     cells,
     command,
     decode,
@@ -24,7 +25,6 @@ from benchmarks import (
     throughput,
     training,
 )
-from zoo import cli, laws
 from zoo.mixers._attention import AttentionWord
 from zoo.protocol import tree_bytes
 from zoo.registry import list_mixers, mixers

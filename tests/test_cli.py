@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks import create_task
 from zoo import create_model, from_hf, load, to_hf
 from zoo.cli import main
 from zoo.models.token import model_config
 from zoo.objectives import create_objective
+from zoo.tasks import create_task
 
 RECIPE = """
 task: {name: mqar, vocab_size: 64, seq_len: 16, n_pairs: 2}

@@ -13,7 +13,7 @@ import sys
 import pytest
 
 import zoo
-from tasks.protocol import list_tasks
+from zoo.tasks.protocol import list_tasks
 from zoo.training.experiment import list_recipes
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 import zoo
-from tasks import create_task
 from zoo.interop.hf import weight_maps
 from zoo.objectives import create_objective
+from zoo.tasks import create_task
 from zoo.training.experiment import read_experiment
 
 TINY = zoo.list_models("*-tiny")

@@ -21,7 +21,7 @@ from laws import Case
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.laws import error
 from zoo.ops import causal_conv1d, delta_rule, dplr, linear_attention, mlstm, scan, selective_scan
 from zoo.registry import mixers

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 import zoo
-from tasks.registry import Options
+from zoo.core.options import Options
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, tree_bytes
 from zoo.registry import mixers
 

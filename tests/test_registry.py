@@ -18,14 +18,17 @@ from pydantic import Field
 from torch import nn
 
 import zoo
-from tasks import registry
-from tasks.protocol import create_task
-from tasks.protocol import registry as tasks
-from tasks.registry import Options, Registry, UsageError, UsageWarning, import_source
+from zoo.core import imports
+from zoo.core.errors import UsageError, UsageWarning
+from zoo.core.imports import import_source
+from zoo.core.options import Options
+from zoo.core.registry import Registry
 from zoo.models.families import families
 from zoo.objectives.base import create_objective, objectives
 from zoo.protocol import Context, Mixer, Place
 from zoo.registry import derive_heads, mixer_config, mixer_of, mixers
+from zoo.tasks.protocol import create_task
+from zoo.tasks.protocol import registry as tasks
 from zoo.training.listing import listing
 
 
@@ -199,7 +202,7 @@ def things(monkeypatch):
     """A module `things` that files import, and a registry in it that nothing has been asked of."""
     things = type(sys)("things")
     monkeypatch.setitem(sys.modules, "things", things)
-    monkeypatch.setattr(registry, "_failed", {})
+    monkeypatch.setattr(imports, "failed", {})
     things.registry = Registry("thing")
     return things
 
@@ -350,7 +353,8 @@ def test_any_thread_may_ask_first(tmp_path, monkeypatch, things):
 
 def test_every_registry_is_asked_first_by_several_threads_at_once():
     code = """
-import zoo, tasks
+import zoo
+from zoo import tasks
 from concurrent.futures import ThreadPoolExecutor
 asked = [lambda: zoo.create_mixer("mamba2", 16).name, lambda: zoo.create_model("mamba2-tiny").config.d_model,
          lambda: tasks.create_task("mqar").name, lambda: zoo.list_objectives()[0], lambda: len(zoo.list_models()) > 99]
@@ -365,7 +369,7 @@ with ThreadPoolExecutor(10) as pool:
 
 MIXER = """
 import torch, zoo
-from tasks.registry import Options
+from zoo.core.options import Options
 from zoo.protocol import Mixer, Place
 @zoo.register("{name}")
 class Own(Mixer):
@@ -380,9 +384,9 @@ class Own(Mixer):
     def state_bytes(self, batch_size, context_length, dtype): return 0
 """
 TASK = """
-from tasks.mqar import MQAR
-from tasks.protocol import Batch, Task, register
-from tasks.registry import Options
+from zoo.tasks.mqar import MQAR
+from zoo.tasks.protocol import Batch, Task, register
+from zoo.core.options import Options
 @register("{name}")
 class Own(Task):
     'Asks nothing.'
@@ -393,7 +397,7 @@ class Own(Task):
     def render(self, batch, row=0, predictions=None): return ""
 """
 OBJECTIVE = """
-from tasks.registry import Options
+from zoo.core.options import Options
 from zoo.objectives.base import Objective, register
 @register("{name}")
 class Own(Objective):
@@ -556,7 +560,7 @@ def test_families_of_files_are_found_in_any_order(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text(FAMILY.format(name="own_broken", more="weights=None"))
     (tmp_path / "wrong.py").write_text(FAMILY.format(name="own_wrong", more="sizes={'tiny': {}}, defaults={}"))
     known, fresh = families.all(), Registry("family", "zoo.models.families")
-    monkeypatch.setattr(registry, "_failed", {})
+    monkeypatch.setattr(imports, "failed", {})
     monkeypatch.setattr(families, "_registry", fresh)
     families.add(*known)
     sources = os.pathsep.join(str(tmp_path / f"{name}.py") for name in ("family", "broken", "wrong"))

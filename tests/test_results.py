@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from benchmarks import families, ops, recipes, state_tracking, time_to_solve
+from zoo.benchmarks import families, ops, recipes, state_tracking, time_to_solve
 
 RESULTS = pathlib.Path(__file__).parents[1] / "docs" / "results"
 

@@ -7,8 +7,8 @@ import pathlib
 
 import pytest
 
-from benchmarks import test_time
-from tasks.registry import UsageError
+from zoo.benchmarks import test_time
+from zoo.core.errors import UsageError
 from zoo.training.evaluation import evaluate_run
 from zoo.training.loop import train
 

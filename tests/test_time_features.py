@@ -11,13 +11,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import tasks
 import zoo
-from tasks.protocol import IGNORE, Batch
-from tasks.registry import Options
+from zoo import tasks
+from zoo.core.options import Options
 from zoo.objectives import create_objective
 from zoo.protocol import Context, Mixer
 from zoo.registry import mixers, register
+from zoo.tasks.protocol import IGNORE, Batch
 from zoo.training.experiment import read_experiment
 
 VOCAB = 5

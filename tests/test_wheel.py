@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,14 @@ def run(*command: str | Path, cwd: Path) -> str:
 def test_wheel_trains_outside_the_checkout(tmp_path):
     tree = tmp_path / "tree"  # a copy, since a build leaves its traces where it runs
     for name in ("zoo", "tasks", "benchmarks"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path / "dist", tree, cwd=tmp_path)
+    run(sys.executable, "-m", "build", "--outdir", tmp_path / "dist", tree, cwd=tmp_path)  # the wheel, from the sdist
     (wheel,) = (tmp_path / "dist").glob("sequence_zoo-*.whl")
+    assert {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name} == {"zoo"}
+    own = tmp_path / "tasks.py"  # in the way of nothing
+    own.write_text("def build(): pass\n")
     venv.create(tmp_path / "env", with_pip=True)
     scripts = tmp_path / "env" / "bin"
     # The same torch as here first, so that no other build is fetched.

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 import zoo
-from tasks.protocol import create_task
-from tasks.protocol import registry as tasks
 from zoo.cli import main
 from zoo.models.token import ModelConfig, Recursion
 from zoo.objectives.base import objectives
 from zoo.registry import create_mixer, mixers
+from zoo.tasks.protocol import create_task
+from zoo.tasks.protocol import registry as tasks
 from zoo.training.experiment import Experiment, TrainConfig, parse_value, read_experiment
 
 DEEP: Any = 1

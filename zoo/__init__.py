@@ -1,6 +1,8 @@
 """A zoo of sequence models: one interface, many ways to mix a sequence."""
 
 import os
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # How long a CPU thread that waits for the others keeps its core busy; read when torch is first imported. By libgomp's
@@ -9,34 +11,35 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 # Large tensors in large pages, where the system lends them on request: the first touch of a fresh tensor costs less.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-from tasks.registry import UsageError
-from zoo.models.token import ModelConfig, create_model, list_models, swap
-from zoo.protocol import Context, Mixer, Place, State, canonical, fork, join, select
-from zoo.registry import create_mixer, list_mixers, register
+for _link in ("tasks", "benchmarks"):
+    if (Path(__file__).parent / _link).is_file():
+        raise ImportError(
+            f"zoo/{_link} should be a link to ../{_link}, but in this checkout it is a text file: "
+            "pip install sequence-zoo, or clone again with git clone -c core.symlinks=true."
+        )
 
 if TYPE_CHECKING:
+    from zoo.core.errors import UsageError
     from zoo.interop.hf import from_hf, to_hf
+    from zoo.models.token import ModelConfig, create_model, list_models, swap
     from zoo.objectives import list_objectives
+    from zoo.protocol import Context, Mixer, Place, State, canonical, fork, join, select
+    from zoo.registry import create_mixer, list_mixers, register
     from zoo.training.loop import train
     from zoo.training.run import load
 
+# Names are imported when they are first used: torch alone takes two seconds, and `zoo.tasks` needs no model.
 _LATER = {
-    "train": "zoo.training.loop",
-    "load": "zoo.training.run",
+    "UsageError": "zoo.core.errors",
+    **dict.fromkeys(("Context", "Mixer", "Place", "State", "canonical", "fork", "join", "select"), "zoo.protocol"),
+    **dict.fromkeys(("create_mixer", "list_mixers", "register"), "zoo.registry"),
+    **dict.fromkeys(("ModelConfig", "create_model", "list_models", "swap"), "zoo.models.token"),
+    **dict.fromkeys(("from_hf", "to_hf"), "zoo.interop.hf"),
     "list_objectives": "zoo.objectives",
-    "from_hf": "zoo.interop.hf",
-    "to_hf": "zoo.interop.hf",
+    "load": "zoo.training.run",
+    "train": "zoo.training.loop",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Names whose modules take long to import, imported when first used."""
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_LATER[name]), name)
-
+_PACKAGES = ("benchmarks", "core", "laws", "models", "objectives", "ops", "report", "tasks", "training")
 
 __all__ = [
     "Context",
@@ -61,3 +64,16 @@ __all__ = [
     "to_hf",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"zoo.{name}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_LATER[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER, *_PACKAGES})

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.ops.plain_norm import plain_norm
 from zoo.pattern import Norm, Parallel, Pattern, Shortcut, StepOptions, Word
 from zoo.protocol import Context, Mixer, Place, State, recurrent_dtype

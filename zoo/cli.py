@@ -13,7 +13,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tasks.registry import UsageError, UsageWarning, failed_imports
+from zoo.core.errors import UsageError, UsageWarning
+from zoo.core.imports import failed_imports
 
 app = typer.Typer(
     name="zoo",
@@ -63,8 +64,8 @@ def show(
     ] = None,
 ) -> None:
     """Draw an example of a task; of a run, how its model solves one, step by step."""
+    from zoo.core.files import save_figure
     from zoo.training.experiment import names_folder, parse_overrides, read_task
-    from zoo.training.files import save_figure
 
     changes = parse_overrides(overrides or [])
     if names_folder(task):
@@ -194,8 +195,8 @@ def compare(
     """Compare runs in a table, and with --report on a page."""
     from rich.console import Console
 
+    from zoo.core.files import check_page
     from zoo.report import caveats, gather, repeats, rows, spreads, table, write_report
-    from zoo.report.files import check_page
 
     if report is not None:
         check_page(report)
@@ -222,8 +223,8 @@ def report(
     no_answers: NoAnswers = False,
 ) -> None:
     """Write a page about all runs and measurements below a folder."""
+    from zoo.core.files import check_page
     from zoo.report import gather, write_report
-    from zoo.report.files import check_page
 
     if out is not None:
         check_page(out)
@@ -241,7 +242,7 @@ def report(
 @app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def bench(context: typer.Context) -> int | None:
     """Measure throughput, memory, decode, long-context or mad; see zoo bench --help."""
-    from benchmarks.command import app as benchmarks
+    from zoo.benchmarks.command import app as benchmarks
 
     return benchmarks(args=context.args or ["--help"], prog_name="zoo bench", standalone_mode=False)
 
@@ -310,7 +311,7 @@ def main(arguments: list[str] | None = None) -> None:
         reason = error.strerror or type(error).__name__
         _fail(f"Cannot write the output: {reason}." if error.filename is None else f"{error.filename}: {reason}.", 1)
     except (MemoryError, RuntimeError) as error:
-        from zoo.training.files import RunError
+        from zoo.core.errors import RunError
 
         if isinstance(error, MemoryError) or "allocate" in str(error):  # numpy's, torch's on a CPU and on a GPU
             _fail(f"Not enough memory: {str(error) or 'choose smaller sizes'}", 1)

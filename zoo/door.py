@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 
 BOUNDLESS = 1 << 20
 """Rows that no state of a bounded number of rows has room for."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.protocol import Context, State, canonical
 
 M = TypeVar("M", bound=nn.Module)

@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from tasks.registry import Options, UsageError, unknown
+from zoo.core.errors import UsageError, unknown
+from zoo.core.options import Options
 from zoo.registry import mixer_of, mixers
 
 Placement = Literal["pre", "post", "sandwich", "output"]

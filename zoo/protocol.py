@@ -34,7 +34,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
 from zoo.door import check_features, check_resets, fits, form_of, misfit, read_lengths, read_timespans
 
 State = Any

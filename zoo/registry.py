@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from tasks.registry import Options, Registry, UsageError, quoted, split_spec
+from zoo.core.errors import UsageError, quoted
+from zoo.core.options import Options
+from zoo.core.registry import Registry, split_spec
 from zoo.protocol import Mixer, Place
 
 mixers: Registry[type[Mixer]] = Registry(

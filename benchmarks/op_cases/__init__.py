@@ -1,1 +1,1 @@
-"""What `benchmarks.ops` measures: every module here has `cases() -> dict[str, Case]`."""
+"""What `zoo.benchmarks.ops` measures: every module here has `cases() -> dict[str, Case]`."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import Case, Function, load_naive, op_case
+from zoo.benchmarks.measure import Case, Function, load_naive, op_case
 from zoo.ops import causal_conv1d, delta_rule, linear_attention
 
 B, T, H, K, V = 2, 2048, 4, 64, 64

@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import nn
 
 import zoo
-from tasks.registry import Options
+from zoo.core.options import Options
 from zoo.ops import linear_attention
 from zoo.protocol import Context, Mixer, Place, first_parameter_like, recurrent_dtype, tree_bytes
 

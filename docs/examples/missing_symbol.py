@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from tasks import random, strings
-from tasks.protocol import IGNORE, Batch, Task, check_request, register
-from tasks.registry import Options
+from zoo.core.options import Options
+from zoo.tasks import random, strings
+from zoo.tasks.protocol import IGNORE, Batch, Task, check_request, register
 
 
 @register("missing_symbol")

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import random
-from tasks.arc.grids import COLOURS, TURNS, Grid, Puzzle, turn, turn_back
+from zoo.tasks import random
+from zoo.tasks.arc.grids import COLOURS, TURNS, Grid, Puzzle, turn, turn_back
 
 
 class Augmentations(NamedTuple):

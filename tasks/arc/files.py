@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from tasks.arc.grids import COLOURS, LARGEST, Grid, Pair, Puzzle
-from tasks.filing import check_path, read_json
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
+from zoo.core.readers import check_path, read_json
+from zoo.tasks.arc.grids import COLOURS, LARGEST, Grid, Pair, Puzzle
 
 
 def read_puzzles(folder: str | Path, subset: str) -> list[Puzzle]:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tasks import random
-from tasks.arc.grids import Grid, Pair, Puzzle
+from zoo.tasks import random
+from zoo.tasks.arc.grids import Grid, Pair, Puzzle
 
 SMALLEST = 6
 """The least `size`: some rules double a grid of 3 x 3."""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.arc.grids import COLOURS, FIRST, Grid
-from tasks.sketch import Cell, Kind
+from zoo.tasks.arc.grids import COLOURS, FIRST, Grid
+from zoo.tasks.sketch import Cell, Kind
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

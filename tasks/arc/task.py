@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from tasks import random
-from tasks.arc.augmentation import augmentations
-from tasks.arc.files import read_puzzles
-from tasks.arc.grids import COLOURS, FIRST, LARGEST, PAD, Grid, Pair, Puzzle, corner_of, from_tokens, to_tokens
-from tasks.arc.made import SMALLEST, made_puzzles
-from tasks.arc.picture import SQUARES, cell
-from tasks.arc.voting import Ballot, Vote, count_votes, two_guesses
-from tasks.protocol import IGNORE, Batch, Split, Task, check_request, register
-from tasks.registry import Options, UsageError
-from tasks.sketch import Sketch
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
+from zoo.tasks import random
+from zoo.tasks.arc.augmentation import augmentations
+from zoo.tasks.arc.files import read_puzzles
+from zoo.tasks.arc.grids import COLOURS, FIRST, LARGEST, PAD, Grid, Pair, Puzzle, corner_of, from_tokens, to_tokens
+from zoo.tasks.arc.made import SMALLEST, made_puzzles
+from zoo.tasks.arc.picture import SQUARES, cell
+from zoo.tasks.arc.voting import Ballot, Vote, count_votes, two_guesses
+from zoo.tasks.protocol import IGNORE, Batch, Split, Task, check_request, register
+from zoo.tasks.sketch import Sketch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +67,7 @@ class Arc(Task):
     grids that were given most often under the pair's augmentations, see `ballots`. Slices: `side`, the longest side of
     the answer, rounded up to multiples of 5.
 
-    Without `path` the puzzles are small made ones (`tasks.arc.made`), for trying things out: they are not ARC's.
+    Without `path` the puzzles are small made ones (`zoo.tasks.arc.made`), for trying things out: they are not ARC's.
     """
 
     class Config(Options):
@@ -255,7 +256,7 @@ class Arc(Task):
         return "\n".join(lines)
 
     def draw(self, batch: Batch, row: int = 0, predictions: Tensor | None = None) -> Figure:
-        from tasks.arc.picture import draw_grids
+        from zoo.tasks.arc.picture import draw_grids
 
         grids = self._grids(batch, row, predictions)
         return draw_grids(dict(zip(["input", "answer", f"predicted: {_verdict(grids)}"], grids, strict=False)))

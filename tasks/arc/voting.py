@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from tasks.arc.grids import Grid
+from zoo.tasks.arc.grids import Grid
 
 
 class Vote(NamedTuple):

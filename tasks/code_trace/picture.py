@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.code_trace import tokens
+from zoo.tasks.code_trace import tokens
 
 _MARGIN = 3
 _SHOWN = {separator: kind.ljust(10) for kind, separator in tokens.KINDS.items()}

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tasks.code_trace.tracer import ENTRY, FILE, MARK, Frame, Tracer
+from zoo.tasks.code_trace.tracer import ENTRY, FILE, MARK, Frame, Tracer
 
 _NAMES = "abcdeijkmnopqrstuvwxyz"
 _STRIDES = (1, 3, 5, 7, 9, 13, 15, 17, 19, 21)  # with no factor in common with the number of names

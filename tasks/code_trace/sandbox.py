@@ -33,10 +33,10 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.code_trace.tokens import KINDS
-from tasks.code_trace.tracer import Frame
-from tasks.filing import at_line, read_text, shown
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
+from zoo.core.readers import at_line, read_text, shown
+from zoo.tasks.code_trace.tokens import KINDS
+from zoo.tasks.code_trace.tracer import Frame
 
 SECONDS = 10
 TRUST = "ZOO_TRUST"

@@ -6,13 +6,14 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from tasks import random
-from tasks.code_trace import programs, tokens
-from tasks.code_trace.sandbox import read_functions
-from tasks.code_trace.tracer import Frame
-from tasks.filing import Shelves, at_line
-from tasks.protocol import SPLITS, Split
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
+from zoo.core.readers import at_line
+from zoo.tasks import random
+from zoo.tasks.code_trace import programs, tokens
+from zoo.tasks.code_trace.sandbox import read_functions
+from zoo.tasks.code_trace.tracer import Frame
+from zoo.tasks.filing import Shelves
+from zoo.tasks.protocol import SPLITS, Split
 
 
 class Program(NamedTuple):

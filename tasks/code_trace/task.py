@@ -9,11 +9,12 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from tasks import strings
-from tasks.code_trace import picture, programs, tokens
-from tasks.code_trace.sources import FromFile, Generator, Program, Source, Tested
-from tasks.protocol import IGNORE, Batch, Split, Task, check_request, names_of, register
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
+from zoo.tasks import strings
+from zoo.tasks.code_trace import picture, programs, tokens
+from zoo.tasks.code_trace.sources import FromFile, Generator, Program, Source, Tested
+from zoo.tasks.protocol import IGNORE, Batch, Split, Task, check_request, names_of, register
 
 _FRAME, _END = ord(tokens.FRAME), ord(tokens.END)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.code_trace.tracer import Frame
+from zoo.tasks.code_trace.tracer import Frame
 
 FRAME, ACTION, RETURN, CALL, LINE, EXCEPTION, ARG, CONTEXT, BEGIN, END = (chr(128 + i) for i in range(10))
 VOCAB_SIZE = 138

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.kernels.random import below, compiled
+from zoo.tasks.kernels.random import below, compiled
 
 PLUS, MINUS, TIMES, EQUALS, NUMBER = 1, 2, 3, 4, 5
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.kernels.random import below, compiled, word
+from zoo.tasks.kernels.random import below, compiled, word
 
 MIN, MAX, MED, SUM, CLOSE, DIGIT = 1, 2, 3, 4, 5, 6
 _MOST_WORK = 2_000_000

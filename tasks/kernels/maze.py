@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.kernels.random import below, compiled, mix, shuffle, split_of, word
+from zoo.tasks.kernels.random import below, compiled, mix, shuffle, split_of, word
 
 WALL, OPEN, START, GOAL, PATH = np.uint8(1), np.uint8(2), np.uint8(3), np.uint8(4), np.uint8(5)
 _STARTS_PER_MAZE = 8

@@ -1,4 +1,4 @@
-"""Random numbers inside compiled loops: the splitmix64 stream of `tasks.random`, its state in a uint64 array of one."""
+"""Random numbers inside compiled loops: the splitmix64 stream of `zoo.tasks.random`, its state in one uint64."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mix(z):
 
 @compiled
 def split_of(fingerprint, salt):
-    """`tasks.random.split_of` for one fingerprint: 0 train, 1 validation, 2 test."""
+    """`zoo.tasks.random.split_of` for one fingerprint: 0 train, 1 validation, 2 test."""
     return max(np.int64(mix(fingerprint ^ salt) >> np.uint64(61)) - 5, 0)
 
 

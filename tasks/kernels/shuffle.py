@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.kernels.random import compiled, shuffle
+from zoo.tasks.kernels.random import compiled, shuffle
 
 
 @compiled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.kernels.random import below, compiled, word
+from zoo.tasks.kernels.random import below, compiled, word
 
 WENT, TOOK, DROPPED = 0, 1, 2
 PERSON, THING, BEFORE, COUNT, LIST = 0, 1, 2, 3, 4

@@ -2,14 +2,14 @@
 
 A board is a flat uint8 array, 0 for blank. While it is searched, each cell holds the set of digits still possible
 there as bits of a uint16 (bit d - 1 for digit d), with `PLACED` set once the digit has been struck from its peers.
-`peers` (cells, n_peers) and `units` (3 * size, size) come from `tasks.sudoku.boards`.
+`peers` (cells, n_peers) and `units` (3 * size, size) come from `zoo.tasks.sudoku.boards`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from tasks.kernels.random import below, compiled, mix, shuffle, split_of
+from zoo.tasks.kernels.random import below, compiled, mix, shuffle, split_of
 
 PLACED = np.uint16(1 << 15)
 _DIGITS = np.uint16((1 << 15) - 1)

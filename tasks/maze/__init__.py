@@ -1,7 +1,7 @@
 """Mazes of any size: generator, shortest paths, files, and the task itself."""
 
-from tasks.maze.files import MazeFile, read_mazes, write_mazes
-from tasks.maze.grids import CHARACTERS, fingerprint, is_valid, solve, to_text
-from tasks.maze.task import Maze
+from zoo.tasks.maze.files import MazeFile, read_mazes, write_mazes
+from zoo.tasks.maze.grids import CHARACTERS, fingerprint, is_valid, solve, to_text
+from zoo.tasks.maze.task import Maze
 
 __all__ = ["CHARACTERS", "Maze", "MazeFile", "fingerprint", "is_valid", "read_mazes", "solve", "to_text", "write_mazes"]

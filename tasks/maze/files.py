@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tasks.filing import COLUMNS, Rows, at_line, decode, read_table, read_text, require, rows_of, shown, write_rows
-from tasks.maze.grids import CHARACTERS, Grids, as_grids, is_valid, solve, to_text
+from zoo.core.readers import at_line, read_text, shown
+from zoo.tasks.filing import COLUMNS, Rows, decode, read_table, require, rows_of, write_rows
+from zoo.tasks.maze.grids import CHARACTERS, Grids, as_grids, is_valid, solve, to_text
 
 FORMS = (
     "read are CSV with a header such as source,question,answer,rating or maze,solution, and mazes drawn line by line"

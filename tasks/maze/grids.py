@@ -7,8 +7,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tasks import random
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
+from zoo.tasks import random
 
 Grids = NDArray[np.uint8]
 
@@ -32,7 +32,7 @@ def solve(grids: ArrayLike, height: int, width: int) -> tuple[Grids, NDArray[np.
 
     A maze without a path, or without one start and one goal, comes back as it is, with the length -1.
     """
-    from tasks.kernels import maze as kernels
+    from zoo.tasks.kernels import maze as kernels
 
     mazes = as_grids(grids, height, width)
     answers, lengths = np.empty_like(mazes), np.empty(len(mazes), dtype=np.int64)
@@ -42,7 +42,7 @@ def solve(grids: ArrayLike, height: int, width: int) -> tuple[Grids, NDArray[np.
 
 def is_valid(grids: ArrayLike, proposals: ArrayLike, height: int, width: int) -> NDArray[np.bool_]:
     """(n,) whether each proposal (n, cells) is its maze with one shortest path, whichever, and nothing else changed."""
-    from tasks.kernels import maze as kernels
+    from zoo.tasks.kernels import maze as kernels
 
     mazes, drawn = as_grids(grids, height, width), as_grids(proposals, height, width)
     result = np.empty(len(mazes), dtype=np.bool_)
@@ -52,7 +52,7 @@ def is_valid(grids: ArrayLike, proposals: ArrayLike, height: int, width: int) ->
 
 def fingerprint(grids: ArrayLike, height: int, width: int) -> random.Keys:
     """(n,) a hash of each maze that no turn or flip changes, nor swapping start and goal."""
-    from tasks.kernels import maze as kernels
+    from zoo.tasks.kernels import maze as kernels
 
     mazes = as_grids(grids, height, width)
     result = np.empty(len(mazes), dtype=np.uint64)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.maze.grids import GOAL, OPEN, PATH, START, WALL
-from tasks.sketch import Cell, Kind
+from zoo.tasks.maze.grids import GOAL, OPEN, PATH, START, WALL
+from zoo.tasks.sketch import Cell, Kind
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

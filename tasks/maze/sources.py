@@ -7,13 +7,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import random
-from tasks.filing import Shelves
-from tasks.maze.files import read_mazes
-from tasks.maze.grids import Grids, fingerprint, symmetries
-from tasks.paging import Pages
-from tasks.protocol import SPLITS, Split
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
+from zoo.tasks import random
+from zoo.tasks.filing import Shelves
+from zoo.tasks.maze.files import read_mazes
+from zoo.tasks.maze.grids import Grids, fingerprint, symmetries
+from zoo.tasks.paging import Pages
+from zoo.tasks.protocol import SPLITS, Split
 
 
 class Mazes(NamedTuple):
@@ -55,7 +55,7 @@ class Generator:
         return Mazes(*self._pages.take(start, n, split, seed))
 
     def _make(self, keys: random.Keys, split: Split) -> Mazes:
-        from tasks.kernels import maze as kernels
+        from zoo.tasks.kernels import maze as kernels
 
         n, (height, width) = len(keys), self._size
         made = Mazes(

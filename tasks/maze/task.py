@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor
 
-from tasks import random
-from tasks.maze.grids import CHARACTERS, OPEN, fingerprint, is_valid, symmetries
-from tasks.maze.picture import INK, cell
-from tasks.maze.sources import FromFile, Generator, Source
-from tasks.protocol import Batch, Split, Task, check_request, names_of, register
-from tasks.registry import Options, UsageError
-from tasks.sketch import Sketch
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
+from zoo.tasks import random
+from zoo.tasks.maze.grids import CHARACTERS, OPEN, fingerprint, is_valid, symmetries
+from zoo.tasks.maze.picture import INK, cell
+from zoo.tasks.maze.sources import FromFile, Generator, Source
+from zoo.tasks.protocol import Batch, Split, Task, check_request, names_of, register
+from zoo.tasks.sketch import Sketch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +73,7 @@ class Maze(Task):
         augment: bool = True
         """A random turn or flip for each training row that can come again."""
         path: str | None = None
-        """A file of mazes to use instead of the generator: CSV, or drawn line by line; see `tasks.maze.files`."""
+        """A file of mazes to use instead of the generator: CSV, or drawn line by line; see `zoo.tasks.maze.files`."""
         test_path: str | None = None
         """A second file, whose mazes are the test split; any equal to them leaves the other splits."""
 
@@ -154,7 +155,7 @@ class Maze(Task):
         return "\n".join(f"{left.ljust(2 * self.width)}   {line}".rstrip() for left, line in rows)
 
     def draw(self, batch: Batch, row: int = 0, predictions: Tensor | None = None) -> Figure:
-        from tasks.maze.picture import draw_maze
+        from zoo.tasks.maze.picture import draw_maze
 
         shape = (self.height, self.width)
         answer = batch.targets[row].cpu().numpy().reshape(shape)

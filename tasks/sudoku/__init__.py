@@ -1,9 +1,9 @@
 """Sudoku of 4x4, 6x6 and 9x9: generator, solver, symmetries, files, and the task itself."""
 
-from tasks.sudoku.boards import from_text, is_solution, to_text
-from tasks.sudoku.files import PuzzleFile, read_puzzles, write_csv, write_lines
-from tasks.sudoku.solver import Solved, augment, fingerprint, is_minimal, solve
-from tasks.sudoku.task import Sudoku
+from zoo.tasks.sudoku.boards import from_text, is_solution, to_text
+from zoo.tasks.sudoku.files import PuzzleFile, read_puzzles, write_csv, write_lines
+from zoo.tasks.sudoku.solver import Solved, augment, fingerprint, is_minimal, solve
+from zoo.tasks.sudoku.task import Sudoku
 
 __all__ = [
     "PuzzleFile",

@@ -19,9 +19,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tasks.filing import COLUMNS, Rows, at_line, decode, read_table, read_text, require, rows_of, shown, write_rows
-from tasks.sudoku.boards import SIZE_OF, Boards, is_solution, to_text
-from tasks.sudoku.solver import as_boards, solve
+from zoo.core.readers import at_line, read_text, shown
+from zoo.tasks.filing import COLUMNS, Rows, decode, read_table, require, rows_of, write_rows
+from zoo.tasks.sudoku.boards import SIZE_OF, Boards, is_solution, to_text
+from zoo.tasks.sudoku.solver import as_boards, solve
 
 FORMS = (
     "read are CSV with a header such as question,answer or quizzes,solutions or puzzle,solution; a puzzle a line, of"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.sudoku.boards import BOXES
+from zoo.tasks.sudoku.boards import BOXES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tasks import random
-from tasks.registry import UsageError
-from tasks.sudoku.boards import BOXES, SIZE_OF, Boards, tables
+from zoo.core.errors import UsageError
+from zoo.tasks import random
+from zoo.tasks.sudoku.boards import BOXES, SIZE_OF, Boards, tables
 
 
 class Solved(NamedTuple):
@@ -35,7 +35,7 @@ def solve(puzzles: ArrayLike, *, limit: int = 2) -> Solved:
     Raises:
         UsageError: no boards of 4x4, 6x6 or 9x9 cells, or digits out of range.
     """
-    from tasks.kernels import sudoku as kernels
+    from zoo.tasks.kernels import sudoku as kernels
 
     boards, size = as_boards(puzzles)
     n = len(boards)
@@ -46,7 +46,7 @@ def solve(puzzles: ArrayLike, *, limit: int = 2) -> Solved:
 
 def is_minimal(puzzles: ArrayLike) -> NDArray[np.bool_]:
     """(n,) whether no given of puzzles (n, cells), each with one solution, can be left out."""
-    from tasks.kernels import sudoku as kernels
+    from zoo.tasks.kernels import sudoku as kernels
 
     boards, size = as_boards(puzzles)
     result = np.zeros(len(boards), dtype=np.bool_)
@@ -60,7 +60,7 @@ def fingerprint(puzzles: ArrayLike, solutions: ArrayLike) -> random.Keys:
     4x4 and 6x6: of the exact canonical form of the puzzle. 9x9: of its solution, so that two puzzles with (up to
     symmetry) the same solution also share it.
     """
-    from tasks.kernels import sudoku as kernels
+    from zoo.tasks.kernels import sudoku as kernels
 
     boards, size = as_boards(puzzles)
     result = np.zeros(len(boards), dtype=np.uint64)
@@ -70,7 +70,7 @@ def fingerprint(puzzles: ArrayLike, solutions: ArrayLike) -> random.Keys:
 
 def augment(puzzles: ArrayLike, solutions: ArrayLike, keys: random.Keys) -> tuple[Boards, Boards]:
     """Puzzles and solutions (n, cells) under one random symmetry each, drawn from `keys` (n,)."""
-    from tasks.kernels import sudoku as kernels
+    from zoo.tasks.kernels import sudoku as kernels
 
     boards, size = as_boards(puzzles)
     full = as_boards(solutions)[0]

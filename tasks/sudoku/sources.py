@@ -7,14 +7,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import random
-from tasks.filing import Shelves
-from tasks.paging import Pages
-from tasks.protocol import SPLITS, Split
-from tasks.registry import UsageError
-from tasks.sudoku.boards import SIZE_OF, Boards, tables
-from tasks.sudoku.files import check_unique, read_puzzles
-from tasks.sudoku.solver import fingerprint, solve
+from zoo.core.errors import UsageError
+from zoo.tasks import random
+from zoo.tasks.filing import Shelves
+from zoo.tasks.paging import Pages
+from zoo.tasks.protocol import SPLITS, Split
+from zoo.tasks.sudoku.boards import SIZE_OF, Boards, tables
+from zoo.tasks.sudoku.files import check_unique, read_puzzles
+from zoo.tasks.sudoku.solver import fingerprint, solve
 
 
 class Puzzles(NamedTuple):
@@ -46,7 +46,7 @@ class Generator:
         return Puzzles(*self._pages.take(start, n, split, seed))
 
     def _make(self, keys: random.Keys, split: Split) -> Puzzles:
-        from tasks.kernels import sudoku as kernels
+        from zoo.tasks.kernels import sudoku as kernels
 
         n, cells = len(keys), self._size**2
         made = Puzzles(np.zeros((n, cells), np.uint8), np.zeros((n, cells), np.uint8), np.zeros(n, np.int64))

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from tasks import random
-from tasks.protocol import Batch, Split, Task, check_request, names_of, register
-from tasks.registry import Options, UsageError
-from tasks.sketch import Cell, Kind, Sketch
-from tasks.sudoku.boards import BOXES, FEWEST, Boards
-from tasks.sudoku.solver import augment, fingerprint
-from tasks.sudoku.sources import FromFile, Generator, Source
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
+from zoo.tasks import random
+from zoo.tasks.protocol import Batch, Split, Task, check_request, names_of, register
+from zoo.tasks.sketch import Cell, Kind, Sketch
+from zoo.tasks.sudoku.boards import BOXES, FEWEST, Boards
+from zoo.tasks.sudoku.solver import augment, fingerprint
+from zoo.tasks.sudoku.sources import FromFile, Generator, Source
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,7 +69,7 @@ class Sudoku(Task):
         augment: bool = True
         """A random symmetry for each training row."""
         path: str | None = None
-        """A file of puzzles to use instead of the generator: CSV, lines or grids; see `tasks.sudoku.files`."""
+        """A file of puzzles to use instead of the generator: CSV, lines or grids; see `zoo.tasks.sudoku.files`."""
         test_path: str | None = None
         """A second file, whose puzzles are the test split; any equal to them leaves the other splits."""
 
@@ -116,7 +117,7 @@ class Sudoku(Task):
         return Batch(_tokens(puzzles), _tokens(solutions), {k: torch.from_numpy(v) for k, v in slices.items()})
 
     def problems(self, batch: Batch) -> Tensor:
-        """Puzzles up to symmetry, of 9x9 by their solutions: see `tasks.sudoku.fingerprint`."""
+        """Puzzles up to symmetry, of 9x9 by their solutions: see `zoo.tasks.sudoku.fingerprint`."""
         puzzles, solutions = (_digits(tokens).astype(np.uint8) for tokens in (batch.inputs, batch.targets))
         return names_of(fingerprint(puzzles, solutions))
 
@@ -130,7 +131,7 @@ class Sudoku(Task):
         return "\n".join("".join(cell.ljust(width) for cell in line).rstrip() for line in zip(*columns, strict=True))
 
     def draw(self, batch: Batch, row: int = 0, predictions: Tensor | None = None) -> Figure:
-        from tasks.sudoku.picture import draw_board
+        from zoo.tasks.sudoku.picture import draw_board
 
         puzzle, answer = _digits(batch.inputs[row]), _digits(batch.targets[row])
         filled = answer if predictions is None else _digits(predictions[row])

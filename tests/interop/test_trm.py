@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 
 import zoo
-from tasks import Batch, create_task
 from zoo.interop.trm import from_authors, to_authors
 from zoo.objectives import create_objective
+from zoo.tasks import Batch, create_task
 
 RECORD = Path(__file__).parent / "trm_authors.safetensors"
 CASES = ("attention", "mlp", "learned", "hrm")

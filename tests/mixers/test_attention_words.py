@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.protocol import Context, Place, canonical
 from zoo.registry import create_mixer
 

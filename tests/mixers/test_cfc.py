@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import zoo
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.ops import native
 from zoo.ops.cfc import cfc
 from zoo.protocol import Context

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.ops import latent_attention, native, sparse_latent_attention
 from zoo.ops.common import logged_forms
 from zoo.ops.sparse_latent_attention import Index, SparseLatentCache, choose, index_scores

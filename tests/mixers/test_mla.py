@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.ops import attention, latent_attention, native
 from zoo.ops.common import logged_forms
 from zoo.ops.latent_attention import LatentCache

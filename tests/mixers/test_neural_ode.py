@@ -7,7 +7,7 @@ import torch
 from torchdiffeq import odeint
 
 import zoo
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.protocol import Context
 
 B, T, D = 3, 12, 16

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.ops.rotary import RopeScaling, frequencies, rotary_table, yarn_amplitude
 from zoo.registry import create_mixer
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import zoo
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.mixers.rwkv7 import FIRST_VALUES
 from zoo.protocol import Context, Place
 

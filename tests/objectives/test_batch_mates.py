@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import zoo
-from tasks import create_task
 from zoo.objectives import create_objective, list_objectives
 from zoo.objectives.draws import RowDraws, row_names
+from zoo.tasks import create_task
 from zoo.training.data import split_rows, take
 from zoo.training.evaluation import answered, evaluate, evaluate_run, held_out
 from zoo.training.generating import answer_example

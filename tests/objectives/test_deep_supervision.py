@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 import zoo
-from tasks import create_task
-from tasks.protocol import IGNORE
 from zoo.models.recursive import RecursiveState
 from zoo.objectives import create_objective
 from zoo.objectives.draws import RowDraws
 from zoo.protocol import Context
+from zoo.tasks import create_task
+from zoo.tasks.protocol import IGNORE
 
 SUDOKU = create_task("sudoku", size=4, max_givens=6)
 MQAR = create_task("mqar", seq_len=16, n_pairs=2, vocab_size=20)

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import tasks
 import zoo
-from tasks.protocol import IGNORE, Batch
+from zoo import tasks
 from zoo.objectives import create_objective
+from zoo.tasks.protocol import IGNORE, Batch
 
 
 class Known(nn.Module):

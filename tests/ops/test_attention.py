@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.ops import attention
 from zoo.ops.attention import KVCache, append, init_cache
 from zoo.ops.rotary import rotary_table, rotary_width, rotate

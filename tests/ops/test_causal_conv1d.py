@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.ops import causal_conv1d, native
 
 PLAIN = ["reference", "chunked"]

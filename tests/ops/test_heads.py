@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.ops import delta_rule, linear_attention, native
 
 OPS = [linear_attention, delta_rule]

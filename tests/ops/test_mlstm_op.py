@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.ops import mlstm, native
 from zoo.ops.mlstm import MLSTMState
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import zoo
-from tasks.registry import UsageError, UsageWarning
+from zoo.core.errors import UsageError, UsageWarning
 from zoo.ops import native
 from zoo.ops.common import logged_forms
 from zoo.training import doctor

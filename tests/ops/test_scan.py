@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.ops import native, scan, selective_scan
 
 OPS = [scan, selective_scan]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.ops import native
 from zoo.ops.slstm import SLSTMState, slstm
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from report_samples import LAYERS, figure, record, write_measurements, write_sample
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.report import bench, gather, load_measurements
 from zoo.report.charts import HeatMap, describe
 

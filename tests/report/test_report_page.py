@@ -16,10 +16,10 @@ import pytest
 import yaml
 from report_samples import MODELS, write_sample
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
+from zoo.core.files import write_output
 from zoo.report import PLOTS, bench, load_runs, plots, save_plots, static, to_csv, units, write_report
 from zoo.report.charts import running_mean, thinned
-from zoo.report.files import write_atomically
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 NASTY = '<script>alert("x")</script>&"\'$x_1$'
@@ -213,19 +213,19 @@ def test_a_model_that_cannot_answer_says_why(tmp_path):
 def test_writing_replaces_a_file_in_one_step_and_leaves_no_other(tmp_path):
     target = tmp_path / "new folder" / "report.html"
     for content in (b"old", b"new"):
-        assert write_atomically(target, content).read_bytes() == content
+        assert write_output(target, content).read_bytes() == content
     assert list(target.parent.iterdir()) == [target]
 
 
 def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
-    target = write_atomically(tmp_path / "report.html", b"old")
+    target = write_output(tmp_path / "report.html", b"old")
 
     def full(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UsageError, match="No space left"):
-        write_atomically(target, b"new")
+        write_output(target, b"new")
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 
@@ -234,7 +234,7 @@ def test_where_nothing_can_be_written_is_said_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     for path, says in ((tmp_path, "is a folder"), (tmp_path / "file" / "report.html", "cannot be written")):
         with pytest.raises(UsageError, match=says):
-            write_atomically(path, b"")
+            write_output(path, b"")
     with pytest.raises(UsageError, match="at least one run"):
         write_report([], tmp_path / "report.html")
     with pytest.raises(UsageError, match=r"report.pdf' is not allowed: a report is a page"):

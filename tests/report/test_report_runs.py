@@ -7,7 +7,7 @@ import json
 import pytest
 from report_samples import MODELS, write_sample
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.report import load_runs
 from zoo.report.groups import groups
 from zoo.report.runs import labels

@@ -12,8 +12,6 @@ import torch
 from PIL import Image
 
 import zoo
-from tasks import UsageError, create_task
-from tasks.sketch import Cell, Sketch
 from zoo.objectives import create_objective
 from zoo.objectives.base import Frame
 from zoo.report import load_runs, write_report
@@ -31,6 +29,8 @@ from zoo.report.solving import (
     save,
     solve_runs,
 )
+from zoo.tasks import UsageError, create_task
+from zoo.tasks.sketch import Cell, Sketch
 from zoo.training.solving import RECORDED, SOLVING, Solving, Step, read, record, solve, solve_run
 
 THOUGHT = {"cycles": 1, "updates": 1, "max_steps": 3}

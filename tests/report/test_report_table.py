@@ -10,8 +10,8 @@ import pytest
 from report_samples import write_sample
 from rich.console import Console
 
-from tasks.registry import UsageError
 from zoo import cli
+from zoo.core.errors import UsageError
 from zoo.report import (
     load_runs,
     markdown,

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-import tasks
 import zoo
-from tasks.arc import (
+from zoo import tasks
+from zoo.tasks.arc import (
     Pair,
     Puzzle,
     Vote,
@@ -26,9 +26,9 @@ from tasks.arc import (
     to_tokens,
     two_guesses,
 )
-from tasks.arc.grids import corner_of, turn, turn_back
-from tasks.arc.made import FAMILIES
-from tasks.protocol import IGNORE, SPLITS
+from zoo.tasks.arc.grids import corner_of, turn, turn_back
+from zoo.tasks.arc.made import FAMILIES
+from zoo.tasks.protocol import IGNORE, SPLITS
 from zoo.training.experiment import read_experiment
 
 SETS = {

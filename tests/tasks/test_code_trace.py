@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import tasks
-from tasks import random
-from tasks.code_trace import Tracer, child, programs, read_functions, sandbox, tokens
-from tasks.protocol import IGNORE, SPLITS
+from zoo import tasks
+from zoo.tasks import random
+from zoo.tasks.code_trace import Tracer, child, programs, read_functions, sandbox, tokens
+from zoo.tasks.protocol import IGNORE, SPLITS
 from zoo.training import doctor
 
 MARK = "  # << START_OF_TRACE"

@@ -11,8 +11,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-import tasks
-from tasks.protocol import IGNORE, SPLITS
+from zoo import tasks
+from zoo.tasks.protocol import IGNORE, SPLITS
 
 NAMES = tasks.list_tasks()
 
@@ -167,10 +167,11 @@ def test_unknown_task():
 
 def test_compiler_is_not_imported_before_it_is_needed():
     code = """
-import sys, tasks
+import sys
+from zoo import tasks
 for name in tasks.list_tasks():
     tasks.create_task(name)
 tasks.create_task("mqar").sample(4, split="train", seed=0)
-assert "numba" not in sys.modules and "matplotlib" not in sys.modules and "zoo" not in sys.modules
+assert "numba" not in sys.modules and "matplotlib" not in sys.modules and "zoo.protocol" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-import tasks
-from tasks.protocol import IGNORE, SPLITS
+from zoo import tasks
+from zoo.tasks.protocol import IGNORE, SPLITS
 
 
 def event_xor(**options):

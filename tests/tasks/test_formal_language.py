@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-import tasks
-from tasks import strings
-from tasks.protocol import IGNORE, SPLITS
+from zoo import tasks
+from zoo.tasks import strings
+from zoo.tasks.protocol import IGNORE, SPLITS
 
 SYMBOLS = {1: "+", 2: "-", 3: "*", 4: "="}
 

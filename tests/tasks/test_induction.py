@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-import tasks
-from tasks.protocol import IGNORE, SPLITS
+from zoo import tasks
+from zoo.tasks.protocol import IGNORE, SPLITS
 
 CASES = [{}, {"vocab_size": 8, "length": 12}, {"length": 64, "validation_length": 20, "test_length": 300}]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-import tasks
-from tasks.protocol import IGNORE, SPLITS
+from zoo import tasks
+from zoo.tasks.protocol import IGNORE, SPLITS
 
 
 def spans(task, name, size):

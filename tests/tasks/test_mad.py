@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-import tasks
-from tasks.mad import TEST_ROWS, mad_tasks
-from tasks.protocol import IGNORE, SPLITS
+from zoo import tasks
+from zoo.tasks.mad import TEST_ROWS, mad_tasks
+from zoo.tasks.protocol import IGNORE, SPLITS
 
 NAMES = sorted(mad_tasks())
 

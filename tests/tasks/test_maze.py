@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tasks
-from tasks import random
-from tasks.maze import fingerprint, is_valid, read_mazes, solve, write_mazes
-from tasks.maze.grids import to_text
-from tasks.protocol import SPLITS
+from zoo import tasks
+from zoo.tasks import random
+from zoo.tasks.maze import fingerprint, is_valid, read_mazes, solve, write_mazes
+from zoo.tasks.maze.grids import to_text
+from zoo.tasks.protocol import SPLITS
 
 WALL, OPEN, START, GOAL, PATH = 1, 2, 3, 4, 5
 

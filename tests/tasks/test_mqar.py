@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-import tasks
-from tasks.mqar import MQAR
-from tasks.protocol import IGNORE, SPLITS
+from zoo import tasks
+from zoo.tasks.mqar import MQAR
+from zoo.tasks.protocol import IGNORE, SPLITS
 
 CASES = [
     {},

@@ -9,9 +9,9 @@ import pickle
 import pytest
 import torch
 
-import tasks
-from tasks.protocol import IGNORE, SPLITS
-from tasks.question_files import LABELS, contained, names_labels
+from zoo import tasks
+from zoo.tasks.protocol import IGNORE, SPLITS
+from zoo.tasks.question_files import LABELS, contained, names_labels
 
 PREFIX = " The special magic number for {} mentioned in the provided text is"
 

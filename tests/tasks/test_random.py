@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tasks import random
-from tasks.kernels import random as compiled
+from zoo.tasks import random
+from zoo.tasks.kernels import random as compiled
 
 
 def test_compiled_stream_is_the_same():

@@ -6,9 +6,9 @@ import pytest
 import torch
 from rich.cells import cell_len
 
-import tasks
-from tasks.maze.grids import GOAL, OPEN, PATH, START
-from tasks.protocol import IGNORE
+from zoo import tasks
+from zoo.tasks.maze.grids import GOAL, OPEN, PATH, START
+from zoo.tasks.protocol import IGNORE
 
 
 @pytest.fixture(params=tasks.list_tasks())

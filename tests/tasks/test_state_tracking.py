@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-import tasks
-from tasks.protocol import IGNORE, SPLITS
-from tasks.state_tracking import StateTracking, find_group
+from zoo import tasks
+from zoo.tasks.protocol import IGNORE, SPLITS
+from zoo.tasks.state_tracking import StateTracking, find_group
 
 
 def word_problem(**options):

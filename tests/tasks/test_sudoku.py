@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tasks
-from tasks import random
-from tasks.protocol import SPLITS
-from tasks.sudoku import augment, fingerprint, from_text, is_minimal, is_solution, read_puzzles, solve, to_text
+from zoo import tasks
+from zoo.tasks import random
+from zoo.tasks.protocol import SPLITS
+from zoo.tasks.sudoku import augment, fingerprint, from_text, is_minimal, is_solution, read_puzzles, solve, to_text
 
 REAL = Path(__file__).parents[3] / "shared/data/sudoku"
 BOX = {4: (2, 2), 6: (2, 3), 9: (3, 3)}

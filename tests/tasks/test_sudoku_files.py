@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import tasks
-from tasks import random
-from tasks.protocol import SPLITS
-from tasks.sudoku import augment, fingerprint, read_puzzles, solve, to_text, write_csv, write_lines
+from zoo import tasks
+from zoo.tasks import random
+from zoo.tasks.protocol import SPLITS
+from zoo.tasks.sudoku import augment, fingerprint, read_puzzles, solve, to_text, write_csv, write_lines
 
 REAL = Path(__file__).parents[3] / "shared/data/real"
 HEADER = "source,question,answer,rating\n"

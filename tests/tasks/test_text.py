@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-import tasks
-from tasks.protocol import SPLITS
-from tasks.text import BLOCK, START
+from zoo import tasks
+from zoo.tasks.protocol import SPLITS
+from zoo.tasks.text import BLOCK, START
 
 
 @pytest.fixture

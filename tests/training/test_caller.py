@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-import tasks
 import zoo
+from zoo import tasks
 from zoo.objectives import create_objective, list_objectives
 from zoo.training.data import take
 from zoo.training.evaluation import decode_rate, evaluate, evaluate_run, held_out

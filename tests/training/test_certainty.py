@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-import tasks
 import zoo
+from zoo import tasks
 from zoo.objectives import create_objective
 from zoo.statistics import clustered_interval
 from zoo.training.evaluation import certainty, evaluate, evaluate_run, held_out, score_lines

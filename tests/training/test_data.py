@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-import tasks
+from zoo import tasks
 from zoo.objectives import create_objective
 from zoo.training import data
 from zoo.training.data import Stream, split_rows

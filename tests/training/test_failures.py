@@ -15,8 +15,8 @@ import torch
 from filelock import FileLock
 
 import zoo
+from zoo.core.errors import RunError
 from zoo.training import checkpoint
-from zoo.training.files import RunError
 from zoo.training.loop import Trainer, train
 from zoo.training.run import load
 

@@ -6,16 +6,17 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 import warnings
 
 import pytest
 
 import zoo
-from tasks import registry
-from tasks.protocol import registry as tasks
-from tasks.registry import UsageError, UsageWarning
+from zoo.core import imports as sources
+from zoo.core.errors import UsageError, UsageWarning
 from zoo.objectives.base import objectives
 from zoo.registry import mixers
+from zoo.tasks.protocol import registry as tasks
 from zoo.training.evaluation import evaluate_run
 from zoo.training.imports import IMPORTED
 from zoo.training.loop import train
@@ -29,8 +30,8 @@ class OwnMLP(MLP):
     'An MLP.'
 """,
     "own_task.py": """
-from tasks.mqar import MQAR
-from tasks.protocol import register
+from zoo.tasks.mqar import MQAR
+from zoo.tasks.protocol import register
 @register("own_recall")
 class OwnRecall(MQAR):
     'Recall.'
@@ -65,9 +66,9 @@ def forgetting(monkeypatch):
                 registered._classes.pop(name, None)
                 registered._refused.pop(name, None)
             registered._imported = None
-        for name in [n for n in registry._origins if n.startswith("own_")]:
-            registry.sys.modules.pop(name, None)
-        registry._failed.clear()
+        for name in [n for n in sources.origins if n.startswith("own_")]:
+            sys.modules.pop(name, None)
+        sources.failed.clear()
         monkeypatch.delenv("ZOO_IMPORT", raising=False)
 
     yield forget

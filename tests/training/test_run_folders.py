@@ -16,8 +16,8 @@ import torch
 import yaml
 
 import zoo
+from zoo.core.errors import RunError
 from zoo.training import checkpoint, launch
-from zoo.training.files import RunError
 from zoo.training.loop import Interrupted, Trainer, train
 from zoo.training.run import load_from, read_config, read_metrics
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.registry import Options
+from zoo.core.options import Options
 from zoo.ops.gated_mlp import gated_mlp
 from zoo.ops.modules import bare
 from zoo.protocol import Context, Mixer, Place, State

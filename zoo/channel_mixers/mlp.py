@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.registry import Options
 from zoo.channel_mixers._glu import ACTIVATIONS
+from zoo.core.options import Options
 from zoo.protocol import Context, Mixer, Place, State
 from zoo.registry import register
 

@@ -10,10 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.registry import Options, UsageError
 from zoo.channel_mixers._glu import ACTIVATIONS, Gate, gated, hidden_width
 from zoo.channel_mixers.glu import GLU
 from zoo.channel_mixers.mlp import MLP
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
 from zoo.ops.common import without_autocast
 from zoo.ops.derivatives import transformed
 from zoo.ops.grouped import grouped_feed_forward

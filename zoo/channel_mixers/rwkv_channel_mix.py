@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.registry import Options
+from zoo.core.options import Options
 from zoo.ops.token_shift import token_shift
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 from zoo.registry import register

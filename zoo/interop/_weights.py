@@ -13,8 +13,8 @@ from typing import IO
 import torch
 from torch import Tensor, nn
 
-from tasks.filing import regular, shown, unreadable
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
+from zoo.core.readers import regular, shown, unreadable
 from zoo.models.families._maps import Map
 from zoo.models.token import ModelConfig, TokenModel, create_model
 from zoo.models.uninitialised import Uninitialised

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tasks import filing
-from tasks.filing import regular, shown, unreadable
-from tasks.registry import UsageError
+from zoo.core import readers
+from zoo.core.errors import UsageError
+from zoo.core.readers import regular, shown, unreadable
 from zoo.interop._weights import FLOATS, MOST_WEIGHTS, fill, hollow, sizes, some, unpickle, written
 from zoo.models.families import Family, families
 from zoo.models.families._maps import Map, renamed
@@ -299,7 +299,7 @@ def read_json(path: Path, folder: Path) -> dict[str, Any]:
         raise UsageError(f"There is no folder {shown(folder)}.")
     if not os.path.lexists(path):
         raise UsageError(f"{shown(folder)} holds no {path.name}: it is not a checkpoint folder.")
-    found = filing.read_json(path, most=MOST_JSON, object_hook=_unmarked, parse_constant=_constant)
+    found = readers.read_json(path, most=MOST_JSON, object_hook=_unmarked, parse_constant=_constant)
     if not isinstance(found, dict):
         raise UsageError(f"{shown(path)} is not a mapping.")
     return found

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.interop._weights import fill, hollow, unpickle, written
 from zoo.mixers.rwkv7 import RWKV7
 from zoo.models.families._maps import Map

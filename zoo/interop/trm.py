@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.interop._weights import fill, hollow, written
 from zoo.interop.hf import weight_maps
 from zoo.models.families import families

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
 from zoo.ops.rotary import RopeScaling, rotary_table
 from zoo.protocol import Context, Mixer, State, document_positions, recurrent_dtype
 

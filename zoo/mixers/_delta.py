@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.mixers._parts import whole
 from zoo.protocol import Mixer, first_parameter_like, recurrent_dtype
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.ops import causal_conv1d
 from zoo.ops.gated_norm import gated_norm
 from zoo.ops.modules import bare

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.mixers._parts import precise
 from zoo.ops.common import blank, log_form, valid_steps
 from zoo.ops.derivatives import TRANSFORMED, traced, transformed

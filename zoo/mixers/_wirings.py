@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
 
 WIRINGS = Literal["fully_connected", "random", "auto_ncp", "ncp"]
 SEEDS = {"fully_connected": 1111, "random": 1111, "auto_ncp": 22222, "ncp": 22222}

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.mixers._attention import AttentionWord, RopeOptions, angles, rms_norm
 from zoo.ops.attention import attention, init_cache
 from zoo.ops.rotary import rotary_width, rotate

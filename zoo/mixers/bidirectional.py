@@ -9,7 +9,8 @@ import torch
 from pydantic import ConfigDict, field_validator
 from torch import Tensor, nn
 
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
 from zoo.pattern import Word, make_word, parse_word
 from zoo.protocol import Context, Mixer, Place, State
 from zoo.registry import create_mixer, mixer_of, register

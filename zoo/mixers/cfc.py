@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.mixers._parts import packing, precise
 from zoo.mixers._wirings import WIRINGS, WiringOptions, make_wiring, units_of
 from zoo.ops.cfc import ACTIVATIONS, by_steps, cfc

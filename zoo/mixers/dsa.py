@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.mixers._attention import AttentionWord
 from zoo.mixers.mla import MultiHeadLatentAttention, Projected
 from zoo.ops.derivatives import transformed

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.registry import Options
+from zoo.core.options import Options
 from zoo.mixers._parts import Backend, CausalConv, init_projections
 from zoo.mixers.short_conv import ShortConvState
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype

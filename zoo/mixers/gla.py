@@ -11,7 +11,7 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.registry import Options
+from zoo.core.options import Options
 from zoo.mixers._parts import Backend, GatedRMSNorm, init_projections, packing, precise, project, whole
 from zoo.ops import linear_attention
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from tasks.registry import Options
+from zoo.core.options import Options
 from zoo.mixers._rnn import TorchCell, at_last_step, by_document
 from zoo.ops.common import blank, valid_steps, without_autocast
 from zoo.registry import register

@@ -9,7 +9,7 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.registry import Options
+from zoo.core.options import Options
 from zoo.mixers._delta import DeltaMixer, DeltaState, head_sizes
 from zoo.mixers._parts import (
     Backend,

@@ -12,7 +12,8 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
 from zoo.mixers._parts import Backend, GatedRMSNorm, init_projections, packing, precise, project
 from zoo.ops import linear_attention
 from zoo.ops.common import owned

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.mixers._attention import AttentionWord, RopeOptions, angles, rms_norm
 from zoo.ops.latent_attention import LatentCache, latent_attention
 from zoo.ops.rotary import rotate, yarn_amplitude

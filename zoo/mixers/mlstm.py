@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
 from zoo.mixers._parts import CausalConv, conv_backend, packing, project, whole
 from zoo.mixers._xlstm import HeadNorm, HeadwiseLinear, small_std, wang_std
 from zoo.ops.mlstm import MLSTMState, mlstm

@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
 from zoo.mixers._parts import precise
 from zoo.ops.common import blank, valid_steps, without_autocast
 from zoo.ops.derivatives import TRANSFORMS, once_only, transformed

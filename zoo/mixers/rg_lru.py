@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
 from zoo.mixers._parts import Backend, CausalConv, conv_backend, main_backend, packing, precise, whole
 from zoo.ops import scan
 from zoo.ops.derivatives import transformed

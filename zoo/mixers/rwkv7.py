@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
 from zoo.mixers._parts import Backend, l2_norm, packing, precise
 from zoo.ops import dplr
 from zoo.ops.modules import widely

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tasks.registry import Options
+from zoo.core.options import Options
 from zoo.mixers._parts import Backend, CausalConv
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 from zoo.registry import register

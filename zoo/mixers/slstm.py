@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
 from zoo.mixers._parts import CausalConv, conv_backend, packing
 from zoo.mixers._xlstm import HeadNorm, HeadwiseLinear, small_std
 from zoo.ops.slstm import SLSTMState, slstm

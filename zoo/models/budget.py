@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.registry import MIN_WIDTH
 
 WITHIN = 1024

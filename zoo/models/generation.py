@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.models.modes import evaluation_mode
 from zoo.protocol import Context, first_parameter_like, select
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tasks.registry import UsageError
 from zoo.backbone import Backbone
 from zoo.channel_mixers._glu import GatedLayer
 from zoo.channel_mixers.mlp import MLP
+from zoo.core.errors import UsageError
 from zoo.door import fits, form_of, misfit, read_ids
 from zoo.mixers._attention import AttentionWord
 from zoo.mixers.token_mlp import TokenMLP

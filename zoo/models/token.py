@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from tasks.registry import Options, UsageError, closest, quoted
 from zoo.backbone import NORM_EPS, Backbone, make_norm
+from zoo.core.errors import UsageError, closest, quoted
+from zoo.core.options import Options
 from zoo.door import read_ids
 from zoo.models import generation
 from zoo.models.budget import largest_width

@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.protocol import IGNORE, Batch, Task
-from tasks.registry import Options, Registry, UsageError, split_spec
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
+from zoo.core.registry import Registry, split_spec
+from zoo.tasks.protocol import IGNORE, Batch, Task
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from tasks.protocol import IGNORE, Batch, Task
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
 from zoo.models.modes import evaluation_mode
 from zoo.models.recursive import RecursiveState, Thought
 from zoo.objectives.base import (
@@ -29,6 +29,7 @@ from zoo.objectives.base import (
 )
 from zoo.objectives.draws import RowDraws
 from zoo.protocol import Context
+from zoo.tasks.protocol import IGNORE, Batch, Task
 
 WINDOW = 3  # steps over which `vote="settled"` looks, as EqR's authors have it
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks import random
-from tasks.protocol import names_of
 from zoo.objectives.base import Encoded
+from zoo.tasks import random
+from zoo.tasks.protocol import names_of
 
 
 class RowDraws:

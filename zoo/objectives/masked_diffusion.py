@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.protocol import IGNORE, Batch, Task
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
 from zoo.models.modes import evaluation_mode
 from zoo.objectives.base import (
     Carry,
@@ -28,6 +28,7 @@ from zoo.objectives.base import (
 )
 from zoo.objectives.draws import RowDraws
 from zoo.protocol import Context
+from zoo.tasks.protocol import IGNORE, Batch, Task
 
 _TIME, _MASK, _HALF, _ORDER, _NOISE = range(5)  # purposes of a row's random numbers
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks.protocol import IGNORE, Batch, Task
-from tasks.registry import Options, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
 from zoo.models.modes import evaluation_mode
 from zoo.objectives.base import (
     Carry,
@@ -26,6 +26,7 @@ from zoo.objectives.base import (
     scored,
 )
 from zoo.protocol import Context
+from zoo.tasks.protocol import IGNORE, Batch, Task
 
 
 @register("next_token")

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.registry import UsageError, unknown
+from zoo.core.errors import UsageError, unknown
 from zoo.ops import common
 from zoo.ops.common import blank, log_form, state_dtype, valid_steps
 from zoo.ops.derivatives import TRANSFORMED, batched, gradients_of, guarded, once, traced, transformed

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.registry import UsageError, unknown
+from zoo.core.errors import UsageError, unknown
 from zoo.ops import common, native
 from zoo.ops.adapters import causal_conv1d as adapter
 from zoo.ops.common import blank

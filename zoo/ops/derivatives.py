@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 
 
 @torch.compiler.assume_constant_result

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.registry import UsageError, unknown
+from zoo.core.errors import UsageError, unknown
 from zoo.ops import common, native
 from zoo.ops.attention import INITIAL_CAPACITY, KVCache, Settings, append, attend, decode, first_cache, in_order_of_time
 from zoo.ops.common import blank, log_form, valid_steps

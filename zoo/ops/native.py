@@ -37,7 +37,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from tasks.registry import UsageWarning
+from zoo.core.errors import UsageWarning
 from zoo.ops.derivatives import transformed
 
 SOURCES = pathlib.Path(__file__).parent / "kernels"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.ops import common, native
 from zoo.ops.common import blank
 from zoo.ops.derivatives import once, transformed

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.ops import common, native
 from zoo.ops.adapters import mamba_ssm
 from zoo.ops.common import blank

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.ops import common, native
 from zoo.ops.common import blank
 from zoo.ops.derivatives import gradients_of, once

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tasks.registry import UsageError, unknown
+from zoo.core.errors import UsageError, unknown
 from zoo.ops import common, native
 from zoo.ops.attention import (
     INITIAL_CAPACITY,

@@ -6,12 +6,12 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tasks.protocol import Split
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.report import solving, units
 from zoo.report.charts import Row
 from zoo.report.runs import Run
 from zoo.report.style import house_style, to_svg
+from zoo.tasks.protocol import Split
 
 SPLIT: Split = "validation"
 EXAMPLE = 0
@@ -50,7 +50,7 @@ def answers(runs: Sequence[Run], rows: Sequence[Row]) -> list[Answer]:
 def _answer(run: Run, row: Row) -> Answer:
     import torch
 
-    import tasks
+    from zoo import tasks
     from zoo.training.generating import answer_example
 
     text, data = answer_example(run.path, EXAMPLE, split=SPLIT, device="cpu")

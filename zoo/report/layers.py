@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.registry import Options
 from zoo.backbone import Backbone
+from zoo.core.options import Options
 from zoo.pattern import Word, parse
 from zoo.protocol import Place
 from zoo.registry import create_mixer

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.report.layers import joined, same_layers
 from zoo.report.runs import printable
 from zoo.report.units import number

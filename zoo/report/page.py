@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from tasks.registry import UsageError
+from zoo.core import yaml_text
+from zoo.core.errors import UsageError
+from zoo.core.files import check_page, write_output
 from zoo.report import bench, leaderboard, plots, units, words
 from zoo.report.answers import answers
 from zoo.report.charts import Chart, Row, describe
-from zoo.report.files import check_page, write_atomically
 from zoo.report.measurements import Measurement
 from zoo.report.runs import Run, as_runs, labels, printable, task_names
 from zoo.report.style import COLOURS, DASHES, SYMBOLS, Look, css_colours, css_dash, house_style, to_svg
-from zoo.training import yaml_text
 
 _FACTS = {"Machine": ["machine"], "Software": ["versions", "commit", "precision"], "Backends that ran": ["backends"]}
 _GROUPS = ("machine", "versions", "backends")
@@ -71,7 +71,7 @@ def write_report(
     runs = as_runs(runs)
     if not runs and not measurements:
         raise UsageError("A report needs at least one run or measurement.")
-    return write_atomically(path, render(runs, measurements, ask_models=ask_models, command=command).encode())
+    return write_output(path, render(runs, measurements, ask_models=ask_models, command=command).encode())
 
 
 def render(
@@ -189,7 +189,7 @@ def _title(runs: Sequence[Run], measurements: Sequence[Measurement], task: Mappi
 
 def _example(task: dict[str, Any]) -> Example | None:
     """One training example; None where this version of the tasks no longer knows the run's task or options."""
-    import tasks
+    from zoo import tasks
 
     if "name" not in task:
         return None

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 import yaml
 
-from tasks.filing import check_path, regular
-from tasks.registry import UsageError, closest
+from zoo.core import yaml_text
+from zoo.core.errors import UsageError, closest
+from zoo.core.readers import check_path, regular
 from zoo.report.units import number
-from zoo.training import yaml_text
 from zoo.training.experiment import BOOKKEEPING
 
 DEPTH = 3

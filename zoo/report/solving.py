@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markupsafe import escape
 
-from tasks.sketch import Cell, Kind, Sketch
-from zoo.report.files import write_atomically
+from zoo.core.files import save_figure, write_output
 from zoo.report.runs import labels, load_runs
 from zoo.report.style import FAINT, INK, house_style
+from zoo.tasks.sketch import Cell, Kind, Sketch
 from zoo.training.checkpoint import is_checkpoint
-from zoo.training.files import save_figure
 from zoo.training.solving import RECORDED, Solving, Step, read, solve_run
 
 if TYPE_CHECKING:
@@ -332,7 +331,7 @@ def save(named: Sequence[Named], path: Path) -> None:
     with house_style():
         if kind in ANIMATED:
             chosen = [Named(name, solving.shortened(MOST_MOMENTS)) for name, solving in named]
-            write_atomically(path, _animated(moments(chosen), kind))
+            write_output(path, _animated(moments(chosen), kind))
         else:
             chosen = [Named(name, solving.shortened(RECORDED)) for name, solving in named]
             save_figure(to_figure(filmstrip(chosen)), path)

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tasks.filing import check_path
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
+from zoo.core.readers import check_path
 from zoo.report.measurements import Measurement, load_measurements
 from zoo.report.runs import DEPTH, EXPECTED, Run, Told, is_run, load_runs, subfolders, tolerant
 

@@ -9,9 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zoo.core.files import write_output
 from zoo.report import plots
 from zoo.report.charts import TEXT, Axis, Chart, HeatMap, Panel, Row
-from zoo.report.files import write_atomically
 from zoo.report.pareto import pareto_front
 from zoo.report.runs import Run, as_runs
 from zoo.report.style import FAINT, INK, Look, house_style
@@ -59,7 +59,7 @@ def save_charts(
                 out = io.BytesIO()
                 stamp = {"Date": None} if suffix == "svg" else None  # the same runs give the same file
                 figure.savefig(out, format=suffix, dpi=200, facecolor="white", bbox_inches="tight", metadata=stamp)
-                written.append(write_atomically(Path(folder) / f"{chart.name}.{suffix}", out.getvalue()))
+                written.append(write_output(Path(folder) / f"{chart.name}.{suffix}", out.getvalue()))
     return written
 
 

@@ -29,9 +29,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor, nn
 
-from tasks.filing import read_bytes
-from tasks.registry import UsageError, quoted
-from zoo.training.files import sync_folder, write_bytes, writing
+from zoo.core.errors import UsageError, quoted
+from zoo.core.files import sync_folder, write_bytes, writing
+from zoo.core.readers import read_bytes
 
 WEIGHTS, AVERAGE, TRAINING, MANIFEST = "weights.safetensors", "average.safetensors", "training.pt", "manifest.json"
 FORMAT = 1

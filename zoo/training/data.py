@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks import random
-from tasks.protocol import Batch, Task
 from zoo.objectives.base import Encoded, Objective
+from zoo.tasks import random
+from zoo.tasks.protocol import Batch, Task
 
 TOKENS_AHEAD = 65536  # rows are drawn in chunks of about so many tokens, since small draws cost as much as large ones
 MOST_BATCHES = 16

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from tasks.code_trace import sandbox
-from tasks.registry import UsageWarning
+from zoo.core.errors import UsageWarning
 from zoo.ops import native
+from zoo.tasks.code_trace import sandbox
 from zoo.training import machine
 
 FUSED = {

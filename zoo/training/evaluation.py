@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks import random
-from tasks.protocol import IGNORE, Batch, Task, check_split, exactly, names_of
-from tasks.registry import unknown
+from zoo.core.errors import unknown
 from zoo.models.modes import evaluation_mode
 from zoo.models.token import TokenModel
 from zoo.objectives.base import Objective
 from zoo.objectives.draws import row_names
 from zoo.statistics import clustered_interval
+from zoo.tasks import random
+from zoo.tasks.protocol import IGNORE, Batch, Task, check_split, exactly, names_of
 from zoo.training import imports
 from zoo.training.data import split_rows
 from zoo.training.experiment import Experiment, Parts, TrainConfig, override

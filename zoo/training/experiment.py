@@ -28,14 +28,16 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from tasks.filing import check_path
-from tasks.protocol import Task, create_task
-from tasks.protocol import registry as tasks
-from tasks.registry import Options, UsageError, quoted, unknown
+from zoo.core import yaml_text
+from zoo.core.errors import UsageError, quoted, unknown
+from zoo.core.options import Options
+from zoo.core.readers import check_path
 from zoo.models.token import ModelConfig, TokenModel, create_model, model_config
 from zoo.objectives.base import Objective, create_objective, objectives
 from zoo.protocol import Mixer
-from zoo.training import imports, machine, yaml_text
+from zoo.tasks.protocol import Task, create_task
+from zoo.tasks.protocol import registry as tasks
+from zoo.training import imports, machine
 
 SECTIONS = ("task", "model", "objective")
 CONFIG = "config.yaml"

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tasks.filing import check_path, read_bytes
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
+from zoo.core.readers import check_path, read_bytes
 from zoo.interop.hf import CONFIG as PUBLISHED
 from zoo.interop.hf import from_hf, read_json
 from zoo.models.generation import NewTokens

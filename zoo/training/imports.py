@@ -11,13 +11,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.filing import read_json, shown
-from tasks.protocol import registry as tasks
-from tasks.registry import IMPORTS, Registry, UsageError, UsageWarning
+from zoo.core.errors import UsageError, UsageWarning
+from zoo.core.files import write_atomic
+from zoo.core.imports import IMPORTS
+from zoo.core.readers import read_json, shown
+from zoo.core.registry import Registry
 from zoo.objectives.base import objectives
 from zoo.pattern import parse
 from zoo.registry import mixers
-from zoo.training.files import write_atomic
+from zoo.tasks.protocol import registry as tasks
 
 if TYPE_CHECKING:
     from zoo.training.experiment import Parts

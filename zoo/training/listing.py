@@ -6,13 +6,13 @@ import fnmatch
 import inspect
 from typing import Any
 
-from tasks.protocol import registry as tasks
-from tasks.registry import UsageError, unknown
+from zoo.core.errors import UsageError, unknown
 from zoo.models.families import families
 from zoo.models.token import ModelConfig
 from zoo.objectives.base import objectives
 from zoo.pattern import parse
 from zoo.registry import list_mixers, mixers
+from zoo.tasks.protocol import registry as tasks
 from zoo.training.experiment import list_recipes, read_recipe, recipe_about
 
 KINDS = ("mixers", "models", "tasks", "objectives", "recipes")

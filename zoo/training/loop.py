@@ -14,18 +14,17 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from tasks.protocol import Batch
-from tasks.registry import UsageError, unknown
+from zoo.core.errors import RunError, UsageError, unknown
 from zoo.models.token import TokenModel, create_model
 from zoo.objectives.base import Encoded, Update
 from zoo.ops.common import logged_forms
 from zoo.protocol import Mixer
+from zoo.tasks.protocol import Batch
 from zoo.training import checkpoint, imports, machine, solving
 from zoo.training.clock import Clock
 from zoo.training.data import Stream
 from zoo.training.evaluation import Stopped, decode_rate, evaluate, held_out, scalars
 from zoo.training.experiment import Experiment, Parts, read_experiment
-from zoo.training.files import RunError
 from zoo.training.progress import Reporter
 from zoo.training.randomness import kept_random_state
 from zoo.training.run import ENDED, RunFolder, load

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 
 PACKAGES = ("torch", "numpy", "triton", "flash-linear-attention", "mamba-ssm", "causal-conv1d", "numba")
 

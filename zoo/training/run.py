@@ -25,12 +25,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, ValidationError
 
-from tasks.filing import at_line, check_path, read_bytes, read_json
-from tasks.registry import UsageError, quoted
+from zoo.core import yaml_text
+from zoo.core.errors import RunError, UsageError, quoted
+from zoo.core.files import open_own, set_aside, sync_folder, write_atomic, writing
+from zoo.core.readers import at_line, check_path, read_bytes, read_json
 from zoo.models.token import TokenModel, create_model
-from zoo.training import checkpoint, imports, yaml_text
+from zoo.training import checkpoint, imports
 from zoo.training.experiment import BOOKKEEPING, CONFIG, differing, no_run
-from zoo.training.files import RunError, open_own, set_aside, sync_folder, write_atomic, writing
 from zoo.training.randomness import kept_random_state
 
 METRICS, RESULT, SOLVING = "metrics.jsonl", "result.json", "solving.json"

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, ValidationError
 from torch import Tensor
 
-from tasks.registry import UsageError, quoted
+from zoo.core.errors import UsageError, quoted
 from zoo.models.token import ModelConfig, TokenModel, create_model
 from zoo.objectives.base import Carry
 from zoo.training import checkpoint

@@ -11,12 +11,12 @@ import torch
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 from torch import nn
 
-from tasks.protocol import Batch, Task
-from tasks.registry import UsageError
-from tasks.sketch import Cell, Sketch
+from zoo.core.errors import UsageError
+from zoo.core.files import write_atomic
 from zoo.objectives.base import Frame, Objective
+from zoo.tasks.protocol import Batch, Task
+from zoo.tasks.sketch import Cell, Sketch
 from zoo.training.evaluation import HELD_OUT_SEED, held_out, open_run
-from zoo.training.files import write_atomic
 from zoo.training.machine import autocast
 from zoo.training.run import SOLVING
 

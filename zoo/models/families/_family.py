@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from tasks.filing import shown
-from tasks.registry import Registry, UsageError
+from zoo.core.errors import UsageError
+from zoo.core.readers import shown
+from zoo.core.registry import Registry
 from zoo.models.families._keys import quantisation
 from zoo.models.families._maps import Map
 from zoo.models.families._published import Published

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from tasks.filing import shown
+from zoo.core.readers import shown
 from zoo.pattern import Word, parse
 
 NEUTRAL = frozenset(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.models.families._keys import ACTIVATIONS, refused
 from zoo.ops.rotary import yarn_amplitude
 from zoo.pattern import make_word, to_text

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.models.families._family import Family, families
 from zoo.models.families._layers import glu_maps, mla_maps, moe_maps, step_maps, token_maps
 from zoo.models.families._maps import Map

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.models.families._family import Family, families
 from zoo.models.families._layers import attention_maps, mamba2_maps, mlp_maps, moe_maps, step_maps, token_maps
 from zoo.models.families._maps import Map

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
 from zoo.ops.adapters import missing, off_device
 from zoo.ops.common import Heads
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import tasks
 import zoo
-from tasks.filing import parse_json, read_bytes, read_json, read_text, regular
+from zoo import tasks
+from zoo.core.readers import parse_json, read_bytes, read_json, read_text, regular
 from zoo.interop import rwkv
 
 
@@ -170,7 +170,7 @@ def test_files_without_a_size(tmp_path):
 
 def test_a_pipe_without_a_writer_ends_no_command_late(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    command = [sys.executable, "-c", f"from tasks.filing import read_bytes; read_bytes({str(tmp_path / 'pipe')!r})"]
+    command = [sys.executable, "-c", f"from zoo.core.readers import read_bytes; read_bytes({str(tmp_path / 'pipe')!r})"]
     done = subprocess.run(command, timeout=60, capture_output=True, text=True, check=False)
     assert "it is no file but a pipe" in done.stderr
 

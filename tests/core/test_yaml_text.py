@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import zoo
-from zoo.training import yaml_text
+from zoo.core import yaml_text
 from zoo.training.experiment import parse_value, read_experiment, read_experiments, read_recipe
 
 READ: list[tuple[str, Any]] = [

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from tasks.filing import read_text
-from tasks.registry import UsageError
+from zoo.core.errors import UsageError
+from zoo.core.readers import read_text
 
 MAX_LENGTH, MAX_DEPTH, MAX_VALUES, MAX_DIGITS = 2**20, 50, 20_000, 40
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and write errors told in one line."""
+"""Files that are written whole or not at all; an error of the file system is one line."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.registry import UsageError
-
-
-class RunError(RuntimeError):
-    """A run that cannot go on through no wrong input: a full disk, a loss that is not finite. Its text is one line."""
+from zoo.core.errors import RunError, UsageError
 
 
 @contextlib.contextmanager
@@ -59,6 +55,45 @@ def write_atomic(path: Path, data: bytes) -> None:
             sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_output(path: str | Path, data: bytes) -> Path:
+    """Write a file that a person named, with its folders, as `write_atomic` does.
+
+    Raises:
+        UsageError: it cannot be written there.
+    """
+    path = _no_folder(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
+    except (OSError, RunError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        raise UsageError(f"{str(path)!r} cannot be written: {getattr(cause, 'strerror', None) or error}.") from None
+    return path
+
+
+PAGES = (".html", ".htm")
+
+
+def check_page(path: str | Path) -> None:
+    """Check that a page can have this name, before any work is done for it.
+
+    Raises:
+        UsageError: it is a folder's, or a file's of another kind.
+    """
+    path = _no_folder(path)
+    if path.suffix.lower() not in PAGES:
+        raise UsageError(f"{str(path)!r} is not allowed: a report is a page, whose name ends in {' or '.join(PAGES)}.")
+
+
+def _no_folder(path: str | Path) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError(
+            f"{str(path)!r} is a folder: expected the name of a file, such as {str(path / 'report.html')!r}."
+        )
+    return path
 
 
 def open_own(path: Path, *, keep: bool = False) -> Any:

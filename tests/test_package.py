@@ -1,0 +1,98 @@
+"""One importable name: `import zoo` works beside anybody's `tasks` and `benchmarks`, and is light."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+USE = """
+import sys, zoo
+from zoo import tasks, benchmarks
+assert tasks.__name__ == "zoo.tasks" and benchmarks.__name__ == "zoo.benchmarks"
+assert tasks.create_task("mqar").sample(2, split="train", seed=0).inputs.shape[0] == 2
+assert zoo.create_mixer("short_conv", d_model=16) is not None
+"""
+
+
+def python(code: str, folder: Path, *root: Path) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([*map(str, root), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("name", ["tasks.py", "tasks/__init__.py", "benchmarks.py", "benchmarks/__init__.py"])
+def test_a_project_may_have_modules_of_these_names(tmp_path, name):
+    """As Invoke and Celery have; the folder comes first on the path, as it does for a script of one's own."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("def build(): pass\n")
+    own = name.partition("/")[0].removesuffix(".py")
+    done = python(f"import {own} as own; own.build()\n{USE}", tmp_path, ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_clone_works_from_its_root_and_has_no_second_copy():
+    assert python(USE, ROOT).returncode == 0
+    for name in ("tasks", "benchmarks"):
+        done = python(f"import {name}", ROOT)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith(f"ImportError: {name} is zoo.{name} now")
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path):
+    heavy = ("torch", "numpy", "pydantic", "matplotlib", "scipy")
+    code = f"import sys, zoo, zoo.core\nfound = [n for n in {heavy} if n in sys.modules]\nassert not found, found"
+    done = python(code, tmp_path, ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_public_name_is_there():
+    code = "import zoo\nfor name in zoo.__all__: assert getattr(zoo, name) is not None and name in dir(zoo)"
+    assert python(code, ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["tasks", "benchmarks"])
+def test_links_that_became_text_files_are_named(tmp_path, name):
+    """A clone without symbolic links, or an archive that was unpacked without them."""
+    shutil.copytree(ROOT / "zoo", tmp_path / "zoo", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    link = tmp_path / "zoo" / name
+    target = os.readlink(link)
+    link.unlink()
+    link.write_text(target)
+    done = python("import zoo", tmp_path, tmp_path)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(
+        f"ImportError: zoo/{name} should be a link to ../{name}, but in this checkout it is a text file"
+    )
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["from a clone", "from a wheel"])
+@pytest.mark.parametrize(
+    ("line", "now"),
+    [
+        ("from tasks.registry import Options", "zoo.core"),
+        ("from tasks.protocol import register", "zoo.tasks"),
+        ("from benchmarks.records import Record", "zoo.benchmarks"),
+    ],
+)
+def test_files_from_before_the_move_name_the_new_path(tmp_path, line, now, found):
+    (tmp_path / "own.py").write_text(line + "\n")
+    (tmp_path / "zoo").symlink_to(ROOT / "zoo")
+    hide = "" if found else f"sys.path = [p for p in sys.path if p != {str(ROOT)!r}]; "
+    code = f"import sys; {hide}sys.argv = ['zoo', 'list', 'mixers']; from zoo.cli import main; main()"
+    env = os.environ | {"PYTHONPATH": str(ROOT if found else tmp_path), "ZOO_IMPORT": "own.py"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert f"{now}" in done.stderr
+    assert " now" in done.stderr

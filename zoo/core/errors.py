@@ -1,0 +1,40 @@
+"""Errors and warnings that a person reads: one line, with what was given, what is allowed and the likely mistake."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """Wrong input from a person. Its text is one line; the `zoo` command prints it and exits with status 2."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on through no wrong input: a full disk, a loss that is not finite. Its text is one line."""
+
+
+class UsageWarning(UserWarning):
+    """Something that was left aside, and why. Its text is one line; the `zoo` command prints it on standard error."""
+
+
+def closest(given: str, allowed: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` where a name is near enough, else an empty string."""
+    near = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def unknown(kind: str, given: object, allowed: Iterable[str]) -> UsageError:
+    """The error for a name that is not one of `allowed`."""
+    allowed = list(allowed)
+    listing = ", ".join(allowed) or "none"
+    return UsageError(f"Unknown {kind} {quoted(given)}.{closest(str(given), allowed)} Available: {listing}.")
+
+
+def quoted(value: object, most: int = 100) -> str:
+    """A value as in Python, for an error message; cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # too many digits, or a value that holds itself
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= most else f"{text[:most]}..."
