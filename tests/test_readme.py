@@ -54,7 +54,7 @@ def test_commands_run_in_order(tmp_path: Path) -> None:
 def test_tree_names_every_folder() -> None:
     tree = next(code for language, code in BLOCKS if "channel_mixers/" in code)
     root = README.parent
-    packages = [p.parent for p in root.glob("zoo/*/__init__.py")]
+    packages = [p.parent for p in root.glob("zoo/*/__init__.py") if not p.parent.is_symlink()]
     assert packages
     for folder in packages:
         assert f"  {folder.name}/" in tree
