@@ -437,19 +437,23 @@ def inserted(text: str, lines: Sequence[str]) -> str:
 
 
 def start_page() -> Iterator[tuple[str, str]]:
-    """README.md, and what all pages are found by."""
+    """README.md with the table of all pages, CONTRIBUTING.md, and the index of the results."""
     text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"\]\(docs/results/\)", "](results/README.md)", text)
     text = re.sub(r"\[docs/([\w/]+?)/?(?:\.md)?\]\(", r"[\1](", text)  # the site has no folder docs
     text = re.sub(r"\]\(docs/", "](", text)
-    text = re.sub(r"\[([^\]]+)\]\((?:zoo|tasks|tests|benchmarks)/[^)]*\)", r"`\1`", text)
+    text = re.sub(r"\[([^\]]+)\]\((?:(?:zoo|tasks|tests|benchmarks)/[^)]*|CITATION\.cff)\)", r"`\1`", text)
+    text = text.replace("[CONTRIBUTING.md](CONTRIBUTING.md)", "[Contributing](contributing.md)")
     trees = {
-        "Start": ["Start <self>", "concepts", "training", "adding", "limits"],
+        "Start": ["Start <self>", "concepts", "training", "adding", "limits", "contributing"],
         "What there is": ["mixers/README", "attention", "tasks", "objectives", "models", "recipes"],
         "Measuring": ["benchmarks", "report", "results/README"],
     }
     hidden = [line for caption, pages in trees.items() for line in toctree(pages, hidden=True, caption=caption)]
     yield "index.md", "\n".join([text, *hidden])
+    text = (DOCS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = re.sub(r"\[docs/(\w+)\.md\]\(", r"[\1](", text)
+    yield "contributing.md", text.replace("](docs/", "](")
     results = DOCS / "results"
     found = sorted(str(page.relative_to(results).with_suffix("")) for page in results.rglob("*.md"))
     text = (results / "README.md").read_text(encoding="utf-8")

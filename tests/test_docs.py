@@ -9,8 +9,10 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
+import yaml
 
 import zoo
 from zoo.tasks.protocol import list_tasks
@@ -51,9 +53,18 @@ def test_the_index_names_every_page_and_its_words():
 
 
 def test_every_link_leads_somewhere():
-    for page in [DOCS.parent / "README.md", *WRITTEN]:
+    for page in [DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md", *WRITTEN]:
         for target in links(page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_citation_names_the_package_as_it_is():
+    root = DOCS.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((root / "CITATION.cff").read_text())
+    assert citation["title"] == project["name"]
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
 
 
 @pytest.fixture(scope="module")
