@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 import zoo
-from zoo.mixers._attention import AttentionWord
+from zoo.mixers.attention_parts import AttentionWord
 from zoo.pattern import make_word
 from zoo.registry import list_mixers, mixer_of
 from zoo.report.style import Look, house_style

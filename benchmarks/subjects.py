@@ -24,7 +24,7 @@ from torch.nn.attention.bias import causal_lower_right
 from zoo import laws
 from zoo.backbone import Backbone
 from zoo.core.errors import UsageError
-from zoo.mixers._attention import AttentionWord
+from zoo.mixers.attention_parts import AttentionWord
 from zoo.pattern import Pattern, Word, parse, replaced
 from zoo.protocol import Context, first_parameter_like, tree_bytes
 from zoo.registry import create_mixer, derive_heads, list_mixers, mixer_of

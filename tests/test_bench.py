@@ -25,7 +25,7 @@ from zoo.benchmarks import (
     throughput,
     training,
 )
-from zoo.mixers._attention import AttentionWord
+from zoo.mixers.attention_parts import AttentionWord
 from zoo.protocol import tree_bytes
 from zoo.registry import list_mixers, mixers
 

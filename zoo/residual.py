@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.ops.common import without_autocast
+from zoo.parameters import set_rule
 from zoo.protocol import recurrent_dtype
 
 ResidualKind = Literal["plain", "hyper_connections", "mhc"]
@@ -97,7 +98,8 @@ class HyperConnections(_Mixing):
         super().__init__(d_model, n_streams, eps)
         read = F.one_hot(torch.tensor([index % n_streams], device="cpu"), n_streams).T
         static = torch.cat([read, torch.eye(n_streams, device="cpu"), torch.ones(n_streams, 1, device="cpu")], 1)
-        self.static = _undecayed(static)
+        self.static = _parameter(static)
+        set_rule(self, "static", weight_decay=False)
         self.weight = nn.Parameter(torch.zeros(n_streams + 2, d_model)) if dynamic else None
         self.scale = nn.Parameter(torch.full((2,), SMALL)) if dynamic else None
 
@@ -126,7 +128,8 @@ class ManifoldHyperConnections(_Mixing):
         super().__init__(d_model, n_streams, eps)
         far = FAR * (1 - torch.eye(n_streams, device="cpu"))
         read = torch.logit(far.softmax(-1)[index % n_streams])
-        self.bias = _undecayed(torch.cat([read, torch.zeros(n_streams, device="cpu"), far.flatten()]))
+        self.bias = _parameter(torch.cat([read, torch.zeros(n_streams, device="cpu"), far.flatten()]))
+        set_rule(self, "bias", weight_decay=False)
         self.weight = nn.Parameter(torch.zeros(len(self.bias), n_streams * d_model)) if dynamic else None
         self.scale = nn.Parameter(torch.full((3,), SMALL)) if dynamic else None
 
@@ -194,10 +197,8 @@ def sinkhorn(logits: Tensor) -> Tensor:
     return matrix.permute(2, 0, 1).reshape(logits.shape)
 
 
-def _undecayed(values: Tensor) -> nn.Parameter:
-    parameter = nn.Parameter(values.to(torch.get_default_dtype()).to(torch.get_default_device()))
-    parameter.no_weight_decay = True  # type: ignore[attr-defined]
-    return parameter
+def _parameter(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values.to(torch.get_default_dtype()).to(torch.get_default_device()))
 
 
 @without_autocast

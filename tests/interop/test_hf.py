@@ -16,6 +16,7 @@ import zoo
 from zoo.interop._weights import written
 from zoo.interop.hf import CONFIG, INDEX, PICKLED, PICKLED_INDEX, WEIGHTS, _Folder, published_weights
 from zoo.models.families import families
+from zoo.parameters import rules_of
 
 TINY = zoo.list_models("*-tiny")
 
@@ -480,8 +481,9 @@ def test_a_model_in_memory_is_copied():
 def test_what_parameters_tell_the_optimizer_stays(tmp_path):
     model = zoo.from_hf(zoo.to_hf(zoo.create_model("rwkv7-tiny"), tmp_path / "model"))
     mixer = model.backbone.steps[0].mixers[0]
-    assert mixer.w0.lr_scale == 2.0
-    assert mixer.r_k.no_weight_decay
+    rules = rules_of(model)
+    assert rules[id(mixer.w0)].lr_scale == 2.0
+    assert not rules[id(mixer.r_k)].weight_decay
 
 
 def test_a_lost_shard(tmp_path):

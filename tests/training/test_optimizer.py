@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import zoo
+from zoo.parameters import rules_of, set_rule
 from zoo.training.experiment import TrainConfig, read_experiment
 from zoo.training.optimizer import AdamATan2, Average, Optimizer, lr_scale, parameter_groups
 
@@ -44,8 +46,32 @@ def test_decays_and_tied_weights_are_exempt():
     assert any(n.endswith("dt_bias") for n in exempt)
     assert "embedding.weight" in exempt
     marked = nn.Linear(16, 16, bias=False)
-    marked.weight.no_weight_decay = True
+    set_rule(marked, "weight", weight_decay=False)
     assert parameter_groups(marked)["no_decay"] == [marked.weight]
+
+
+@pytest.mark.parametrize("pattern", ["rwkv7 rwkv_channel_mix", "mamba moe(bias=True)", "slstm swiglu"])
+def test_rules_last_where_parameters_are_replaced(pattern):
+    """By a copy, by `to_empty`, by pruning, by a parametrization."""
+
+    def found(model):
+        rules = rules_of(model)
+        return sorted(rule for rule in rules.values()), {id(p) for p in model.parameters()} >= set(rules)
+
+    model = zoo.create_model(pattern, d_model=32, vocab_size=16)
+    with torch.device("meta"):
+        empty = zoo.create_model(pattern, d_model=32, vocab_size=16)
+    assert found(model) == found(copy.deepcopy(model)) == found(empty.to_empty(device="cpu"))
+    assert found(model)[1]
+    assert len(found(model)[0]) > 0
+    for module in list(model.modules()):
+        for i, name in enumerate(list(module.__dict__.get("_parameter_rules", {}))):
+            if getattr(module, name, None) is not None:
+                if i % 2:
+                    nn.utils.prune.random_unstructured(module, name, 0.5)
+                else:
+                    nn.utils.parametrize.register_parametrization(module, name, nn.Identity())
+    assert found(model) == found(empty)
 
 
 def test_frozen_parameters_are_left_out():

@@ -1,11 +1,101 @@
-"""Gated linear units with any activation."""
+"""Gated feed-forward layers: glu with any activation, and geglu and swiglu with their own."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
-from zoo.channel_mixers._glu import Gate, GatedLayer, GLUOptions
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from zoo.core.options import Options
+from zoo.ops.gated_mlp import gated_mlp
+from zoo.ops.modules import bare
+from zoo.protocol import Context, Mixer, Place, State
 from zoo.registry import register
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "identity": lambda x: x,
+    "relu": F.relu,
+    "relu_squared": lambda x: F.relu(x).square(),
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+}
+GPT_OSS_SLOPE, GPT_OSS_LIMIT = 1.702, 7.0
+
+Gate = Literal["gelu", "gelu_tanh", "gpt_oss", "identity", "relu", "relu_squared", "sigmoid", "silu"]
+
+
+def gated(activation: str, gate: Tensor, up: Tensor) -> Tensor:
+    """act(gate) * up; `gpt_oss` clamps both, has the slope 1.702 within the SiLU, and adds one to `up`."""
+    if activation == "gpt_oss":
+        gate, up = gate.clamp(max=GPT_OSS_LIMIT), up.clamp(-GPT_OSS_LIMIT, GPT_OSS_LIMIT)
+        return gate * torch.sigmoid(GPT_OSS_SLOPE * gate) * (up + 1)
+    return ACTIVATIONS[activation](gate) * up
+
+
+def hidden_width(d_model: int, share: int = 1) -> int:
+    """8/3 D / share, rounded up to a multiple of 32."""
+    return -(-8 * d_model // (3 * share) // 32) * 32
+
+
+class GLUOptions(Options):
+    """The options of every gated layer.
+
+    Attributes:
+        d_hidden: inner width, by default 8/3 D rounded up to a multiple of 32.
+        bias: on all three projections.
+        gate_scale: factor on W_gate x, within the activation (Falcon-H1).
+    """
+
+    d_hidden: int | None = Field(default=None, ge=1)
+    bias: bool = False
+    gate_scale: float = 1.0
+
+
+class GatedLayer(Mixer):
+    """y = W_down (act(W_gate x) * W_up x); subclasses say which activation."""
+
+    kind = "channel"
+
+    def __init__(self, d_model: int, config: Any, *, place: Place = Place()):
+        super().__init__(d_model, config, place=place)
+        self.d_hidden = config.d_hidden or hidden_width(d_model)
+        self.gate_proj = nn.Linear(d_model, self.d_hidden, bias=config.bias)
+        self.up_proj = nn.Linear(d_model, self.d_hidden, bias=config.bias)
+        self.down_proj = nn.Linear(self.d_hidden, d_model, bias=config.bias)
+        nn.init.normal_(self.gate_proj.weight, std=d_model**-0.5)
+        nn.init.normal_(self.up_proj.weight, std=d_model**-0.5)
+        nn.init.normal_(self.down_proj.weight, std=(2 * place.n_layers * self.d_hidden) ** -0.5)
+        if config.bias:
+            for layer in (self.gate_proj, self.up_proj, self.down_proj):
+                nn.init.zeros_(layer.bias)
+
+    @property
+    def activation(self) -> str:
+        return self.config.activation
+
+    def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> State:
+        return ()
+
+    def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
+        scale = self.config.gate_scale
+        plain = self.activation == "silu" and scale == 1.0 and not self.config.bias
+        if plain and bare(self.gate_proj, self.up_proj, self.down_proj):
+            return gated_mlp(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight), ()
+        gate = self.gate_proj(x)
+        gate = gate if scale == 1.0 else gate * scale
+        return self.down_proj(gated(self.activation, gate, self.up_proj(x))), ()
+
+    def flops_per_token(self, context_length: int) -> int:
+        return 6 * self.d_model * self.d_hidden
+
+    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
+        return 0
 
 
 @register("glu")
@@ -41,3 +131,63 @@ class GLU(GatedLayer):
             {"d_hidden": 40, "bias": True, "gate_scale": 1.3, "activation": "gpt_oss"},
             *({"activation": activation} for activation in others),
         ]
+
+
+@register("geglu")
+class GEGLU(GatedLayer):
+    """y = W_down (gelu(W_gate x) * W_up x) (Shazeer 2020, arXiv 2002.05202, equation 6).
+
+    Gemma is `approximate=True`. Width and init as in `swiglu`.
+
+    | state | cost per token | parallel form      | cannot             |
+    |-------|----------------|--------------------|--------------------|
+    | none  | 6 D d_hidden   | every step at once | see any other step |
+    """
+
+    class Config(GLUOptions):
+        """The options.
+
+        Attributes:
+            d_hidden: inner width, by default 8/3 D rounded up to a multiple of 32.
+            bias: on all three projections.
+            gate_scale: factor on W_gate x, within the activation (Falcon-H1).
+            approximate: GPT-2's approximation of GELU by a hyperbolic tangent.
+        """
+
+        approximate: bool = False
+
+    @property
+    def activation(self) -> Literal["gelu", "gelu_tanh"]:
+        return "gelu_tanh" if self.config.approximate else "gelu"
+
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        return [{}, {"d_hidden": 40, "bias": True, "gate_scale": 0.7, "approximate": True}]
+
+
+@register("swiglu")
+class SwiGLU(GatedLayer):
+    """y = W_down (silu(W_gate x) * W_up x) (Shazeer 2020, arXiv 2002.05202, equation 6).
+
+    Width 8/3 D keeps the weights of a 4 D perceptron (there: section 3; rounding as in Llama). Init: normal with std
+    fan_in^-0.5, W_down divided by sqrt(2 n_layers) (GPT-2).
+
+    | state | cost per token | parallel form      | cannot             |
+    |-------|----------------|--------------------|--------------------|
+    | none  | 6 D d_hidden   | every step at once | see any other step |
+    """
+
+    class Config(GLUOptions):
+        """The options.
+
+        Attributes:
+            d_hidden: inner width, by default 8/3 D rounded up to a multiple of 32.
+            bias: on all three projections.
+            gate_scale: factor on W_gate x, within the activation (Falcon-H1).
+        """
+
+    activation = "silu"
+
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        return [{}, {"d_hidden": 40, "bias": True, "gate_scale": 0.7}]

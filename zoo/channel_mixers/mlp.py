@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from zoo.channel_mixers._glu import ACTIVATIONS
+from zoo.channel_mixers.glu import ACTIVATIONS
 from zoo.core.options import Options
 from zoo.protocol import Context, Mixer, Place, State
 from zoo.registry import register

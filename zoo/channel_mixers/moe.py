@@ -10,8 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zoo.channel_mixers._glu import ACTIVATIONS, Gate, gated, hidden_width
-from zoo.channel_mixers.glu import GLU
+from zoo.channel_mixers.glu import ACTIVATIONS, GLU, Gate, gated, hidden_width
 from zoo.channel_mixers.mlp import MLP
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
@@ -19,6 +18,7 @@ from zoo.ops.common import without_autocast
 from zoo.ops.derivatives import transformed
 from zoo.ops.grouped import grouped_feed_forward
 from zoo.ops.modules import widely
+from zoo.parameters import set_rule
 from zoo.protocol import Context, Mixer, Place, State, recurrent_dtype
 from zoo.registry import register
 
@@ -138,6 +138,8 @@ class MoE(Mixer):
         self.down_proj = nn.Parameter(torch.empty(n, width, h))
         self.up_bias = _bias(config.bias, n, self.up_proj.shape[1])
         self.down_bias = _bias(config.bias, n, width)
+        for name in ("up_bias", "down_bias"):
+            set_rule(self, name, weight_decay=False)
         nn.init.normal_(self.router.weight, std=d_model**-0.5)
         nn.init.normal_(self.up_proj, std=width**-0.5)
         nn.init.normal_(self.down_proj, std=(2 * place.n_layers * h) ** -0.5)
@@ -329,11 +331,7 @@ def _check(config: MoE.Config, n_choices: int) -> None:
 
 
 def _bias(wanted: bool, n: int, width: int) -> nn.Parameter | None:
-    if not wanted:
-        return None
-    bias = nn.Parameter(torch.zeros(n, width))
-    bias.no_weight_decay = True  # type: ignore[attr-defined]
-    return bias
+    return nn.Parameter(torch.zeros(n, width)) if wanted else None
 
 
 def _largest(scores: Tensor, k: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
-from zoo.mixers._parts import precise
+from zoo.mixers.parts import precise
 from zoo.ops.common import blank, log_form, valid_steps
 from zoo.ops.derivatives import TRANSFORMED, traced, transformed
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype

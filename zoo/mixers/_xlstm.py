@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.mixers._parts import precise
+from zoo.mixers.parts import precise
 
 
 class HeadwiseLinear(nn.Module):

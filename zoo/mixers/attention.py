@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
-from zoo.mixers._attention import AttentionWord, RopeOptions, angles, rms_norm
+from zoo.mixers.attention_parts import AttentionWord, RopeOptions, angles, rms_norm
 from zoo.ops.attention import attention, init_cache
 from zoo.ops.rotary import rotary_width, rotate
 from zoo.protocol import Context, Place, State, first_parameter_like

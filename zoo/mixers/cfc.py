@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
-from zoo.mixers._parts import packing, precise
 from zoo.mixers._wirings import WIRINGS, WiringOptions, make_wiring, units_of
+from zoo.mixers.parts import packing, precise
 from zoo.ops.cfc import ACTIVATIONS, by_steps, cfc
 from zoo.ops.common import blank, valid_steps, without_autocast
 from zoo.ops.modules import bare, widely

@@ -7,25 +7,18 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from einops import rearrange
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers._delta import DeltaMixer, DeltaState
-from zoo.mixers._parts import (
+from zoo.mixers.delta_front import DeltaMixer
+from zoo.mixers.parts import (
     Backend,
-    CausalConv,
-    GatedRMSNorm,
-    conv_backend,
-    init_projections,
     l2_norm,
-    main_backend,
     packing,
     precise,
-    project,
     whole,
 )
-from zoo.ops import delta_rule
 from zoo.protocol import Context, Place, State
 from zoo.registry import derive_heads, register
 
@@ -79,7 +72,7 @@ class DeltaNet(DeltaMixer):
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
         c = config
-        self.n_heads = c.n_heads or derive_heads(d_model, 128)
+        self.n_heads = self.n_key_heads = c.n_heads or derive_heads(d_model, 128)
         head = f" * {d_model} / {self.n_heads} heads"
         self.d_key = whole("deltanet", f"expand_k{head}", c.expand_k * d_model / self.n_heads)
         self.d_value = whole("deltanet", f"expand_v{head}", c.expand_v * d_model / self.n_heads)
@@ -88,33 +81,19 @@ class DeltaNet(DeltaMixer):
                 f'deltanet: qk_norm="sum" needs qk_activation="elu", not {c.qk_activation!r}: sums must be positive.'
             )
         keys, values = self.n_heads * self.d_key, self.n_heads * self.d_value
-        self.qkv_parts = [keys, keys, values]
-        self.parts = [sum(self.qkv_parts), self.n_heads, *([values] if c.gate else [])]  # q k v, beta, gate
-        self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)
-        self.conv = None
-        if c.conv_size:
-            activation: Literal["silu"] | None = "silu" if c.qk_activation == "silu" else None
-            self.conv = CausalConv(
-                self.parts[0], c.conv_size, bias=c.conv_bias, activation=activation, backend=conv_backend(c.backend)
-            )
-        self.norm = GatedRMSNorm(self.d_value)
-        self.out_proj = nn.Linear(values, d_model, bias=False)
-        init_projections(self.in_proj, self.out_proj, place)
+        activation: Literal["silu"] | None = "silu" if c.conv_size and c.qk_activation == "silu" else None
+        self.make_front([keys, keys, values], [values] if c.gate else [], activation)
+        self.make_back(place)
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         c = self.config
-        state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
-        qkv, beta, *gate = project(x, self.in_proj, self.parts)
-        qkv, conv_state = self.conv(qkv, state.conv, context) if self.conv else (qkv, state.conv)
-        q, k, v = (rearrange(m, "b t (h d) -> b t h d", h=self.n_heads) for m in qkv.split(self.qkv_parts, -1))
-        if not (self.conv and self.conv.activation):
+        (q, k, v, beta, *gate), state = self.front(x, state, context)
+        q, k, v = (rearrange(m, "b t (h d) -> b t h d", h=self.n_heads) for m in (q, k, v))
+        if not self.activation:
             q, k, v = _ACTIVATIONS[c.qk_activation](q), _ACTIVATIONS[c.qk_activation](k), F.silu(v)
         q, k = _NORMS[c.qk_norm](q), _NORMS[c.qk_norm](k)
-
-        beta = precise(beta).sigmoid() * (2 if c.allow_neg_eigval else 1)
-        o, memory = delta_rule(q, k, v, beta, state=state.memory, backend=main_backend(c.backend), **packing(context))
-        o = self.norm(o, rearrange(gate[0], "b t (h v) -> b t h v", h=self.n_heads) if c.gate else None)
-        return self.out_proj(o.flatten(-2).to(x.dtype)), DeltaState(conv_state, memory)
+        o, state = self.write(q, k, v, beta, None, state, packing(context))
+        return self.back(o, gate[0] if gate else None, x.dtype), state
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:

@@ -10,23 +10,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.core.options import Options
-from zoo.mixers._delta import DeltaMixer, DeltaState, head_sizes
-from zoo.mixers._parts import (
+from zoo.mixers.delta_front import DeltaMixer, head_sizes
+from zoo.mixers.parts import (
     Backend,
-    CausalConv,
-    GatedRMSNorm,
     check_range,
-    conv_backend,
-    init_projections,
     l2_norm,
     log_rates,
-    main_backend,
     packing,
     precise,
-    project,
     step_bias,
 )
-from zoo.ops import delta_rule
 from zoo.protocol import Context, Place, State
 from zoo.registry import register
 
@@ -95,42 +88,27 @@ class DeltaProduct(DeltaMixer):
         self.n_key_heads, self.d_key, self.n_heads, self.d_value = sizes
         self.n_writes = N = c.n_householders
         keys, values = self.n_key_heads * self.d_key, self.n_heads * self.d_value
-        self.qkv_parts = [keys, N * keys, N * values]
         rates = self.n_heads if c.forget_gate else 0
-        self.parts = [sum(self.qkv_parts), N * self.n_heads, rates, values if c.gate else 0]  # q k v, beta, a, gate
-        self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)
-        self.conv = None
-        if c.conv_size:
-            self.conv = CausalConv(
-                self.parts[0], c.conv_size, bias=c.conv_bias, activation="silu", backend=conv_backend(c.backend)
-            )
+        self.make_front([keys, N * keys, N * values], [rates, values if c.gate else 0])  # a, gate
         if c.forget_gate:
             self.A_log = nn.Parameter(log_rates(self.n_heads, *c.A_init_range))
             self.dt_bias = nn.Parameter(step_bias(self.n_heads, *c.dt_init_range))
-        self.norm = GatedRMSNorm(self.d_value, eps=c.norm_eps)
-        self.out_proj = nn.Linear(values, d_model, bias=False)
-        init_projections(self.in_proj, self.out_proj, place)
+        self.make_back(place, c.norm_eps)
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         c, N = self.config, self.n_writes
-        state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
-        qkv, beta, a, gate = project(x, self.in_proj, self.parts)
-        qkv, conv_state = self.conv(qkv, state.conv, context) if self.conv else (F.silu(qkv), state.conv)
-        q, k, v = qkv.split(self.qkv_parts, -1)
+        (q, k, v, beta, a, gate), state = self.front(x, state, context)
         q = l2_norm(rearrange(q, "b t (g k) -> b t 1 g k", g=self.n_key_heads))
         k = l2_norm(rearrange(k, "b t (n g k) -> b (t n) g k", n=N, g=self.n_key_heads))
         v = rearrange(v, "b t (n h v) -> b (t n) h v", n=N, h=self.n_heads)
-
-        beta = precise(rearrange(beta, "b t (n h) -> b (t n) h", n=N)).sigmoid() * (2 if c.allow_neg_eigval else 1)
+        beta = rearrange(beta, "b t (n h) -> b (t n) h", n=N)
         log_decay = None
         if c.forget_gate:
             steps = F.softplus(precise(a) + self.dt_bias)
             log_decay = _at_first(-precise(self.A_log).exp() * steps, N)
         q = F.pad(q, (0, 0, 0, 0, N - 1, 0)).flatten(1, 2)  # read at a token's last step, nothing before
-        packed = _packing(context, N)
-        o, memory = delta_rule(q, k, v, beta, log_decay, state.memory, backend=main_backend(c.backend), **packed)
-        o = self.norm(o[:, N - 1 :: N], rearrange(gate, "b t (h v) -> b t h v", h=self.n_heads) if c.gate else None)
-        return self.out_proj(o.flatten(-2).to(x.dtype)), DeltaState(conv_state, memory)
+        o, state = self.write(q, k, v, beta, log_decay, state, _packing(context, N))
+        return self.back(o[:, N - 1 :: N], gate if c.gate else None, x.dtype), state
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:

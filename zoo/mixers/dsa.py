@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
-from zoo.mixers._attention import AttentionWord
+from zoo.mixers.attention_parts import AttentionWord
 from zoo.mixers.mla import MultiHeadLatentAttention, Projected
 from zoo.ops.derivatives import transformed
 from zoo.ops.modules import widely

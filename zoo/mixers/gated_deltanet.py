@@ -10,23 +10,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.core.options import Options
-from zoo.mixers._delta import DeltaMixer, DeltaState, head_sizes
-from zoo.mixers._parts import (
+from zoo.mixers.delta_front import DeltaMixer, head_sizes
+from zoo.mixers.parts import (
     Backend,
-    CausalConv,
-    GatedRMSNorm,
     check_range,
-    conv_backend,
-    init_projections,
     l2_norm,
     log_rates,
-    main_backend,
     packing,
     precise,
-    project,
     step_bias,
 )
-from zoo.ops import delta_rule
 from zoo.protocol import Context, Place, State
 from zoo.registry import register
 
@@ -92,37 +85,18 @@ class GatedDeltaNet(DeltaMixer):
         sizes = head_sizes("gated_deltanet", c, 0.75 * d_model, 256)
         self.n_key_heads, self.d_key, self.n_heads, self.d_value = sizes
         keys, values = self.n_key_heads * self.d_key, self.n_heads * self.d_value
-        self.qkv_parts = [keys, keys, values]
-        gates = [values] if c.gate else []
-        self.parts = [sum(self.qkv_parts), self.n_heads, self.n_heads, *gates]  # q k v, beta, a, gate
-        self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)
-        self.conv = None
-        if c.conv_size:
-            self.conv = CausalConv(
-                self.parts[0], c.conv_size, bias=c.conv_bias, activation="silu", backend=conv_backend(c.backend)
-            )
+        self.make_front([keys, keys, values], [self.n_heads, *([values] if c.gate else [])])  # a, gate
         self.A_log = nn.Parameter(log_rates(self.n_heads, *c.A_init_range))
         self.dt_bias = nn.Parameter(step_bias(self.n_heads, *c.dt_init_range))
-        self.norm = GatedRMSNorm(self.d_value, eps=c.norm_eps)
-        self.out_proj = nn.Linear(values, d_model, bias=False)
-        init_projections(self.in_proj, self.out_proj, place)
+        self.make_back(place, c.norm_eps)
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
-        c = self.config
-        state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
-        qkv, beta, a, *gate = project(x, self.in_proj, self.parts)
-        qkv, conv_state = self.conv(qkv, state.conv, context) if self.conv else (F.silu(qkv), state.conv)
-        q, k, v = qkv.split(self.qkv_parts, -1)
+        (q, k, v, beta, a, *gate), state = self.front(x, state, context)
         q, k = (l2_norm(rearrange(m, "b t (g k) -> b t g k", g=self.n_key_heads)) for m in (q, k))
         v = rearrange(v, "b t (h v) -> b t h v", h=self.n_heads)
-
-        beta = precise(beta).sigmoid() * (2 if c.allow_neg_eigval else 1)
         log_decay = -precise(self.A_log).exp() * F.softplus(precise(a) + self.dt_bias)
-        o, memory = delta_rule(
-            q, k, v, beta, log_decay, state.memory, backend=main_backend(c.backend), **packing(context)
-        )
-        o = self.norm(o, rearrange(gate[0], "b t (h v) -> b t h v", h=self.n_heads) if c.gate else None)
-        return self.out_proj(o.flatten(-2).to(x.dtype)), DeltaState(conv_state, memory)
+        o, state = self.write(q, k, v, beta, log_decay, state, packing(context))
+        return self.back(o, gate[0] if gate else None, x.dtype), state
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:

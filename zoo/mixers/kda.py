@@ -10,23 +10,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.core.options import Options
-from zoo.mixers._delta import DeltaMixer, DeltaState, head_sizes
-from zoo.mixers._parts import (
+from zoo.mixers.delta_front import DeltaMixer, head_sizes
+from zoo.mixers.parts import (
     Backend,
-    CausalConv,
-    GatedRMSNorm,
     check_range,
-    conv_backend,
-    init_projections,
     l2_norm,
     log_rates,
-    main_backend,
     packing,
     precise,
-    project,
     step_bias,
 )
-from zoo.ops import delta_rule
 from zoo.protocol import Context, Place, State
 from zoo.registry import register
 
@@ -92,43 +85,26 @@ class KimiDeltaAttention(DeltaMixer):
         self.n_key_heads, self.d_key, self.n_heads, self.d_value = head_sizes("kda", c, d_model, 128)
         keys, values = self.n_key_heads * self.d_key, self.n_heads * self.d_value
         rank = c.rank or self.d_value
-        self.qkv_parts = [keys, keys, values]
-        self.parts = [sum(self.qkv_parts), self.n_heads, rank, rank]  # q k v, beta, F_down, G_down
-        self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)
-        self.conv = None
-        if c.conv_size:
-            self.conv = CausalConv(
-                self.parts[0], c.conv_size, bias=c.conv_bias, activation="silu", backend=conv_backend(c.backend)
-            )
+        self.make_front([keys, keys, values], [rank, rank])  # F_down, G_down
         self.decay_up = nn.Linear(rank, self.n_heads * self.d_key, bias=False)
         self.A_log = nn.Parameter(log_rates(self.n_heads, *c.A_init_range))
         self.dt_bias = nn.Parameter(step_bias(self.n_heads * self.d_key, *c.dt_init_range))
         self.gate_up = nn.Linear(rank, values, bias=c.gate_bias)
-        self.norm = GatedRMSNorm(self.d_value, eps=c.norm_eps)
-        self.out_proj = nn.Linear(values, d_model, bias=False)
-        init_projections(self.in_proj, self.out_proj, place)
+        self.make_back(place, c.norm_eps)
         for layer in (self.decay_up, self.gate_up):
             nn.init.normal_(layer.weight, std=rank**-0.5)
         if c.gate_bias:
             nn.init.zeros_(self.gate_up.bias)
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
-        c = self.config
-        state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
-        qkv, beta, decay, gate = project(x, self.in_proj, self.parts)
-        qkv, conv_state = self.conv(qkv, state.conv, context) if self.conv else (F.silu(qkv), state.conv)
-        q, k, v = qkv.split(self.qkv_parts, -1)
+        (q, k, v, beta, decay, gate), state = self.front(x, state, context)
         q, k = (l2_norm(rearrange(m, "b t (g k) -> b t g k", g=self.n_key_heads)) for m in (q, k))
         v = rearrange(v, "b t (h v) -> b t h v", h=self.n_heads)
-
-        beta = precise(beta).sigmoid() * (2 if c.allow_neg_eigval else 1)
         steps = F.softplus(precise(self.decay_up(decay)) + self.dt_bias)
         log_decay = -precise(self.A_log).exp()[:, None] * rearrange(steps, "b t (h k) -> b t h k", h=self.n_heads)
-        o, memory = delta_rule(
-            q, k, v, beta, log_decay, state.memory, backend=main_backend(c.backend), **packing(context)
-        )
+        o, state = self.write(q, k, v, beta, log_decay, state, packing(context))
         o = self.norm(o).flatten(-2) * precise(self.gate_up(gate)).sigmoid()
-        return self.out_proj(o.to(x.dtype)), DeltaState(conv_state, memory)
+        return self.out_proj(o.to(x.dtype)), state
 
     def flops_per_token(self, context_length: int) -> int:
         up = self.parts[-1] * self.n_heads * (self.d_key + self.d_value)  # from the bottlenecks of decay and gate

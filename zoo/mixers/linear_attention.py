@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers._parts import Backend, GatedRMSNorm, init_projections, packing, precise, project
+from zoo.mixers.parts import Backend, GatedRMSNorm, init_projections, packing, precise, project
 from zoo.ops import linear_attention
 from zoo.ops.common import owned
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype

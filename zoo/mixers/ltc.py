@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
-from zoo.mixers._parts import packing, precise
 from zoo.mixers._wirings import WIRINGS, WiringOptions, make_wiring, units_of
+from zoo.mixers.parts import packing, precise
 from zoo.ops.common import blank, valid_steps
 from zoo.ops.derivatives import differentiated, transformed
 from zoo.ops.ltc import Synapses, ltc

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.core.options import Options
-from zoo.mixers._parts import (
+from zoo.mixers.parts import (
     Backend,
     CausalConv,
     GatedRMSNorm,
@@ -26,6 +26,7 @@ from zoo.mixers._parts import (
 )
 from zoo.ops import selective_scan
 from zoo.ops.modules import bare
+from zoo.parameters import set_rule
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 from zoo.registry import register
 
@@ -100,6 +101,7 @@ class Mamba(Mixer):
         self.norms = nn.ModuleList([GatedRMSNorm(n, eps=c.norm_eps) for n in self.parts]) if c.inner_norm else None
         self.dt_proj = nn.Linear(rank, self.d_inner)
         self.A_log = nn.Parameter(torch.arange(1.0, c.d_state + 1).log().repeat(self.d_inner, 1))
+        set_rule(self, "A_log", weight_decay=False)
         self.D = nn.Parameter(torch.ones(self.d_inner))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=c.bias)
         with torch.no_grad():

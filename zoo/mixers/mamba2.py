@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers._parts import (
+from zoo.mixers.parts import (
     Backend,
     CausalConv,
     GatedRMSNorm,

@@ -13,7 +13,7 @@ from torchdiffeq import odeint, odeint_adjoint
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers._parts import precise
+from zoo.mixers.parts import precise
 from zoo.ops.common import blank, valid_steps, without_autocast
 from zoo.ops.derivatives import TRANSFORMS, once_only, transformed
 from zoo.ops.modules import bare, narrowly, widely

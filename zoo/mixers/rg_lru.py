@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers._parts import Backend, CausalConv, conv_backend, main_backend, packing, precise, whole
+from zoo.mixers.parts import Backend, CausalConv, conv_backend, main_backend, packing, precise, whole
 from zoo.ops import scan
 from zoo.ops.derivatives import transformed
 from zoo.protocol import (

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers._parts import Backend, l2_norm, packing, precise
+from zoo.mixers.parts import Backend, l2_norm, packing, precise
 from zoo.ops import dplr
 from zoo.ops.modules import widely
 from zoo.ops.token_shift import token_shift
+from zoo.parameters import set_rule
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 from zoo.registry import derive_heads, register
 
@@ -45,7 +46,7 @@ class RWKV7(Mixer):
 
     Published inits: x_i, w0 and a0 depend on channel and depth, the low ranks and W_o start at zero; W_r and W_v are
     orthogonal, W_k a tenth of that. Published rules of training: only the four matrices are decayed, and w0 has twice
-    the learning rate (the parameters carry `no_weight_decay` and `lr_scale` for the optimizer).
+    the learning rate (as rules for the optimizer, see `zoo.parameters`).
 
     | state   | cost per token              | parallel form (WY)           | cannot                            |
     |---------|-----------------------------|------------------------------|-----------------------------------|
@@ -104,8 +105,9 @@ class RWKV7(Mixer):
         self.receptance, self.key, self.value, self.output = (nn.Linear(d_model, d_model, bias=False) for _ in "rkvo")
         self.ln_x = nn.GroupNorm(self.n_heads, d_model, eps=c.norm_eps)
         self._init(place.layer, place.n_layers)
-        self.w0.lr_scale = 2.0  # type: ignore[attr-defined]
-        self.r_k.no_weight_decay = True  # type: ignore[attr-defined]
+        set_rule(self, "w0", lr_scale=2.0)
+        for name in ("r_k", "w1", "w2", "a1", "a2", "v1", "v2", "g1", "g2"):
+            set_rule(self, name, weight_decay=False)
 
     @torch.no_grad()
     def _init(self, layer: int, n_layers: int) -> None:
@@ -196,9 +198,8 @@ class RWKV7(Mixer):
 
 
 def low_rank(width: int, rank: int | None, factor: float) -> tuple[nn.Parameter, nn.Parameter]:
-    """Weights D to rank, starting at zero, and rank to D, orthogonal and a tenth in size; neither is decayed."""
+    """Weights D to rank, starting at zero, and rank to D, orthogonal and a tenth in size."""
     rank = rank or max(32, round(factor * width**0.5 / 32) * 32)
     down, up = nn.Parameter(torch.zeros(width, rank)), nn.Parameter(torch.empty(rank, width))
     nn.init.orthogonal_(up, gain=0.1 * max(1.0, rank / width) ** 0.5)
-    down.no_weight_decay = up.no_weight_decay = True  # type: ignore[attr-defined]
     return down, up

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers._parts import CausalConv, conv_backend, packing
 from zoo.mixers._xlstm import HeadNorm, HeadwiseLinear, small_std
+from zoo.mixers.parts import CausalConv, conv_backend, packing
 from zoo.ops.slstm import SLSTMState, slstm
+from zoo.parameters import set_rule
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 from zoo.registry import register
 
@@ -83,7 +84,7 @@ class SLSTM(Mixer):
         if c.recurrent_init == "uniform":
             recurrent.uniform_(-(d_model**-0.5), d_model**-0.5)
         self.recurrent = nn.Parameter(recurrent)
-        self.recurrent.no_weight_decay = True  # type: ignore[attr-defined]  # as published
+        set_rule(self, "recurrent", weight_decay=False)  # as published
         bias = torch.zeros(4, self.n_heads, self.d_head)
         bias[1] = _forget_bias(self.d_head, place) if c.forget_bias == "powerlaw" else torch.linspace(3, 6, self.d_head)
         self.bias = nn.Parameter(bias.flatten())

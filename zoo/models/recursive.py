@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.backbone import Backbone
-from zoo.channel_mixers._glu import GatedLayer
+from zoo.channel_mixers.glu import GatedLayer
 from zoo.channel_mixers.mlp import MLP
 from zoo.core.errors import UsageError
 from zoo.door import fits, form_of, misfit, read_ids
-from zoo.mixers._attention import AttentionWord
+from zoo.mixers.attention_parts import AttentionWord
 from zoo.mixers.token_mlp import TokenMLP
 from zoo.models.token import ModelConfig, TokenModel, make_backbone
 from zoo.ops.derivatives import once_only
 from zoo.ops.gated_mlp import constant_weights
 from zoo.ops.modules import widely
+from zoo.parameters import set_rule
 from zoo.protocol import Context, Mixer, admit, tree_bytes
 
 TRUNCATED = (
@@ -94,7 +95,7 @@ class RecursiveModel(TokenModel):
         if self.puzzles is not None and self.puzzles.embedding_dim > r.prefix * d:
             raise UsageError(f"puzzle_width={r.puzzle_width} is more than prefix * d_model = {r.prefix * d}.")
         if self.puzzles is not None:
-            self.puzzles.weight.by_row = True  # type: ignore[attr-defined]  # the optimizer may treat it so
+            set_rule(self.puzzles, "weight", by_row=True)
         self.halting = nn.Linear(d, 2)
         self.register_buffer("answer_init", _truncated(torch.empty(d), 1.0))
         self.register_buffer("latent_init", _truncated(torch.empty(max(r.latents, 1), d), 1.0))

@@ -4,37 +4,38 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from zoo.parameters import Rule, rules_of
 from zoo.training.experiment import TrainConfig
 
 Model = TypeVar("Model", bound=nn.Module)
 
-NO_DECAY = ("A_log", "dt_bias")  # of any shape; a mixer can also set `no_weight_decay = True` on a parameter
 SMALLEST_MATRIX = 8  # a depthwise convolution is no matrix to orthogonalise
 
 
 def parameter_groups(model: nn.Module, *, muon: bool = False, by_row: bool = False) -> dict[str, list[nn.Parameter]]:
     """Every trainable parameter in exactly one of `rows` (for `SignRows`), `matrices` (for Muon), `decay`, `no_decay`.
 
-    Without `muon`, matrices are part of `decay`. With `by_row`, `rows` has the parameters marked `by_row = True`:
-    tables of which a batch uses few rows.
+    Without `muon`, matrices are part of `decay`. With `by_row`, `rows` has the tables of which a batch uses few rows.
+    What single parameters need is said by their modules (`zoo.parameters.set_rule`).
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = getattr(model, "head", None)
     heads = {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
+    rules = rules_of(model)
     groups: dict[str, list[nn.Parameter]] = {"rows": [], "matrices": [], "decay": [], "no_decay": []}
-    for name, p in model.named_parameters():  # names a shared parameter once
+    for p in model.parameters():  # a shared parameter once
         if not p.requires_grad:
             continue
-        exempt = name.rsplit(".", 1)[-1] in NO_DECAY or getattr(p, "no_weight_decay", False)
-        if by_row and getattr(p, "by_row", False):
+        rule = rules.get(id(p), Rule())
+        if by_row and rule.by_row:
             groups["rows"].append(p)
-        elif p.ndim < 2 or exempt or id(p) in embeddings:
+        elif p.ndim < 2 or not rule.weight_decay or id(p) in embeddings:
             groups["no_decay"].append(p)
         elif muon and p.ndim == 2 and min(p.shape) > SMALLEST_MATRIX and id(p) not in heads:
             groups["matrices"].append(p)
@@ -47,11 +48,11 @@ def parameter_groups(model: nn.Module, *, muon: bool = False, by_row: bool = Fal
     return groups
 
 
-def by_lr_scale(parameters: Sequence[nn.Parameter]) -> dict[float, list[nn.Parameter]]:
-    """Parameters by the factor on their learning rate: what a mixer set as `lr_scale` on them, else 1."""
+def by_lr_scale(parameters: Sequence[nn.Parameter], rules: Mapping[int, Rule]) -> dict[float, list[nn.Parameter]]:
+    """Parameters by the factor on their learning rate."""
     scales: dict[float, list[nn.Parameter]] = {}
     for p in parameters:
-        scales.setdefault(float(getattr(p, "lr_scale", 1.0)), []).append(p)
+        scales.setdefault(rules.get(id(p), Rule()).lr_scale, []).append(p)
     return scales
 
 
@@ -126,8 +127,7 @@ class Optimizer:
 
     With `puzzle_lr`, `SignRows` for what is learned of each puzzle.
 
-    A mixer's own rules are kept: a parameter with `no_weight_decay = True` is not decayed (nor given to Muon), one with
-    `lr_scale = 2.0` has twice the learning rate.
+    A module's own rules (`zoo.parameters`) are kept: a parameter without weight decay is not given to Muon either.
 
     Muon's updates are scaled to the root mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one
     learning rate serves both.
@@ -137,11 +137,12 @@ class Optimizer:
         self.config = config
         self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         groups = parameter_groups(model, muon=config.optimizer == "muon", by_row=config.puzzle_lr is not None)
+        rules = rules_of(model)
         self.peaks: list[list[float]] = []  # of every group of every part
 
         def scaled(peak: float, **decays: float) -> list[dict[str, Any]]:
             """Groups with the weight decays given, cut by learning rate; notes their peaks."""
-            cut = [(s, ps, d) for name, d in decays.items() for s, ps in by_lr_scale(groups[name]).items()]
+            cut = [(s, ps, d) for name, d in decays.items() for s, ps in by_lr_scale(groups[name], rules).items()]
             self.peaks.append([peak * scale for scale, _, _ in cut])
             return [{"params": ps, "weight_decay": decay} for _, ps, decay in cut]
 
@@ -257,17 +258,19 @@ class Average(Generic[Model]):
     it is the same from the start, as in TRM's code; the two differ while (1 + t) / (10 + t) is below it, with 0.999 for
     some 9,000 steps.
 
-    Parameters marked `by_row`, whose rows change too seldom for an average, are copied.
+    Tables that are trained by row, whose rows change too seldom for an average, are copied.
     """
 
     def __init__(self, model: Model, decay: float, *, warmup: bool = True):
         self.decay, self.warmup = decay, warmup
         self.module: Model = copy.deepcopy(model).eval().requires_grad_(False)
         pairs = list(zip(self.module.parameters(), model.parameters(), strict=True))
-        averaged = [pair for pair in pairs if not getattr(pair[1], "by_row", False)]
+        rules = rules_of(model)
+        tables = {id(p) for p in model.parameters() if rules.get(id(p), Rule()).by_row}
+        averaged = [pair for pair in pairs if id(pair[1]) not in tables]
         self._average: list[Tensor] = [ours for ours, _ in averaged]
         self._current: list[Tensor] = [theirs for _, theirs in averaged]
-        self._copied: list[tuple[Tensor, Tensor]] = [pair for pair in pairs if getattr(pair[1], "by_row", False)]
+        self._copied: list[tuple[Tensor, Tensor]] = [pair for pair in pairs if id(pair[1]) in tables]
         self._copied += zip(self.module.buffers(), model.buffers(), strict=True)
 
     @torch.no_grad()

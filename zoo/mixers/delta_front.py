@@ -1,0 +1,129 @@
+"""What the layers around the delta rule share: projections and convolution before it, norm and output after it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from zoo.core.errors import UsageError
+from zoo.mixers.parts import (
+    CausalConv,
+    GatedRMSNorm,
+    conv_backend,
+    init_projections,
+    main_backend,
+    precise,
+    project,
+    whole,
+)
+from zoo.ops import delta_rule
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
+
+
+class DeltaState(NamedTuple):
+    conv: Tensor  # (B, W - 1, channels of q, k and v): the last inputs of the convolution
+    memory: Tensor  # (B, H, K, V)
+
+
+class DeltaMixer(Mixer):
+    """A layer of H heads, each with a memory (K, V) that the delta rule writes, behind one convolution over q, k and v.
+
+    A word's `__init__` sets the sizes, then calls `make_front`, makes what is its own, and calls `make_back`; its
+    `forward` goes through `front`, its own decays, `write` and `back`.
+
+    Attributes:
+        n_key_heads: G, heads of q and k; a divisor of H.
+        n_heads: H.
+        d_key: K.
+        d_value: V.
+        qkv_parts: widths of q, k and v.
+        parts: widths of all that the input projection gives: q, k and v in one, beta, and what a word adds.
+        n_writes: steps of the delta rule a token.
+    """
+
+    n_key_heads: int
+    n_heads: int
+    d_key: int
+    d_value: int
+    qkv_parts: list[int]
+    parts: list[int]
+    n_writes: int = 1
+
+    def make_front(self, qkv_parts: list[int], others: list[int], activation: Literal["silu"] | None = "silu") -> None:
+        """Make the projection of x to q, k, v, beta and `others`, and the convolution over q, k and v."""
+        c = self.config
+        self.qkv_parts, self.activation = qkv_parts, activation
+        self.parts = [sum(qkv_parts), self.n_writes * self.n_heads, *others]
+        self.in_proj = nn.Linear(self.d_model, sum(self.parts), bias=False)
+        self.conv = None
+        if c.conv_size:
+            self.conv = CausalConv(
+                self.parts[0], c.conv_size, bias=c.conv_bias, activation=activation, backend=conv_backend(c.backend)
+            )
+
+    def make_back(self, place: Place, eps: float = 1e-5) -> None:
+        """Make the norm of each head and the output projection, and give both projections their first weights."""
+        self.norm = GatedRMSNorm(self.d_value, eps=eps)
+        self.out_proj = nn.Linear(self.n_heads * self.d_value, self.d_model, bias=False)
+        init_projections(self.in_proj, self.out_proj, place)
+
+    def front(self, x: Tensor, state: State | None, context: Context | None) -> tuple[list[Tensor], DeltaState]:
+        """[q, k, v, beta, *others], each (B, T, its width), and the state with the convolution's next one in it.
+
+        beta has its sigmoid; q, k and v their activation, if `activation` says so.
+        """
+        state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
+        qkv, beta, *others = project(x, self.in_proj, self.parts)
+        if self.conv:
+            qkv, conv = self.conv(qkv, state.conv, context)
+        else:
+            qkv, conv = F.silu(qkv) if self.activation else qkv, state.conv
+        beta = precise(beta).sigmoid() * (2 if self.config.allow_neg_eigval else 1)
+        return [*qkv.split(self.qkv_parts, -1), beta, *others], DeltaState(conv, state.memory)
+
+    def write(self, q, k, v, beta, log_decay, state: DeltaState, packing: dict[str, Any]) -> tuple[Tensor, DeltaState]:
+        """The delta rule over all steps, arguments as in `zoo.ops`: what q reads (B, T, H, V), and the next state."""
+        backend = main_backend(self.config.backend)
+        o, memory = delta_rule(q, k, v, beta, log_decay, state.memory, backend=backend, **packing)
+        return o, DeltaState(state.conv, memory)
+
+    def back(self, o: Tensor, gate: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """o (B, T, H, V), normed head by head, times silu(gate) (B, T, H V) if there is one, projected to (B, T, D)."""
+        o = self.norm(o, None if gate is None else rearrange(gate, "b t (h v) -> b t h v", h=self.n_heads))
+        return self.out_proj(o.flatten(-2).to(dtype))
+
+    def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> DeltaState:
+        device, dtype = first_parameter_like(self, device, dtype)
+        shapes = self._state_shapes(batch_size)
+        return DeltaState(*(torch.zeros(s, device=device, dtype=recurrent_dtype(dtype)) for s in shapes))
+
+    def _state_shapes(self, batch_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        conv = (batch_size, max(self.config.conv_size - 1, 0), sum(self.qkv_parts))
+        return conv, (batch_size, self.n_heads, self.d_key, self.d_value)
+
+    def flops_per_token(self, context_length: int) -> int:
+        projections = self.d_model * (sum(self.parts) + self.n_heads * self.d_value)
+        recall_and_read = 2 * self.n_writes * self.n_heads * self.d_key * self.d_value  # of k, and with q
+        return 2 * projections + 2 * recall_and_read
+
+    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
+        return sum(map(math.prod, self._state_shapes(batch_size))) * recurrent_dtype(dtype).itemsize
+
+
+def head_sizes(mixer: str, config: Any, width: float, head_width: int) -> tuple[int, int, int, int]:
+    """G, K, H, V from the options n_heads, head_dim, n_v_heads and expand_v.
+
+    By default the heads of q and k are about `head_width` wide and `width` together.
+    """
+    groups = config.n_heads or max(1, round(width / head_width))
+    d_key = config.head_dim or max(1, round(width / groups))
+    heads = config.n_v_heads or groups
+    if heads % groups:
+        raise UsageError(f"{mixer}: n_v_heads={heads} is no multiple of n_heads={groups}.")
+    d_value = whole(mixer, f"expand_v * head_dim = {config.expand_v:g} * {d_key}", config.expand_v * d_key)
+    return groups, d_key, heads, d_value
