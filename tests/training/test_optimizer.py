@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 import zoo
 from zoo.parameters import rules_of, set_rule
@@ -68,9 +69,9 @@ def test_rules_last_where_parameters_are_replaced(pattern):
         for i, name in enumerate(list(module.__dict__.get("_parameter_rules", {}))):
             if getattr(module, name, None) is not None:
                 if i % 2:
-                    nn.utils.prune.random_unstructured(module, name, 0.5)
+                    prune.random_unstructured(module, name, 0.5)
                 else:
-                    nn.utils.parametrize.register_parametrization(module, name, nn.Identity())
+                    parametrize.register_parametrization(module, name, nn.Identity())
     assert found(model) == found(empty)
 
 
