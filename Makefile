@@ -51,7 +51,7 @@ bench: $(VENV)/.installed
 		--train test_rows=320 --out $(BENCH_OUT)
 
 bench-ops: $(VENV)/parity/peers/.installed $(VENV)/parity/fla/.installed
-	FLA_PATH=$(wildcard $(VENV)/parity/fla/lib/python*/site-packages) $(VENV)/parity/peers/bin/python -m zoo.benchmarks.ops --out docs/results
+	FLA_PATH=$(wildcard $(VENV)/parity/fla/lib/python*/site-packages) $(VENV)/parity/peers/bin/python -m zoo.benchmarks.studies.ops
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

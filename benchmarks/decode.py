@@ -38,7 +38,6 @@ from zoo.benchmarks.cells import (
     pivot,
     short,
 )
-from zoo.benchmarks.measure import error
 from zoo.benchmarks.records import Record, figure
 from zoo.benchmarks.states import PIECE, at_context, grows, tells_state
 from zoo.benchmarks.subjects import Subject
@@ -174,6 +173,13 @@ class Decoding:
             y, past = exact(x[:, start : start + PIECE], past)
             last = torch.cat([last, y], 1)[:, -KEPT:]
         return last, past
+
+
+def error(got: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """The largest difference over the largest entry, in the worst of the tensors."""
+    return max(
+        ((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-30)).item() for a, b in zip(got, exact, strict=True)
+    )
 
 
 def used_bytes(device: str) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 import zoo
-from zoo.benchmarks import attention_decode
 from zoo.benchmarks.states import at_context
+from zoo.benchmarks.studies import attention_decode
 from zoo.protocol import tree_bytes
 
 SMALL = {**dict.fromkeys(attention_decode.SIZES, 8), "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "window": 16}
@@ -34,7 +34,7 @@ def test_mqa_has_a_cache_of_the_bytes_of_mla():
 
 
 def test_the_table_has_a_row_for_every_form():
-    contexts = {str(n): attention_decode.measure(SMALL, n, 1) for n in (5, 40)}
+    contexts = {str(n): attention_decode.step_costs(SMALL, n, 1) for n in (5, 40)}
     facts = {"cpu": "a CPU", "threads": 1, "versions": {"torch": "2"}}
     text = attention_decode.markdown({"machine": facts, "sizes": SMALL, "contexts": contexts})
     for name, m in contexts["40"].items():

@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from zoo.benchmarks import attention_state
+from zoo.benchmarks.studies import attention_state
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 
@@ -18,7 +18,7 @@ def test_measured_bytes_are_those_of_theory(name, n_tokens):
     mixer = attention_state.created(name)
     state = attention_state.read_state(mixer, n_tokens)
     expected = attention_state.THEORY[name][1](mixer, n_tokens) * 4
-    assert attention_state.held_bytes(state) == expected == attention_state.theory_bytes(name, mixer, n_tokens)
+    assert attention_state.remembered_bytes(state) == expected == attention_state.theory_bytes(name, mixer, n_tokens)
 
 
 def test_a_stretched_state_goes_on():
@@ -29,8 +29,7 @@ def test_a_stretched_state_goes_on():
         assert token > 0
 
 
-def test_the_page_holds_what_was_measured():
-    report = json.loads((DOCS / "results" / "attention_state.json").read_text())
+def test_the_page_about_attention_holds_what_was_measured():
+    report = json.loads((DOCS / "results" / "data" / "attention_state.json").read_text())
     page = (DOCS / "attention.md").read_text()
     assert attention_state.filled(page, report) == page
-    assert attention_state.markdown(report) == (DOCS / "results" / "attention_state.md").read_text()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import pathlib
+import importlib
+import pkgutil
 import re
+from pathlib import Path
 
 import pytest
 
-from zoo.benchmarks import families, ops, recipes, state_tracking, time_to_solve
+from zoo.benchmarks import studies
+from zoo.benchmarks.studies import recipes, state_tracking, time_to_solve
+from zoo.benchmarks.studies.harness import Study
 
-RESULTS = pathlib.Path(__file__).parents[1] / "docs" / "results"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+MODULES = [importlib.import_module(f"{studies.__name__}.{m.name}") for m in pkgutil.iter_modules(studies.__path__)]
+STUDIES: dict[str, Study] = {m.STUDY.name: m.STUDY for m in MODULES if hasattr(m, "STUDY")}
+BENCHMARKS = ("decode", "long-context", "mad", "memory", "throughput")
 
 
 def read(name):
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    return STUDIES[name].read(RESULTS)
 
 
 def rows_of_recipes():
@@ -22,18 +28,39 @@ def rows_of_recipes():
     return [row for name in sorted(found) for row in found[name]]
 
 
-PAGES = {
-    "recipes": lambda data: recipes.markdown([row for name in sorted(data) for row in data[name]]),
-    "state_tracking": state_tracking.markdown,
-    "families": lambda data: families.markdown(data["families"], data["machine"], data["versions"]),
-    "ops": ops.markdown,
-    "time_to_solve": time_to_solve.markdown,
-}
-
-
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", STUDIES)
 def test_a_page_is_made_from_its_data(name):
-    assert (RESULTS / f"{name}.md").read_text() == PAGES[name](read(name))
+    assert (RESULTS / f"{name}.md").read_text() == STUDIES[name].markdown(read(name))
+    assert (RESULTS / f"{name}.svg").exists() == (STUDIES[name].svg is not None)
+
+
+def test_every_page_has_its_data_its_command_and_its_place_in_the_index():
+    """What no command in the tree can make again is not there."""
+    made = {*STUDIES, *BENCHMARKS}
+    assert {path.stem for path in RESULTS.glob("*.*")} == {*made, "README"}
+    assert {path.stem for path in (RESULTS / "data").iterdir()} == made
+    index = (RESULTS / "README.md").read_text()
+    assert set(re.findall(r"\]\((\S+?)\.md\)", index)) - {"../benchmarks"} == made
+    for name in STUDIES:
+        assert f"zoo.benchmarks.studies.{name}" in index or name == "ops"
+
+
+def test_rows_that_are_not_measured_again_are_kept(tmp_path):
+    """A study is handed what its folder holds, and the folder has the page and the data at every row."""
+    seen = []
+
+    def measure(arguments, old):
+        rows = dict(old.get("rows", {}))
+        for name in arguments.names:
+            rows[name] = len(rows)
+            yield {"rows": rows}
+            seen.append((tmp_path / "trial.md").read_text())
+
+    study = Study("trial", "A trial.", lambda p: p.add_argument("names", nargs="*"), measure, lambda d: str(d["rows"]))
+    for names in (["a", "b"], ["b", "c"]):
+        study.main([*names, "--out", str(tmp_path)])
+    assert study.read(tmp_path) == {"rows": {"a": 0, "b": 2, "c": 2}}
+    assert seen[0] == "{'a': 0}"
 
 
 def shown(page, head):
@@ -44,7 +71,7 @@ def shown(page, head):
 
 
 def test_recipes_that_did_not_learn_have_no_score():
-    cells = shown(recipes.markdown(rows_of_recipes()), "|---|\n")
+    cells = shown(recipes.markdown(read("recipes")), "|---|\n")
     seen = set()
     for row in rows_of_recipes():
         score = cells[row["recipe"]][2:5]
@@ -62,7 +89,7 @@ def test_recipes_that_did_not_learn_have_no_score():
 
 
 def test_recipes_say_how_many_problems_their_rows_are():
-    cells = shown(recipes.markdown(rows_of_recipes()), "|---|\n")
+    cells = shown(recipes.markdown(read("recipes")), "|---|\n")
     for row in rows_of_recipes():
         n, problems = row["test"]["n_rows"], row["test"]["n_problems"]
         assert cells[row["recipe"]][5] == (f"{n:,}" if n == problems else f"{n:,}: {problems:,} problems")

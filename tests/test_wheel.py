@@ -31,7 +31,10 @@ def test_wheel_trains_outside_the_checkout(tmp_path):
         shutil.copy(ROOT / name, tree)
     run(sys.executable, "-m", "build", "--outdir", tmp_path / "dist", tree, cwd=tmp_path)  # the wheel, from the sdist
     (wheel,) = (tmp_path / "dist").glob("sequence_zoo-*.whl")
-    assert {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name} == {"zoo"}
+    names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
+    assert {name.split("/")[0] for name in names} == {"zoo"}
+    assert "zoo/benchmarks/throughput.py" in names
+    assert not [name for name in names if "studies" in name]
     own = tmp_path / "tasks.py"  # in the way of nothing
     own.write_text("def build(): pass\n")
     venv.create(tmp_path / "env", with_pip=True)

@@ -85,7 +85,7 @@ def check(theirs: Any, tmp_path: Path, **options: Any) -> None:
 
 
 def _record(architecture: str, config: dict[str, Any], found: dict[str, float]) -> None:
-    """Add a line to the file that PARITY_RECORD names, for `benchmarks/families.py`."""
+    """Add a line to the file that PARITY_RECORD names, for `benchmarks/studies/families.py`."""
     if path := os.environ.get("PARITY_RECORD"):
         family = families.of_config({**config, "architectures": [architecture]}).name
         with open(path, "a", encoding="utf-8") as file:

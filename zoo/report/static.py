@@ -63,6 +63,17 @@ def save_charts(
     return written
 
 
+def svg(chart: Chart, rows: Sequence[Row]) -> str:
+    """A chart as the text of an SVG file; the same chart gives the same text."""
+    from matplotlib import rcParams
+
+    out = io.StringIO()
+    with house_style():
+        rcParams["svg.hashsalt"] = chart.name
+        draw(chart, rows).savefig(out, format="svg", facecolor="white", metadata={"Date": None})
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
 def draw(chart: Chart, rows: Sequence[Row]) -> Figure:
     """A chart as a figure, with its panels stacked."""
     from matplotlib.figure import Figure
@@ -99,7 +110,14 @@ def _curves(axes: Axes, panel: Panel, rows: dict[str, Row]) -> None:
         if panel.kind == "points":
             look |= {"linestyle": "none", "markersize": 9, "zorder": 3}
         axes.plot(series.x, series.y, gid=series.row, clip_on=False, **look)
-    _axis(axes, "x", panel.x)
+        if series.low:
+            below = [max(0.0, y - low) for y, low in zip(series.y, series.low, strict=True)]
+            above = [max(0.0, high - y) for y, high in zip(series.y, series.high, strict=True)]
+            spread = [below, above]
+            axes.errorbar(series.x, series.y, yerr=spread, fmt="none", ecolor=look["color"], elinewidth=0.8)
+    if panel.trained is not None:
+        axes.axvline(panel.trained, color=FAINT, linewidth=0.8, linestyle=":")
+    _axis(axes, "x", panel.x, sorted({x for series in panel.series for x in series.x}))
     _axis(axes, "y", panel.y)
 
 
@@ -142,16 +160,19 @@ def _heat_map(axes: Axes, panel: HeatMap, rows: dict[str, Row]) -> None:
         axes.axvline(panel.trained - 0.5, color=INK, linewidth=2)
 
 
-def _axis(axes: Axes, which: str, axis: Axis) -> None:
+def _axis(axes: Axes, which: str, axis: Axis, values: Sequence[float] = ()) -> None:
+    """Set up an axis; lengths have their ticks where there are `values`, if those are few."""
     ticks = getattr(axes, f"{which}axis")
     getattr(axes, f"set_{which}label")(axis.title)
     if axis.log:
-        from matplotlib.ticker import LogLocator, NullFormatter
+        from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
         getattr(axes, f"set_{which}scale")("log", base=2 if axis.unit == "size" else 10)
         ticks.set_major_locator(LogLocator(2 if axis.unit == "size" else 10, (1.0,), numticks=7))
         low, high = getattr(axes.dataLim, f"interval{which}")
-        if axis.unit != "size" and high < 100 * low:
+        if axis.unit == "length" and 0 < len(values) <= 8:
+            ticks.set_major_locator(FixedLocator(values))
+        elif axis.unit != "size" and high < 100 * low:
             ticks.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0), numticks=7))
         ticks.set_minor_formatter(NullFormatter())
     if axis.unit == "percent":
@@ -173,7 +194,7 @@ def _legend(figure: Figure, chart: Chart, by_id: dict[str, Row]) -> None:
     plain = {"linestyle": "none"} if panels[0].kind == "points" else {}
     handles = [Line2D([], [], **Look.of(row.look).line(1) | {"markevery": None} | plain) for row in rows]
     names = [shortened(row.label) for row in rows]
-    columns = max(1, min(len(rows), 70 // (8 + max(map(len, names)))))
+    columns = max(1, min(len(rows), 62 // (8 + max(map(len, names)))))
     figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(rows) / columns))
     figure.legend(handles, names, loc="outside lower left", ncols=columns, handlelength=2.6, columnspacing=1.6)
 

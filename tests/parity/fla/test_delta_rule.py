@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from layers import agree, close, layer, ours, stacked
 
-from zoo.benchmarks.measure import load_naive
+from zoo.benchmarks.studies.measure import load_naive
 from zoo.ops import delta_rule
 
 D = 32

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.benchmarks.measure import load_naive
+from zoo.benchmarks.studies.measure import load_naive
 from zoo.ops import dplr
 
 B, T, H, K, V = 2, 128, 3, 16, 24

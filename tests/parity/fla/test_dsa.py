@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zoo.benchmarks.measure import load_naive
+from zoo.benchmarks.studies.measure import load_naive
 from zoo.ops import sparse_latent_attention
 from zoo.ops.sparse_latent_attention import Index
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from layers import agree, close, layer, ours, stacked
 
-from zoo.benchmarks.measure import load_naive
+from zoo.benchmarks.studies.measure import load_naive
 from zoo.mixers.linear_attention import taylor_features
 from zoo.ops import linear_attention
 

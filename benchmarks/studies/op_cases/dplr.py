@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from zoo.benchmarks.measure import Case, Function, load_naive, op_case
+from zoo.benchmarks.studies.measure import Case, Function, load_naive, op_case
 from zoo.ops import dplr
 
 B, T, H, K, V = 2, 2048, 4, 64, 64

@@ -1,7 +1,7 @@
 """Thinking longer, and from more starts, than in training: exact answers of a recursive model against both.
 
-    python -m zoo.benchmarks.test_time [RUN] [--train-steps 600] [--puzzles 256] [--steps 1 2 4 8 16] [--starts 1 4 8]
-                                   [--threads 1] [--out docs/results]
+    python -m zoo.benchmarks.studies.thinking_longer [RUN] [--train-steps 600] [--puzzles 256]
+        [--steps 1 2 4 8 16] [--starts 1 4 8] [--threads 1]
 
 Without a RUN one is made: the recipe sudoku-6x6-trm with random starts, for a fixed number of steps.
 
@@ -11,30 +11,30 @@ at random, and one answer is taken: that of which the halting head is surest, or
 the votes are those of its first steps and starts: figures are those of `zoo eval RUN --split test
 objective.eval_steps=8 objective.starts=4`. Intervals are of 95 %, over the problems that differ up to the task's
 symmetry. Times are of the supervision steps alone, for one puzzle, all starts together, in batches of
-`train.eval_batch_size`; they are in the JSON only, as the work of other programs lengthens them. Writes test_time.json,
-.md and .svg; the last line printed is JSON.
+`train.eval_batch_size`; they are in the JSON only, as the work of other programs lengthens them.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
-import io
 import json
 import pathlib
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from zoo.benchmarks.studies.harness import Data, Study
 from zoo.core.errors import UsageError
 from zoo.models.recursive import RecursiveModel
 from zoo.objectives.base import create_objective
 from zoo.objectives.deep_supervision import WINDOW, DeepSupervision
-from zoo.report.style import Look, house_style
+from zoo.report import static
+from zoo.report.charts import Axis, Chart, Panel, Row, Series
 from zoo.statistics import clustered_interval
 from zoo.tasks.protocol import IGNORE, Batch
 from zoo.training import machine
@@ -42,9 +42,6 @@ from zoo.training.data import split_rows
 from zoo.training.evaluation import OpenRun, held_out, open_run
 from zoo.training.experiment import Experiment, read_experiment
 from zoo.training.loop import train
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 STEPS, STARTS, PUZZLES, TRAIN_STEPS = (1, 2, 4, 8, 16), (1, 4, 8), 256, 600
 VOTES = ("halt", "settled")
@@ -160,7 +157,7 @@ def figures(
     return rows
 
 
-def measured(path: pathlib.Path, puzzles: int, steps: Sequence[int], starts: Sequence[int]) -> dict[str, Any]:
+def measured(path: pathlib.Path, puzzles: int, steps: Sequence[int], starts: Sequence[int]) -> Data:
     """The report about one run.
 
     Raises:
@@ -198,7 +195,7 @@ def measured(path: pathlib.Path, puzzles: int, steps: Sequence[int], starts: Seq
     }
 
 
-def columns(report: dict[str, Any]) -> list[tuple[int, str]]:
+def columns(report: Data) -> list[tuple[int, str]]:
     """(starts, vote) of the columns: what there are figures of at the most steps."""
     last = report["rows"][-1]["steps"]
     order = list(NAMED)
@@ -206,7 +203,7 @@ def columns(report: dict[str, Any]) -> list[tuple[int, str]]:
     return [(row["starts"], vote) for row in rows for vote in sorted(row["exact"], key=order.index)]
 
 
-def markdown(report: dict[str, Any]) -> str:
+def markdown(report: Data) -> str:
     """The report as a page."""
     by = {(row["steps"], row["starts"]): row for row in report["rows"]}
     steps = sorted({row["steps"] for row in report["rows"]})
@@ -233,7 +230,7 @@ def markdown(report: dict[str, Any]) -> str:
     for step in steps:
         cells = [_share(by[step, n], vote) for n, vote in columns(report)]
         lines.append(f"| {step} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "![Exact answers against steps and starts](test_time.svg)", ""])
+    return "\n".join([*lines, "", "![Exact answers against steps and starts](thinking_longer.svg)", ""])
 
 
 def _share(row: dict[str, Any], vote: str) -> str:
@@ -243,79 +240,57 @@ def _share(row: dict[str, Any], vote: str) -> str:
     return f"{100 * row['exact'][vote]:.1f} ({low} to {high})"
 
 
-def figure_of(report: dict[str, Any]) -> Figure:
+def svg(report: Data) -> str:
     """Exact answers against supervision steps, and against those of all starts together."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
+    chosen = columns(report)
+    rows = [
+        Row(f"{n}-{vote}", NAMED[vote] if n == 1 else f"{n} starts, {NAMED[vote]}", i)
+        for i, (n, vote) in enumerate(chosen)
+    ]
 
-    with house_style():
-        figure = Figure(figsize=(10, 4), layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True)
-        for i, (n, vote) in enumerate(columns(report)):
-            rows = [row for row in report["rows"] if row["starts"] == n and vote in row["exact"]]
-            label = NAMED[vote] if n == 1 else f"{n} starts, {NAMED[vote]}"
-            exact = [row["exact"][vote] for row in rows]
-            look = Look.of(i).line(len(rows))
-            left.plot([row["steps"] for row in rows], exact, label=label, **look)
-            right.plot([row["steps"] * n for row in rows], exact, label=label, **look)
-        left.axvline(report["trained_steps"], color="0.6", linewidth=0.8, linestyle=":")
-        steps = sorted({row["steps"] for row in report["rows"]})
-        left.set(title="Exact answers", xlabel="supervision steps (dotted: in training)", xscale="log")
-        left.set_xticks(steps, [str(step) for step in steps])
-        right.set(title="Exact answers", xlabel="supervision steps, all starts together", xscale="log")
-        left.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-        right.xaxis.set_major_formatter("{x:g}")
-        for axes in (left, right):
-            axes.xaxis.set_minor_formatter(NullFormatter())
-        handles, names = left.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside right center")
-    return figure
+    def panel(title: str, *, each: bool) -> Panel:
+        series = []
+        for row, (n, vote) in zip(rows, chosen, strict=True):
+            found = [r for r in report["rows"] if r["starts"] == n and vote in r["exact"]]
+            steps = [float(r["steps"] * (1 if each else n)) for r in found]
+            series.append(Series(row.id, steps, [r["exact"][vote] for r in found]))
+        trained = report["trained_steps"] if each else None
+        axes = Axis(title, "length", log=True), Axis("exact answers", "percent")
+        return Panel("lines", *axes, series, trained=trained)
+
+    panels: list[Any] = [
+        panel("supervision steps (dotted: in training)", each=True),
+        panel("supervision steps, all starts together", each=False),
+    ]
+    return static.svg(Chart("thinking-longer", "Exact answers against steps and starts", "", panels), rows)
 
 
-def svg(report: dict[str, Any]) -> str:
-    """The figure; the same report gives the same text."""
-    out = io.StringIO()
-    with house_style():
-        from matplotlib import rcParams
-
-        rcParams["svg.hashsalt"] = "test-time"
-        figure_of(report).savefig(out, format="svg", facecolor="white", metadata={"Date": None})
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=pathlib.Path, nargs="?", help="a run of deep_supervision, by default one is made")
     parser.add_argument("--train-steps", type=int, default=TRAIN_STEPS, help="of the run that is made")
     parser.add_argument("--puzzles", type=int, default=PUZZLES)
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
     parser.add_argument("--starts", type=int, nargs="+", default=list(STARTS))
     parser.add_argument("--threads", type=int, help="by default as in training")
-    parser.add_argument("--out", type=pathlib.Path, help="write test_time.json, .md and .svg into this folder")
-    args = parser.parse_args()
+
+
+def measure(args: argparse.Namespace, old: Data) -> Iterator[Data]:
     if min(args.puzzles, args.train_steps, *args.steps, *args.starts) < 1:
-        parser.error("puzzles, train-steps, steps and starts are whole numbers from 1")
+        raise UsageError("puzzles, train-steps, steps and starts are whole numbers from 1")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            made = experiment(args.train_steps)
-            path = args.run or train(made, {"out": f"{scratch}/{made.name}"}).path
-            report = measured(path, args.puzzles, sorted(set(args.steps)), sorted(set(args.starts)))
-    except UsageError as error:
-        parser.exit(2, f"{error}\n")
+    steps, starts = sorted(set(args.steps)), sorted(set(args.starts))
+    with tempfile.TemporaryDirectory() as scratch:
+        made = experiment(args.train_steps)
+        path = args.run or train(made, {"out": f"{scratch}/{made.name}"}).path
+        report = measured(path, args.puzzles, steps, starts)
     chosen = [str(args.run)] if args.run else ["--train-steps", str(args.train_steps)]
-    lists = ["--steps", *map(str, sorted(set(args.steps))), "--starts", *map(str, sorted(set(args.starts)))]
-    report["command"] = " ".join(
-        ["python -m zoo.benchmarks.test_time", *chosen, "--puzzles", str(args.puzzles), *lists]
-    )
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "test_time.json").write_text(json.dumps(report, indent=1) + "\n")
-        (args.out / "test_time.md").write_text(markdown(report))
-        (args.out / "test_time.svg").write_text(svg(report))
-    print(json.dumps(report))
+    lists = ["--steps", *map(str, steps), "--starts", *map(str, starts)]
+    command = ["python -m zoo.benchmarks.studies.thinking_longer", *chosen, "--puzzles", str(args.puzzles), *lists]
+    yield report | {"command": " ".join(command)}
 
+
+STUDY = Study("thinking_longer", __doc__, arguments, measure, markdown, svg)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -1,14 +1,13 @@
 """Wall clock from process start until a model remembers: multi-query recall, to 99 % of the validation answers.
 
-    python -m zoo.benchmarks.time_to_solve [--seeds 5] [--budget 60] [--mixers "*"] [--out docs/results]
+    python -m zoo.benchmarks.studies.time_to_solve [--seeds 5] [--budget 60] [--mixers "*"]
 
 Vocabulary 256, length 64, 4 pairs, power_a 0.01, random non-queries. Every run is `zoo train` in a process of its own,
 timed from its start to its exit, so imports, data, evaluation and any compilation count. First the recommended recipe
 at each seed; then every sequence mixer, alone and behind a short convolution, with the same settings and a budget:
 attention with four heads at least, and of words that are the same layer only one.
 `share` is the rate of matrix products that training needs (3 times those of the forward pass, each token at its own
-context, the head at the asked positions only) over that of large float32 products on this machine. Writes
-time_to_solve.json and time_to_solve.md; the last line printed is JSON.
+context, the head at the asked positions only) over that of large float32 products on this machine.
 """
 
 from __future__ import annotations
@@ -21,10 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from zoo.benchmarks.studies.harness import Data, Study
 from zoo.benchmarks.subjects import with_heads
 from zoo.models.token import create_model
 from zoo.pattern import parse
@@ -89,7 +90,7 @@ def row(result: dict[str, Any], rate: float) -> dict[str, Any]:
     }
 
 
-def markdown(report: dict[str, Any]) -> str:
+def markdown(report: Data) -> str:
     """The report as a page."""
     walls = [r["wall_seconds"] for r in report["recommended"]]
     commits = sorted({r["commit"].rstrip("+")[:7] for r in [*report["recommended"], *report["mixers"]]})
@@ -149,38 +150,34 @@ def patterns(mixers: str, width: int) -> list[str]:
     return [group[0] for group in same_layers([str(with_heads(parse(p), width)) for p in found], width)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... of the recommended recipe")
     parser.add_argument("--budget", type=float, default=60, help="seconds of training for each mixer")
     parser.add_argument("--mixers", default="*", help="a shell pattern")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results"))
-    args = parser.parse_args()
 
-    facts = examine()
-    machine = facts["machine"] | {
-        "versions": facts["versions"],
-        "matmul_flops": 1e9 * facts["matmul_gflops"]["cpu float32"]["2048"],
+
+def measure(args: argparse.Namespace, old: Data) -> Iterator[Data]:
+    examined = examine()
+    machine = examined["machine"] | {
+        "versions": examined["versions"],
+        "matmul_flops": 1e9 * examined["matmul_gflops"]["cpu float32"]["2048"],
     }
-    report: dict[str, Any] = {"machine": machine, "recommended": [], "mixers": []}
+    wanted = [("recommended", f"seed {seed}", [f"train.seed={seed}"]) for seed in range(args.seeds)]
+    limits = [f"train.time_budget={args.budget}", "train.steps=100000"]
+    for layers in patterns(args.mixers, read_recipe(RECIPE)["model"]["d_model"]):
+        wanted.append(("mixers", layers, [f"model.pattern={layers}", *limits]))
+    report: Data = {"recommended": [], "mixers": [], **old, "machine": machine}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = pathlib.Path(scratch)
-
-        def measured(group: str, name: str, *overrides: str) -> None:
-            r = row(run(folder / name.replace(" ", "-"), *overrides), machine["matmul_flops"])
-            report[group].append(r)
+        for group, name, overrides in wanted:
+            folder = pathlib.Path(scratch) / name.replace(" ", "-")
+            r = row(run(folder, *overrides), machine["matmul_flops"])
+            rows = {(other["pattern"], other["seed"]): other for other in report[group]}
+            report[group] = list({**rows, (r["pattern"], r["seed"]): r}.values())
             print(f"{name:32} {r['accuracy']:6.1%} {r['wall_seconds']:6.1f} s  {r['steps']} steps", flush=True)
+            yield report
 
-        for seed in range(args.seeds):
-            measured("recommended", f"seed {seed}", f"train.seed={seed}")
-        for layers in patterns(args.mixers, read_recipe(RECIPE)["model"]["d_model"]):
-            budget = f"train.time_budget={args.budget}"
-            measured("mixers", layers, f"model.pattern={layers}", budget, "train.steps=100000")
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "time_to_solve.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.out / "time_to_solve.md").write_text(markdown(report))
-    print(json.dumps(report))
 
+STUDY = Study("time_to_solve", __doc__, arguments, measure, markdown)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -1,38 +1,33 @@
 """What the attention words remember of each token, and what a token costs at a context.
 
-    python -m zoo.benchmarks.attention_state [--words mla dsa] [--out docs/results] [--page docs/attention.md]
+    python -m zoo.benchmarks.studies.attention_state [--words mla dsa] [--page docs/attention.md]
 
 One layer of width 512 in float32, one row. State: bytes of the tensors that a state holds once it has read 2,048 and
 4,096 tokens, beside what theory says; a window's has stopped growing by then. Compute: `flops_per_token`, the median
 time of a step, and the time of a token within a piece of 256, read by `forward`, that ends at the context. For the
-times, the rows of a state that has been read are repeated up to the context. Takes about a minute. Writes
-attention_state.json, .md and .svg, and the tables into the page.
+times, the rows of a state that has been read are repeated up to the context. Takes about a minute.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import json
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 import zoo
+from zoo.benchmarks.studies.harness import Data, Study, facts
 from zoo.mixers.attention_parts import AttentionWord
 from zoo.pattern import make_word
 from zoo.registry import list_mixers, mixer_of
-from zoo.report.style import Look, house_style
-from zoo.training import machine
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from zoo.report import static
+from zoo.report.charts import Axis, Chart, Panel, Row, Series
 
 WIDTH = 512
 READ = (2048, 4096)
@@ -80,7 +75,7 @@ def read_state(mixer: Any, n_tokens: int) -> Any:
     return state
 
 
-def held_bytes(state: Any) -> int:
+def remembered_bytes(state: Any) -> int:
     """Bytes of what a state remembers: all of its tensors but the count of steps."""
     return sum(x.nbytes for x in tree_leaves(state) if x.is_floating_point())
 
@@ -134,15 +129,15 @@ def measured(name: str, contexts: Sequence[int], repeats: int) -> dict[str, Any]
     """Everything about one word."""
     mixer = created(name)
     states = [read_state(mixer, n) for n in READ]
-    held = [held_bytes(state) for state in states]
+    found = [remembered_bytes(state) for state in states]
     theory = [theory_bytes(name, mixer, n) for n in READ]
     row: dict[str, Any] = {
         "word": SPECS.get(name, name),
         "formula": THEORY[name][0] if name in THEORY else "",
         "theory_bytes": theory[-1],
-        "measured_bytes": held[-1],
+        "measured_bytes": found[-1],
         "theory_per_token": (theory[1] - theory[0]) / (READ[1] - READ[0]),
-        "measured_per_token": (held[1] - held[0]) / (READ[1] - READ[0]),
+        "measured_per_token": (found[1] - found[0]) / (READ[1] - READ[0]),
         "contexts": {},
     }
     for context in contexts:
@@ -156,7 +151,7 @@ def measured(name: str, contexts: Sequence[int], repeats: int) -> dict[str, Any]
     return row
 
 
-def tables(report: dict[str, Any]) -> str:
+def tables(report: Data) -> str:
     """The tables as Markdown."""
     words, last = report["words"], report["contexts"][-1]
     lines = [
@@ -190,93 +185,68 @@ def _short(context: int) -> str:
     return f"{context // 1024}K" if context % 1024 == 0 else f"{context:,}"
 
 
-def markdown(report: dict[str, Any]) -> str:
-    facts = report["machine"]
+def markdown(report: Data) -> str:
+    at = report["machine"]
     words = "\n".join(f"    {row['word']}" for row in report["words"].values())
     return (
         "# What attention remembers, and what it costs\n\n"
-        f"{facts['cpu']}, {facts['threads']} thread(s), torch {facts['versions']['torch']}; width {WIDTH}, float32, "
+        f"{at['cpu']}, {at['threads']} thread(s), torch {at['versions']['torch']}; width {WIDTH}, float32, "
         f"one row.\nH 8 heads of K 64 channels:\n\n{words}\n\n{tables(report)}\n"
         "![State, FLOPs and time against context](attention_state.svg)\n"
     )
 
 
-def figure_of(report: dict[str, Any]) -> Figure:
+def svg(report: Data) -> str:
     """State, FLOPs and time of a step against the context."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
+    rows = [Row(name, name, i) for i, name in enumerate(report["words"])]
+    contexts = report["contexts"]
 
-    panels = (
-        ("State, MiB", "state_bytes", 2.0**-20),
-        ("Million FLOPs of a token", "flops", 1e-6),
-        ("Microseconds of a step", "step_us", 1.0),
-    )
-    with house_style():
-        figure = Figure(figsize=(11, 3.8), layout="constrained")
-        contexts = report["contexts"]
-        for axes, (title, key, scale) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-            for i, (name, row) in enumerate(report["words"].items()):
-                values = [row["contexts"][str(context)][key] * scale for context in contexts]
-                axes.plot(contexts, values, label=name, **Look.of(i).line(len(contexts)))
-            axes.set(title=title, xlabel="context", xscale="log", yscale="log")
-            axes.set_xticks(contexts, [_short(context) for context in contexts])
-            axes.yaxis.set_major_formatter("{x:,g}")
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.set_minor_formatter(NullFormatter())
-        handles, names = axes.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside right center")
-    return figure
+    def panel(title: str, axis: Axis, key: str, scale: float = 1.0) -> Panel:
+        series = [
+            Series(row.id, contexts, [scale * report["words"][row.id]["contexts"][str(c)][key] for c in contexts])
+            for row in rows
+        ]
+        return Panel("lines", Axis("context", "length", log=True), axis, series, title=title)
+
+    panels: list[Any] = [
+        panel("State", Axis("bytes", "size", log=True), "state_bytes"),
+        panel("FLOPs of a token", Axis("FLOPs", "count", log=True), "flops"),
+        panel("A step", Axis("microseconds", "count", log=True), "step_us"),
+    ]
+    return static.svg(Chart("attention-state", "State, FLOPs and time against context", "", panels), rows)
 
 
-def svg(report: dict[str, Any]) -> str:
-    """The figure; the same report gives the same text."""
-    out = io.StringIO()
-    with house_style():
-        from matplotlib import rcParams
-
-        rcParams["svg.hashsalt"] = "attention-state"
-        figure_of(report).savefig(out, format="svg", facecolor="white", metadata={"Date": None})
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+BEGIN, END = "<!-- written by benchmarks/studies/attention_state.py -->\n", "<!-- end -->\n"
 
 
-BEGIN, END = "<!-- written by benchmarks/attention_state.py -->\n", "<!-- end -->\n"
-
-
-def filled(page: str, report: dict[str, Any]) -> str:
+def filled(page: str, report: Data) -> str:
     """A page with the tables between its marks."""
     before, rest = page.split(BEGIN)
     return before + BEGIN + "\n" + tables(report) + "\n" + END + rest.split(END)[1]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--words", nargs="*", help="by default every word of attention")
     parser.add_argument("--contexts", nargs="*", type=int, default=list(CONTEXTS))
     parser.add_argument("--repeats", type=int, default=64, help="steps timed at every context")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=pathlib.Path, help="write attention_state.json, .md and .svg into this folder")
     parser.add_argument("--page", type=pathlib.Path, help="write the tables between the marks of this page")
-    args = parser.parse_args()
+
+
+def measure(args: argparse.Namespace, old: Data) -> Iterator[Data]:
     torch.set_num_threads(args.threads)
-    facts = machine.describe_machine(torch.device("cpu")) | {"versions": machine.versions()}
-    report: dict[str, Any] = {"machine": facts, "contexts": args.contexts, "words": {}}
+    words = dict(old.get("words", {})) if old.get("contexts") == args.contexts else {}
+    report: Data = {"machine": facts(), "contexts": args.contexts, "words": words}
     for name in args.words or attention_words():
         report["words"][name] = row = measured(name, args.contexts, args.repeats)
-        print(
-            name,
-            row["measured_per_token"],
-            {c: f"{r['step_us']:.0f} us" for c, r in row["contexts"].items()},
-            flush=True,
-        )
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "attention_state.json").write_text(json.dumps(report, indent=1) + "\n")
-        (args.out / "attention_state.md").write_text(markdown(report))
-        (args.out / "attention_state.svg").write_text(svg(report))
+        steps = {c: f"{r['step_us']:.0f} us" for c, r in row["contexts"].items()}
+        print(name, row["measured_per_token"], steps, flush=True)
+        yield report
     if args.page:
         args.page.write_text(filled(args.page.read_text(), report))
-    print(json.dumps(report))
 
+
+STUDY = Study("attention_state", __doc__, arguments, measure, markdown, svg)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

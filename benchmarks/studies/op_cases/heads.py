@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.benchmarks.measure import Case, Function, load_naive, op_case
+from zoo.benchmarks.studies.measure import Case, Function, load_naive, op_case
 from zoo.ops import causal_conv1d, delta_rule, linear_attention
 
 B, T, H, K, V = 2, 2048, 4, 64, 64
@@ -85,7 +85,3 @@ def _torch_conv1d(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
     x, weight, bias = inputs.values()
     padded = F.pad(x.transpose(1, 2), (weight.shape[1] - 1, 0))
     return (F.conv1d(padded, weight[:, None], bias, groups=len(weight)).transpose(1, 2),)
-
-
-def _heads_first(module: Any) -> Callable[..., Tensor]:
-    return lambda **x: module.delta_rule_chunkwise(*(t.transpose(1, 2) for t in x.values()))[0].transpose(1, 2)

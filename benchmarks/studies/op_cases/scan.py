@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zoo.benchmarks.measure import Case, Function, Inputs, mixer_case, op_case
+from zoo.benchmarks.studies.measure import Case, Function, Inputs, mixer_case, op_case
 from zoo.ops import scan, selective_scan
 
 B, T, D, N = 2, 2048, 256, 16

@@ -1,28 +1,25 @@
 """Time of one decoded token against the context, for every word of attention.
 
-    python -m zoo.benchmarks.attention_decode [--contexts 1024,4096,16384,65536] [--repeats 21] [--out docs/results]
+    python -m zoo.benchmarks.studies.attention_decode [--contexts 1024,4096,16384,65536] [--repeats 21]
 
 One row, one layer, float32, one thread. All forms have the sizes of `SIZES`, after DeepSeek-V3.2's proportions: "mqa"
 is one key and value of a width whose cache has as many bytes as `mla`'s. The states are not results of a prefill: they
 are made by hand, filled with random numbers, `length` set to the context, and room for the measured steps. All forms
-take turns in one process; the median of a form's times is kept. Writes attention_decode.json and attention_decode.md.
+take turns in one process; the median of a form's times is kept.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
 import zoo
-from zoo.benchmarks.measure import medians
 from zoo.benchmarks.states import at_context
+from zoo.benchmarks.studies.harness import Data, Study, facts
+from zoo.benchmarks.studies.measure import medians
 from zoo.protocol import Mixer
-from zoo.training import machine
 
 CONTEXTS = (1024, 4096, 16384, 65536)
 SIZES = {
@@ -78,7 +75,7 @@ class Decoding:
         _, self.state = self.mixer.step(self.x, self.state)
 
 
-def measure(sizes: Sizes, context: int, repeats: int) -> dict[str, dict[str, float]]:
+def step_costs(sizes: Sizes, context: int, repeats: int) -> dict[str, dict[str, float]]:
     """Milliseconds of a step, bytes of the state per token and matmul FLOPs of a step, by form."""
     torch.manual_seed(0)
     mixers = {name: zoo.create_mixer(word, sizes["d_model"]).eval() for name, word in words(sizes).items()}
@@ -94,13 +91,13 @@ def measure(sizes: Sizes, context: int, repeats: int) -> dict[str, dict[str, flo
     }
 
 
-def markdown(report: dict[str, Any]) -> str:
-    facts, sizes, found = report["machine"], report["sizes"], report["contexts"]
+def markdown(report: Data) -> str:
+    at, sizes, found = report["machine"], report["sizes"], report["contexts"]
     last = max(found, key=int)
     lines = [
         "# One decoded token against the context",
         "",
-        f"{facts['cpu']}, {facts['threads']} thread, torch {facts['versions']['torch']}. Milliseconds of a step of one",
+        f"{at['cpu']}, {at['threads']} thread, torch {at['versions']['torch']}. Milliseconds of a step of one",
         "row and one layer in float32, median of interleaved steps. The states are made by hand: random numbers in",
         f"every row, `length` set. `mqa` has one key and value of {shared_width(sizes)} channels, so its cache has",
         f"the bytes of `mla`'s. State and work are those at {int(last):,}. Sizes:",
@@ -110,31 +107,29 @@ def markdown(report: dict[str, Any]) -> str:
         "|---|---:|---:|" + "---:|" * (len(found) + 1),
     ]
     for name, m in found[last].items():
-        times = " | ".join(f"{at[name]['ms']:.2f}" for at in found.values())
+        times = " | ".join(f"{forms[name]['ms']:.2f}" for forms in found.values())
         ratio = m["ms"] / found[last]["mla"]["ms"]
         lines.append(f"| {name} | {m['bytes_per_token']:,.0f} | {m['flops'] / 1e6:,.1f} | {times} | {ratio:.2f} |")
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--contexts", default=",".join(map(str, CONTEXTS)), help="numbers of tokens, by commas")
     parser.add_argument("--repeats", type=int, default=21)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=pathlib.Path, help="write attention_decode.json and .md into this folder")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    facts = machine.describe_machine(torch.device("cpu")) | {"versions": machine.versions()}
-    report: dict[str, Any] = {"machine": facts, "sizes": SIZES, "states": "made by hand, random", "contexts": {}}
-    for context in map(int, args.contexts.split(",")):
-        report["contexts"][str(context)] = found = measure(SIZES, context, args.repeats)
-        print(context, {name: float(f"{m['ms']:.3g}") for name, m in found.items()}, flush=True)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "attention_decode.json").write_text(json.dumps(report, indent=1) + "\n")
-        (args.out / "attention_decode.md").write_text(markdown(report))
-    print(json.dumps(report))
 
+
+def measure(args: argparse.Namespace, old: Data) -> Iterator[Data]:
+    torch.set_num_threads(args.threads)
+    found = dict(old.get("contexts", {}))
+    for context in map(int, args.contexts.split(",")):
+        found[str(context)] = forms = step_costs(SIZES, context, args.repeats)
+        print(context, {name: float(f"{m['ms']:.3g}") for name, m in forms.items()}, flush=True)
+        by_context = {c: found[c] for c in sorted(found, key=int)}
+        yield {"machine": facts(), "sizes": SIZES, "states": "made by hand, random", "contexts": by_context}
+
+
+STUDY = Study("attention_decode", __doc__, arguments, measure, markdown)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.benchmarks.measure import Case, Function, op_case
+from zoo.benchmarks.studies.measure import Case, Function, op_case
 from zoo.ops import mlstm, slstm
 
 B, T, H, K, V = 2, 2048, 4, 64, 64

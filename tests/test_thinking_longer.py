@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import pathlib
-
 import pytest
 
-from zoo.benchmarks import test_time
+from zoo.benchmarks.studies import thinking_longer
 from zoo.core.errors import UsageError
 from zoo.training.evaluation import evaluate_run
 from zoo.training.loop import train
 
-RESULTS = pathlib.Path(__file__).parents[1] / "docs" / "results"
 EXPERIMENT = {
     # Two answers, so that a model that knows nothing gets some right.
     "task": {"name": "formal_language", "max_length": 8},
@@ -31,7 +27,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(run):
-    return test_time.measured(run, 24, [1, 4], [1, 2, 3])
+    return thinking_longer.measured(run, 24, [1, 4], [1, 2, 3])
 
 
 @pytest.mark.parametrize(
@@ -59,9 +55,4 @@ def test_another_objective_is_refused(tmp_path):
     out = tmp_path / "plain"
     train({**EXPERIMENT, "model": {"pattern": "mlp", "d_model": 16}, "out": str(out)}, quiet=True)
     with pytest.raises(UsageError, match="was taught by next_token: thinking longer is for runs of deep_supervision"):
-        test_time.measured(out, 8, [1], [1])
-
-
-def test_the_page_holds_what_was_measured():
-    report = json.loads((RESULTS / "test_time.json").read_text())
-    assert test_time.markdown(report) == (RESULTS / "test_time.md").read_text()
+        thinking_longer.measured(out, 8, [1], [1])

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 import zoo
+from zoo.benchmarks.decode import error
 from zoo.core.errors import UsageError
 
 SLOW = 5.0  # seconds
@@ -141,13 +142,6 @@ def results(run: Function, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
     return [*(x.detach() for x in out), *(g for g in gradients if g is not None)]
 
 
-def error(got: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """The largest difference over the largest entry, in the worst of the tensors."""
-    return max(
-        ((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-30)).item() for a, b in zip(got, exact, strict=True)
-    )
-
-
 def training_step(function: Function, inputs: Inputs) -> Callable[[], object]:
     """Forward and backward of sum(w * output) with respect to all inputs."""
     leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
@@ -200,7 +194,7 @@ def matmul_rate(size: int = 2048) -> float:
     return 2 * size**3 / medians({"mm": lambda: torch.mm(a, a)}, 5)["mm"]
 
 
-def measure(case: Case, rate: float, repeats: int) -> dict[str, Any]:
+def measured(case: Case, rate: float, repeats: int) -> dict[str, Any]:
     """Seconds and error of every form of `case`, the peer's seconds and the ratio."""
     exact = results(case.exact, case.inputs, torch.float64)
     steps: dict[str, Callable[[], object]] = {}

@@ -1,25 +1,23 @@
 """Speed and exactness of the recurrent ops and mixers on this machine, beside public forms on a CPU.
 
-    python -m zoo.benchmarks.ops [--out docs/results] [--threads 2] [--repeats 9] [--cases delta_rule slstm]
+    python -m zoo.benchmarks.studies.ops [--threads 2] [--repeats 9] [--cases delta_rule slstm]
 
-Peers are measured where they are installed (`make bench-ops` sees to it). Writes ops.json and ops.md, with the cases
-that were not measured this time as they stood; the last line printed is JSON.
+Peers are measured where they are installed (`make bench-ops` sees to it). Cases that are not measured this time are
+kept as they stood.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import pathlib
 import pkgutil
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 
-from zoo.benchmarks import op_cases
-from zoo.benchmarks.measure import Case, matmul_rate, measure
-from zoo.training import machine
+from zoo.benchmarks.studies import op_cases
+from zoo.benchmarks.studies.harness import Data, Study, facts
+from zoo.benchmarks.studies.measure import Case, matmul_rate, measured
 
 HEADER = """# Speed and exactness of the ops
 
@@ -44,13 +42,13 @@ def cases() -> dict[str, Case]:
     return found
 
 
-def markdown(report: dict[str, Any]) -> str:
+def markdown(report: Data) -> str:
     """The report as a page."""
-    facts = report["machine"]
+    at = report["machine"]
     lines = [
         HEADER,
-        f"{facts['cpu']}, {facts['threads']} threads, {facts['matmul_flops'] / 1e9:.0f} GFLOP/s in a large float32",
-        f"product, torch {facts['versions']['torch']}.",
+        f"{at['cpu']}, {at['threads']} threads, {at['matmul_flops'] / 1e9:.0f} GFLOP/s in a large float32",
+        f"product, torch {at['versions']['torch']}.",
         "",
         "| case | form | ms | error | share | peer | peer ms | ratio |",
         "|---|---|---:|---:|---:|---|---:|---:|",
@@ -64,26 +62,19 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, help="write ops.json and ops.md into this folder")
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--cases", nargs="*", default=[""], help="only cases whose name contains one of these")
-    args = parser.parse_args()
+
+
+def measure(args: argparse.Namespace, old: Data) -> Iterator[Data]:
     torch.set_num_threads(args.threads)
-    facts = machine.describe_machine(torch.device("cpu"))
-    report: dict[str, Any] = {
-        "machine": facts | {"versions": machine.versions(), "matmul_flops": matmul_rate()},
-        "ops": {},
-    }
-    kept = args.out / "ops.json" if args.out else None
-    if kept and kept.exists():
-        report["ops"] = json.loads(kept.read_text())["ops"]
+    report: Data = {"machine": facts() | {"matmul_flops": matmul_rate()}, "ops": dict(old.get("ops", {}))}
     for name, case in cases().items():
         if not any(part in name for part in args.cases):
             continue
-        report["ops"][name] = m = measure(case, report["machine"]["matmul_flops"], args.repeats)
+        report["ops"][name] = m = measured(case, report["machine"]["matmul_flops"], args.repeats)
         peer = (
             f"peer {m['peer_seconds'] * 1e3:8.1f} ms, error {m['peer_error']:.0e}" if m["peer_seconds"] else "no peer"
         )
@@ -91,12 +82,10 @@ def main() -> None:
         for form, f in m["forms"].items():
             ratio = f"{f['ratio']:5.1f}x" if f["ratio"] else ""
             print(f"  {form:10} {f['seconds'] * 1e3:8.1f} ms  error {f['error']:.0e}  share {f['share']:4.0%} {ratio}")
-        if kept:
-            args.out.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(report, indent=1) + "\n")
-            (args.out / "ops.md").write_text(markdown(report))
-    print(json.dumps(report))
+        yield report
 
+
+STUDY = Study("ops", __doc__, arguments, measure, markdown)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -1,12 +1,12 @@
 """Which mixers follow a state, and how far beyond the lengths they were taught on.
 
-    python -m zoo.benchmarks.state_tracking [--recipes parity s3 ...] [--only lstm ...] [--missing]
+    python -m zoo.benchmarks.studies.state_tracking [--recipes parity s3 ...] [--only lstm ...] [--missing]
         [--budget 60] [--jobs 2]
 
 Every variant of the recipes parity, s3, modular-arithmetic and event-xor: `zoo train` on one thread in a process of
 its own, `--jobs` of them side by side, each stopped by its target or after the budget; then the test split again at
 the lengths of training. About 25 minutes at most with the default options on 2 cores. Rows of runs not made this time
-are kept, and `--missing` makes only those that have no row yet. Writes state_tracking.json and state_tracking.md.
+are kept, and `--missing` makes only those that have no row yet.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
+from zoo.benchmarks.studies.harness import Data, Study
 from zoo.training.experiment import read_recipe
 
 RECIPES = ("parity", "s3", "modular-arithmetic", "event-xor")
@@ -106,7 +107,7 @@ def scores(report: dict[str, dict[str, dict[str, Any]]], recipe: str, variant: s
     return [f"{shown(row[part])}{' †' * (row['status'] == 'time_budget')}" for part in _parts(recipe)]
 
 
-def markdown(report: dict[str, dict[str, dict[str, Any]]]) -> str:
+def markdown(report: Data) -> str:
     """The report as a page."""
     recipes = [r for r in RECIPES if report.get(r)]
     names = dict.fromkeys(v for r in recipes for v in variants(r) if v in report[r])
@@ -174,40 +175,33 @@ def _parts(recipe: str) -> tuple[str, ...]:
     return ("trained", "longer") if recipe in AS_TRAINED else ("trained",)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     known = list(dict.fromkeys(v for r in RECIPES for v in variants(r)))
     parser.add_argument("--recipes", nargs="*", choices=RECIPES, default=RECIPES)
     parser.add_argument("--only", nargs="*", choices=known, default=known, metavar="VARIANT", help=", ".join(known))
     parser.add_argument("--missing", action="store_true", help="only runs that have no row yet")
     parser.add_argument("--budget", type=float, help="seconds of training for each run, by default the recipe's")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, each on one thread")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results"))
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    store = args.out / "state_tracking.json"
-    old = json.loads(store.read_text()) if store.exists() else {}
+
+
+def measure(args: argparse.Namespace, old: Data) -> Iterator[Data]:
     report = {r: {v: row for v, row in old.get(r, {}).items() if v in variants(r)} for r in RECIPES}
     wanted = [(r, v) for r in args.recipes for v in variants(r) if v in args.only]
     wanted = [(r, v) for r, v in wanted if not (args.missing and v in report[r])]
-    lock = threading.Lock()
-
-    def work(recipe: str, variant: str, folder: pathlib.Path) -> None:
-        row = measured(recipe, variant, args.budget, folder)
-        with lock:
-            report[recipe][variant] = row
-            store.write_text(json.dumps(report, indent=1) + "\n")
-            (args.out / "state_tracking.md").write_text(markdown(report))
+    with tempfile.TemporaryDirectory() as scratch, concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        runs = {pool.submit(measured, r, v, args.budget, pathlib.Path(scratch)): (r, v) for r, v in wanted}
+        for run in concurrent.futures.as_completed(runs):
+            recipe, variant = runs[run]
+            report[recipe][variant] = row = run.result()
             longer = "" if row["longer"] is None else f"longer {row['longer']:6.3f}"
             name = f"{recipe} {variant}"
             print(
                 f"{name:45} {row['trained']:6.3f} {longer:14} {row['seconds']:5.1f} s {row['steps']} steps", flush=True
             )
+            yield report
 
-    with tempfile.TemporaryDirectory() as scratch, concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        for run in [pool.submit(work, r, v, pathlib.Path(scratch)) for r, v in wanted]:
-            run.result()
 
+STUDY = Study("state_tracking", __doc__, arguments, measure, markdown)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

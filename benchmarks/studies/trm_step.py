@@ -1,23 +1,22 @@
 """A training step of TRM in the authors' Sudoku configuration, beside the authors' own code.
 
-    python -m zoo.benchmarks.trm_step REPOSITORY [--threads 2] [--repeats 7] [--out docs/results]
+    python -m zoo.benchmarks.studies.trm_step REPOSITORY [--threads 2] [--repeats 7]
 
 REPOSITORY is a checkout of SamsungSAILMontreal/TinyRecursiveModels. One supervision step, loss and backward pass (no
 optimizer) of the MLP form: width 512, 81 cells behind 16 places, 3 cycles of 6 updates, 32 puzzles, bfloat16, the same
 weights and puzzles on both sides. All take turns in one process; the least and the median of their times are kept.
-The floor is the step's matrix products at the rate of a large bfloat16 product. Writes trm_step.json and trm_step.md.
+The floor is the step's matrix products at the rate of a large bfloat16 product.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import statistics
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -25,10 +24,10 @@ import torch
 from torch import Tensor
 
 from zoo import tasks
+from zoo.benchmarks.studies.harness import Data, Study, facts
 from zoo.interop.trm import from_authors
 from zoo.models.recursive import RecursiveModel
 from zoo.objectives import create_objective
-from zoo.training import machine
 
 ROWS, SIDE = 32, 2048
 CONFIG: dict[str, Any] = {
@@ -92,7 +91,7 @@ class Ours:
         return forward * (1 + 2 / CONFIG["H_cycles"])
 
 
-def measure(repository: pathlib.Path, repeats: int) -> dict[str, Any]:
+def measured(repository: pathlib.Path, repeats: int) -> Data:
     torch.manual_seed(0)
     task = tasks.create_task("sudoku", size=9)
     batch = task.sample(ROWS, split="train", seed=0)
@@ -125,13 +124,13 @@ def measure(repository: pathlib.Path, repeats: int) -> dict[str, Any]:
     return {"steps": steps, "flops": ours.flops(), "matmul_rate": rate, "floor_s": ours.flops() / rate}
 
 
-def markdown(report: dict[str, Any]) -> str:
-    facts, steps = report["machine"], report["steps"]
+def markdown(report: Data) -> str:
+    at, steps = report["machine"], report["steps"]
     lines = [
         "# A training step of TRM beside the authors' code",
         "",
         textwrap.fill(
-            f"{facts['cpu']}, {facts['threads']} threads, torch {facts['versions']['torch']}, bfloat16, {ROWS} puzzles "
+            f"{at['cpu']}, {at['threads']} threads, torch {at['versions']['torch']}, bfloat16, {ROWS} puzzles "
             "of 9x9 Sudoku, width 512, 3 cycles of 6 updates, MLP form; forward and backward pass of one supervision "
             f"step. The step's matrix products are {report['flops'] / 1e12:.2f} TFLOP; a product of {SIDE} x {SIDE} "
             f"matrices runs at {report['matmul_rate'] / 1e12:.2f} TFLOP/s in the same process. At that rate they alone "
@@ -152,22 +151,18 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repository", type=pathlib.Path, help="a checkout of the authors' repository")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--out", type=pathlib.Path, help="write trm_step.json and .md into this folder")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    facts = machine.describe_machine(torch.device("cpu")) | {"versions": machine.versions()}
-    report = {"machine": facts, "repeats": args.repeats, **measure(args.repository, args.repeats)}
-    print(json.dumps(report))
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "trm_step.json").write_text(json.dumps(report, indent=1) + "\n")
-        (args.out / "trm_step.md").write_text(markdown(report))
 
+
+def measure(args: argparse.Namespace, old: Data) -> Iterator[Data]:
+    torch.set_num_threads(args.threads)
+    yield {"machine": facts(), "repeats": args.repeats, **measured(args.repository, args.repeats)}
+
+
+STUDY = Study("trm_step", __doc__, arguments, measure, markdown)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -1,11 +1,12 @@
 """How much the order of unmasking decides: one masked diffusion model, its answers written in every order.
 
-    python -m zoo.benchmarks.unmasking_order [--size 4] [--steps 150] [--run FOLDER] [--rows 2000] [--passes 0 4]
+    python -m zoo.benchmarks.studies.unmasking_order [--size 4] [--steps 150] [--run FOLDER] [--rows 2000]
+        [--passes 0 4]
 
 Trains a small model on Sudoku of 4x4 or 6x6 (or takes a finished run of any task that masked_diffusion teaches), and
 answers the same unseen puzzles in each order: cell by cell, and in fewer passes, several cells at once. Kim et al. 2025
 (arXiv 2502.06768, table 2) have the same model of 6 M parameters solve 6.9 % of their 9x9 puzzles in random order,
-18.5 % surest cell first, and 89.5 % widest margin first. Writes unmasking_order.json and unmasking_order.md.
+18.5 % surest cell first, and 89.5 % widest margin first.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import argparse
 import json
 import pathlib
 import tempfile
+from collections.abc import Iterator
 from typing import Any, get_args, get_type_hints
 
+from zoo.benchmarks.studies.harness import Data, Study
 from zoo.objectives.masked_diffusion import Unmasking
 from zoo.training.evaluation import evaluate_run
 from zoo.training.loop import train
@@ -65,7 +68,7 @@ def measured(run: pathlib.Path, order: str, passes: int, rows: int) -> dict[str,
     return {"order": order, "passes": passes, **{k: score[k] for k in kept}}
 
 
-def markdown(data: dict[str, Any]) -> str:
+def markdown(data: Data) -> str:
     """The page."""
     passes = sorted({r["passes"] for r in data["rows"]})
     by = {(r["order"], r["passes"]): r for r in data["rows"]}
@@ -98,21 +101,21 @@ def _share(row: dict[str, Any]) -> str:
     return f"{row['exact']:.1%} ({row['exact_low']:.1%} to {row['exact_high']:.1%})"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=pathlib.Path, help="a finished run, by default one that is made")
     parser.add_argument("--steps", type=int, default=150, help="of training, where a run is made")
     parser.add_argument("--size", type=int, choices=list(TASKS), default=4, help="of the puzzles, where a run is made")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--passes", type=int, nargs="*", default=[0, 4], help="0: one for every cell")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results"))
-    args = parser.parse_args()
+
+
+def measure(args: argparse.Namespace, old: Data) -> Iterator[Data]:
     chosen = f"--run {args.run}" if args.run else f"--size {args.size} --steps {args.steps}"
     how = f"{chosen} --rows {args.rows} --passes {' '.join(map(str, args.passes))}"
     with tempfile.TemporaryDirectory() as scratch:
         run = args.run or train(experiment(args.size, args.steps) | {"out": f"{scratch}/run"}).path
         result = json.loads((run / "result.json").read_text())
-        data = {
+        yield {
             "task": read_config(run)["task"],
             "pattern": result["model"]["pattern"],
             "n_parameters": result["n_parameters"],
@@ -122,13 +125,12 @@ def main() -> None:
             "seconds": result["seconds"],
             "machine": f"{cpu_name()} (threads: {result['machine']['threads']})",
             "commit": result["commit"],
-            "command": f"python -m zoo.benchmarks.unmasking_order {how}",
+            "command": f"python -m zoo.benchmarks.studies.unmasking_order {how}",
             "rows": [measured(run, order, passes, args.rows) for passes in args.passes for order in ORDERS],
         }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "unmasking_order.json").write_text(json.dumps(data, indent=1) + "\n")
-    (args.out / "unmasking_order.md").write_text(markdown(data))
 
+
+STUDY = Study("unmasking_order", __doc__, arguments, measure, markdown)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

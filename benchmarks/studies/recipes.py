@@ -1,12 +1,12 @@
 """What every shipped recipe reaches on this machine, and in what time.
 
-    python -m zoo.benchmarks.recipes [--budget 1800] [--only sudoku-4x4 text:diffusion ...] [--threads 1]
+    python -m zoo.benchmarks.studies.recipes [--budget 1800] [--only sudoku-4x4 text:diffusion ...] [--threads 1]
 
 Each variant is `zoo train RECIPE` in a process of its own, one after the other; training stops at the recipe's own end
 or after the budget, whichever comes first, and the table says which. Time is that of the whole run, evaluation and test
 included: by the clock, and the processor's, which the machine's other work does not lengthen. (Recipes of state
-tracking are for `zoo.benchmarks.state_tracking`; those for GPUs run where they are named.) Rows of runs not made this
-time are kept. Writes recipes.json and recipes.md.
+tracking are for `zoo.benchmarks.studies.state_tracking`; those for GPUs run where they are named.) Rows of runs not
+made this time are kept.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
-from zoo.benchmarks.state_tracking import RECIPES as STATE_TRACKING
+from zoo.benchmarks.studies.harness import Data, Study
+from zoo.benchmarks.studies.state_tracking import RECIPES as STATE_TRACKING
 from zoo.training.experiment import list_recipes, read_recipe
 
 ENDED = {"target": "target reached", "finished": "all its steps", "time_budget": "stopped by the clock"}
@@ -99,7 +101,7 @@ def tested(r: dict[str, Any]) -> str:
     return f"{n:,}" if found == n else f"{n:,}: {found:,} problems"
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def markdown(data: Data) -> str:
     """The table as a page."""
     lines = [
         "# What the recipes reach",
@@ -126,7 +128,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "| ended | commit |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for r in rows:
+    for r in (r for name in sorted(data) for r in data[name]):
         layers = r["pattern"].replace("|", "\\|")
         spent = f"{r['processor_seconds']:.0f} s" if "processor_seconds" in r else ""
         machine = f"{r['machine'].replace(' threads', '')} threads, {r['precision']}".replace(" 1 threads", " 1 thread")
@@ -138,31 +140,26 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     default = [name for name in list_recipes() if name not in (*STATE_TRACKING, *FOR_GPUS)]
     every = [name for recipe in list_recipes() for name in (recipe, *(f"{recipe}:{v}" for v in names(recipe) if v))]
     parser.add_argument("--budget", type=float, default=1800, help="most seconds of training for each")
     parser.add_argument("--only", nargs="*", choices=every, default=default, metavar="RECIPE[:VARIANT]")
     parser.add_argument("--threads", type=int, help="of each run, by default torch's choice")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results"))
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+
+
+def measure(args: argparse.Namespace, old: Data) -> Iterator[Data]:
+    rows: dict[str, list[dict[str, Any]]] = dict(old)
     for chosen in args.only:
         recipe, _, variant = chosen.partition(":")
         for name in [variant] if variant else names(recipe):
-            write(args.out, recipe, measured(recipe, name, args.budget, args.threads))
+            new = measured(recipe, name, args.budget, args.threads)
+            kept = [r for r in rows.get(recipe, []) if r["recipe"] != new["recipe"]]
+            rows[recipe] = sorted([*kept, new], key=lambda r: r["recipe"])
+            yield rows
 
 
-def write(out: pathlib.Path, recipe: str, new: dict[str, Any]) -> None:
-    """Put a row in the place of the old one of its name, and write the page."""
-    store = out / "recipes.json"
-    rows: dict[str, list[dict[str, Any]]] = json.loads(store.read_text()) if store.exists() else {}
-    kept = [r for r in rows.get(recipe, []) if r["recipe"] != new["recipe"]]
-    rows[recipe] = sorted([*kept, new], key=lambda r: r["recipe"])
-    store.write_text(json.dumps(rows, indent=1) + "\n")
-    (out / "recipes.md").write_text(markdown([r for name in sorted(rows) for r in rows[name]]))
-
+STUDY = Study("recipes", __doc__, arguments, measure, markdown)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 import zoo
-from zoo.benchmarks.measure import Case, Function, Inputs
+from zoo.benchmarks.studies.measure import Case, Function, Inputs
 
 N, D, WIDTH, EXPERTS, TOP_K = 4096, 256, 512, 8, 2
 MANY = {"n_experts": 64, "top_k": 6, "d_hidden": 128}

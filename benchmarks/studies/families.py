@@ -1,11 +1,11 @@
 """How near every published family is to the public code it was compared with, and its sizes.
 
     PARITY_RECORD=record.jsonl make parity
-    python -m zoo.benchmarks.families --record record.jsonl --out docs/results
+    python -m zoo.benchmarks.studies.families --record record.jsonl
 
 `make parity` adds a line to the record for every whole model that it compares: the largest differences from
 transformers' (for rwkv7 flash-linear-attention's) model with the same random weights, in float32. Parameters are
-counted on the meta device. Writes families.json and families.md.
+counted on the meta device.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 import zoo
+from zoo.benchmarks.studies.harness import Data, Study
 from zoo.models.families import families
 from zoo.training.machine import describe_machine, versions
 
@@ -52,7 +54,7 @@ def short(n: int) -> str:
     return f"{n / 1e3:.3g}k"
 
 
-def markdown(found: list[dict[str, Any]], machine: dict[str, Any], libraries: dict[str, Any]) -> str:
+def markdown(data: Data) -> str:
     """The page."""
     lines = [
         "# Published families",
@@ -72,13 +74,13 @@ def markdown(found: list[dict[str, Any]], machine: dict[str, Any], libraries: di
         "",
         "Every family was compared at such small sizes. The published checkpoints themselves were not run.",
         "",
-        f"Made by `python -m zoo.benchmarks.families` after `make parity`; "
-        f"{machine['cpu']}, torch {libraries['torch']}.",
+        f"Made by `python -m zoo.benchmarks.studies.families` after `make parity`; "
+        f"{data['machine']['cpu']}, torch {data['versions']['torch']}.",
         "",
         "| family | compared with | cases | one pass | chunks | steps | gradients | sizes (parameters) |",
         "|---|---|---:|---:|---:|---:|---:|---|",
     ]
-    for row in found:
+    for row in data["families"]:
         figures = ["—" if row[f] is None else f"{row[f]:.1e}" for f in FIGURES]
         sizes = ", ".join(f"{size} ({short(n)})" for size, n in row["sizes"].items())
         lines.append(
@@ -87,17 +89,16 @@ def markdown(found: list[dict[str, Any]], machine: dict[str, Any], libraries: di
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--record", type=pathlib.Path, required=True)
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    arguments = parser.parse_args()
-    found, machine, libraries = rows(arguments.record), describe_machine(torch.device("cpu")), versions()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    data = {"machine": machine, "versions": libraries, "families": found}
-    (arguments.out / "families.json").write_text(json.dumps(data, indent=1) + "\n")
-    (arguments.out / "families.md").write_text(markdown(found, machine, libraries))
 
+
+def measure(args: argparse.Namespace, old: Data) -> Iterator[Data]:
+    machine = describe_machine(torch.device("cpu"))
+    yield {"machine": machine, "versions": versions(), "families": rows(args.record)}
+
+
+STUDY = Study("families", __doc__, arguments, measure, markdown)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from zoo.benchmarks.measure import Case, Function, mixer_case
+from zoo.benchmarks.studies.measure import Case, Function, mixer_case
 
 B, FORMS = 2, ("compiled", "reference")
 

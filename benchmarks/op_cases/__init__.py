@@ -1,1 +1,0 @@
-"""What `zoo.benchmarks.ops` measures: every module here has `cases() -> dict[str, Case]`."""

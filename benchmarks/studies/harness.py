@@ -1,0 +1,80 @@
+"""What every study shares: its command line, the rows of earlier runs, and the files that it writes.
+
+`python -m zoo.benchmarks.studies.NAME --out docs/results` writes the page `NAME.md` and, where there is a picture,
+`NAME.svg` into the folder, and the data `data/NAME.json` below it, after every row. The last line printed is the data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.core.errors import UsageError
+from zoo.training import machine
+
+Data = dict[str, Any]
+RESULTS = Path("docs/results")
+
+
+def facts() -> Data:
+    """This machine, and the versions of what computes on it."""
+    return machine.describe_machine(torch.device("cpu")) | {"versions": machine.versions()}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is measured, and how it is shown.
+
+    Attributes:
+        name: of the module, and of the files.
+        about: the module's docstring, which `--help` prints.
+        arguments: adds the study's own arguments to a parser.
+        measure: from the arguments and the data of earlier runs ({} if there is none) to the data after each new row.
+            What is not measured this time, it keeps.
+        markdown: the data as a page.
+        svg: the data as a picture beside the page.
+    """
+
+    name: str
+    about: str | None
+    arguments: Callable[[argparse.ArgumentParser], object]
+    measure: Callable[[argparse.Namespace, Data], Iterator[Data]]
+    markdown: Callable[[Data], str]
+    svg: Callable[[Data], str] | None = None
+
+    def read(self, folder: Path) -> Data:
+        """The data of earlier runs in a folder, {} if there is none."""
+        file = folder / "data" / f"{self.name}.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    def write(self, folder: Path, data: Data) -> None:
+        """Write the data, the page and the picture into a folder."""
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        (folder / "data" / f"{self.name}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        (folder / f"{self.name}.md").write_text(self.markdown(data), encoding="utf-8")
+        if self.svg is not None:
+            (folder / f"{self.name}.svg").write_text(self.svg(data), encoding="utf-8")
+
+    def main(self, given: Sequence[str] | None = None) -> None:
+        """Run the command line, by default that of this process."""
+        parser = argparse.ArgumentParser(
+            prog=f"python -m zoo.benchmarks.studies.{self.name}",
+            description=self.about,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.arguments(parser)
+        parser.add_argument("--out", type=Path, default=RESULTS, help=f"folder to write into, by default {RESULTS}")
+        arguments = parser.parse_args(given)
+        data = self.read(arguments.out)
+        try:
+            for found in self.measure(arguments, data):
+                self.write(arguments.out, data := found)
+        except UsageError as error:
+            parser.exit(2, f"{error}\n")
+        print(json.dumps(data))
