@@ -30,7 +30,7 @@ Placement = Literal["pre", "post", "sandwich", "output"]
 Norm = Literal["rmsnorm", "rmsnorm_zero_centred", "rmsnorm_plain", "layernorm", "none"]
 
 
-class StepOptions(Options):
+class StepOptions(Options, label="a step"):
     """How a word stands in the residual stream; what is None is the model's default.
 
     Attributes:
@@ -49,9 +49,6 @@ class StepOptions(Options):
     in_scale: float | None = None
     out_scale: float | None = None
     residual_scale: float | None = None
-
-
-StepOptions._label = "a step"  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -64,12 +64,18 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     _most: ClassVar[int] = MOST
+    _label: ClassVar[str | None] = None
+    """What messages call the options: the class keyword `label`, of a registered word its name."""
+
+    def __init_subclass__(cls, *, label: str | None = None, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        cls._label = label or cls._label
 
     def __init__(self, **data: Any):
         try:
             super().__init__(**{name: _of_python(value) for name, value in data.items()})
         except ValidationError as error:
-            what = getattr(type(self), "_label", type(self).__name__)
+            what = type(self)._label or type(self).__name__
             raise UsageError(describe(error, type(self), what)) from None
 
     @model_validator(mode="after")
@@ -83,7 +89,7 @@ class Options(BaseModel):
                 elif abs(value) > self._most and name not in bounded:
                     told = f"be at most {self._most:,}"
                 if told:
-                    what = getattr(type(self), "_label", type(self).__name__)
+                    what = type(self)._label or type(self).__name__
                     raise UsageError(f"{what}: {name}={quoted(value)} is not allowed: it should {told}.")
         return self
 

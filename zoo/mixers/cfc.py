@@ -80,14 +80,16 @@ class CfC(Mixer):
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
         c = config
-        self.d_hidden = d_out = units_of("cfc", c.wiring, c, d_model)
+        self.d_hidden = d_out = units_of(self.name, c.wiring, c, d_model)
         if c.wiring is None:
             cells = [CfCCell(d_model, self.d_hidden, c)]
         else:
             for name in ("backbone_units", "backbone_layers", "backbone_activation", "mixed_memory"):
                 if name in c.changed():
-                    raise UsageError(f"cfc: {name} has no effect with wiring={c.wiring!r}; it belongs to wiring=None.")
-            wiring = make_wiring("cfc", c.wiring, c, d_model, self.d_hidden)
+                    raise UsageError(
+                        f"{self.name}: {name} has no effect with wiring={c.wiring!r}; it belongs to wiring=None."
+                    )
+            wiring = make_wiring(self.name, c.wiring, c, d_model, self.d_hidden)
             signs, before, cells = wiring.sensory, range(d_model), []
             for neurons in wiring.layers:
                 synapses = torch.as_tensor(abs(signs[before.start : before.stop, neurons.start : neurons.stop]).T)

@@ -74,8 +74,8 @@ class DeltaNet(DeltaMixer):
         c = config
         self.n_heads = self.n_key_heads = c.n_heads or derive_heads(d_model, 128)
         head = f" * {d_model} / {self.n_heads} heads"
-        self.d_key = whole("deltanet", f"expand_k{head}", c.expand_k * d_model / self.n_heads)
-        self.d_value = whole("deltanet", f"expand_v{head}", c.expand_v * d_model / self.n_heads)
+        self.d_key = whole(self.name, f"expand_k{head}", c.expand_k * d_model / self.n_heads)
+        self.d_value = whole(self.name, f"expand_v{head}", c.expand_v * d_model / self.n_heads)
         if c.qk_norm == "sum" and c.qk_activation != "elu":
             raise UsageError(
                 f'deltanet: qk_norm="sum" needs qk_activation="elu", not {c.qk_activation!r}: sums must be positive.'

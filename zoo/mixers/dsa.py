@@ -73,7 +73,7 @@ class SparseAttention(AttentionWord):
         self.index_heads = J = config.index_heads or max(inner.n_heads // 2, 2)
         self.index_dim = E = config.index_dim or 2 * inner.rope_dim
         if inner.rope_dim > E:
-            raise UsageError(f"dsa: index_dim={E} is less than rope_dim={inner.rope_dim}.")
+            raise UsageError(f"{self.name}: index_dim={E} is less than rope_dim={inner.rope_dim}.")
         self.index_q = nn.Linear(config.q_rank or d_model, J * E, bias=False)
         self.index_proj = nn.Linear(d_model, E + J, bias=False)  # k, w
         self.index_norm = nn.LayerNorm(E, eps=NORM_EPS)

@@ -80,9 +80,9 @@ class GatedDeltaNet(DeltaMixer):
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
         c = config
-        check_range("gated_deltanet", "A_init_range", c.A_init_range, zero=True)
-        check_range("gated_deltanet", "dt_init_range", c.dt_init_range)
-        sizes = head_sizes("gated_deltanet", c, 0.75 * d_model, 256)
+        check_range(self.name, "A_init_range", c.A_init_range, zero=True)
+        check_range(self.name, "dt_init_range", c.dt_init_range)
+        sizes = head_sizes(self.name, c, 0.75 * d_model, 256)
         self.n_key_heads, self.d_key, self.n_heads, self.d_value = sizes
         keys, values = self.n_key_heads * self.d_key, self.n_heads * self.d_value
         self.make_front([keys, keys, values], [self.n_heads, *([values] if c.gate else [])])  # a, gate

@@ -66,11 +66,11 @@ class GatedLinearAttention(Mixer):
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
         c = config
-        keys = whole("gla", f"expand_k * d_model = {c.expand_k:g} * {d_model}", c.expand_k * d_model)
-        values = whole("gla", f"expand_v * d_model = {c.expand_v:g} * {d_model}", c.expand_v * d_model)
+        keys = whole(self.name, f"expand_k * d_model = {c.expand_k:g} * {d_model}", c.expand_k * d_model)
+        values = whole(self.name, f"expand_v * d_model = {c.expand_v:g} * {d_model}", c.expand_v * d_model)
         self.n_heads = c.n_heads or derive_heads(math.gcd(keys, values), max(16, keys // 4))
-        self.d_key = whole("gla", f"{keys} key channels / {self.n_heads} heads", keys / self.n_heads)
-        self.d_value = whole("gla", f"{values} value channels / {self.n_heads} heads", values / self.n_heads)
+        self.d_key = whole(self.name, f"{keys} key channels / {self.n_heads} heads", keys / self.n_heads)
+        self.d_value = whole(self.name, f"{values} value channels / {self.n_heads} heads", values / self.n_heads)
         self.parts = [keys, keys, values, c.gate_rank, values if c.gate else 0]  # q, k, v, W_down, z
         self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)
         self.decay_up = nn.Linear(c.gate_rank, keys)

@@ -80,9 +80,9 @@ class KimiDeltaAttention(DeltaMixer):
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
         c = config
-        check_range("kda", "A_init_range", c.A_init_range, zero=True)
-        check_range("kda", "dt_init_range", c.dt_init_range)
-        self.n_key_heads, self.d_key, self.n_heads, self.d_value = head_sizes("kda", c, d_model, 128)
+        check_range(self.name, "A_init_range", c.A_init_range, zero=True)
+        check_range(self.name, "dt_init_range", c.dt_init_range)
+        self.n_key_heads, self.d_key, self.n_heads, self.d_value = head_sizes(self.name, c, d_model, 128)
         keys, values = self.n_key_heads * self.d_key, self.n_heads * self.d_value
         rank = c.rank or self.d_value
         self.make_front([keys, keys, values], [rank, rank])  # F_down, G_down

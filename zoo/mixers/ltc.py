@@ -79,8 +79,8 @@ class LTC(Mixer):
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
         c = config
-        self.d_hidden = units_of("ltc", c.wiring, c, d_model)
-        wiring = make_wiring("ltc", c.wiring, c, d_model, self.d_hidden)
+        self.d_hidden = units_of(self.name, c.wiring, c, d_model)
+        wiring = make_wiring(self.name, c.wiring, c, d_model, self.d_hidden)
         self.n_motor = wiring.n_motor
 
         def drawn(name: str, *shape: int) -> nn.Parameter:

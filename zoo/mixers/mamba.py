@@ -88,8 +88,8 @@ class Mamba(Mixer):
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
         c = config
-        check_range("mamba", "dt_init_range", c.dt_init_range)
-        self.d_inner = whole("mamba", f"expand * d_model = {c.expand:g} * {d_model}", c.expand * d_model)
+        check_range(self.name, "dt_init_range", c.dt_init_range)
+        self.d_inner = whole(self.name, f"expand * d_model = {c.expand:g} * {d_model}", c.expand * d_model)
         rank = c.dt_rank or math.ceil(d_model / 16)
         self.parts = [rank, c.d_state, c.d_state]  # r, B, C
 

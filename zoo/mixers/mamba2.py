@@ -102,17 +102,17 @@ class Mamba2(Mixer):
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
         c = config
-        check_range("mamba2", "A_init_range", c.A_init_range)
-        check_range("mamba2", "dt_init_range", c.dt_init_range)
+        check_range(self.name, "A_init_range", c.A_init_range)
+        check_range(self.name, "dt_init_range", c.dt_init_range)
         if c.dt_limit:
             low, high = c.dt_limit
-            check_range("mamba2", "dt_limit", (low, low if high is None else high), zero=True)
-        self.d_inner = whole("mamba2", f"expand * d_model = {c.expand:g} * {d_model}", c.expand * d_model)
+            check_range(self.name, "dt_limit", (low, low if high is None else high), zero=True)
+        self.d_inner = whole(self.name, f"expand * d_model = {c.expand:g} * {d_model}", c.expand * d_model)
         if c.head_dim and self.d_inner % c.head_dim:
-            raise UsageError(f"mamba2: head_dim={c.head_dim} does not divide expand * d_model = {self.d_inner}.")
+            raise UsageError(f"{self.name}: head_dim={c.head_dim} does not divide expand * d_model = {self.d_inner}.")
         self.n_heads = self.d_inner // c.head_dim if c.head_dim else derive_heads(self.d_inner, 64)
         if self.n_heads % c.n_groups:
-            raise UsageError(f"mamba2: n_groups={c.n_groups} does not divide the number of heads, {self.n_heads}.")
+            raise UsageError(f"{self.name}: n_groups={c.n_groups} does not divide the number of heads, {self.n_heads}.")
         keys = c.n_groups * c.d_state
         self.conv_parts = [self.d_inner, keys, keys]  # u, B, C
         self.parts = [self.d_inner, sum(self.conv_parts), self.n_heads]  # z, what is convolved, dt

@@ -53,7 +53,7 @@ class MinGRU(Mixer):
 
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
-        self.d_hidden = whole("min_gru", f"expand * d_model = {config.expand:g} * {d_model}", config.expand * d_model)
+        self.d_hidden = whole(self.name, f"expand * d_model = {config.expand:g} * {d_model}", config.expand * d_model)
         self.linear_z = nn.Linear(d_model, self.d_hidden, bias=config.bias)
         self.linear_h = nn.Linear(d_model, self.d_hidden, bias=config.bias)
         self.out_proj = nn.Linear(self.d_hidden, d_model, bias=False) if self.d_hidden != d_model else None

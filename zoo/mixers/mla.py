@@ -96,16 +96,18 @@ class MultiHeadLatentAttention(AttentionWord):
         super().__init__(d_model, config, place=place)
         c, D = config, d_model
         self.causal = place.causal if c.causal is None else c.causal
-        self.scaling = c.scaling("mla")
+        self.scaling = c.scaling(self.name)
         groups = c.n_kv_heads or 1
         fewest = derive_heads(D)
         fits = (n for n in range(groups, D + 1, groups) if n >= fewest and D % n == 0)
         self.n_heads = H = c.n_heads or next(fits, groups)
         self.n_kv_heads = G = c.n_kv_heads or H
         if H % G:
-            raise UsageError(f"mla: n_heads={H} is not divisible by n_kv_heads={G}.")
+            raise UsageError(f"{self.name}: n_heads={H} is not divisible by n_kv_heads={G}.")
         if c.nope_dim is None and D % H:
-            raise UsageError(f"mla: d_model={D} is not divisible by n_heads={H}: take another number, or set nope_dim.")
+            raise UsageError(
+                f"{self.name}: d_model={D} is not divisible by n_heads={H}: take another number, or set nope_dim."
+            )
         if c.rope_mscale and c.rope_scaling != "yarn":
             raise UsageError('mla: rope_mscale belongs to rope_scaling="yarn".')
         self.nope_dim = N = c.nope_dim or D // H

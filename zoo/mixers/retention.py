@@ -79,9 +79,9 @@ class Retention(Mixer):
         super().__init__(d_model, config, place=place)
         c = config
         self.n_heads = c.n_heads or derive_heads(d_model, min(256, max(16, d_model // 4)))
-        self.d_key = whole("retention", f"{d_model} / {self.n_heads} heads", d_model / self.n_heads)
+        self.d_key = whole(self.name, f"{d_model} / {self.n_heads} heads", d_model / self.n_heads)
         head = f"expand_v * {d_model} / {self.n_heads} heads"
-        self.d_value = whole("retention", head, c.expand_v * d_model / self.n_heads)
+        self.d_value = whole(self.name, head, c.expand_v * d_model / self.n_heads)
         values = self.n_heads * self.d_value
         self.parts = [d_model, d_model, values, values if c.gate else 0]  # q, k, v, gate
         self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)

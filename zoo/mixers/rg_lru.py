@@ -84,7 +84,7 @@ class RGLRU(Mixer):
             raise UsageError(
                 f"rg_lru: decay_range=[{low:g}, {high:g}] is not allowed: it should be 0 < low <= high < 1."
             )
-        self.d_rnn = whole("rg_lru", f"expand * d_model = {c.expand:g} * {d_model}", c.expand * d_model)
+        self.d_rnn = whole(self.name, f"expand * d_model = {c.expand:g} * {d_model}", c.expand * d_model)
         blocks = c.n_blocks or derive_heads(self.d_rnn)
         if self.d_rnn % blocks:
             raise UsageError(f"rg_lru: n_blocks={blocks} does not divide expand * d_model = {self.d_rnn}.")

@@ -86,7 +86,7 @@ class RWKV7(Mixer):
         super().__init__(d_model, config, place=place)
         c = config
         if c.head_dim and d_model % c.head_dim:
-            raise UsageError(f"rwkv7: head_dim={c.head_dim} does not divide d_model={d_model}.")
+            raise UsageError(f"{self.name}: head_dim={c.head_dim} does not divide d_model={d_model}.")
         self.n_heads = d_model // c.head_dim if c.head_dim else derive_heads(d_model, 64)
         self.head_dim = d_model // self.n_heads
         self.first = place.layer == 0

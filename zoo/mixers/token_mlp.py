@@ -80,7 +80,7 @@ class TokenMLP(Mixer):
     def _mix(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         T = x.shape[1]
         if self.length < T:
-            raise UsageError(f"token_mlp: {T} steps are more than length={self.length}.")
+            raise UsageError(f"{self.name}: {T} steps are more than length={self.length}.")
         padding = None if lengths is None else ~valid_steps(lengths, T)
         h = x if padding is None else blank(x, padding)
         if bare(self.gate_proj, self.up_proj, self.down_proj):

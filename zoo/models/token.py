@@ -39,7 +39,7 @@ from zoo.residual import Residual, ResidualKind
 MOST_PARAMETERS = 2**40
 
 
-class Recursion(Options):
+class Recursion(Options, label="model.recursion"):
     """How a recursive model is applied, see `zoo.models.recursive.RecursiveModel`.
 
     Attributes:
@@ -68,10 +68,7 @@ class Recursion(Options):
     recompute: bool = False
 
 
-Recursion._label = "model.recursion"  # type: ignore[attr-defined]
-
-
-class ModelConfig(Options):
+class ModelConfig(Options, label="model"):
     """A token model.
 
     Attributes:
@@ -176,9 +173,6 @@ class ModelConfig(Options):
         scales = {k: v for k in ("in_scale", "out_scale", "residual_scale") if (v := getattr(self, k)) != 1.0}
         options = {k: getattr(self, k) for k in ("placement", "norm", "norm_axis")}
         return StepOptions(**options, **scales)
-
-
-ModelConfig._label = "model"  # type: ignore[attr-defined]
 
 
 class ModelState(NamedTuple):

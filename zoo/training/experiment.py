@@ -44,7 +44,7 @@ CONFIG = "config.yaml"
 NEVER = 2**40  # steps that no training comes to
 
 
-class Target(Options):
+class Target(Options, label="train.target"):
     """A figure on validation that ends the training.
 
     Attributes:
@@ -61,7 +61,7 @@ class Target(Options):
         return figure <= self.value if self.metric == "loss" else figure >= self.value
 
 
-class TrainConfig(Options):
+class TrainConfig(Options, label="train"):
     """How a model is trained. A step is one batch.
 
     Attributes:
@@ -152,9 +152,6 @@ class TrainConfig(Options):
         return self.metric or (self.target.metric if self.target else "accuracy")
 
 
-Target._label = "train.target"  # type: ignore[attr-defined]
-TrainConfig._label = "train"  # type: ignore[attr-defined]
-
 BOOKKEEPING = {"train.keep", "train.checkpoint_every", "train.checkpoint_seconds", "train.time_budget"}
 """Keys that may change between the parts of one run: none of them changes a weight."""
 
@@ -167,7 +164,7 @@ class Parts(NamedTuple):
     model: ModelConfig
 
 
-class Experiment(Options):
+class Experiment(Options, label="experiment"):
     """One training run.
 
     What task and objective need is filled into the model where it is left out: `vocab_size`, `max_len` where there are
@@ -300,9 +297,6 @@ class Experiment(Options):
             "objective": {"name": parts.objective.name, **_plain(parts.objective.config)},
             "train": _plain(self.train),
         }
-
-
-Experiment._label = "experiment"  # type: ignore[attr-defined]
 
 
 def _places(option: str, data: Mapping[str, Any]) -> list[str]:
