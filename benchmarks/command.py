@@ -22,7 +22,7 @@ from zoo.benchmarks.subjects import choose, peers
 from zoo.core.errors import UsageError
 from zoo.core.files import write_atomic, writing
 from zoo.core.imports import import_source
-from zoo.registry import MIN_WIDTH
+from zoo.protocol import MIN_WIDTH
 from zoo.training import machine
 from zoo.training.experiment import TrainConfig, parse_overrides
 

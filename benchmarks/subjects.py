@@ -25,9 +25,8 @@ from zoo import laws
 from zoo.backbone import Backbone
 from zoo.core.errors import UsageError
 from zoo.mixers.attention_parts import AttentionWord
-from zoo.pattern import Pattern, Word, parse, replaced
-from zoo.protocol import Context, first_parameter_like, tree_bytes
-from zoo.registry import create_mixer, derive_heads, list_mixers, mixer_of
+from zoo.pattern import Pattern, Word, create_mixer, list_mixers, mixer_of, parse, replaced
+from zoo.protocol import Context, derive_heads, first_parameter_like, tree_bytes
 from zoo.report.layers import joined, layer_of, same_layers
 
 HEADS = 4

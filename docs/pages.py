@@ -29,8 +29,7 @@ from zoo.core.options import Options
 from zoo.models.token import ModelConfig, Recursion
 from zoo.objectives.base import objectives
 from zoo.pattern import make_word, parse, to_text
-from zoo.protocol import Mixer, Place
-from zoo.registry import mixers
+from zoo.protocol import Mixer, Place, mixers
 from zoo.report.units import size
 from zoo.tasks.protocol import registry as tasks
 from zoo.training.experiment import Target, TrainConfig, list_recipes, recipe_about

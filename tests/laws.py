@@ -26,8 +26,7 @@ from zoo import laws
 from zoo.laws import TOLERANCE, assert_close, assert_same_run, dtype_of, error, exact, noise, run, spans
 from zoo.ops.sparse_latent_attention import choose
 from zoo.pattern import make_word, to_text
-from zoo.protocol import Context, Mixer, Place, State, recurrent_dtype, tree_bytes
-from zoo.registry import mixers
+from zoo.protocol import Context, Mixer, Place, State, mixers, recurrent_dtype, tree_bytes
 
 WIDTH = 32
 WIDTHS = (16, 18, 34, 48, 66, 130)

@@ -26,8 +26,8 @@ from zoo.benchmarks import (
     training,
 )
 from zoo.mixers.attention_parts import AttentionWord
-from zoo.protocol import tree_bytes
-from zoo.registry import list_mixers, mixers
+from zoo.pattern import list_mixers
+from zoo.protocol import mixers, tree_bytes
 
 SMALL = {
     "throughput": ["--width", "16", "--length", "8,16", "--tokens", "16", "--repeats", "2"],

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 import zoo
-from zoo.protocol import Context, Mixer
-from zoo.registry import mixers
+from zoo.protocol import Context, Mixer, mixers
 
 B, T = 3, 9
 WHOLE = [torch.int32, torch.int16, torch.int8, torch.uint8]

@@ -11,7 +11,7 @@ import torch
 
 import zoo
 from zoo.models.generation import DRAWS, Choice
-from zoo.registry import mixers
+from zoo.protocol import mixers
 
 VOCAB = 23
 MODELS = {

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from zoo.core.errors import UsageError
 from zoo.laws import error
 from zoo.ops import causal_conv1d, delta_rule, dplr, linear_attention, mlstm, scan, selective_scan
-from zoo.registry import mixers
+from zoo.protocol import mixers
 
 GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])

@@ -18,8 +18,7 @@ from torch.autograd.function import once_differentiable
 
 import zoo
 from zoo.core.options import Options
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, tree_bytes
-from zoo.registry import mixers
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, mixers, recurrent_dtype, tree_bytes
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

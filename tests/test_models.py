@@ -13,8 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from zoo.models.token import ModelState, model_config, sinusoidal
 from zoo.pattern import make_word, parse, to_text
-from zoo.protocol import Context, Place, tree_bytes
-from zoo.registry import mixers
+from zoo.protocol import Context, Place, mixers, tree_bytes
 
 VOCAB = 11
 PATTERNS = [

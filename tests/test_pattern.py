@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 import zoo
 from zoo.pattern import (
-    MAX_STEPS,
     Parallel,
     Pattern,
     Repeat,
@@ -27,7 +26,8 @@ from zoo.pattern import (
     to_data,
     to_text,
 )
-from zoo.registry import mixers
+from zoo.pattern.grammar import MAX_STEPS
+from zoo.protocol import mixers
 
 settings.register_profile("zoo", deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 settings.load_profile("zoo")

@@ -25,8 +25,8 @@ from zoo.core.options import Options
 from zoo.core.registry import Registry
 from zoo.models.families import families
 from zoo.objectives.base import create_objective, objectives
-from zoo.protocol import Context, Mixer, Place
-from zoo.registry import derive_heads, mixer_config, mixer_of, mixers
+from zoo.pattern import mixer_config, mixer_of
+from zoo.protocol import Context, Mixer, Place, derive_heads, mixers
 from zoo.tasks.protocol import create_task
 from zoo.tasks.protocol import registry as tasks
 from zoo.training.listing import listing

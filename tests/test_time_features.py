@@ -15,8 +15,7 @@ import zoo
 from zoo import tasks
 from zoo.core.options import Options
 from zoo.objectives import create_objective
-from zoo.protocol import Context, Mixer
-from zoo.registry import mixers, register
+from zoo.protocol import Context, Mixer, mixers, register
 from zoo.tasks.protocol import IGNORE, Batch
 from zoo.training.experiment import read_experiment
 

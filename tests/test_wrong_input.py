@@ -19,7 +19,8 @@ import zoo
 from zoo.cli import main
 from zoo.models.token import ModelConfig, Recursion
 from zoo.objectives.base import objectives
-from zoo.registry import create_mixer, mixers
+from zoo.pattern import create_mixer
+from zoo.protocol import mixers
 from zoo.tasks.protocol import create_task
 from zoo.tasks.protocol import registry as tasks
 from zoo.training.experiment import Experiment, TrainConfig, parse_value, read_experiment

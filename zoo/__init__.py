@@ -23,16 +23,18 @@ if TYPE_CHECKING:
     from zoo.interop.hf import from_hf, to_hf
     from zoo.models.token import ModelConfig, create_model, list_models, swap
     from zoo.objectives import list_objectives
-    from zoo.protocol import Context, Mixer, Place, State, canonical, fork, join, select
-    from zoo.registry import create_mixer, list_mixers, register
+    from zoo.pattern import create_mixer, list_mixers
+    from zoo.protocol import Context, Mixer, Place, State, canonical, fork, join, register, select
     from zoo.training.loop import train
     from zoo.training.run import load
 
 # Names are imported when they are first used: torch alone takes two seconds, and `zoo.tasks` needs no model.
 _LATER = {
     "UsageError": "zoo.core.errors",
-    **dict.fromkeys(("Context", "Mixer", "Place", "State", "canonical", "fork", "join", "select"), "zoo.protocol"),
-    **dict.fromkeys(("create_mixer", "list_mixers", "register"), "zoo.registry"),
+    **dict.fromkeys(
+        ("Context", "Mixer", "Place", "State", "canonical", "fork", "join", "register", "select"), "zoo.protocol"
+    ),
+    **dict.fromkeys(("create_mixer", "list_mixers"), "zoo.pattern"),
     **dict.fromkeys(("ModelConfig", "create_model", "list_models", "swap"), "zoo.models.token"),
     **dict.fromkeys(("from_hf", "to_hf"), "zoo.interop.hf"),
     "list_objectives": "zoo.objectives",

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.ops.plain_norm import plain_norm
-from zoo.pattern import Norm, Parallel, Pattern, Shortcut, StepOptions, Word
+from zoo.pattern import Norm, Parallel, Pattern, Shortcut, StepOptions, Word, create_mixer, mixer_of
 from zoo.protocol import Context, Mixer, Place, State, recurrent_dtype
-from zoo.registry import create_mixer, mixer_of
 from zoo.residual import Connection, Residual
 
 NORM_EPS = 1e-5

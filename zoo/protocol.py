@@ -36,6 +36,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
+from zoo.core.registry import Registry
 from zoo.door import check_features, check_resets, fits, form_of, misfit, read_lengths, read_timespans
 
 State = Any
@@ -219,6 +220,21 @@ class Mixer(nn.Module, ABC):
     def law_cases(cls) -> list[dict[str, Any]]:
         """Option sets for the laws: the defaults, and every option off its default at least once."""
         return [{}]
+
+
+mixers: Registry[type[Mixer]] = Registry(
+    "mixer", "zoo.mixers", "zoo.channel_mixers", base=Mixer, settings={"kind": ("sequence", "channel")}
+)
+register = mixers.register
+"""Class decorator `@register("name")`."""
+
+MIN_WIDTH, MAX_WIDTH = 16, 2**20
+"""The range of D, which is even."""
+
+
+def derive_heads(d_model: int, head_dim: int = 64) -> int:
+    """The most heads of at least `head_dim` channels that divide `d_model`, for configs that name no number."""
+    return next(n for n in range(max(1, d_model // head_dim), 0, -1) if d_model % n == 0)
 
 
 def first_parameter_like(module: nn.Module, device: Any, dtype: torch.dtype | None) -> tuple[Any, torch.dtype]:

@@ -24,8 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import zoo
 from zoo.benchmarks.studies.harness import Data, Study, facts
 from zoo.mixers.attention_parts import AttentionWord
-from zoo.pattern import make_word
-from zoo.registry import list_mixers, mixer_of
+from zoo.pattern import list_mixers, make_word, mixer_of
 from zoo.report import static
 from zoo.report.charts import Axis, Chart, Panel, Row, Series
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from zoo.core.errors import UsageError
+from zoo.pattern import create_mixer
 from zoo.protocol import Context, Place, canonical
-from zoo.registry import create_mixer
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -283,7 +283,7 @@ def test_options_of_positions_need_them(option):
 
 PEAK = """
 import sys, torch
-from zoo.registry import create_mixer
+from zoo.pattern import create_mixer
 from zoo.training.machine import peak_memory
 torch.set_num_threads(1)
 mixer = create_mixer(sys.argv[1], 32)

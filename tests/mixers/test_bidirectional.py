@@ -6,8 +6,7 @@ from torch import nn
 
 import zoo
 from zoo.pattern import from_data, parse, to_data, to_text
-from zoo.protocol import Context, Mixer, Place
-from zoo.registry import mixers, register
+from zoo.protocol import Context, Mixer, Place, mixers, register
 
 X = torch.randn(2, 10, 16, generator=torch.Generator().manual_seed(0))
 
@@ -51,7 +50,7 @@ def test_padding_and_documents_are_reversed_in_place(inner):
 class Clock(Mixer):
     """Adds up the time that has passed, and leaves word of it in the context."""
 
-    class Config(zoo.registry.Options):
+    class Config(zoo.protocol.Options):
         pass
 
     def init_state(self, batch_size, *, capacity=None, device=None, dtype=None):

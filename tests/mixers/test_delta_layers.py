@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import zoo
-from zoo.registry import mixers
+from zoo.protocol import mixers
 
 ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "elu": lambda x: F.elu(x) + 1, "identity": lambda x: x}
 

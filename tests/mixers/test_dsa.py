@@ -13,8 +13,8 @@ from zoo.core.errors import UsageError
 from zoo.ops import latent_attention, native, sparse_latent_attention
 from zoo.ops.common import logged_forms
 from zoo.ops.sparse_latent_attention import Index, SparseLatentCache, choose, index_scores
+from zoo.pattern import create_mixer
 from zoo.protocol import Context, Place
-from zoo.registry import create_mixer
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

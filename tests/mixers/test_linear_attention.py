@@ -8,8 +8,7 @@ import torch.nn.functional as F
 
 import zoo
 from zoo.mixers.linear_attention import taylor_features, taylor_width
-from zoo.protocol import Context
-from zoo.registry import mixers
+from zoo.protocol import Context, mixers
 
 FEATURES = {"elu": lambda x: F.elu(x) + 1, "relu": F.relu, "identity": lambda x: x, "taylor": None}
 

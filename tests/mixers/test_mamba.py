@@ -37,7 +37,7 @@ def plain(mixer, x):
     return torch.stack(outputs)
 
 
-@pytest.mark.parametrize("options", zoo.registry.mixers["mamba"].law_cases(), ids=str)
+@pytest.mark.parametrize("options", zoo.protocol.mixers["mamba"].law_cases(), ids=str)
 def test_equals_the_paper_written_out(options):
     mixer = zoo.create_mixer("mamba", 16, **options).double()
     for p in mixer.parameters():

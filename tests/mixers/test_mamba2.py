@@ -46,7 +46,7 @@ def plain(mixer, x):
     return torch.stack(outputs)
 
 
-@pytest.mark.parametrize("options", zoo.registry.mixers["mamba2"].law_cases(), ids=str)
+@pytest.mark.parametrize("options", zoo.protocol.mixers["mamba2"].law_cases(), ids=str)
 def test_equals_the_paper_written_out(options):
     mixer = zoo.create_mixer("mamba2", 16, **{**options, "d_state": 6}).double()
     for p in mixer.parameters():

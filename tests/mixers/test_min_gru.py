@@ -18,7 +18,7 @@ def plain(mixer, x):
     return torch.stack(outputs)
 
 
-@pytest.mark.parametrize("options", zoo.registry.mixers["min_gru"].law_cases(), ids=str)
+@pytest.mark.parametrize("options", zoo.protocol.mixers["min_gru"].law_cases(), ids=str)
 def test_equals_the_paper_written_out(options):
     mixer = zoo.create_mixer("min_gru", 16, **options).double()
     x = torch.randn(2, 40, 16, dtype=torch.float64)

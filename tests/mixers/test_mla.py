@@ -11,8 +11,8 @@ from zoo.core.errors import UsageError
 from zoo.ops import attention, latent_attention, native
 from zoo.ops.common import logged_forms
 from zoo.ops.latent_attention import LatentCache
+from zoo.pattern import create_mixer
 from zoo.protocol import Place
-from zoo.registry import create_mixer
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

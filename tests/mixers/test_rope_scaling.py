@@ -9,7 +9,7 @@ import torch
 
 from zoo.core.errors import UsageError
 from zoo.ops.rotary import RopeScaling, frequencies, rotary_table, yarn_amplitude
-from zoo.registry import create_mixer
+from zoo.pattern import create_mixer
 
 KINDS = ["linear", "ntk", "yarn", "llama3"]
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.protocol import Place
-from zoo.registry import mixers
+from zoo.protocol import Place, mixers
 
 
 def plain(mixer, x):

@@ -15,7 +15,7 @@ import zoo
 from zoo.core import imports as sources
 from zoo.core.errors import UsageError, UsageWarning
 from zoo.objectives.base import objectives
-from zoo.registry import mixers
+from zoo.protocol import mixers
 from zoo.tasks.protocol import registry as tasks
 from zoo.training.evaluation import evaluate_run
 from zoo.training.imports import IMPORTED

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from zoo.core.options import Options
 from zoo.ops.gated_mlp import gated_mlp
 from zoo.ops.modules import bare
-from zoo.protocol import Context, Mixer, Place, State
-from zoo.registry import register
+from zoo.protocol import Context, Mixer, Place, State, register
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,

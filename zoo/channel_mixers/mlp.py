@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from zoo.channel_mixers.glu import ACTIVATIONS
 from zoo.core.options import Options
-from zoo.protocol import Context, Mixer, Place, State
-from zoo.registry import register
+from zoo.protocol import Context, Mixer, Place, State, register
 
 
 @register("mlp")

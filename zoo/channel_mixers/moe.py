@@ -19,8 +19,7 @@ from zoo.ops.derivatives import transformed
 from zoo.ops.grouped import grouped_feed_forward
 from zoo.ops.modules import widely
 from zoo.parameters import set_rule
-from zoo.protocol import Context, Mixer, Place, State, recurrent_dtype
-from zoo.registry import register
+from zoo.protocol import Context, Mixer, Place, State, recurrent_dtype, register
 
 JUDGED_BY = {"top2": 2, "max": 1}  # best experts whose scores are summed to a group's
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from zoo.core.options import Options
 from zoo.ops.token_shift import token_shift
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
-from zoo.registry import register
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
 
 
 class RWKVChannelMixState(NamedTuple):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UsageError(ValueError):
@@ -38,3 +39,14 @@ def quoted(value: object, most: int = 100) -> str:
     except (ValueError, RecursionError):  # too many digits, or a value that holds itself
         return f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+@contextlib.contextmanager
+def refuse_oversize(what: str) -> Iterator[None]:
+    """Turn what torch and Python say of sizes beyond 64 bits into a `UsageError` about `what`."""
+    try:
+        yield
+    except (RuntimeError, TypeError, OverflowError) as error:
+        if isinstance(error, OverflowError) or "overflow" in str(error).lower():
+            raise UsageError(f"{what}: a size is beyond what any tensor can hold.") from None
+        raise

@@ -137,6 +137,7 @@ _MOVED = {
     "tasks": "zoo.tasks, and tasks.registry is zoo.core.options, .errors and .registry,",
     "tasks.registry": "zoo.core.options, .errors and .registry",
     "tasks.filing": "zoo.core.readers",
+    "zoo.registry": "zoo.protocol for mixers, register and derive_heads, and zoo.pattern for the rest,",
 }
 
 

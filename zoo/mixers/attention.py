@@ -18,8 +18,7 @@ from zoo.core.errors import UsageError
 from zoo.mixers.attention_parts import AttentionWord, RopeOptions, angles, rms_norm
 from zoo.ops.attention import attention, init_cache
 from zoo.ops.rotary import rotary_width, rotate
-from zoo.protocol import Context, Place, State, first_parameter_like
-from zoo.registry import derive_heads, register
+from zoo.protocol import Context, Place, State, derive_heads, first_parameter_like, register
 
 
 class AttentionOptions(RopeOptions):

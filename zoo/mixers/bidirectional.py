@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.pattern import Word, make_word, parse_word
-from zoo.protocol import Context, Mixer, Place, State
-from zoo.registry import create_mixer, mixer_of, register
+from zoo.pattern import Word, create_mixer, make_word, mixer_of, parse_word
+from zoo.protocol import Context, Mixer, Place, State, register
 
 MIRRORED = "mirrored."  # prefix of what the mirrored copy leaves in the context
 

@@ -16,8 +16,7 @@ from zoo.mixers.parts import packing, precise
 from zoo.ops.cfc import ACTIVATIONS, by_steps, cfc
 from zoo.ops.common import blank, valid_steps, without_autocast
 from zoo.ops.modules import bare, widely
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
-from zoo.registry import register
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
 
 
 class CfCState(NamedTuple):

@@ -19,8 +19,7 @@ from zoo.mixers.parts import (
     precise,
     whole,
 )
-from zoo.protocol import Context, Place, State
-from zoo.registry import derive_heads, register
+from zoo.protocol import Context, Place, State, derive_heads, register
 
 
 @register("deltanet")

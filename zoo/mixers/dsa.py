@@ -16,8 +16,7 @@ from zoo.ops.derivatives import transformed
 from zoo.ops.modules import widely
 from zoo.ops.rotary import rotate
 from zoo.ops.sparse_latent_attention import Index, SparseLatentCache, sparse_latent_attention
-from zoo.protocol import Context, Place, State, first_parameter_like
-from zoo.registry import register
+from zoo.protocol import Context, Place, State, first_parameter_like, register
 
 NORM_EPS = 1e-6  # of the LayerNorm of the indexer's keys
 

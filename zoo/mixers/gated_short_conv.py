@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from zoo.core.options import Options
 from zoo.mixers.parts import Backend, CausalConv, init_projections
 from zoo.mixers.short_conv import ShortConvState
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
-from zoo.registry import register
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
 
 
 @register("gated_short_conv")

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from zoo.core.options import Options
 from zoo.mixers.parts import Backend, GatedRMSNorm, init_projections, packing, precise, project, whole
 from zoo.ops import linear_attention
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
-from zoo.registry import derive_heads, register
+from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
 
 
 class GLAState(NamedTuple):

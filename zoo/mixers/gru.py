@@ -12,7 +12,7 @@ from torch import Tensor
 from zoo.core.options import Options
 from zoo.mixers._rnn import TorchCell, at_last_step, by_document
 from zoo.ops.common import blank, valid_steps, without_autocast
-from zoo.registry import register
+from zoo.protocol import register
 
 
 class GRUState(NamedTuple):

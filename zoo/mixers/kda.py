@@ -20,8 +20,7 @@ from zoo.mixers.parts import (
     precise,
     step_bias,
 )
-from zoo.protocol import Context, Place, State
-from zoo.registry import register
+from zoo.protocol import Context, Place, State, register
 
 
 @register("kda")

@@ -17,8 +17,7 @@ from zoo.core.options import Options
 from zoo.mixers.parts import Backend, GatedRMSNorm, init_projections, packing, precise, project
 from zoo.ops import linear_attention
 from zoo.ops.common import owned
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
-from zoo.registry import derive_heads, register
+from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
 
 TAYLOR_DIM = 16
 EPS = 1e-6

@@ -12,8 +12,7 @@ from torch import Tensor
 from zoo.core.options import Options
 from zoo.mixers._rnn import TorchCell, at_last_step, by_document
 from zoo.ops.common import valid_steps, without_autocast
-from zoo.protocol import Place
-from zoo.registry import register
+from zoo.protocol import Place, register
 
 
 class LSTMState(NamedTuple):

@@ -15,8 +15,7 @@ from zoo.mixers.parts import packing, precise
 from zoo.ops.common import blank, valid_steps
 from zoo.ops.derivatives import differentiated, transformed
 from zoo.ops.ltc import Synapses, ltc
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
-from zoo.registry import register
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
 
 RANGES = {
     "gleak": (0.001, 1.0),

@@ -27,8 +27,7 @@ from zoo.mixers.parts import (
 from zoo.ops import selective_scan
 from zoo.ops.modules import bare
 from zoo.parameters import set_rule
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
-from zoo.registry import register
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
 
 
 class MambaState(NamedTuple):

@@ -28,8 +28,7 @@ from zoo.mixers.parts import (
     whole,
 )
 from zoo.ops import linear_attention
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
-from zoo.registry import derive_heads, register
+from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
 
 
 class Mamba2State(NamedTuple):

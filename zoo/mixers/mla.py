@@ -13,8 +13,7 @@ from zoo.core.errors import UsageError
 from zoo.mixers.attention_parts import AttentionWord, RopeOptions, angles, rms_norm
 from zoo.ops.latent_attention import LatentCache, latent_attention
 from zoo.ops.rotary import rotate, yarn_amplitude
-from zoo.protocol import Context, Place, State, first_parameter_like
-from zoo.registry import derive_heads, register
+from zoo.protocol import Context, Place, State, derive_heads, first_parameter_like, register
 
 
 class Projected(NamedTuple):

@@ -17,8 +17,7 @@ from zoo.mixers.parts import precise
 from zoo.ops.common import blank, valid_steps, without_autocast
 from zoo.ops.derivatives import TRANSFORMS, once_only, transformed
 from zoo.ops.modules import bare, narrowly, widely
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
-from zoo.registry import register
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
 
 EVALUATIONS = {"euler": 1, "midpoint": 2, "rk4": 4, "dopri5": 6}
 """Evaluations of f in a step; dopri5 takes two more to choose its first step."""

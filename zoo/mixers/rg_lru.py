@@ -20,12 +20,13 @@ from zoo.protocol import (
     Mixer,
     Place,
     State,
+    derive_heads,
     document_positions,
     first_parameter_like,
     next_position,
     recurrent_dtype,
+    register,
 )
-from zoo.registry import derive_heads, register
 
 POWER = 8.0  # the paper's constant c
 STEEPEST = 1000.0  # bound of the derivative of the square root, as in the authors' code

@@ -17,8 +17,7 @@ from zoo.ops import dplr
 from zoo.ops.modules import widely
 from zoo.ops.token_shift import token_shift
 from zoo.parameters import set_rule
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
-from zoo.registry import derive_heads, register
+from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
 
 FIRST_VALUES = "rwkv7.first_values"  # (B, T, D) in the context: the values of the first layer that ran
 

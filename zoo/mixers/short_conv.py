@@ -10,8 +10,7 @@ from torch import Tensor
 
 from zoo.core.options import Options
 from zoo.mixers.parts import Backend, CausalConv
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
-from zoo.registry import register
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
 
 
 class ShortConvState(NamedTuple):

@@ -15,8 +15,7 @@ from zoo.mixers._xlstm import HeadNorm, HeadwiseLinear, small_std
 from zoo.mixers.parts import CausalConv, conv_backend, packing
 from zoo.ops.slstm import SLSTMState, slstm
 from zoo.parameters import set_rule
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
-from zoo.registry import register
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
 
 MAX_HEADS = 4
 

@@ -15,8 +15,7 @@ from zoo.ops.common import blank, valid_steps
 from zoo.ops.derivatives import batched
 from zoo.ops.gated_mlp import gated_mlp, silu_product
 from zoo.ops.modules import bare
-from zoo.protocol import Context, Mixer, Place, State
-from zoo.registry import register
+from zoo.protocol import Context, Mixer, Place, State, register
 
 LONGEST = 1024
 

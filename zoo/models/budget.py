@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from zoo.core.errors import UsageError
-from zoo.registry import MIN_WIDTH
+from zoo.protocol import MIN_WIDTH
 
 WITHIN = 1024
 """A pattern that takes no width up to here takes none."""

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from zoo.backbone import NORM_EPS, Backbone, make_norm
-from zoo.core.errors import UsageError, closest, quoted
+from zoo.core.errors import UsageError, closest, quoted, refuse_oversize
 from zoo.core.options import Options
 from zoo.door import read_ids
 from zoo.models import generation
@@ -20,9 +20,11 @@ from zoo.models.budget import largest_width
 from zoo.models.families import families
 from zoo.models.uninitialised import Uninitialised
 from zoo.ops.modules import bare
-from zoo.pattern import Norm, Pattern, Placement, StepOptions, from_data, parse
+from zoo.pattern import Norm, Pattern, Placement, StepOptions, from_data, list_mixers, mixer_of, parse
 from zoo.pattern import swap as swap_words
 from zoo.protocol import (
+    MAX_WIDTH,
+    MIN_WIDTH,
     Context,
     Mixer,
     State,
@@ -33,7 +35,6 @@ from zoo.protocol import (
     next_position,
     tree_bytes,
 )
-from zoo.registry import MAX_WIDTH, MIN_WIDTH, list_mixers, mixer_of, sizes_of
 from zoo.residual import Residual, ResidualKind
 
 MOST_PARAMETERS = 2**40
@@ -420,7 +421,7 @@ def create_model(spec: str | Pattern | Mapping[str, Any] | ModelConfig | Sequenc
         UsageError: unknown word, option or family, a wrong type, or sizes that do not fit together.
     """
     config = model_config(spec, **options)
-    with sizes_of("model"):
+    with refuse_oversize("model"):
         if config.recursion is not None:
             from zoo.models.recursive import RecursiveModel
 

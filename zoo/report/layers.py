@@ -11,9 +11,8 @@ from torch import nn
 
 from zoo.backbone import Backbone
 from zoo.core.options import Options
-from zoo.pattern import Word, parse
+from zoo.pattern import Word, create_mixer, parse
 from zoo.protocol import Place
-from zoo.registry import create_mixer
 
 Make = Callable[[], nn.Module]
 _OWN = ("forward", "step", "init_state")

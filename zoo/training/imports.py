@@ -18,7 +18,7 @@ from zoo.core.readers import read_json, shown
 from zoo.core.registry import Registry
 from zoo.objectives.base import objectives
 from zoo.pattern import parse
-from zoo.registry import mixers
+from zoo.protocol import mixers
 from zoo.tasks.protocol import registry as tasks
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from zoo.core.errors import UsageError, unknown
 from zoo.models.families import families
 from zoo.models.token import ModelConfig
 from zoo.objectives.base import objectives
-from zoo.pattern import parse
-from zoo.registry import list_mixers, mixers
+from zoo.pattern import list_mixers, parse
+from zoo.protocol import mixers
 from zoo.tasks.protocol import registry as tasks
 from zoo.training.experiment import list_recipes, read_recipe, recipe_about
 

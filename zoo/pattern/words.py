@@ -1,23 +1,16 @@
-"""Mixers by name: register, list, create. Imports no mixer; every file of the mixer packages registers itself."""
+"""Mixers by name: listed, and created from a word of a pattern."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from zoo.core.errors import UsageError, quoted
+from zoo.core.errors import UsageError, quoted, refuse_oversize
 from zoo.core.options import Options
-from zoo.core.registry import Registry, split_spec
-from zoo.protocol import Mixer, Place
-
-mixers: Registry[type[Mixer]] = Registry(
-    "mixer", "zoo.mixers", "zoo.channel_mixers", base=Mixer, settings={"kind": ("sequence", "channel")}
-)
-register = mixers.register
-"""Class decorator `@register("name")`."""
-
-MIN_WIDTH, MAX_WIDTH = 16, 2**20
+from zoo.core.registry import split_spec
+from zoo.pattern.grammar import parse_word
+from zoo.pattern.tree import mixer_of
+from zoo.protocol import MAX_WIDTH, MIN_WIDTH, Mixer, Place, mixers
 
 
 def list_mixers(pattern: str = "*", kind: Literal["sequence", "channel"] | None = None) -> list[str]:
@@ -55,26 +48,13 @@ def create_mixer(
         allowed = f"an even whole number from {MIN_WIDTH} to {MAX_WIDTH:,}"
         raise UsageError(f"d_model={quoted(d_model)} is not allowed: it should be {allowed}.")
     cls = mixer_of(config)
-    with sizes_of(cls.name):
+    with refuse_oversize(cls.name):
         return cls(d_model, config, place=place)
-
-
-@contextlib.contextmanager
-def sizes_of(what: str) -> Iterator[None]:
-    """Turns what torch and Python say of sizes beyond 64 bits into a UsageError."""
-    try:
-        yield
-    except (RuntimeError, TypeError, OverflowError) as error:
-        if isinstance(error, OverflowError) or "overflow" in str(error).lower():
-            raise UsageError(f"{what}: a size is beyond what any tensor can hold.") from None
-        raise
 
 
 def mixer_config(spec: str | Mapping[str, Any] | Options, **options: Any) -> Options:
     """The config that `spec` and keyword `options` stand for."""
     if isinstance(spec, str) and spec.strip() not in mixers:
-        from zoo.pattern import parse_word
-
         word = parse_word(spec)
         if word.step.changed():
             raise UsageError(f"{spec!r} sets step options, which belong to a word of a model's pattern.")
@@ -83,16 +63,3 @@ def mixer_config(spec: str | Mapping[str, Any] | Options, **options: Any) -> Opt
         return type(spec)(**{**spec.changed(), **options}) if options else spec
     name, options = split_spec(spec.strip() if isinstance(spec, str) else spec, options, "mixer")
     return mixers[name].Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
-
-
-def mixer_of(config: Options) -> type[Mixer]:
-    """The mixer class whose Config `config` is."""
-    for name in mixers.names():
-        if mixers[name].Config is type(config):
-            return mixers[name]
-    raise UsageError(f"{type(config).__qualname__} is the config of no registered mixer.")
-
-
-def derive_heads(d_model: int, head_dim: int = 64) -> int:
-    """The most heads of at least `head_dim` channels that divide `d_model`, for configs that name no number."""
-    return next(n for n in range(max(1, d_model // head_dim), 0, -1) if d_model % n == 0)

@@ -1,0 +1,44 @@
+"""The layer pattern: text <-> tree of mixer configs, and mixers created from its words."""
+
+from zoo.pattern.changes import replaced, swap
+from zoo.pattern.data import from_data, to_data
+from zoo.pattern.grammar import parse, parse_word
+from zoo.pattern.tree import (
+    Node,
+    Norm,
+    Parallel,
+    Pattern,
+    Placement,
+    Repeat,
+    Shortcut,
+    StepOptions,
+    Word,
+    make_word,
+    mixer_of,
+    to_text,
+)
+from zoo.pattern.words import create_mixer, list_mixers, mixer_config
+
+__all__ = [
+    "Node",
+    "Norm",
+    "Parallel",
+    "Pattern",
+    "Placement",
+    "Repeat",
+    "Shortcut",
+    "StepOptions",
+    "Word",
+    "create_mixer",
+    "from_data",
+    "list_mixers",
+    "make_word",
+    "mixer_config",
+    "mixer_of",
+    "parse",
+    "parse_word",
+    "replaced",
+    "swap",
+    "to_data",
+    "to_text",
+]
