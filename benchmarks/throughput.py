@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.benchmarks.cells import (
     NOT_OFFERED,
@@ -30,6 +30,7 @@ from zoo.benchmarks.cells import (
 )
 from zoo.benchmarks.records import Record, figure
 from zoo.benchmarks.subjects import Subject
+from zoo.protocol import Mixer
 from zoo.report.units import count
 from zoo.training import doctor
 
@@ -67,12 +68,17 @@ def step_of(request: Request, layer: Any, x: Tensor, direction: str) -> Callable
     return train
 
 
+def _not_compilable(layer: nn.Module) -> str | None:
+    """Why a layer cannot be compiled, where a mixer in it says so."""
+    return next((why for m in layer.modules() if isinstance(m, Mixer) and (why := m.traits.not_compilable)), None)
+
+
 def measure(
     request: Request, subject: Subject, *, width: int, length: int, batch_size: int, direction: str, compiled: bool
 ) -> Measured:
     """The figures of one cell."""
     layer, laws = request.built(subject, width, length)
-    if compiled and (why := next((w for m in layer.modules() if (w := getattr(m, "compiles", None))), None)):
+    if compiled and (why := _not_compilable(layer)):
         raise NoFigure(NOT_OFFERED, f"not compiled: {why}")
     run = torch.compile(layer) if compiled else layer
     x = torch.randn(batch_size, length, width, device=request.device)

@@ -200,11 +200,11 @@ def costs(name: str) -> list[str]:
 
 
 EXCEPTIONS = {
-    "compiles": "`torch.compile(fullgraph=True)` does not work",
+    "not_compilable": "`torch.compile(fullgraph=True)` does not work",
     "couples_rows": "rows are coupled, so that laws 3, 9 and 10 do not bind it",
     "work_varies": "the work of a step varies, so that `flops_per_token` is the most",
 }
-"""What each attribute says in which a mixer declares that it does not keep a law."""
+"""What each trait says with which a mixer declares that it does not keep a law."""
 
 
 def exceptions(name: str) -> list[str]:
@@ -214,7 +214,7 @@ def exceptions(name: str) -> list[str]:
     for case in cases:
         mixer = built(name, 32, 16, case)
         for attribute, told in EXCEPTIONS.items():
-            if reason := getattr(mixer, attribute):
+            if reason := getattr(mixer.traits, attribute):
                 found.setdefault(f"{told}: {reason.rstrip('.')}.", []).append(f"`{to_text(make_word(name, case))}`")
     lines = []
     for told, where in found.items():

@@ -287,7 +287,7 @@ def flops(case: Case, context_length: int) -> None:
         mixer.step(case.noise(1, WIDTH).float(), state)
     counted = counter.get_total_flops()
     said = mixer.flops_per_token(context_length)
-    right = counted <= said if mixer.work_varies else counted == said
+    right = counted <= said if mixer.traits.work_varies else counted == said
     assert right, f"flops_per_token({context_length}) = {said} counted as {counted}"
 
 
@@ -730,7 +730,7 @@ def second_derivatives_of_kernels(case: Case, n: int = 280) -> None:
     def product(dtype: torch.dtype) -> list[Tensor]:
         mixer, fields = case.build(dtype), {"timespans": case.spans(2, n).to(dtype)}
         start = None
-        if mixer.causal and not mixer.couples_rows:
+        if mixer.causal and not mixer.traits.couples_rows:
             fields |= {"lengths": torch.tensor([n - 7, n], device=case.device), "resets": resets}
             with torch.no_grad():
                 start = run(mixer, case.noise(2, 4, WIDTH, seed=1))[1]
@@ -775,7 +775,7 @@ def transforms(case: Case, n: int = 10) -> None:
     assert_close_gradients(list(found.values()), wanted, 1e-9, "grad", list(values))
 
     rows = torch.func.vmap(lambda row: f(values, row[None])[0])(x)
-    if not mixer.couples_rows:
+    if not mixer.traits.couples_rows:
         assert_close(rows, torch.cat([f(values, row[None]) for row in x]), 1e-9, "vmap over inputs")
     lengths = torch.tensor([[n, n - 4], [2, n]], device=case.device)
     resets = torch.arange(4 * n, device=case.device).view(2, 2, n) % 7 == 3
@@ -788,10 +788,10 @@ def transforms(case: Case, n: int = 10) -> None:
     try:
         rows = torch.func.vmap(packed)(crowd, lengths, resets)
     except zoo.UsageError:  # a mixer for whom the number of documents is a shape
-        assert mixer.compiles
+        assert mixer.traits.not_compilable
     else:
         one_by_one = torch.stack([packed(*given) for given in zip(crowd, lengths, resets, strict=True)])
-        assert mixer.couples_rows or error(rows, one_by_one) <= 1e-9, "vmap over packed and ragged rows"
+        assert mixer.traits.couples_rows or error(rows, one_by_one) <= 1e-9, "vmap over packed and ragged rows"
     pair = {name: torch.stack([v, 1.1 * v]) for name, v in values.items()}
     both = torch.stack([f({name: v[i] for name, v in pair.items()}, x) for i in range(2)])
     assert_close(torch.func.vmap(f, in_dims=(0, None))(pair, x), both, 1e-9, "vmap over parameters")

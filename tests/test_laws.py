@@ -73,18 +73,18 @@ def _fixed_choice(request, monkeypatch):
 
 def independent(case: Case) -> Case:
     """The case, in a law that takes rows of a batch apart."""
-    if reason := case.build().couples_rows:
+    if reason := case.build().traits.couples_rows:
         pytest.skip(f"{case} couples rows: {reason}")
     return case
 
 
 def test_only_adaptive_solvers_couple_rows():
-    coupled = {(case.mixer.name, case.options.get("solver")) for case in ALL if case.build().couples_rows}
+    coupled = {(case.mixer.name, case.options.get("solver")) for case in ALL if case.build().traits.couples_rows}
     assert coupled <= {("neural_ode", "dopri5")}
 
 
 def test_only_zero_experts_vary_the_work():
-    varying = [str(case) for case in ALL if case.build().work_varies]
+    varying = [str(case) for case in ALL if case.build().traits.work_varies]
     assert varying == [str(case) for case in ALL if case.options.get("n_zero_experts")]
 
 
@@ -175,7 +175,7 @@ def test_autocast(case):
 
 
 def compilable(case: Case) -> Case:
-    if reason := case.build().compiles:
+    if reason := case.build().traits.not_compilable:
         pytest.skip(f"{case} does not compile: {reason}")
     return case
 

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 import zoo
-from zoo.protocol import document_positions, first_parameter_like, grow, next_position, recurrent_dtype, tree_bytes
+from zoo.protocol import (
+    Mixer,
+    document_positions,
+    first_parameter_like,
+    grow,
+    next_position,
+    recurrent_dtype,
+    tree_bytes,
+)
 
 
 class Cache(NamedTuple):
@@ -140,3 +148,10 @@ def test_contexts_share_nothing():
     assert not second.losses
     assert not second.shared
     assert not second.metrics
+
+
+@pytest.mark.parametrize("name", ["compiles", "couples_rows", "reads_timespans"])
+def test_a_trait_is_no_attribute_of_its_own(name):
+    trait = {"compiles": "not_compilable"}.get(name, name)
+    with pytest.raises(zoo.UsageError, match=rf"^Own\.{name} is a trait: write `traits = Traits\({trait}=\.\.\.\)`"):
+        type("Own", (Mixer,), {name: "why"})

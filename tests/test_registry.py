@@ -62,9 +62,6 @@ def running_mean(monkeypatch):
         def flops_per_token(self, context_length):
             return 2 * self.d_model**2
 
-        def state_bytes(self, batch_size, context_length, dtype):
-            return 4 * batch_size * self.d_model
-
     return RunningMean
 
 
@@ -381,7 +378,6 @@ class Own(Mixer):
     def init_state(self, batch_size, *, capacity=None, device=None, dtype=None): return ()
     def forward(self, x, state=None, context=None): return x, ()
     def flops_per_token(self, context_length): return 0
-    def state_bytes(self, batch_size, context_length, dtype): return 0
 """
 TASK = """
 from zoo.tasks.mqar import MQAR
@@ -411,10 +407,7 @@ class Own(Objective):
 """
 OWN = {"mixer": (mixers, MIXER), "task": (tasks, TASK), "objective": (objectives, OBJECTIVE)}
 FAULTS = [
-    *[
-        ("mixer", method, f"it lacks {method}")
-        for method in ("forward", "init_state", "flops_per_token", "state_bytes")
-    ],
+    *[("mixer", method, f"it lacks {method}") for method in ("forward", "init_state", "flops_per_token")],
     *[("task", method, f"it lacks {method}") for method in ("sample", "render")],
     *[("objective", method, f"it lacks {method}") for method in ("encode", "updates", "solve", "evaluate")],
 ]

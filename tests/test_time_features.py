@@ -15,7 +15,7 @@ import zoo
 from zoo import tasks
 from zoo.core.options import Options
 from zoo.objectives import create_objective
-from zoo.protocol import Context, Mixer, mixers, register
+from zoo.protocol import Context, Mixer, Traits, mixers, register
 from zoo.tasks.protocol import IGNORE, Batch
 from zoo.training.experiment import read_experiment
 
@@ -34,7 +34,7 @@ def leaky(monkeypatch):
 
     @register("leaky")
     class Leaky(Mixer):
-        reads_timespans = True
+        traits = Traits(reads_timespans=True)
 
         class Config(Options):
             rate: float = Field(default=1.0, gt=0)
@@ -58,9 +58,6 @@ def leaky(monkeypatch):
 
         def flops_per_token(self, context_length):
             return 0
-
-        def state_bytes(self, batch_size, context_length, dtype):
-            return 4 * batch_size * self.d_model
 
     return "leaky"
 

@@ -59,6 +59,31 @@ class Place(NamedTuple):
     length: int | None = None
 
 
+class Traits(NamedTuple):
+    """What a mixer cannot do, and what it needs beyond its inputs. The defaults: it keeps every law and needs nothing.
+
+    Attributes:
+        not_compilable: why `torch.compile(fullgraph=True)` does not work, or None where it does.
+        couples_rows: why the results of a row depend on the other rows of its batch, within a tolerance. Law 3 and the
+            laws that need it (9, 10, selected rows of a state) are not checked then, and `flops_per_token` are the
+            least number of FLOPs.
+        work_varies: why the work of a step depends on the values of its input. `flops_per_token` are then the largest
+            number of FLOPs.
+        reads_timespans: whether it works in continuous time, by `context.timespans`.
+        takes_length: whether it has weights for every step, by its option `length`, or else for as many as
+            `place.length` says.
+    """
+
+    not_compilable: str | None = None
+    couples_rows: str | None = None
+    work_varies: str | None = None
+    reads_timespans: bool = False
+    takes_length: bool = False
+
+
+_OLD_TRAITS = {"compiles": "not_compilable"}  # what a trait was called as an attribute of its own
+
+
 @dataclass(eq=False)
 class Context:
     """What one pass shares with all layers of a model; made anew for every forward.
@@ -140,35 +165,31 @@ class Mixer(nn.Module, ABC):
     name: ClassVar[str]
     kind: ClassVar[Literal["sequence", "channel"]] = "sequence"
     Config: ClassVar[type[Options]]
-    reads_timespans: ClassVar[bool] = False
-    """Whether it works in continuous time, by `context.timespans`."""
-    takes_length: ClassVar[bool] = False
-    """Whether it has weights for every step, by its option `length`, or else for as many as `place.length` says."""
-    compiles: str | None = None
-    """Why `torch.compile(fullgraph=True)` does not work, where it does not."""
-    couples_rows: str | None = None
-    """Why the results of a row depend on the other rows of its batch, within a tolerance; None where they do not.
-
-    Such a mixer is not checked for law 3 and the laws that need it (9, 10, selected rows of a state). Its
-    `flops_per_token` are the least number of FLOPs."""
-    work_varies: str | None = None
-    """Why the work of a step depends on the values of its input; None where it does not. `flops_per_token` are then the
-    largest number of FLOPs."""
+    traits: Traits = Traits()
+    """What it cannot do, and what it needs beyond its inputs. An instance may replace that of its class."""
 
     d_model: int
+    place: Place
     length: int
-    """Of a mixer that `takes_length`: how many steps it has weights for."""
+    """Of a mixer whose traits say `takes_length`: how many steps it has weights for."""
     causal: bool = True
     """Whether the outputs depend on no later input. A mixer that is not causal has no state."""
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
+        for name in Traits._fields + tuple(_OLD_TRAITS):
+            if name in vars(cls):
+                trait = _OLD_TRAITS.get(name, name)
+                raise UsageError(
+                    f"{cls.__name__}.{name} is a trait: write `traits = Traits({trait}=...)` in its class."
+                )
         if "forward" in vars(cls):
             cls.forward = _through_the_door(cls.forward)  # type: ignore[method-assign]
 
     def __init__(self, d_model: int, config: Options, *, place: Place = Place()):
         super().__init__()
         self.d_model = d_model
+        self.place = place
         self.config: Any = config  # of the subclass's own Config
 
     @abstractmethod
@@ -212,9 +233,9 @@ class Mixer(nn.Module, ABC):
         """Matmul FLOPs (multiply-add = 2) of the step of the reference form that brings one row's context to
         `context_length` tokens, the new one included."""
 
-    @abstractmethod
     def state_bytes(self, batch_size: int, context_length: int, dtype: torch.dtype) -> int:
-        """Bytes of `init_state(batch_size, capacity=context_length, dtype=dtype)`."""
+        """Bytes of `init_state(batch_size, capacity=context_length, dtype=dtype)`, computed without memory for it."""
+        return tree_bytes(self.init_state(batch_size, capacity=context_length, device="meta", dtype=dtype))
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:

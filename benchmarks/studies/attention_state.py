@@ -83,7 +83,7 @@ def theory_bytes(name: str, mixer: Any, n_tokens: int) -> int:
     """What those should be in float32; for words without a formula here, what the mixer says of itself."""
     if name in THEORY:
         return THEORY[name][1](mixer, n_tokens) * torch.float32.itemsize
-    return int(mixer.state_bytes(1, n_tokens, torch.float32) - mixer.state_bytes(1, 0, torch.float32))
+    return remembered_bytes(mixer.init_state(1, capacity=n_tokens, device="meta", dtype=torch.float32))
 
 
 def stretched(state: Any, read: int, n_tokens: int) -> Any:

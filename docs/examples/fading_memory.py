@@ -8,7 +8,7 @@ from torch import nn
 import zoo
 from zoo.core.options import Options
 from zoo.ops import linear_attention
-from zoo.protocol import Context, Mixer, Place, first_parameter_like, recurrent_dtype, tree_bytes
+from zoo.protocol import Context, Mixer, Place, first_parameter_like, recurrent_dtype
 
 
 @zoo.register("fading_memory")
@@ -60,9 +60,6 @@ class FadingMemory(Mixer):
 
     def flops_per_token(self, context_length):
         return 8 * self.d_model**2 + 2 * self.d_model**2 // self.config.n_heads
-
-    def state_bytes(self, batch_size, context_length, dtype):
-        return tree_bytes(self.init_state(batch_size, device="meta", dtype=dtype))
 
     @classmethod
     def law_cases(cls):

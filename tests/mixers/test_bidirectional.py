@@ -66,9 +66,6 @@ class Clock(Mixer):
     def flops_per_token(self, context_length):
         return 0
 
-    def state_bytes(self, batch_size, context_length, dtype):
-        return 0
-
 
 def test_context_goes_both_ways():
     register("test_clock")(Clock)

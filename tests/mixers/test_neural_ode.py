@@ -71,8 +71,8 @@ def test_adaptive_solver():
     assert (y - exact).abs().max() <= 1e-6 * exact.abs().max()
     alone, _ = mixer(x[:1], None, Context(timespans=spans[:1]))
     assert (y[:1] - alone).abs().max() <= 1e-6 * exact.abs().max()
-    assert mixer.couples_rows
-    assert mixer.compiles
+    assert mixer.traits.couples_rows
+    assert mixer.traits.not_compilable
 
 
 @pytest.mark.parametrize("options", [{"solver": "dopri5", "rtol": 1e-9, "atol": 1e-10}, {"substeps": 32}])

@@ -93,9 +93,6 @@ class GatedLayer(Mixer):
     def flops_per_token(self, context_length: int) -> int:
         return 6 * self.d_model * self.d_hidden
 
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return 0
-
 
 @register("glu")
 class GLU(GatedLayer):

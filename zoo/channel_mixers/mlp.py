@@ -59,9 +59,6 @@ class MLP(Mixer):
     def flops_per_token(self, context_length: int) -> int:
         return 4 * self.d_model * self.d_hidden
 
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return 0
-
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
         return [

@@ -128,7 +128,7 @@ class MoE(Mixer):
         self.n_choices = config.n_experts + config.n_zero_experts
         _check(config, self.n_choices)
         if config.n_zero_experts:
-            self.work_varies = "a zero expert costs nothing"
+            self.traits = self.traits._replace(work_varies="A zero expert costs nothing.")
         n, h = config.n_experts, config.d_hidden or hidden_width(d_model, config.top_k)
         self.d_hidden, d_shared = h, config.n_shared * (config.d_shared or h)
         self.router = nn.Linear(d_model, self.n_choices, bias=config.router_bias)
@@ -281,9 +281,6 @@ class MoE(Mixer):
         experts += 4 * d * width if config.d_latent else 0
         shared = 0 if self.shared is None else self.shared.flops_per_token(context_length)
         return 2 * d * (self.n_choices + config.shared_gate) + experts + shared
-
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return 0
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:

@@ -69,9 +69,6 @@ class RWKVChannelMix(Mixer):
     def flops_per_token(self, context_length: int) -> int:
         return 4 * self.d_model * self.d_hidden
 
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return batch_size * self.d_model * recurrent_dtype(dtype).itemsize
-
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
         return [{}, {"d_hidden": 40}]

@@ -32,8 +32,8 @@ class TorchCell(Mixer):
         super().__init__(d_model, config, place=place)
         self.d_hidden = width = config.d_hidden or d_model
         if config.backend == "fused":
-            own = f"torch.{self.name}"
-            self.compiles = f"{own} takes packed documents as rows of their own, whose number depends on the data."
+            why = f"torch.{self.name} takes packed documents as rows of their own, whose number depends on the data."
+            self.traits = self.traits._replace(not_compilable=why)
         rows = self.n_gates * width
         self.weight_ih_l0 = uniform(width, rows, d_model)
         self.weight_hh_l0 = uniform(width, rows, width)
@@ -71,9 +71,6 @@ class TorchCell(Mixer):
     def flops_per_token(self, context_length: int) -> int:
         gates = 2 * self.n_gates * self.d_hidden * (self.d_model + self.d_hidden)
         return gates + (2 * self.d_hidden * self.d_model if self.out_proj is not None else 0)
-
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return len(self.state_type._fields) * batch_size * self.d_hidden * recurrent_dtype(dtype).itemsize
 
 
 def uniform(fan: int, *shape: int) -> nn.Parameter:

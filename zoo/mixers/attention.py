@@ -193,13 +193,6 @@ class Attention(AttentionWord):
         projections = self.d_model * (self.in_width + self.n_heads * self.head_dim)
         return 2 * projections + 4 * self.n_heads * self.head_dim * seen
 
-    def state_bytes(self, batch_size: int, context_length: int, dtype: torch.dtype) -> int:
-        if not self.causal:
-            return 0
-        rows = min(context_length, self.window or context_length)
-        keys_and_values = 2 * rows * self.n_kv_heads * self.head_dim * dtype.itemsize
-        return batch_size * (keys_and_values + torch.int64.itemsize)
-
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
         cases: list[dict[str, Any]] = [

@@ -78,7 +78,7 @@ class Bidirectional(Mixer):
                 f"bidirectional({word.name}): {word.name} sees both sides already: write {word.name} alone."
             )
         self.mirrored = self.inner if config.tie_weights else create_mixer(word.config, d_model, place=place)
-        self.compiles = self.inner.compiles
+        self.traits = self.inner.traits
         if config.combine == "concat":
             self.out_proj = nn.Linear(2 * d_model, d_model, bias=False)
             nn.init.normal_(self.out_proj.weight, std=(2 * d_model) ** -0.5)
@@ -108,9 +108,6 @@ class Bidirectional(Mixer):
     def flops_per_token(self, context_length: int) -> int:
         both = 2 * self.inner.flops_per_token(context_length)
         return both + (4 * self.d_model**2 if self.config.combine == "concat" else 0)
-
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return 0
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from zoo.mixers.parts import packing, precise
 from zoo.ops.cfc import ACTIVATIONS, by_steps, cfc
 from zoo.ops.common import blank, valid_steps, without_autocast
 from zoo.ops.modules import bare, widely
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
 
 
 class CfCState(NamedTuple):
@@ -52,7 +52,7 @@ class CfC(Mixer):
     The recurrence runs in float32 at least, under autocast too: rounding feeds back at every step.
     """
 
-    reads_timespans = True
+    traits = Traits(reads_timespans=True)
 
     class Config(WiringOptions):
         """The options, besides those of the wiring.
@@ -152,9 +152,6 @@ class CfC(Mixer):
     def flops_per_token(self, context_length: int) -> int:
         memory = 0 if self.lstm is None else 8 * self.d_hidden * (self.d_model + self.d_hidden)
         return memory + self.cell_flops + (0 if self.fc is None else 2 * self.d_model * self.sizes[-1])
-
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return (1 + self.config.mixed_memory) * batch_size * self.d_hidden * recurrent_dtype(dtype).itemsize
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -110,9 +109,6 @@ class DeltaMixer(Mixer):
         projections = self.d_model * (sum(self.parts) + self.n_heads * self.d_value)
         recall_and_read = 2 * self.n_writes * self.n_heads * self.d_key * self.d_value  # of k, and with q
         return 2 * projections + 2 * recall_and_read
-
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return sum(map(math.prod, self._state_shapes(batch_size))) * recurrent_dtype(dtype).itemsize
 
 
 def head_sizes(mixer: str, config: Any, width: float, head_width: int) -> tuple[int, int, int, int]:

@@ -135,12 +135,6 @@ class SparseAttention(AttentionWord):
             seen = self.top_k
         return flops + self.attention.flops_per_token(seen)
 
-    def state_bytes(self, batch_size: int, context_length: int, dtype: torch.dtype) -> int:
-        if not self.causal:
-            return 0
-        keys = batch_size * context_length * self.index_dim * dtype.itemsize
-        return keys + self.attention.state_bytes(batch_size, context_length, dtype)
-
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
         own: list[dict[str, Any]] = [

@@ -59,9 +59,6 @@ class GatedShortConv(Mixer):
     def flops_per_token(self, context_length: int) -> int:
         return 8 * self.d_model**2
 
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return batch_size * (self.config.conv_size - 1) * self.d_model * recurrent_dtype(dtype).itemsize
-
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
         return [{}, {"conv_size": 4, "bias": True, "backend": "reference"}, {"conv_size": 1, "backend": "chunked"}]

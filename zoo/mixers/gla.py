@@ -101,9 +101,6 @@ class GatedLinearAttention(Mixer):
         projections += self.config.gate_rank * self.n_heads * self.d_key
         return 2 * projections + 2 * self.n_heads * self.d_key * self.d_value  # the read S^T q
 
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return math.prod(self._state_shape(batch_size)) * recurrent_dtype(dtype).itemsize
-
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
         return [

@@ -132,9 +132,6 @@ class LinearAttention(Mixer):
         projections = self.d_model * (sum(self.parts) + self.d_model)
         return 2 * projections + 2 * self.n_heads * self.d_key * (self.d_value + self.normalize)  # the read S^T phi(q)
 
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return math.prod(self._state_shape(batch_size)) * recurrent_dtype(dtype).itemsize
-
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
         return [

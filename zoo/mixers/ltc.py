@@ -15,7 +15,7 @@ from zoo.mixers.parts import packing, precise
 from zoo.ops.common import blank, valid_steps
 from zoo.ops.derivatives import differentiated, transformed
 from zoo.ops.ltc import Synapses, ltc
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
 
 RANGES = {
     "gleak": (0.001, 1.0),
@@ -51,7 +51,7 @@ class LTC(Mixer):
     The recurrence runs in float32 at least, under autocast too: rounding feeds back at every step.
     """
 
-    reads_timespans = True
+    traits = Traits(reads_timespans=True)
 
     class Config(WiringOptions):
         """The options, besides those of the wiring.
@@ -152,9 +152,6 @@ class LTC(Mixer):
     def flops_per_token(self, context_length: int) -> int:
         synapses = self.d_hidden * (self.d_model + self.config.unfolds * self.d_hidden)
         return 4 * synapses + (0 if self.fc is None else 2 * self.n_motor * self.d_model)
-
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return batch_size * self.d_hidden * recurrent_dtype(dtype).itemsize
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:

@@ -152,9 +152,6 @@ class Mamba(Mixer):
         inner = sum(self.parts) + rank + n  # W_x, W_dt, and the read h C; the outer product is no matmul
         return 2 * self.d_inner * (3 * self.d_model + inner)
 
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return sum(map(math.prod, self._state_shapes(batch_size))) * recurrent_dtype(dtype).itemsize
-
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
         return [

@@ -182,9 +182,6 @@ class Mamba2(Mixer):
         projections = 2 * self.d_model * (sum(self.parts) + self.d_inner)
         return projections + 2 * self.d_inner * self.config.d_state  # the read S^T C; the outer product is no matmul
 
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return sum(map(math.prod, self._state_shapes(batch_size))) * recurrent_dtype(dtype).itemsize
-
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
         return [

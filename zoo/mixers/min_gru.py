@@ -74,9 +74,6 @@ class MinGRU(Mixer):
     def flops_per_token(self, context_length: int) -> int:
         return (4 if self.out_proj is None else 6) * self.d_model * self.d_hidden
 
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return batch_size * self.d_hidden * recurrent_dtype(dtype).itemsize
-
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
         return [

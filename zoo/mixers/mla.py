@@ -204,12 +204,6 @@ class MultiHeadLatentAttention(AttentionWord):
             return 2 * (projections + context_length * (G * r * (N + V) + H * (N + P + V)))
         return 2 * (projections + H * r * (N + V) + context_length * H * (2 * r + P))
 
-    def state_bytes(self, batch_size: int, context_length: int, dtype: torch.dtype) -> int:
-        if not self.causal:
-            return 0
-        row = context_length * (self.kv_rank + self.rope_dim) * dtype.itemsize
-        return batch_size * (row + torch.int64.itemsize)
-
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
         return [

@@ -116,9 +116,6 @@ class MLSTM(Mixer):
         weights = sum(p.numel() for p in self.parameters() if p.ndim > 1) - self.layer.n_taps
         return 2 * weights + 2 * keys * values // self.layer.n_heads  # the read C^T q; the outer product is no matmul
 
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return sum(map(math.prod, self._state_shapes(batch_size))) * recurrent_dtype(dtype).itemsize
-
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
         return [

@@ -17,7 +17,7 @@ from zoo.mixers.parts import precise
 from zoo.ops.common import blank, valid_steps, without_autocast
 from zoo.ops.derivatives import TRANSFORMS, once_only, transformed
 from zoo.ops.modules import bare, narrowly, widely
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
 
 EVALUATIONS = {"euler": 1, "midpoint": 2, "rk4": 4, "dopri5": 6}
 """Evaluations of f in a step; dopri5 takes two more to choose its first step."""
@@ -58,7 +58,7 @@ class NeuralODE(Mixer):
     The recurrence runs in float32 at least, under autocast too: rounding feeds back at every step.
     """
 
-    reads_timespans = True
+    traits = Traits(reads_timespans=True)
 
     class Config(Options):
         """The options.
@@ -93,9 +93,10 @@ class NeuralODE(Mixer):
             if name in c.changed():
                 raise UsageError(f"neural_ode: {name} has no effect with solver={c.solver!r}.")
         if not fixed or c.adjoint:
-            self.compiles = "torchdiffeq checks its inputs by value, and adaptive steps depend on the data."
+            why = "torchdiffeq checks its inputs by value, and adaptive steps depend on the data."
+            self.traits = self.traits._replace(not_compilable=why)
         if not fixed:
-            self.couples_rows = "dopri5 chooses the steps of a batch by its worst row."
+            self.traits = self.traits._replace(couples_rows="dopri5 chooses the steps of a batch by its worst row.")
         self.d_hidden = c.d_hidden or d_model
         width = c.f_units or self.d_hidden
         self.widths = [self.d_hidden, *c.f_layers * [width], self.d_hidden]
@@ -169,9 +170,6 @@ class NeuralODE(Mixer):
         steps = self.config.substeps if self.config.solver in FIXED else 1
         out = 0 if self.fc is None else 2 * self.d_hidden * self.d_model
         return steps * EVALUATIONS[self.config.solver] * f + cell + out
-
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return batch_size * self.d_hidden * recurrent_dtype(dtype).itemsize
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -127,10 +126,6 @@ class Retention(Mixer):
     def flops_per_token(self, context_length: int) -> int:
         projections = self.d_model * (sum(self.parts) + self.n_heads * self.d_value)
         return 2 * projections + 2 * self.n_heads * self.d_key * self.d_value  # the read S^T q
-
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        memory = math.prod(self._memory_shape(batch_size)) * recurrent_dtype(dtype).itemsize
-        return memory + batch_size * torch.int64.itemsize
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:

@@ -139,9 +139,6 @@ class RGLRU(Mixer):
     def flops_per_token(self, context_length: int) -> int:
         return 6 * self.d_model * self.d_rnn + 4 * self.d_rnn * self.gate_bias.shape[2]
 
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return batch_size * (self.config.conv_size * self.d_rnn * recurrent_dtype(dtype).itemsize + 8)
-
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
         return [

@@ -184,9 +184,6 @@ class RWKV7(Mixer):
             ranks += self.v1.shape[1]
         return 8 * self.d_model**2 + 4 * self.d_model * ranks + 4 * self.d_model * self.head_dim  # read of a, and of r
 
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return sum(map(math.prod, self._state_shapes(batch_size))) * recurrent_dtype(dtype).itemsize
-
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
         return [

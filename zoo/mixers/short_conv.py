@@ -66,9 +66,6 @@ class ShortConv(Mixer):
     def flops_per_token(self, context_length: int) -> int:
         return 0
 
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return batch_size * (self.config.conv_size - 1) * self.d_model * recurrent_dtype(dtype).itemsize
-
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
         return [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -108,9 +107,6 @@ class SLSTM(Mixer):
 
     def flops_per_token(self, context_length: int) -> int:
         return 16 * self.d_model * self.d_head
-
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return sum(map(math.prod, self._state_shapes(batch_size))) * recurrent_dtype(dtype).itemsize
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:

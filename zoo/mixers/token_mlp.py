@@ -15,7 +15,7 @@ from zoo.ops.common import blank, valid_steps
 from zoo.ops.derivatives import batched
 from zoo.ops.gated_mlp import gated_mlp, silu_product
 from zoo.ops.modules import bare
-from zoo.protocol import Context, Mixer, Place, State, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, register
 
 LONGEST = 1024
 
@@ -46,9 +46,11 @@ class TokenMLP(Mixer):
         length: int | None = Field(default=None, ge=1)
         d_hidden: int | None = Field(default=None, ge=1)
 
-    compiles = "Packed documents are taken as rows of their own, whose number depends on the data."
+    traits = Traits(
+        not_compilable="Packed documents are taken as rows of their own, whose number depends on the data.",
+        takes_length=True,
+    )
     causal = False
-    takes_length = True
 
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
@@ -92,9 +94,6 @@ class TokenMLP(Mixer):
 
     def flops_per_token(self, context_length: int) -> int:
         return 6 * self.d_model * self.d_hidden
-
-    def state_bytes(self, batch_size: int, context_length: int, dtype) -> int:
-        return 0
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:

@@ -166,7 +166,7 @@ class ModelConfig(Options, label="model"):
         outer = self.recursion.outer if self.recursion else None
         words = [word.config for pattern in (self.pattern, outer) if pattern for word in parse(pattern).words()]
         return self.positions == "learned" or any(
-            mixer_of(word).takes_length and getattr(word, "length", None) is None for word in words
+            mixer_of(word).traits.takes_length and getattr(word, "length", None) is None for word in words
         )
 
     def step_options(self) -> StepOptions:

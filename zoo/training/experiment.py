@@ -269,7 +269,7 @@ class Experiment(Options, label="experiment"):
         self._has_room(length, config.d_model)
         model = _outlined(config)  # sizes that do not fit are refused before anything is written or trained
         for m in model.modules():
-            if isinstance(m, Mixer) and m.takes_length and m.length < length:
+            if isinstance(m, Mixer) and m.traits.takes_length and m.length < length:
                 told = f"{_reads(task, objective, length)}, which is filled in where length is left out"
                 raise UsageError(f"model: {m.name}(length={m.length}) is too short: {told}.")
         if task.irregular_times and "time_feature" not in given and not reads_timespans(model):
@@ -338,7 +338,7 @@ def _outlined(config: ModelConfig) -> TokenModel:
 
 def reads_timespans(model: nn.Module) -> bool:
     """Whether any mixer of the model works in continuous time."""
-    return any(m.reads_timespans for m in model.modules() if isinstance(m, Mixer))
+    return any(m.traits.reads_timespans for m in model.modules() if isinstance(m, Mixer))
 
 
 def _tuples(value: Any) -> Any:
