@@ -96,3 +96,35 @@ def test_files_from_before_the_move_name_the_new_path(tmp_path, line, now, found
     assert len(done.stderr.splitlines()) == 1
     assert f"{now}" in done.stderr
     assert " now" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_editable_install_brings_no_other_name(tmp_path):
+    """What is installed is `zoo` alone: the root of the checkout is not on the path."""
+    tree = tmp_path / "tree"
+    for name in ("zoo", "tasks", "benchmarks"):
+        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    target, project = tmp_path / "target", tmp_path / "project"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target, "--editable", tree]
+    subprocess.run(install, check=True, capture_output=True)
+    project.mkdir()
+    (project / "tasks.py").write_text("def build(): pass\n")
+    code = f"""
+import importlib.util, site, sys
+sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]  # that of this tree
+for name in [name for name in sys.modules if "editable" in name]:
+    del sys.modules[name]
+sys.path.insert(0, {str(target)!r})
+site.addsitedir({str(target)!r})
+{USE}
+assert zoo.__file__.startswith({str(tree)!r}), zoo.__file__
+import tasks as own; own.build()
+assert importlib.util.find_spec("benchmarks") is None
+"""
+    env = os.environ | {"PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, env=env, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
