@@ -18,7 +18,7 @@ from zoo.core.imports import failed_imports
 
 app = typer.Typer(
     name="zoo",
-    help="A zoo of sequence models: train, compare and recombine them.",
+    help="Train, compare and recombine sequence models.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -28,22 +28,22 @@ app = typer.Typer(
 CommandError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options, such as train.steps=500.")
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options to set, such as train.steps=500.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-WHICH = typer.Option(help="Of a run: best, the default, last, or a checkpoint such as step_300.")
+WHICH = typer.Option(help="Checkpoint of a run: best (the default), last, or one such as step_300.")
 
-NoAnswers = Annotated[bool, typer.Option("--no-answers", help="Do not ask the models for an example's answer.")]
+NoAnswers = Annotated[bool, typer.Option("--no-answers", help="Do not run the models on an example.")]
 
 
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(metavar="mixers|models|tasks|objectives|recipes")],
-    pattern: Annotated[str, typer.Argument(help="A shell pattern.")] = "*",
+    pattern: Annotated[str, typer.Argument(help="Names to list, as a shell pattern.")] = "*",
     as_json: Json = False,
 ) -> None:
-    """List what can be named."""
+    """List mixers, models, tasks, objectives or recipes."""
     from zoo.training.listing import listing
 
     _print_listing(listing(what, pattern), as_json)
@@ -51,19 +51,21 @@ def list_(
 
 @app.command()
 def show(
-    task: Annotated[str, typer.Argument(metavar="TASK|RUN", help="A task, a recipe, or a folder of a run or of runs.")],
+    task: Annotated[
+        str, typer.Argument(metavar="TASK|RUN", help="A task, a recipe, a run folder, or a folder of runs.")
+    ],
     overrides: Overrides = None,
     split: Annotated[
-        str | None, typer.Option(help="train, validation or test; by default train, of a run validation.")
+        str | None, typer.Option(help="train, validation or test. Default: train for a task, validation for a run.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the stream of examples.")] = 0,
-    row: Annotated[int, typer.Option(min=0, max=2**62, help="Which example of the stream.")] = 0,
+    row: Annotated[int, typer.Option(min=0, max=2**62, help="Index of the example in the stream.")] = 0,
     which: Annotated[str | None, WHICH] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Draw into this file (.png, .svg, .pdf; of a run .gif too) instead.")
+        Path | None, typer.Option(help="Write a picture to this file (.png, .svg, .pdf; for a run also .gif, .webp).")
     ] = None,
 ) -> None:
-    """Draw an example of a task; of a run, how its model solves one, step by step."""
+    """Draw an example of a task, or how a run's model solves one."""
     from zoo.core.files import save_figure
     from zoo.training.experiment import names_folder, parse_overrides, read_task
 
@@ -95,16 +97,18 @@ def show(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name, a YAML file, or a run folder.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe, a YAML file, or a run folder.")],
     overrides: Overrides = None,
-    variant: Annotated[list[str] | None, typer.Option(help="Only this variant; may be repeated.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Fail if there is no run to resume.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run that the folder holds; start over.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    variant: Annotated[list[str] | None, typer.Option(help="Train only this variant. May be repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Fail unless a checkpoint exists.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete the existing run in the folder and start again.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
-    """Train a recipe: every variant of it, each in a process of its own.
+    """Train every variant of a recipe, each in its own process.
 
-    A run that the folder already holds is resumed.
+    If the folder contains a run, the run is resumed.
     """
     from zoo.training.launch import train_recipe
 
@@ -122,10 +126,13 @@ def eval_(
     run: Annotated[Path, typer.Argument(help="A run folder, or one of its checkpoints.")],
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
-    which: Annotated[str, typer.Option(help="best, last, or a checkpoint such as step_300.")] = "best",
+    which: Annotated[str, typer.Option(help="Checkpoint: best, last, or one such as step_300.")] = "best",
     as_json: Json = False,
 ) -> None:
-    """Score a run's model, on its own task or a changed one (task.n_pairs=8)."""
+    """Score a run's model on its task.
+
+    Options change the task, such as task.n_pairs=8.
+    """
     from zoo.training.evaluation import evaluate_run, score_lines
     from zoo.training.experiment import parse_overrides
 
@@ -135,29 +142,45 @@ def eval_(
 
 @app.command()
 def generate(
-    source: Annotated[Path, typer.Argument(metavar="RUN|FOLDER", help="A run folder, or a published checkpoint's.")],
-    prompt: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
-    tokens: Annotated[list[str] | None, typer.Option(help='Token ids, "1 2 3"; may be repeated.')] = None,
-    prompt_file: Annotated[str | None, typer.Option(help="A file with a prompt; - for standard input.")] = None,
-    example: Annotated[
-        int | None, typer.Option(min=0, max=2**62, help="Answer this example of the run's own task.")
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|FOLDER", help="A run folder, or the folder of a published checkpoint.")
+    ],
+    prompt: Annotated[list[str] | None, typer.Option(help="A text prompt. May be repeated.")] = None,
+    tokens: Annotated[
+        list[str] | None, typer.Option(help='A prompt of token ids, such as "1 2 3". May be repeated.')
     ] = None,
-    split: Annotated[str, typer.Option(help="Of --example: train, validation or test.")] = "validation",
+    prompt_file: Annotated[
+        str | None, typer.Option(help="Read a prompt from this file, or from standard input (-).")
+    ] = None,
+    example: Annotated[
+        int | None, typer.Option(min=0, max=2**62, help="Answer the example of the run's task with this index.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of --example: train, validation or test.")] = "validation",
     as_bytes: Annotated[bool, typer.Option("--bytes", help="Token ids are bytes: read and write text.")] = False,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="The most tokens to add.")] = 64,
-    temperature: Annotated[float | None, typer.Option(help="Above 0, tokens are sampled; else the likeliest.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest that hold this probability.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Sample from those this likely beside the likeliest.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Token id to end after; may be repeated; or none.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the samples.")] = 0,
-    prefill_chunk: Annotated[int | None, typer.Option(help="Tokens of a prompt read at a time.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Largest number of new tokens.")] = 64,
+    temperature: Annotated[
+        float | None, typer.Option(help="Above 0: sample. Otherwise take the most probable token.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k most probable tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the most probable tokens with this total probability.")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Least probability of a token, relative to the most probable one.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Stop after this token id. May be repeated. none: never stop early.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of sampling.")] = 0,
+    prefill_chunk: Annotated[
+        int | None, typer.Option(help="Read the prompt in pieces of this number of tokens.")
+    ] = None,
     which: Annotated[str | None, WHICH] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print when all is done.")] = False,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or mps.")] = "auto",
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print only the complete result.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Continue prompts by a run's model or a published one, or answer an example of a run's task."""
+    """Continue prompts, or answer an example of a run's task."""
     from zoo.training.generating import respond
 
     pieces = respond(
@@ -187,12 +210,14 @@ def generate(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, folders of run folders, files of zoo bench.")],
-    report: Annotated[Path | None, typer.Option(help="Write a page with plots, such as report.html.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, folders of run folders, or files of zoo bench.")],
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page with plots to this file, such as report.html.")
+    ] = None,
     no_answers: NoAnswers = False,
     as_json: Json = False,
 ) -> None:
-    """Compare runs in a table, and with --report on a page."""
+    """Compare runs in a table. With --report, write a page."""
     from rich.console import Console
 
     from zoo.core.files import check_page
@@ -218,11 +243,13 @@ def compare(
 
 @app.command()
 def report(
-    places: Annotated[list[Path] | None, typer.Argument(help="Folders and files to look in; runs, if none.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The page; report.html in the first folder, if not said.")] = None,
+    places: Annotated[list[Path] | None, typer.Argument(help="Folders and files to search. Default: runs.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write. Default: report.html in the first folder.")
+    ] = None,
     no_answers: NoAnswers = False,
 ) -> None:
-    """Write a page about all runs and measurements below a folder."""
+    """Write a page with all runs and measurements below a folder."""
     from zoo.core.files import check_page
     from zoo.report import gather, write_report
 
@@ -241,7 +268,7 @@ def report(
 
 @app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def bench(context: typer.Context) -> int | None:
-    """Measure throughput, memory, decode, long-context or mad; see zoo bench --help."""
+    """Measure speed, memory and recall (see zoo bench --help)."""
     from zoo.benchmarks.command import app as benchmarks
 
     return benchmarks(args=context.args or ["--help"], prog_name="zoo bench", standalone_mode=False)
@@ -249,7 +276,7 @@ def bench(context: typer.Context) -> int | None:
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Say what this machine and installation offer."""
+    """Show what this machine and installation support."""
     from zoo.training.doctor import examine, lines
 
     facts = examine()
