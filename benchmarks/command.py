@@ -24,7 +24,8 @@ from zoo.core.files import write_atomic, writing
 from zoo.core.imports import import_source
 from zoo.protocol import MIN_WIDTH
 from zoo.training import machine
-from zoo.training.experiment import TrainConfig, parse_overrides
+from zoo.training.options import TrainConfig
+from zoo.training.recipes import parse_overrides
 
 MODULES: dict[str, Any] = {
     "throughput": throughput,

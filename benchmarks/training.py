@@ -16,8 +16,8 @@ from zoo.benchmarks.subjects import Subject, with_heads
 from zoo.core.errors import RunError, UsageError
 from zoo.pattern import parse
 from zoo.tasks.protocol import create_task
-from zoo.training.experiment import override
-from zoo.training.loop import train
+from zoo.training.recipes import override
+from zoo.training.train import train
 
 FAILED = "failed"
 ENOUGH = 0.85

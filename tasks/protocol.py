@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.core.errors import UsageError, unknown
+from zoo.core.needs import Need, Needs
 from zoo.core.options import Options
 from zoo.core.registry import Registry, split_spec
 from zoo.tasks import random
@@ -87,6 +88,18 @@ class Task(ABC):
 
     def __init__(self, config: Options):
         self.config = config
+
+    def needs(self) -> Needs:
+        """What it needs of the model that answers it, beside what the objective needs to ask it."""
+        decoder = f"{self.name} has no use for a decoder, with its layout {self.layout}"
+        if self.layout == "reconstruct":
+            decoder = f"{self.name} needs a decoder"
+        puzzles = f"{self.name} numbers {self.n_puzzles}, which is filled in where it is left out"
+        return Needs(
+            decoder=Need(self.layout == "reconstruct", decoder),
+            n_puzzles=Need(self.n_puzzles, puzzles) if self.n_puzzles else None,
+            timespans=Need(True, f"{self.name} has irregular times") if self.irregular_times else None,
+        )
 
     @abstractmethod
     def sample(self, n: int, *, split: Split, seed: int, start: int = 0) -> Batch:

@@ -133,7 +133,7 @@ def test_train_eval_compare(zoo):
     (damaged / "config.yaml").write_text("task: [")
     status, out, err = zoo("report", "--out", "all.html", "--no-answers")
     assert (status, out) == (0, "all.html (1 run)\n")
-    assert err.startswith("Left out: 'runs/damaged/config.yaml' is damaged")
+    assert err.startswith("Left out: runs/damaged/config.yaml is damaged")
     assert err.count("\n") == 1
 
 
@@ -388,7 +388,7 @@ def test_too_large_for_memory_is_one_line_and_status_1(zoo, monkeypatch):
     def read(*_):
         raise MemoryError
 
-    monkeypatch.setattr("zoo.training.experiment.read_task", read)
+    monkeypatch.setattr("zoo.training.recipes.read_task", read)
     status, out, err = zoo("show", "niah")
     assert (status, out, err) == (1, "", "zoo: Not enough memory: choose smaller sizes\n")
 

@@ -10,7 +10,7 @@ import zoo
 from zoo.interop.hf import weight_maps
 from zoo.objectives import create_objective
 from zoo.tasks import create_task
-from zoo.training.experiment import read_experiment
+from zoo.training.recipes import read_experiment
 
 TINY = zoo.list_models("*-tiny")
 PARAMETERS = {  # of the published checkpoints, or of the authors' code

@@ -81,6 +81,7 @@ def test_links_that_became_text_files_are_named(tmp_path, name):
         ("from tasks.registry import Options", "zoo.core"),
         ("from tasks.protocol import register", "zoo.tasks"),
         ("from benchmarks.records import Record", "zoo.benchmarks"),
+        ("from zoo.training.run import load", "zoo.load"),
     ],
 )
 def test_files_from_before_the_move_name_the_new_path(tmp_path, line, now, found):

@@ -7,7 +7,7 @@ import pytest
 from zoo.benchmarks.studies import thinking_longer
 from zoo.core.errors import UsageError
 from zoo.training.evaluation import evaluate_run
-from zoo.training.loop import train
+from zoo.training.train import train
 
 EXPERIMENT = {
     # Two answers, so that a model that knows nothing gets some right.

@@ -17,7 +17,7 @@ from zoo.core.options import Options
 from zoo.objectives import create_objective
 from zoo.protocol import Context, Mixer, Traits, mixers, register
 from zoo.tasks.protocol import IGNORE, Batch
-from zoo.training.experiment import read_experiment
+from zoo.training.recipes import read_experiment
 
 VOCAB = 5
 

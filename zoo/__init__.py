@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from zoo.objectives import list_objectives
     from zoo.pattern import create_mixer, list_mixers
     from zoo.protocol import Context, Mixer, Place, State, canonical, fork, join, register, select
-    from zoo.training.loop import train
-    from zoo.training.run import load
+    from zoo.training.loading import load
+    from zoo.training.train import train
 
 # Names are imported when they are first used: torch alone takes two seconds, and `zoo.tasks` needs no model.
 _LATER = {
@@ -38,8 +38,8 @@ _LATER = {
     **dict.fromkeys(("ModelConfig", "create_model", "list_models", "swap"), "zoo.models.token"),
     **dict.fromkeys(("from_hf", "to_hf"), "zoo.interop.hf"),
     "list_objectives": "zoo.objectives",
-    "load": "zoo.training.run",
-    "train": "zoo.training.loop",
+    "load": "zoo.training.loading",
+    "train": "zoo.training.train",
 }
 _PACKAGES = ("benchmarks", "core", "laws", "models", "objectives", "ops", "report", "tasks", "training")
 

@@ -67,7 +67,7 @@ def show(
 ) -> None:
     """Draw an example of a task, or how a run's model solves one."""
     from zoo.core.files import save_figure
-    from zoo.training.experiment import names_folder, parse_overrides, read_task
+    from zoo.training.recipes import names_folder, parse_overrides, read_task
 
     changes = parse_overrides(overrides or [])
     if names_folder(task):
@@ -134,7 +134,7 @@ def eval_(
     Options change the task, such as task.n_pairs=8.
     """
     from zoo.training.evaluation import evaluate_run, score_lines
-    from zoo.training.experiment import parse_overrides
+    from zoo.training.recipes import parse_overrides
 
     score = evaluate_run(run, parse_overrides(overrides or []), split=split, which=which)
     print(json.dumps(score, indent=1) if as_json else "\n".join(score_lines(score)))

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo.benchmarks.studies.harness import Data, Study
-from zoo.training.experiment import read_recipe
+from zoo.training.recipes import read_recipe
 
 RECIPES = ("parity", "s3", "modular-arithmetic", "event-xor")
 LEARNED, STOPPED = 0.9, "stopped by the clock"

@@ -39,9 +39,11 @@ from zoo.statistics import clustered_interval
 from zoo.tasks.protocol import IGNORE, Batch
 from zoo.training import machine
 from zoo.training.data import split_rows
-from zoo.training.evaluation import OpenRun, held_out, open_run
-from zoo.training.experiment import Experiment, read_experiment
-from zoo.training.loop import train
+from zoo.training.evaluation import held_out
+from zoo.training.loading import OpenRun, open_run
+from zoo.training.options import Experiment
+from zoo.training.recipes import read_experiment
+from zoo.training.train import train
 
 STEPS, STARTS, PUZZLES, TRAIN_STEPS = (1, 2, 4, 8, 16), (1, 4, 8), 256, 600
 VOTES = ("halt", "settled")

@@ -31,7 +31,7 @@ from zoo.models.token import create_model
 from zoo.pattern import list_mixers, parse
 from zoo.report.layers import joined, same_layers
 from zoo.training.doctor import examine
-from zoo.training.experiment import read_recipe
+from zoo.training.recipes import read_recipe
 
 RECIPE, VARIANT = "mqar-demo", "conv-attention"
 PATTERNS = ("{mixer}", "short_conv {mixer}")

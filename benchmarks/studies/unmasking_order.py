@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from typing import Any, get_args, get_type_hints
 
 from zoo.benchmarks.studies.harness import Data, Study
+from zoo.core.run_files import read_whole_config
 from zoo.objectives.masked_diffusion import Unmasking
 from zoo.training.evaluation import evaluate_run
-from zoo.training.loop import train
 from zoo.training.machine import cpu_name
-from zoo.training.run import read_config
+from zoo.training.train import train
 
 ORDERS: tuple[str, ...] = get_args(get_type_hints(Unmasking)["order"])
 TASKS: dict[int, dict[str, Any]] = {4: {"max_givens": 5}, 6: {"minimal": True}}
@@ -116,7 +116,7 @@ def measure(args: argparse.Namespace, old: Data) -> Iterator[Data]:
         run = args.run or train(experiment(args.size, args.steps) | {"out": f"{scratch}/run"}).path
         result = json.loads((run / "result.json").read_text())
         yield {
-            "task": read_config(run)["task"],
+            "task": read_whole_config(run)["task"],
             "pattern": result["model"]["pattern"],
             "n_parameters": result["n_parameters"],
             "steps": result["steps"],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import zoo
 from zoo.core import yaml_text
-from zoo.training.experiment import parse_value, read_experiment, read_experiments, read_recipe
+from zoo.training.recipes import parse_value, read_experiment, read_experiments, read_recipe
 
 READ: list[tuple[str, Any]] = [
     ("0100", 100),

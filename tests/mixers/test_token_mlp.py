@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import zoo
 from zoo.mixers.token_mlp import TokenMLP
 from zoo.protocol import Place
-from zoo.training.experiment import Experiment
+from zoo.training.options import Experiment
 
 N, D = 9, 16
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import zoo
-from zoo.training.experiment import parse_overrides, read_experiment
 from zoo.training.optimizer import Average, Optimizer
+from zoo.training.recipes import parse_overrides, read_experiment
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "objectives.md"
 ROWS = re.findall(r"^\| (.+) \| +(\d+\.\d) % \| (?:`(.+)` )?\|$", PAGE.read_text(), re.M)

@@ -180,7 +180,7 @@ def test_a_run_is_scored_the_same_at_every_batch_size(run):
 
 def test_an_example_is_answered_as_it_is_scored(run):
     """By zoo generate and by zoo show, at the run's precision and with the row's own draws."""
-    from zoo.training.evaluation import open_run
+    from zoo.training.loading import open_run
 
     opened = open_run(run)
     rows = held_out(opened.parts.task, "validation", 12)

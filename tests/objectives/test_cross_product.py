@@ -11,9 +11,9 @@ from zoo.objectives import create_objective, list_objectives
 from zoo.protocol import Place
 from zoo.report import leaderboard
 from zoo.report.runs import load_runs
-from zoo.training.experiment import Experiment
-from zoo.training.loop import train
 from zoo.training.optimizer import Optimizer
+from zoo.training.options import Experiment
+from zoo.training.train import train
 
 WORDS = zoo.list_mixers(kind="sequence")
 RECURSION = {"cycles": 1, "updates": 1, "max_steps": 2, "prefix": 1}

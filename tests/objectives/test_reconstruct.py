@@ -11,7 +11,7 @@ import zoo
 from zoo import tasks
 from zoo.objectives import create_objective, list_objectives
 from zoo.tasks.protocol import IGNORE, Batch
-from zoo.training.experiment import read_experiment
+from zoo.training.recipes import read_experiment
 
 PATTERNS = ["mha swiglu", "mamba2", "lstm", "short_conv mlp"]
 

@@ -29,7 +29,7 @@ from zoo.tasks.arc import (
 from zoo.tasks.arc.grids import corner_of, turn, turn_back
 from zoo.tasks.arc.made import FAMILIES
 from zoo.tasks.protocol import IGNORE, SPLITS
-from zoo.training.experiment import read_experiment
+from zoo.training.recipes import read_experiment
 
 SETS = {
     "training": made_puzzles(0, 6, 6) + made_puzzles(6, 6, 8),

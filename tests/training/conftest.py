@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from zoo.training.run import read_metrics
+from zoo.core.run_files import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,10 +10,12 @@ import torch
 import yaml
 
 import zoo
+from zoo.core.needs import Need
+from zoo.core.run_files import differing
 from zoo.interop.hf import weight_maps
-from zoo.training.experiment import (
-    TrainConfig,
-    differing,
+from zoo.objectives.base import objectives
+from zoo.training.options import TrainConfig
+from zoo.training.recipes import (
     list_recipes,
     override,
     parse_overrides,
@@ -123,6 +125,25 @@ def test_puzzles_are_counted_where_something_is_learned_of_each():
     assert read_experiment(recursive, {"train.puzzle_lr": 0.01}).build()
     with pytest.raises(zoo.UsageError, match=r"train.puzzle_lr is for what is learned of each puzzle: set model.recu"):
         read_experiment(recursive, {"train.puzzle_lr": 0.01, "model.recursion.prefix": 0}).build()
+
+
+def test_parts_say_what_they_need_and_clashes_are_told():
+    @objectives.register("needy")
+    class Needy(objectives["next_token"]):
+        def needs(self, draft):
+            needs = super().needs(draft)
+            return needs._replace(length=Need(99, "needy reads 99 tokens"), decoder=Need(True, "needy wants a decoder"))
+
+    try:
+        learned = read_experiment(BASE, {"objective": "needy", "model.positions": "learned"})
+        with pytest.raises(zoo.UsageError, match=r"do not go together: mqar has no .*; needy wants a decoder"):
+            learned.build()
+        both = read_experiment(learned, {"task": {"name": "compression"}})
+        assert (both.build().model.decoder, both.build().model.max_len) == (True, 99)
+        with pytest.raises(zoo.UsageError, match=r"^model.max_len=98 is too small: needy reads 99 tokens.$"):
+            read_experiment(both, {"model.max_len": 98}).build()
+    finally:
+        del objectives._classes["needy"]
 
 
 def test_variants(tmp_path, monkeypatch):

@@ -17,8 +17,9 @@ from filelock import FileLock
 import zoo
 from zoo.core.errors import RunError
 from zoo.training import checkpoint
-from zoo.training.loop import Trainer, train
-from zoo.training.run import load
+from zoo.training.loading import load
+from zoo.training.loop import Trainer
+from zoo.training.train import train
 
 RUN = Path("runs/small")
 

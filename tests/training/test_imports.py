@@ -19,7 +19,7 @@ from zoo.protocol import mixers
 from zoo.tasks.protocol import registry as tasks
 from zoo.training.evaluation import evaluate_run
 from zoo.training.imports import IMPORTED
-from zoo.training.loop import train
+from zoo.training.train import train
 
 FILES = {
     "own_mixer.py": """

@@ -13,8 +13,9 @@ from torch.nn.utils import parametrize, prune
 
 import zoo
 from zoo.parameters import rules_of, set_rule
-from zoo.training.experiment import TrainConfig, read_experiment
 from zoo.training.optimizer import AdamATan2, Average, Optimizer, lr_scale, parameter_groups
+from zoo.training.options import TrainConfig
+from zoo.training.recipes import read_experiment
 
 
 def names(model: nn.Module, group: list[nn.Parameter]) -> set[str]:

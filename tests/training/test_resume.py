@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 import zoo
-from zoo.training.loop import Interrupted, Trainer, train
-from zoo.training.run import load, read_metrics
+from zoo.core.run_files import read_metrics
+from zoo.training.loading import load
+from zoo.training.loop import Trainer
+from zoo.training.stopping import Interrupted
+from zoo.training.train import train
 
 
 def stop_at(monkeypatch, step: int, number: int = signal.SIGINT) -> None:

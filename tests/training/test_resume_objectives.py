@@ -11,8 +11,10 @@ import pytest
 import torch
 import yaml
 
-from zoo.training.loop import Interrupted, Trainer, train
-from zoo.training.run import load
+from zoo.training.loading import load
+from zoo.training.loop import Trainer
+from zoo.training.stopping import Interrupted
+from zoo.training.train import train
 
 TRAIN = {
     "steps": 24,

@@ -17,9 +17,12 @@ import yaml
 
 import zoo
 from zoo.core.errors import RunError
+from zoo.core.run_files import read_metrics, read_whole_config
 from zoo.training import checkpoint, launch
-from zoo.training.loop import Interrupted, Trainer, train
-from zoo.training.run import load_from, read_config, read_metrics
+from zoo.training.loading import load_from
+from zoo.training.loop import Trainer
+from zoo.training.stopping import Interrupted
+from zoo.training.train import train
 
 RUN = Path("runs/small")
 SHORT = {"train.steps": 20, "train.eval_every": 5, "train.checkpoint_every": 5}
@@ -350,7 +353,7 @@ def test_an_edited_config_is_refused_by_name(stopped, outcome_of):
     edit(run, "train.lr", 0.01)
     train(run, {"train.lr": 3e-3}, quiet=True)  # one way of changing it back
     assert outcome_of(run)["weights"] == outcome_of("whole")["weights"]
-    assert read_config(run)["train"]["lr"] == 3e-3
+    assert read_whole_config(run)["train"]["lr"] == 3e-3
 
 
 def test_an_edited_model_is_not_loaded(stopped):
@@ -382,13 +385,13 @@ def test_runs_of_before_the_config_was_kept_still_resume(stopped, outcome_of):
 
 def test_a_lost_config_comes_back_with_the_recipe(stopped):
     run = stopped()
-    before = read_config(run)
+    before = read_whole_config(run)
     (run / "config.yaml").unlink()
     (run / "result.json").unlink()
     with pytest.raises(zoo.UsageError, match=r"different train.lr"):
         train("small.yaml", {**SHORT, "train.lr": 0.5}, quiet=True)
     train("small.yaml", SHORT, quiet=True)
-    assert read_config(run) == before
+    assert read_whole_config(run) == before
 
 
 # ---- starting over, leftovers, folders that go

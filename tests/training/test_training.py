@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import zoo
+from zoo.core.run_files import read_metrics, read_whole_config
 from zoo.training.evaluation import decode_rate, evaluate_run
-from zoo.training.experiment import read_experiment
-from zoo.training.loop import Trainer, train
-from zoo.training.run import read_config, read_metrics
+from zoo.training.loop import Trainer
+from zoo.training.recipes import read_experiment
+from zoo.training.train import train
 
 RESULT_KEYS = {
     "name", "status", "task", "model", "objective", "train", "seed", "steps", "tokens", "seconds", "seconds_to_target",
@@ -46,7 +47,7 @@ def test_run_folder(recipe):
     steps = {int(p.name[5:]) for p in (run / "checkpoints").iterdir()}
     assert {35, 40, written["best_step"]} <= steps
     assert len(steps) <= 4  # the latest two and the best of each
-    config = read_config(run)
+    config = read_whole_config(run)
     assert config["model"]["vocab_size"] == 64
     assert config["train"]["lr"] == 3e-3
 

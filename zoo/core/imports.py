@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.core.errors import UsageError, UsageWarning
+from zoo.core.run_files import CHECKPOINTS, is_run
 
 IMPORTS = "ZOO_IMPORT"
 """The environment variable that names files and modules for every registry to import, separated by `os.pathsep`."""
@@ -106,7 +107,7 @@ def _import_file(source: str) -> None:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
+    return is_run(folder) and (folder / CHECKPOINTS).is_dir()
 
 
 def _is_file(module: Any, path: Path) -> bool:
@@ -129,8 +130,16 @@ def _why(error: BaseException) -> str:
         return text
     if isinstance(error, SystemExit):
         return f"it ends the process (sys.exit({error.code!r}))"
-    moved = _moved(str(error.name)) if isinstance(error, ModuleNotFoundError) else None
+    moved = _moved(_missing(error))
     return (f"{type(error).__name__}: {text}" if text else type(error).__name__) + (f"; {moved}" if moved else "")
+
+
+def _missing(error: BaseException) -> str:
+    """The dotted name that an import did not find, empty where it failed otherwise."""
+    if isinstance(error, ModuleNotFoundError):
+        return str(error.name)
+    found = re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(error))
+    return f"{found[2]}.{found[1]}" if found and isinstance(error, ImportError) else ""
 
 
 _MOVED = {
@@ -138,11 +147,19 @@ _MOVED = {
     "tasks.registry": "zoo.core.options, .errors and .registry",
     "tasks.filing": "zoo.core.readers",
     "zoo.registry": "zoo.protocol for mixers, register and derive_heads, and zoo.pattern for the rest,",
+    "zoo.training.experiment": "zoo.training.options, .recipes and .fit",
+    "zoo.training.loop.train": "zoo.train",
+    "zoo.training.loop.Result": "zoo.training.result.Result",
+    "zoo.training.loop.Interrupted": "zoo.training.stopping.Interrupted",
+    "zoo.training.run.load": "zoo.load",
+    **{f"zoo.training.run.{name}": f"zoo.training.loading.{name}" for name in ("find_checkpoint", "load_from")},
+    **{f"zoo.training.run.{name}": f"zoo.core.run_files.{name}" for name in ("read_config", "read_metrics", "run_of")},
+    "zoo.training.evaluation.open_run": "zoo.training.loading.open_run",
 }
 
 
 def _moved(name: str) -> str | None:
-    """Where a module is that was of this project under another name."""
+    """Where a module, or a name of one, is that was of this project under another name."""
     top = name.partition(".")[0]
     if name not in _MOVED and (top not in ("tasks", "benchmarks") or importlib.util.find_spec(f"zoo.{name}") is None):
         return None

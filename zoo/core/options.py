@@ -112,6 +112,13 @@ class Options(BaseModel):
         }
 
 
+def tuples(value: Any) -> Any:
+    """YAML's lists as the tuples that strict options ask for, in mappings too."""
+    if isinstance(value, Mapping):
+        return {k: tuples(v) for k, v in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
+
+
 @functools.cache
 def _bounded(options: type[Options]) -> frozenset[str]:
     """The fields that say themselves how large they may be."""

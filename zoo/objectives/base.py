@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
+from zoo.core.needs import Need, Needs
 from zoo.core.options import Options
 from zoo.core.registry import Registry, split_spec
+from zoo.models.token import ModelConfig
 from zoo.tasks.protocol import IGNORE, Batch, Task
 
 T = TypeVar("T")
@@ -125,6 +127,23 @@ class Objective(ABC):
 
     def __init__(self, config: Options, task: Task, *, causal: bool):
         self.config, self.task, self.causal = config, task, causal
+
+    def needs(self, draft: ModelConfig) -> Needs:
+        """What it needs of the model, for this task; what is left out there is filled in.
+
+        Args:
+            draft: the model's config without what is filled in.
+        """
+        task, recursive = self.task.name, f"{self.name} does not teach recursive models: set objective=deep_supervision"
+        if self.recursive:
+            recursive = f"{self.name} teaches a model that thinks in steps: set model.recursion={{}}"
+        length = self.length + (draft.recursion.prefix if self.recursive and draft.recursion else 0)
+        filled_in = f"{task} needs {self.vocab_size}, which is filled in where it is left out"
+        return Needs(
+            recursion=Need(self.recursive, recursive),
+            vocab_size=Need(self.vocab_size, filled_in),
+            length=Need(length, f"{task} under {self.name} reads {length} tokens"),
+        )
 
     @abstractmethod
     def encode(self, batch: Batch) -> Encoded:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from zoo.core.errors import UsageError
+from zoo.core.run_files import CHECKPOINTS
 from zoo.report import solving, units
 from zoo.report.charts import Row
 from zoo.report.runs import Run
@@ -35,7 +36,7 @@ def answers(runs: Sequence[Run], rows: Sequence[Row]) -> list[Answer]:
     found: list[Answer] = []
     end = time.monotonic() + SECONDS
     for run, row in zip(runs, rows, strict=True):
-        if not (run.path / "checkpoints").is_dir():
+        if not (run.path / CHECKPOINTS).is_dir():
             continue
         if len(found) >= MOST or time.monotonic() > end:
             found.append(Answer(row, "not asked: enough others were"))

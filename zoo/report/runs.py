@@ -10,13 +10,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-import yaml
-
-from zoo.core import yaml_text
 from zoo.core.errors import UsageError, closest
-from zoo.core.readers import check_path, regular
+from zoo.core.readers import check_path
+from zoo.core.run_files import is_run, read_config, read_metrics, read_result
 from zoo.report.units import number
-from zoo.training.experiment import BOOKKEEPING
+from zoo.training.options import BOOKKEEPING
 
 DEPTH = 3
 """How many levels of folders below a given one may lie between it and its runs."""
@@ -270,11 +268,6 @@ def _find(given: Path) -> list[Path]:
     return found
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder looks like a run's."""
-    return (folder / "config.yaml").is_file()
-
-
 def _search(folder: Path, depth: int) -> Iterator[Path]:
     if is_run(folder):  # its checkpoints are its own affair
         yield folder
@@ -292,69 +285,6 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def _load(folder: Path) -> Run:
-    config = _read_config(folder / "config.yaml")
-    result = _read_result(folder / "result.json")
+    config, result = read_config(folder), read_result(folder)
     name = result.get("name") or config.get("name") or folder.resolve().name
-    return Run(folder, printable(name), config, result, _read_metrics(folder / "metrics.jsonl"))
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml_text.load(_read(path), repr(str(path)))
-    except yaml.YAMLError as error:
-        raise UsageError(f"{str(path)!r} is damaged: {yaml_text.describe(error)}.") from None
-    if not isinstance(config, dict) or not config.keys() & {"task", "model"}:
-        raise UsageError(f"{str(path)!r} is not a run's config: expected a mapping with task, model and train.")
-    return config
-
-
-def _read_result(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        result = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise _damaged(path, error) from None
-    if not isinstance(result, dict):
-        raise UsageError(
-            f"{str(path)!r} is not a run's result: expected one JSON object, not a {type(result).__name__}."
-        )
-    return result
-
-
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    *whole, last = _read(path).split("\n")
-    metrics = []
-    for n, text in enumerate(whole, 1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise _damaged(path, error, n) from None
-        if not isinstance(line, dict):
-            raise UsageError(f"{str(path)!r} is damaged at line {n}: expected one JSON object, not {text[:40]!r}.")
-        metrics.append(line)
-    # A line without its line end was being written when the run was killed, or is right now: no damage.
-    try:
-        line = json.loads(last)
-    except json.JSONDecodeError:
-        return metrics
-    return [*metrics, line] if isinstance(line, dict) else metrics
-
-
-def _read(path: Path) -> str:
-    try:
-        return regular(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UsageError(f"{str(path)!r} is damaged: not text in UTF-8.") from None
-    except OSError as error:
-        raise UsageError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
-
-
-def _damaged(path: Path, error: json.JSONDecodeError, line: int | None = None) -> UsageError:
-    where = f"line {line or error.lineno}, column {error.colno}"
-    hint = "" if line else " Delete it to compare what metrics.jsonl holds, or resume the run to write it again."
-    return UsageError(f"{str(path)!r} is damaged at {where}: {error.msg}.{hint}")
+    return Run(folder, printable(name), config, result, read_metrics(folder))

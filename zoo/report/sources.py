@@ -8,8 +8,9 @@ from pathlib import Path
 
 from zoo.core.errors import UsageError
 from zoo.core.readers import check_path
+from zoo.core.run_files import is_run
 from zoo.report.measurements import Measurement, load_measurements
-from zoo.report.runs import DEPTH, EXPECTED, Run, Told, is_run, load_runs, subfolders, tolerant
+from zoo.report.runs import DEPTH, EXPECTED, Run, Told, load_runs, subfolders, tolerant
 
 RECORDS = ".jsonl"
 

@@ -12,19 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.core.errors import unknown
 from zoo.models.modes import evaluation_mode
-from zoo.models.token import TokenModel
 from zoo.objectives.base import Objective
 from zoo.objectives.draws import row_names
 from zoo.statistics import clustered_interval
 from zoo.tasks import random
 from zoo.tasks.protocol import IGNORE, Batch, Task, check_split, exactly, names_of
-from zoo.training import imports
 from zoo.training.data import split_rows
-from zoo.training.experiment import Experiment, Parts, TrainConfig, override
-from zoo.training.machine import autocast, choose_device, choose_precision
-from zoo.training.run import load_from, read_config, run_of
+from zoo.training.loading import open_run
+from zoo.training.machine import autocast
 
 HELD_OUT_SEED = 0
 """Runs of all seeds are scored on the same rows."""
@@ -163,44 +159,6 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-EVALUATION_KEYS = (
-    "task",
-    "objective",
-    *(f"train.{k}" for k in ("eval_rows", "test_rows", "eval_batch_size", "device", "precision", "threads")),
-)
-
-
-class OpenRun(NamedTuple):
-    """A run whose model is ready to answer."""
-
-    model: TokenModel
-    parts: Parts
-    config: TrainConfig
-    precision: str
-    checkpoint: Path
-
-
-def open_run(path: str | Path, overrides: Mapping[str, Any] | None = None, which: str = "best") -> OpenRun:
-    """A run's model on its device, with its own task and objective or changed ones.
-
-    Raises:
-        UsageError: no such run, a damaged checkpoint, or a key that would change the model.
-    """
-    path = Path(path)
-    for key in overrides or {}:
-        if not any(key == k or key.startswith(k + ".") for k in EVALUATION_KEYS):
-            raise unknown("key of an evaluation", key, EVALUATION_KEYS)
-    model, found = load_from(path, which)
-    run = run_of(found)
-    imports.check(run, {"task", "objective"} - set(overrides or ()))
-    experiment = Experiment(**override(read_config(run), overrides or {}))
-    parts, config = experiment.build(), experiment.train
-    device = choose_device(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    return OpenRun(model.to(device), parts, config, choose_precision(config.precision, device), found)
 
 
 def evaluate_run(

@@ -13,15 +13,15 @@ import torch
 
 from zoo.core.errors import UsageError
 from zoo.core.readers import check_path, read_bytes
+from zoo.core.run_files import CONFIG, is_run, no_run
 from zoo.interop.hf import CONFIG as PUBLISHED
 from zoo.interop.hf import from_hf, read_json
 from zoo.models.generation import NewTokens
 from zoo.models.token import TokenModel
 from zoo.training.checkpoint import is_checkpoint
-from zoo.training.evaluation import answered, held_out, open_run
-from zoo.training.experiment import CONFIG, no_run
+from zoo.training.evaluation import answered, held_out
+from zoo.training.loading import load, open_run
 from zoo.training.machine import choose_device
-from zoo.training.run import load
 
 TOKENIZER = "tokenizer.json"
 ENDS = ("generation_config.json", PUBLISHED)  # where a checkpoint folder says which token ends a text
@@ -209,10 +209,10 @@ def is_published(path: Path) -> bool:
     Raises:
         UsageError: it is a folder, and neither.
     """
-    if not check_path(path).is_dir() or (path / CONFIG).exists() or is_checkpoint(path):
+    if not check_path(path).is_dir() or is_run(path) or is_checkpoint(path):
         return False
     if not (path / PUBLISHED).exists():
-        if any((p / CONFIG).is_file() for p in path.iterdir()):
+        if any(is_run(p) for p in path.iterdir()):
             raise UsageError(no_run(path))
         raise UsageError(f"{path} is neither a run folder, with a {CONFIG}, nor a checkpoint folder, with {PUBLISHED}.")
     return True

@@ -16,15 +16,15 @@ from zoo.core.files import write_atomic
 from zoo.core.imports import IMPORTS
 from zoo.core.readers import read_json, shown
 from zoo.core.registry import Registry
+from zoo.core.run_files import IMPORTED
 from zoo.objectives.base import objectives
 from zoo.pattern import parse
 from zoo.protocol import mixers
 from zoo.tasks.protocol import registry as tasks
 
 if TYPE_CHECKING:
-    from zoo.training.experiment import Parts
+    from zoo.training.fit import Parts
 
-IMPORTED = "imports.json"
 KINDS: dict[str, Registry[Any]] = {registry.kind: registry for registry in (tasks, objectives, mixers)}
 _MOST_BYTES = 2**20
 
@@ -89,4 +89,4 @@ def _inside(path: Path, folder: Path) -> bool:
         return True
 
 
-__all__ = ["IMPORTED", "check", "needed", "record"]
+__all__ = ["check", "needed", "record"]

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from zoo.training.experiment import parse_overrides, read_experiments
-from zoo.training.loop import Result, train
+from zoo.training.recipes import parse_overrides, read_experiments
+from zoo.training.result import Result
+from zoo.training.train import train
 
 CHILD = """
 import os, signal, sys, threading

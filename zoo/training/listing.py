@@ -13,7 +13,7 @@ from zoo.objectives.base import objectives
 from zoo.pattern import list_mixers, parse
 from zoo.protocol import mixers
 from zoo.tasks.protocol import registry as tasks
-from zoo.training.experiment import list_recipes, read_recipe, recipe_about
+from zoo.training.recipes import list_recipes, read_recipe, recipe_about
 
 KINDS = ("mixers", "models", "tasks", "objectives", "recipes")
 

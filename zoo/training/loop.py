@@ -7,110 +7,32 @@ import functools
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from zoo.core.errors import RunError, UsageError, unknown
+from zoo.core.errors import RunError, unknown
 from zoo.models.token import TokenModel, create_model
 from zoo.objectives.base import Encoded, Update
 from zoo.ops.common import logged_forms
 from zoo.protocol import Mixer
 from zoo.tasks.protocol import Batch
-from zoo.training import checkpoint, imports, machine, solving
+from zoo.training import checkpoint, machine, solving
 from zoo.training.clock import Clock
 from zoo.training.data import Stream
 from zoo.training.evaluation import Stopped, decode_rate, evaluate, held_out, scalars
-from zoo.training.experiment import Experiment, Parts, read_experiment
+from zoo.training.fit import Parts
+from zoo.training.options import Experiment
 from zoo.training.progress import Reporter
-from zoo.training.randomness import kept_random_state
-from zoo.training.run import ENDED, RunFolder, load
+from zoo.training.result import Result, has_more_time
+from zoo.training.run import RunFolder
 from zoo.training.session import Best, Session
-from zoo.training.stopping import Interrupted, Stop, stop_on_signals
+from zoo.training.stopping import Interrupted, Stop
 
 T = TypeVar("T")
-
-
-class Result(NamedTuple):
-    """What a training leaves: its folder, how it ended, and all figures of `result.json`."""
-
-    path: Path
-    status: str
-    data: dict[str, Any]
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """`{"validation": {...}, "test": {...}}` of the best weights."""
-        return {split: self.data[split] for split in ("validation", "test")}
-
-    def load(self) -> TokenModel:
-        """The model with its best weights."""
-        return load(self.path)
-
-
-@kept_random_state()
-def train(
-    experiment: str | Path | Mapping[str, Any] | Experiment,
-    overrides: Mapping[str, Any] | None = None,
-    *,
-    variant: str | None = None,
-    resume: bool = False,
-    fresh: bool = False,
-    quiet: bool = False,
-) -> Result:
-    """Train one experiment into its run folder.
-
-    A run that the folder already holds is resumed, to the same bits as if it had never stopped; a finished run is
-    returned as it is. The caller's random states, Python's, numpy's and torch's, are afterwards as they were before.
-
-    Args:
-        experiment: a recipe's name, a YAML file, a run folder, a mapping or an `Experiment`.
-        overrides: dotted keys and values, such as `{"train.steps": 500}`.
-        variant: which of a recipe's variants.
-        resume: insist that there is a run to go on from.
-        fresh: delete the run that the folder holds and start over.
-        quiet: print nothing.
-
-    Raises:
-        UsageError: any wrong input, a folder in use, a run of another config, no checkpoint that can be read.
-        RunError: a full disk, or a loss that is not finite; the last good checkpoint stays.
-        Interrupted: SIGINT or SIGTERM, after a checkpoint.
-    """
-    chosen = read_experiment(experiment, overrides, variant)
-    parts = chosen.build()
-    machine.choose_device(chosen.train.device)
-    if resume and fresh:
-        raise UsageError("--resume goes on from a run and --fresh deletes it: give one of them.")
-    if resume and not checkpoint.steps(chosen.folder / "checkpoints"):
-        raise UsageError(f"{chosen.folder} holds no checkpoint to resume from: leave out --resume to start.")
-    with RunFolder(chosen.folder) as run:
-        run.open(chosen.resolved(parts), fresh=fresh)
-        imports.record(run.path, parts)
-        reporter = Reporter(chosen.name, chosen.train.steps, chosen.train.selection, quiet=quiet)
-        if (source := _other_run(experiment, chosen.folder)) and not checkpoint.steps(run.checkpoints):
-            reporter.say(f"{run.path} starts from new weights: {source} gives it a config, and no weights.")
-        old = run.result(reporter.say)
-        if old is not None and old["status"] in ENDED and not _more_time(chosen, old["status"], old["seconds"]):
-            reporter.say(f"{run.path} holds this run, {old['status']} at step {old['steps']}: nothing to do.")
-            return Result(run.path, old["status"], old)
-        with stop_on_signals() as stop, reporter:
-            return Trainer(chosen, parts, run, reporter, stop).run()
-
-
-def _other_run(source: Any, folder: Path) -> Path | None:
-    """The run folder that an experiment was read from, where it is not the one that is trained into."""
-    path = Path(source) if isinstance(source, str | Path) else None
-    held = path is not None and bool(checkpoint.steps(path / "checkpoints"))
-    return path if held and path and folder.resolve() != path.resolve() else None
-
-
-def _more_time(experiment: Experiment, status: str | None, seconds: float) -> bool:
-    """Whether a run that ran out of time has been given more."""
-    budget = experiment.train.time_budget
-    return status == "time_budget" and (budget is None or budget > seconds)
 
 
 class Trainer:
@@ -130,7 +52,7 @@ class Trainer:
         self.session.resume(run.checkpoints, reporter.say, carries)
         self.model, self.at = self.session.model, self.session.at
         self.mixers = [module for module in self.model.modules() if isinstance(module, Mixer)]
-        if _more_time(experiment, self.at.status, self.at.seconds):
+        if has_more_time(self.config, self.at.model_dump(include={"status", "seconds"})):
             self.at.status = None
         self.validation = held_out(self.task, "validation", self.config.eval_rows)
         known = ["loss", *scalars(self.task.score(self.validation, self.validation.targets))]
@@ -410,4 +332,4 @@ class Trainer:
         self.clock.rate(self.at.tokens)
 
 
-__all__ = ["Interrupted", "Result", "train"]
+__all__ = ["Trainer"]

@@ -85,6 +85,11 @@ def total_memory() -> int:
         return 0
 
 
+def gib(n_bytes: float) -> str:
+    """A number of bytes in words."""
+    return f"{n_bytes / 2**30:,.0f} GiB"
+
+
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """What a result says about the machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.parameters import Rule, rules_of
-from zoo.training.experiment import TrainConfig
+from zoo.training.options import TrainConfig
 
 Model = TypeVar("Model", bound=nn.Module)
 

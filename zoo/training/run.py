@@ -1,13 +1,4 @@
-"""A run folder: its lock, its config, its records, its result.
-
-config.yaml        every option, defaults spelt out
-metrics.jsonl      a line per training report and evaluation
-result.json        what `zoo compare` reads
-imports.json       the files of the user's own that it needs: see `zoo.training.imports`
-solving.json       an example while it is solved, where that takes steps: see `zoo.training.solving`
-events.out.*       the same records for TensorBoard
-checkpoints/       see `zoo.training.checkpoint`
-"""
+"""A run folder while a process trains into it: its lock, its config, its records, its result."""
 
 from __future__ import annotations
 
@@ -18,7 +9,7 @@ import re
 import secrets
 import shutil
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +17,33 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, ValidationError
 
 from zoo.core import yaml_text
-from zoo.core.errors import RunError, UsageError, quoted
+from zoo.core.errors import RunError, UsageError
 from zoo.core.files import open_own, set_aside, sync_folder, write_atomic, writing
-from zoo.core.readers import at_line, check_path, read_bytes, read_json
-from zoo.models.token import TokenModel, create_model
-from zoo.training import checkpoint, imports
-from zoo.training.experiment import BOOKKEEPING, CONFIG, differing, no_run
-from zoo.training.randomness import kept_random_state
+from zoo.core.readers import read_bytes
+from zoo.core.run_files import (
+    CHECKPOINTS,
+    CONFIG,
+    EVENTS,
+    IMPORTED,
+    LOCK,
+    METRICS,
+    RESULT,
+    SOLVING,
+    changes,
+    differing,
+    parse_record,
+    read_metrics,
+    read_result,
+    read_whole_config,
+)
+from zoo.training import checkpoint
+from zoo.training.events import EventFile
+from zoo.training.options import BOOKKEEPING
+from zoo.training.result import ENDED
 
-METRICS, RESULT, SOLVING = "metrics.jsonl", "result.json", "solving.json"
-LOCK, EVENTS = ".lock", "events.out.tfevents.zoo"
-ENDED = ("finished", "target", "time_budget")
-NOT_SCALARS = ("step", "split", "seconds")
 _TRASH = ".deleted.{}.tmp"
 _LEFTOVER = re.compile(
-    r"\.(config\.yaml|metrics\.jsonl|result\.json|solving\.json|imports\.json|deleted)\.[0-9a-f]{8}\.tmp"
+    rf"\.({'|'.join(map(re.escape, (CONFIG, METRICS, RESULT, SOLVING, IMPORTED, 'deleted')))})\.[0-9a-f]{{8}}\.tmp"
 )
 
 
@@ -49,7 +52,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints = self.path / CHECKPOINTS
         self._lock = FileLock(self.path / LOCK)
         self._metrics: Any = None
         self._events: Any = None
@@ -110,7 +113,7 @@ class RunFolder:
         if trained is not None:
             self._compare(trained, config)
         elif begun and path.exists():  # of a version that did not keep the config with the weights
-            self._compare(read_config(self.path), config)
+            self._compare(read_whole_config(self.path), config)
         if not begun:  # of an attempt that came to nothing
             (self.path / RESULT).unlink(missing_ok=True)
         write_atomic(path, yaml_text.dump(dict(config)).encode())
@@ -122,24 +125,24 @@ class RunFolder:
             return
         edited = False
         with contextlib.suppress(UsageError):
-            edited = not differing(read_config(self.path), new)
+            edited = not differing(read_whole_config(self.path), new)
         if edited:
-            told = _changes(old, new, keys, "when it was trained")
+            told = changes(old, new, keys, "when it was trained")
             fix = "change it back, choose another folder with out=..., or start over with --fresh"
             raise UsageError(f"{self.path / CONFIG} was edited after its run had begun: {told}: {fix}.")
-        told = _changes(old, new, keys, "there")
+        told = changes(old, new, keys, "there")
         fix = "give them as before, choose another folder with out=..., or start over with --fresh"
         raise UsageError(f"{self.path} holds a run with a different {told}: {fix}.")
 
     def _foreign(self) -> bool:
-        return any(p.name not in (METRICS, EVENTS, "checkpoints") and p.name[0] != "." for p in self.path.iterdir())
+        return any(p.name not in (METRICS, EVENTS, CHECKPOINTS) and p.name[0] != "." for p in self.path.iterdir())
 
     def _clear(self) -> None:
         """Delete the run, whole: what cannot be deleted is found out before anything is."""
         if not (self.path / CONFIG).exists() and self._foreign():
             raise UsageError(f"{self.path} holds no {CONFIG}, so it is not a run that --fresh could start over.")
         with writing(self.path):
-            own = [self.path / name for name in (CONFIG, METRICS, RESULT, SOLVING, EVENTS, imports.IMPORTED)]
+            own = [self.path / name for name in (CONFIG, METRICS, RESULT, SOLVING, EVENTS, IMPORTED)]
             kept = checkpoint.belongings(self.checkpoints)  # through a link, should it be one, which stays
         trash = self.path / _TRASH.format(secrets.token_hex(4))
         below: Path | None = None
@@ -202,7 +205,7 @@ class RunFolder:
 
     def training_rate(self) -> float | None:
         """Median tokens per second of the training lines."""
-        lines = [line.get("tokens_per_second") for line in read_metrics(self.path) if line["split"] == "train"]
+        lines = [line.get("tokens_per_second") for line in read_metrics(self.path) if line.get("split") == "train"]
         rates = [rate for rate in lines if isinstance(rate, int | float)]
         return statistics.median(rates) if rates else None
 
@@ -210,16 +213,15 @@ class RunFolder:
 
     def result(self, say: Callable[[str], None]) -> dict[str, Any] | None:
         """What result.json holds, if it is one."""
-        path = self.path / RESULT
-        if not path.exists():
+        if not (self.path / RESULT).exists():
             return None
         try:
-            data = read_json(path)
+            data = read_result(self.path)
             _Result.model_validate(data)
             if data["status"] in ENDED:
                 _Ended.model_validate(data)
         except (UsageError, ValidationError):
-            say(f"{path} is damaged: it is written anew.")
+            say(f"{self.path / RESULT} is damaged: it is written anew.")
             return None
         return data
 
@@ -250,181 +252,15 @@ class _Ended(BaseModel):
     test: _Figures
 
 
-class EventFile:
-    """TensorBoard's event file, written in this thread: torch's SummaryWriter loses errors in a thread of its own."""
-
-    def __init__(self, path: Path):
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self._event, self._summary = Event, Summary
-        self._path = path
-        with writing(path):
-            self._file = open_own(path)
-        self._writer = RecordWriter(self._file)
-        self._write(Event(wall_time=0.0, file_version="brain.Event:2"))
-
-    def add(self, line: Mapping[str, Any]) -> None:
-        values = [
-            self._summary.Value(tag=f"{line['split']}/{k}", simple_value=v)
-            for k, v in line.items()
-            if k not in NOT_SCALARS and isinstance(v, int | float)
-        ]
-        event = self._event(wall_time=line["seconds"], step=line["step"], summary=self._summary(value=values))
-        self._write(event)
-
-    def _write(self, event: Any) -> None:
-        with writing(self._path):
-            self._writer.write(event.SerializeToString())
-
-    def flush(self) -> None:
-        with writing(self._path):
-            self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-# ---- reading runs
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The config of a run folder.
-
-    Raises:
-        UsageError: there is none, or it cannot be read.
-    """
-    if not (path / CONFIG).exists():
-        raise UsageError(no_run(path) if path.is_dir() else f"There is no run folder {str(path)!r}.")
-    try:
-        config = yaml_text.read(path / CONFIG)
-    except UsageError as error:
-        raise UsageError(f"{path / CONFIG} is damaged: {error}") from None
-    if not isinstance(config, dict) or not {"task", "model", "objective", "train"} <= set(config):
-        raise UsageError(f"{path / CONFIG} is damaged, or not a run's: it lacks task, model, objective or train.")
-    return config
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a line cut off at the end by a kill is left out.
-
-    Raises:
-        UsageError: a line is damaged.
-    """
-    if not (path / METRICS).exists():
-        return []
-    records = []
-    for number, line in enumerate(read_bytes(path / METRICS).split(b"\n")[:-1], 1):
-        if line.strip():
-            record = _record(line)
-            if record is None:
-                raise at_line(path / METRICS, number, "this is no record of a run")
-            records.append(record)
-    return records
-
-
 def _record(line: bytes) -> dict[str, Any] | None:
-    """A line of metrics.jsonl, if it is one."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict) or not isinstance(record.get("split"), str):
+    """A line of metrics.jsonl, if it is one that a run wrote."""
+    record = parse_record(line)
+    if isinstance(record, str) or not isinstance(record.get("split"), str):
         return None
     numbers = [value for value in record.values() if isinstance(value, int)]
     if not isinstance(record.get("step"), int) or not isinstance(record.get("seconds"), int | float):
         return None
     return record if all(abs(number) < 2**63 for number in numbers) else None
-
-
-def find_checkpoint(path: Path, which: str = "best") -> Path:
-    """The checkpoint folder that `which` of a run stands for; a checkpoint folder stands for itself.
-
-    Args:
-        path: a run folder, or one of its checkpoints.
-        which: "best", "last", or the name of one, such as "step_300".
-
-    Raises:
-        UsageError: there is none, or it is damaged; which other one could be asked for.
-    """
-    check_path(path)
-    if checkpoint.is_checkpoint(path):
-        checkpoint.verify(path)
-        return path
-    if not path.is_dir():
-        raise UsageError(f"There is no run folder {str(path)!r}.")
-    folder = path / "checkpoints"
-    names = [f"step_{step}" for step in checkpoint.steps(folder)]
-    if which not in ("best", "last", *names):
-        told = f", or one of its checkpoints: {', '.join(names)}" if names else ""
-        raise UsageError(f"which={quoted(which)} is not allowed: it should be 'best' or 'last'{told}.")
-    if not names:
-        if (path / CONFIG).exists():
-            raise UsageError(f"{path} holds no checkpoint: its run was stopped before the first one.")
-        raise UsageError(f"{no_run(path).rstrip('.')}, and holds no checkpoint.")
-    newest = folder / names[-1]
-    if which in names:
-        return _whole(folder / which, [])
-    _whole(newest, reversed(names[:-1]))
-    best = checkpoint.read_manifest(newest).best
-    if which == "last" or best is None or folder / f"step_{best}" == newest:
-        return newest
-    return _whole(folder / f"step_{best}", [name for name in reversed(names) if name != f"step_{best}"])
-
-
-def _whole(path: Path, others: Iterable[str]) -> Path:
-    """A checkpoint that is as it was written.
-
-    Raises:
-        UsageError: it is not; which of the others, the first of them foremost, is.
-    """
-    try:
-        checkpoint.verify(path)
-    except checkpoint.Damaged as error:
-        for other in others:
-            with contextlib.suppress(checkpoint.Damaged):
-                checkpoint.verify(path.parent / other)
-                told = f"{other} is whole, and read where it is asked for: which={other!r}, or --which {other}"
-                raise UsageError(f"{str(error).rstrip('.')}; {told}.") from None
-        raise
-    return path
-
-
-def load(path: str | Path, which: str = "best") -> TokenModel:
-    """The model of a run, on the CPU in evaluation mode: its best weights by validation, or the last.
-
-    Args:
-        path: a run folder, or one of its checkpoints.
-        which: "best", "last", or the name of a checkpoint, such as "step_300"; the running average is taken where the
-            run kept one.
-
-    Raises:
-        UsageError: no such run, or a checkpoint that is missing, damaged or another model's. No other one is read in
-            its place; the error names one that could be asked for.
-    """
-    return load_from(path, which)[0]
-
-
-@kept_random_state()
-def load_from(path: str | Path, which: str = "best") -> tuple[TokenModel, Path]:
-    """As `load`, with the checkpoint that was read."""
-    found = find_checkpoint(Path(path), which)
-    imports.check(run_of(found), ("mixer",))
-    config = read_config(run_of(found))
-    model = create_model(config["model"])
-    checkpoint.load_weights(model, checkpoint.read_weights(found), found)
-    trained = checkpoint.read_manifest(found).config or {}
-    old, new = trained.get("model"), config["model"]
-    if isinstance(old, Mapping) and isinstance(new, Mapping) and (keys := differing(old, new, "model.")):
-        told = _changes(trained, config, keys, "when it was trained")
-        raise UsageError(f"{run_of(found) / CONFIG} was edited after its run had begun: {told}: change it back.")
-    return model.eval(), found
-
-
-def run_of(found: Path) -> Path:
-    """The run folder of a checkpoint."""
-    return found.parents[1] if len(found.parents) > 1 else found.absolute().parent.parent
 
 
 def _remove(path: Path) -> None:
@@ -441,14 +277,4 @@ def _remove(path: Path) -> None:
         sync_folder(path.parent)
 
 
-def _changes(old: Any, new: Any, keys: Iterable[str], then: str) -> str:
-    return ", ".join(f"{k} ({quoted(_at(old, k))} {then}, {quoted(_at(new, k))} now)" for k in keys)
-
-
-def _at(data: Any, key: str) -> Any:
-    for part in key.split("."):
-        data = data.get(part) if isinstance(data, Mapping) else None
-    return data
-
-
-__all__ = ["RunError", "RunFolder", "find_checkpoint", "load", "load_from", "read_config", "read_metrics", "run_of"]
+__all__ = ["RunFolder"]

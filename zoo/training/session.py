@@ -14,8 +14,8 @@ from zoo.core.errors import UsageError, quoted
 from zoo.models.token import ModelConfig, TokenModel, create_model
 from zoo.objectives.base import Carry
 from zoo.training import checkpoint
-from zoo.training.experiment import TrainConfig
 from zoo.training.optimizer import Average, Optimizer
+from zoo.training.options import TrainConfig
 from zoo.training.randomness import seed_device
 
 

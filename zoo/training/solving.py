@@ -13,12 +13,13 @@ from torch import nn
 
 from zoo.core.errors import UsageError
 from zoo.core.files import write_atomic
+from zoo.core.run_files import SOLVING
 from zoo.objectives.base import Frame, Objective
 from zoo.tasks.protocol import Batch, Task
 from zoo.tasks.sketch import Cell, Sketch
-from zoo.training.evaluation import HELD_OUT_SEED, held_out, open_run
+from zoo.training.evaluation import HELD_OUT_SEED, held_out
+from zoo.training.loading import open_run
 from zoo.training.machine import autocast
-from zoo.training.run import SOLVING
 
 RECORDED = 10
 """Steps that are kept, the question among them."""
@@ -173,4 +174,4 @@ def read(folder: Path) -> Solving | None:
     return Solving(file.example, [Step(s.title, s.note, k) for s, k in zip(file.steps, sketches, strict=True)])
 
 
-__all__ = ["SOLVING", "Solving", "Step", "read", "record", "solve", "solve_run"]
+__all__ = ["Solving", "Step", "read", "record", "solve", "solve_run"]

@@ -1,0 +1,265 @@
+"""The options of an experiment: one validated config of task, model, objective and training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from zoo.core.errors import UsageError, quoted
+from zoo.core.needs import Need, Needs
+from zoo.core.options import Options
+from zoo.core.readers import check_path
+from zoo.models.token import ModelConfig, model_config
+from zoo.objectives.base import objectives
+from zoo.tasks.protocol import registry as tasks
+from zoo.training import machine
+from zoo.training.fit import Parts, fit
+
+SECTIONS = ("task", "model", "objective")
+NEVER = 2**40  # steps that no training comes to
+
+
+class Target(Options, label="train.target"):
+    """A figure on validation that ends the training.
+
+    Attributes:
+        metric: a figure of the task's score, or "loss".
+        value: the training ends once validation reaches it, from below, or from above where it is the loss.
+    """
+
+    metric: str = "accuracy"
+    value: float
+
+    def reached_by(self, score: Mapping[str, Any]) -> bool:
+        """Whether a validation score meets it."""
+        figure = score[self.metric]
+        return figure <= self.value if self.metric == "loss" else figure >= self.value
+
+
+class TrainConfig(Options, label="train"):
+    """How a model is trained. A step is one batch.
+
+    Attributes:
+        steps: number of batches.
+        batch_size: rows of a batch.
+        rows: training rows, which come again in another order once all have been seen; by default every row is new.
+        seed: of the initial weights, of the stream of training rows and of dropout.
+        optimizer: adamw, or muon for the hidden matrices with AdamW for the rest.
+        lr: peak learning rate.
+        muon_lr: that of the Muon group, by default `lr` (its updates are scaled to the size of AdamW's).
+        puzzle_lr: that of what a recursive model learns of each puzzle, which then moves by the sign of its gradient,
+            and decays, in the steps that use it; by default it is trained as the rest.
+        weight_decay: decoupled; not on norms, biases, decays and embeddings.
+        decay_all: on those too.
+        beta1: of AdamW.
+        beta2: of AdamW.
+        eps: of AdamW.
+        momentum: of Muon.
+        clip: largest norm of the gradient; None leaves it.
+        schedule: after the warm-up, cosine to the end; wsd holds and falls linearly over the last `decay_steps`.
+        warmup_steps: linear warm-up.
+        decay_steps: of wsd, by default a fifth of the steps.
+        final_lr: learning rate to which the schedule falls, as a share of the peak; the last step is a step above it.
+        ema: decay of the running average of the weights, which evaluation then reads.
+        ema_warmup: forget the first steps faster, for runs of less than some 9,000 steps; false has one decay from the
+            start (TRM).
+        device: auto takes cuda, then mps, then cpu.
+        precision: bfloat16 is autocast; auto takes it on GPUs and CPUs with hardware for it.
+        compile: compile the layers with torch.compile.
+        threads: CPU threads, by default torch's choice.
+        eval_every: steps between evaluations on validation.
+        eval_rows: validation rows.
+        test_rows: test rows, read once at the end with the best weights.
+        eval_batch_size: rows evaluated at once, by default `batch_size`.
+        metric: the validation figure that selects the best weights, by default the target's or accuracy.
+        target: ends the training once reached.
+        time_budget: seconds of training after which it ends.
+        log_every: steps between training lines in metrics.jsonl.
+        checkpoint_every: steps between checkpoints.
+        checkpoint_seconds: seconds between checkpoints.
+        keep: number of latest checkpoints kept, beside the best.
+    """
+
+    steps: int = Field(default=1000, ge=1, le=NEVER)
+    batch_size: int = Field(default=64, ge=1)
+    rows: int | None = Field(default=None, ge=1, le=NEVER)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    optimizer: Literal["adamw", "adam_atan2", "muon"] = "adamw"
+    lr: float = Field(default=3e-3, gt=0)
+    muon_lr: float | None = Field(default=None, gt=0)
+    puzzle_lr: float | None = Field(default=None, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    decay_all: bool = False
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.98, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    clip: float | None = Field(default=1.0, gt=0)
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup_steps: int = Field(default=50, ge=0, le=NEVER)
+    decay_steps: int | None = Field(default=None, ge=0, le=NEVER)
+    final_lr: float = Field(default=0.0, ge=0, le=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    ema_warmup: bool = True
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    eval_every: int = Field(default=100, ge=1, le=NEVER)
+    eval_rows: int = Field(default=512, ge=1)
+    test_rows: int = Field(default=2048, ge=1)
+    eval_batch_size: int | None = Field(default=None, ge=1)
+    metric: str | None = None
+    target: Target | None = None
+    time_budget: float | None = Field(default=None, gt=0)
+    log_every: int = Field(default=10, ge=1, le=NEVER)
+    checkpoint_every: int | None = Field(default=None, ge=1, le=NEVER)
+    checkpoint_seconds: float | None = Field(default=30.0, gt=0)
+    keep: int = Field(default=2, ge=1, le=NEVER)
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _target(cls, value: Any) -> Any:
+        return Target.of(value)
+
+    def needs(self) -> Needs:
+        """What the training needs of the model."""
+        if self.puzzle_lr is None:
+            return Needs()
+        why = "train.puzzle_lr is for what is learned of each puzzle: set model.recursion.prefix"
+        return Needs(prefix=Need(True, why))
+
+    @property
+    def selection(self) -> str:
+        return self.metric or (self.target.metric if self.target else "accuracy")
+
+
+BOOKKEEPING = {"train.keep", "train.checkpoint_every", "train.checkpoint_seconds", "train.time_budget"}
+"""Keys that may change between the parts of one run: none of them changes a weight."""
+
+
+class Experiment(Options, label="experiment"):
+    """One training run.
+
+    What task and objective need is filled into the model where it is left out: `vocab_size`, `max_len` where there are
+    weights for every position, `recursion.n_puzzles` where there are places for what is learned of each puzzle, and,
+    where the task has irregular times that no mixer of the pattern reads, `time_feature`; a task of the layout
+    `reconstruct` brings the `decoder`.
+
+    Attributes:
+        name: its name, and by default that of its folder.
+        out: the run folder, by default `runs/<name>`.
+        task: a name, or a mapping of `name` and options.
+        model: a pattern, a family-size, or a mapping of model options with `pattern` or `family`, and `n_parameters` in
+            place of `d_model` for the largest width that fits this number of parameters.
+        objective: a name, or a mapping of `name` and options.
+        train: options of `TrainConfig`.
+    """
+
+    name: str = "experiment"
+    out: str | None = None
+    task: dict[str, Any]
+    model: dict[str, Any]
+    objective: dict[str, Any] = Field(default_factory=lambda: {"name": "next_token"})
+    train: TrainConfig = Field(default_factory=TrainConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_options(cls, data: Any) -> Any:
+        for key in data if isinstance(data, Mapping) else ():
+            if key not in cls.model_fields and (places := _places(key, data)):
+                hint = f" Did you mean {' or '.join(repr(f'{place}.{key}') for place in places)}?"
+                raise UsageError(
+                    f"Unknown option of experiment {key!r}.{hint} Available: {', '.join(cls.model_fields)}."
+                )
+        return data
+
+    @field_validator(*SECTIONS, "train", mode="before")
+    @classmethod
+    def _section(cls, value: Any, info: Any) -> Any:
+        if info.field_name != "train":
+            section = as_section(info.field_name, value)
+            if info.field_name == "objective" and isinstance(section, dict):
+                return {"name": "next_token", **section}
+            return section
+        return TrainConfig.of(value)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Experiment:
+        if "/" in self.name or self.name in ("", ".", ".."):
+            raise UsageError(
+                f"name={quoted(self.name)} is not allowed: it should be the name of a folder (out= takes a path)."
+            )
+        check_path(self.name, "name")
+        check_path(self.out or "", "out")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out or Path("runs", self.name))
+
+    def build(self) -> Parts:
+        """The task, the objective, and the model's config with what they need filled in.
+
+        Raises:
+            UsageError: any option that is wrong, or parts that do not fit together.
+        """
+        parts = fit(self.task, self.objective, self.model, self.train.needs())
+        self._has_room(parts)
+        return parts
+
+    def _has_room(self, parts: Parts) -> None:
+        """Refuses rows that this machine's memory cannot hold: those drawn at once, and those a model reads at once."""
+        memory, length = machine.total_memory(), parts.objective.length
+        rows = 16 * length  # bytes of what is asked and what is answered
+        read = rows + 4 * length * parts.model.d_model
+        sizes = {"rows": rows, "eval_rows": rows, "test_rows": rows, "batch_size": read, "eval_batch_size": read}
+        for key, size in sizes.items():
+            n = getattr(self.train, key)
+            if memory and n is not None and n * size > memory:
+                told = f"{n:,} rows of {length:,} tokens take {machine.gib(n * size)}"
+                raise UsageError(f"train.{key}={n} is too large: {told}, and this machine has {machine.gib(memory)}.")
+
+    def resolved(self, parts: Parts) -> dict[str, Any]:
+        """Every option spelt out, defaults included, as plain data: what `config.yaml` holds."""
+        return {
+            "name": self.name,
+            "task": {"name": parts.task.name, **_plain(parts.task.config)},
+            "model": _plain(parts.model),
+            "objective": {"name": parts.objective.name, **_plain(parts.objective.config)},
+            "train": _plain(self.train),
+        }
+
+
+def _places(option: str, data: Mapping[str, Any]) -> list[str]:
+    """The sections of an experiment that have an option of this name."""
+    fields: dict[str, Iterable[str]] = {
+        "train": TrainConfig.model_fields,
+        "model": [*ModelConfig.model_fields, "n_parameters"],
+    }
+    for section, known in (("task", tasks), ("objective", objectives)):
+        named = data.get(section, "next_token")
+        name = named.get("name") if isinstance(named, Mapping) else named
+        if isinstance(name, str) and name in known:
+            fields[section] = known[name].Config.model_fields
+    return [section for section, names in fields.items() if option in names]
+
+
+def _plain(options: Options) -> dict[str, Any]:
+    return options.model_dump(mode="json")
+
+
+def as_section(section: str, value: Any) -> Any:
+    """A section given as one text, as the mapping it stands for."""
+    if not isinstance(value, str):
+        return dict(value) if isinstance(value, Mapping) else value
+    if section != "model":
+        return {"name": value}
+    config = model_config(value, vocab_size=1)
+    return {"family": value} if value != config.pattern else {"pattern": value}
+
+
+__all__ = ["BOOKKEEPING", "Experiment", "Target", "TrainConfig", "as_section"]

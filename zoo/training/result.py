@@ -1,0 +1,37 @@
+"""What a training leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from zoo.models.token import TokenModel
+from zoo.training.loading import load
+from zoo.training.options import TrainConfig
+
+ENDED = ("finished", "target", "time_budget")
+"""How a training ends by itself."""
+
+
+class Result(NamedTuple):
+    """What a training leaves: its folder, how it ended, and all figures of `result.json`."""
+
+    path: Path
+    status: str
+    data: dict[str, Any]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """`{"validation": {...}, "test": {...}}` of the best weights."""
+        return {split: self.data[split] for split in ("validation", "test")}
+
+    def load(self) -> TokenModel:
+        """The model with its best weights."""
+        return load(self.path)
+
+
+def has_more_time(config: TrainConfig, result: Mapping[str, Any]) -> bool:
+    """Whether a run that ran out of time, by its status and seconds, has been given more."""
+    budget = config.time_budget
+    return result["status"] == "time_budget" and (budget is None or budget > result["seconds"])

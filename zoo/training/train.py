@@ -1,0 +1,75 @@
+"""`zoo.train`: one experiment into its run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo.core.errors import UsageError
+from zoo.core.run_files import CHECKPOINTS
+from zoo.training import checkpoint, imports, machine
+from zoo.training.loop import Trainer
+from zoo.training.options import Experiment
+from zoo.training.progress import Reporter
+from zoo.training.randomness import kept_random_state
+from zoo.training.recipes import read_experiment
+from zoo.training.result import ENDED, Result, has_more_time
+from zoo.training.run import RunFolder
+from zoo.training.stopping import stop_on_signals
+
+
+@kept_random_state()
+def train(
+    experiment: str | Path | Mapping[str, Any] | Experiment,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    variant: str | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    quiet: bool = False,
+) -> Result:
+    """Train one experiment into its run folder.
+
+    A run that the folder already holds is resumed, to the same bits as if it had never stopped; a finished run is
+    returned as it is. The caller's random states, Python's, numpy's and torch's, are afterwards as they were before.
+
+    Args:
+        experiment: a recipe's name, a YAML file, a run folder, a mapping or an `Experiment`.
+        overrides: dotted keys and values, such as `{"train.steps": 500}`.
+        variant: which of a recipe's variants.
+        resume: insist that there is a run to go on from.
+        fresh: delete the run that the folder holds and start over.
+        quiet: print nothing.
+
+    Raises:
+        UsageError: any wrong input, a folder in use, a run of another config, no checkpoint that can be read.
+        RunError: a full disk, or a loss that is not finite; the last good checkpoint stays.
+        Interrupted: SIGINT or SIGTERM, after a checkpoint.
+    """
+    chosen = read_experiment(experiment, overrides, variant)
+    parts = chosen.build()
+    machine.choose_device(chosen.train.device)
+    if resume and fresh:
+        raise UsageError("--resume goes on from a run and --fresh deletes it: give one of them.")
+    if resume and not checkpoint.steps(chosen.folder / CHECKPOINTS):
+        raise UsageError(f"{chosen.folder} holds no checkpoint to resume from: leave out --resume to start.")
+    with RunFolder(chosen.folder) as run:
+        run.open(chosen.resolved(parts), fresh=fresh)
+        imports.record(run.path, parts)
+        reporter = Reporter(chosen.name, chosen.train.steps, chosen.train.selection, quiet=quiet)
+        if (source := _other_run(experiment, chosen.folder)) and not checkpoint.steps(run.checkpoints):
+            reporter.say(f"{run.path} starts from new weights: {source} gives it a config, and no weights.")
+        old = run.result(reporter.say)
+        if old is not None and old["status"] in ENDED and not has_more_time(chosen.train, old):
+            reporter.say(f"{run.path} holds this run, {old['status']} at step {old['steps']}: nothing to do.")
+            return Result(run.path, old["status"], old)
+        with stop_on_signals() as stop, reporter:
+            return Trainer(chosen, parts, run, reporter, stop).run()
+
+
+def _other_run(source: Any, folder: Path) -> Path | None:
+    """The run folder that an experiment was read from, where it is not the one that is trained into."""
+    path = Path(source) if isinstance(source, str | Path) else None
+    held = path is not None and bool(checkpoint.steps(path / CHECKPOINTS))
+    return path if held and path and folder.resolve() != path.resolve() else None
