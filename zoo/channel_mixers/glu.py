@@ -96,7 +96,8 @@ class GatedLayer(Mixer):
 
 @register("glu")
 class GLU(GatedLayer):
-    """y = W_down (act(W_gate x) * W_up x) (Shazeer 2020, arXiv 2002.05202, equations 5 and 6).
+    """A gated layer with any activation: y = W_down (act(W_gate x) * W_up x) (Shazeer 2020, arXiv 2002.05202,
+    equations 5 and 6).
 
     `sigmoid` is the gated linear unit of Dauphin et al. 2017 (arXiv 1612.08083), `identity` the bilinear layer, `relu`
     ReGLU, `gpt_oss` the clamped gate of GPT-OSS: with g = min(W_gate x, 7) and u = W_up x clamped to [-7, 7],
@@ -131,7 +132,7 @@ class GLU(GatedLayer):
 
 @register("geglu")
 class GEGLU(GatedLayer):
-    """y = W_down (gelu(W_gate x) * W_up x) (Shazeer 2020, arXiv 2002.05202, equation 6).
+    """A gated layer with GELU: y = W_down (gelu(W_gate x) * W_up x) (Shazeer 2020, arXiv 2002.05202, equation 6).
 
     Gemma is `approximate=True`. Width and init as in `swiglu`.
 
@@ -163,10 +164,10 @@ class GEGLU(GatedLayer):
 
 @register("swiglu")
 class SwiGLU(GatedLayer):
-    """y = W_down (silu(W_gate x) * W_up x) (Shazeer 2020, arXiv 2002.05202, equation 6).
+    """A gated layer with SiLU: y = W_down (silu(W_gate x) * W_up x) (Shazeer 2020, arXiv 2002.05202, equation 6).
 
-    Width 8/3 D keeps the weights of a 4 D perceptron (there: section 3; rounding as in Llama). Init: normal with std
-    fan_in^-0.5, W_down divided by sqrt(2 n_layers) (GPT-2).
+    The width 8/3 D gives the number of weights of a 4 D perceptron (section 3 of the paper; rounding as in Llama).
+    Init: normal with std fan_in^-0.5, W_down divided by sqrt(2 n_layers) (GPT-2).
 
     | state | cost per token | parallel form      | cannot             |
     |-------|----------------|--------------------|--------------------|

@@ -14,7 +14,8 @@ from zoo.protocol import Context, Mixer, Place, State, register
 
 @register("mlp")
 class MLP(Mixer):
-    """y = W_out act(W_in x + b_in) + b_out (Vaswani et al. 2017, arXiv 1706.03762, equation 2).
+    """The perceptron of the Transformer: y = W_out act(W_in x + b_in) + b_out (Vaswani et al. 2017,
+    arXiv 1706.03762, equation 2).
 
     GPT-2 is `activation="gelu_tanh"`; Primer and nanochat are `activation="relu_squared", bias=False` (So et al. 2021,
     arXiv 2109.08668, section 3). Init: normal with std fan_in^-0.5, W_out divided by sqrt(2 n_layers) (GPT-2).

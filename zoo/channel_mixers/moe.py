@@ -25,7 +25,7 @@ JUDGED_BY = {"top2": 2, "max": 1}  # best experts whose scores are summed to a g
 
 
 class Routing(NamedTuple):
-    """What a router decides for N tokens: chosen experts and their weights (N, k), logits and scores (N, E)."""
+    """The router's decision for N tokens: chosen experts and their weights (N, k), logits and scores (N, E)."""
 
     experts: Tensor
     weights: Tensor
@@ -35,16 +35,17 @@ class Routing(NamedTuple):
 
 @register("moe")
 class MoE(Mixer):
-    """A token's sum over its k chosen experts, and experts that all tokens share.
+    """A mixture of experts: every token is sent to k of E gated layers, and to shared ones.
 
         s = softmax(W_r x) or sigmoid(W_r x);   C = the k largest of s + b, ties to the lowest index
         y = c sum_{i in C} s_i / (sum_{j in C} s_j) E_i(x) + S(x);   E_i, S gated layers as in `glu`
 
-    (Shazeer et al. 2017, arXiv 1701.06538; Fedus et al. 2021, arXiv 2101.03961). The b, zero at first, only choose;
-    after every step b_i grows by `bias_rate` where expert i had less than the mean load and shrinks where it had more
-    (Wang et al. 2024, arXiv 2408.15664). With groups, C is taken from the `top_groups` best groups of experts, judged
-    by their two best (DeepSeek-V3, arXiv 2412.19437, section 2.1.2) or their best expert (DeepSeek-V2, arXiv
-    2405.04434, section 2.2.2). Zero experts return their input (LongCat-Flash, arXiv 2509.01322, section 2.1).
+    (Shazeer et al. 2017, arXiv 1701.06538; Fedus et al. 2021, arXiv 2101.03961). The bias b starts at zero and
+    changes only the choice. After every step b_i grows by `bias_rate` if expert i had less than the mean load, and
+    shrinks if it had more (Wang et al. 2024, arXiv 2408.15664). With groups, C is taken from the `top_groups` best
+    groups of experts, judged by their two best (DeepSeek-V3, arXiv 2412.19437, section 2.1.2) or their best expert
+    (DeepSeek-V2, arXiv 2405.04434, section 2.2.2). Zero experts return their input (LongCat-Flash,
+    arXiv 2509.01322, section 2.1).
 
     While training, `context.losses` gets `balance_loss` * E sum_i f_i p_i, f_i the share of choices and p_i the mean
     share of the score that expert i has, which is `balance_loss` when all are even (Switch's equation 4, DeepSeekMoE's
@@ -192,7 +193,7 @@ class MoE(Mixer):
 
     @without_autocast
     def route(self, tokens: Tensor) -> Routing:
-        """Which experts tokens (N, D) go to, in at least float32."""
+        """Choose the experts of tokens (N, D), in at least float32."""
         config = self.config
         logits = widely(self.router, tokens)
         scores = logits.softmax(-1) if config.router == "softmax" else logits.sigmoid()
@@ -268,7 +269,7 @@ class MoE(Mixer):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Move the bias on the choice against the load of the passes since the last step."""
+        """Move the bias of the choice against the load of the passes since the last step."""
         if self.e_score_correction_bias is not None:
             ahead = self.load * self.n_choices - self.load.sum()  # in whole numbers, so that equal means equal
             self.e_score_correction_bias -= self.config.bias_rate * ahead.sign()

@@ -1,4 +1,4 @@
-"""RWKV's channel mixing: a squared-ReLU perceptron that also sees the step before."""
+"""RWKV's channel mixing: a squared-ReLU perceptron that also reads the previous step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class RWKVChannelMixState(NamedTuple):
 
 @register("rwkv_channel_mix")
 class RWKVChannelMix(Mixer):
-    """The channel mixing of RWKV-7 (Peng et al. 2025, arXiv 2503.14456, section 4).
+    """The channel mixing of RWKV-7: a perceptron that also reads the previous step (Peng et al. 2025,
+    arXiv 2503.14456, section 4).
 
         y_t = W_value relu(W_key (x_t + x_k * (x_{t-1} - x_t)))^2
 

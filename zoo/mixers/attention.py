@@ -245,7 +245,7 @@ class Attention(AttentionWord):
 @final
 @register("mha")
 class MultiHeadAttention(Attention):
-    """Every head has keys and values of its own: G = H."""
+    """Multi-head attention: every head has its own keys and values (G = H)."""
 
     class Config(AttentionOptions):
         """See `AttentionOptions`."""
@@ -257,7 +257,7 @@ class MultiHeadAttention(Attention):
 @final
 @register("mqa")
 class MultiQueryAttention(Attention):
-    """All heads share one key and one value: G = 1."""
+    """Multi-query attention: all heads share one key and one value (G = 1)."""
 
     class Config(AttentionOptions):
         """See `AttentionOptions`."""
@@ -269,7 +269,7 @@ class MultiQueryAttention(Attention):
 @final
 @register("gqa")
 class GroupedQueryAttention(Attention):
-    """Groups of heads share keys and values."""
+    """Grouped-query attention: the heads of a group share keys and values."""
 
     class Config(AttentionOptions):
         """n_kv_heads: G, by default the divisor of n_heads nearest to n_heads / 4 (Llama 3 8B: 32 and 8)."""
@@ -286,7 +286,7 @@ class GroupedQueryAttention(Attention):
 @final
 @register("swa")
 class SlidingWindowAttention(Attention):
-    """Attention over the last `window` steps, whose state stops growing there."""
+    """Sliding-window attention: attention over the last `window` steps, with a state of that size."""
 
     class Config(AttentionOptions):
         """n_kv_heads: G, by default n_heads; window: steps seen, 64 by default (Gemma 3: 1024)."""

@@ -19,7 +19,7 @@ MIRRORED = "mirrored."  # prefix of what the mirrored copy leaves in the context
 
 @register("bidirectional")
 class Bidirectional(Mixer):
-    """y = f(x) + flip(f'(flip(x))): one copy of a causal mixer reads forward, another backward.
+    """y = f(x) + flip(f'(flip(x))): one copy of a causal mixer reads forward, a second one backward.
 
     Bidirectional recurrent networks (Schuster and Paliwal 1997); sums as in Caduceus (Schiff et al. 2024, arXiv
     2403.03234, section 3.1), `combine="concat"` as bidirectional LSTMs have it, with a projection back to D. With

@@ -30,7 +30,7 @@ class MixedCfCState(NamedTuple):
 
 @register("cfc")
 class CfC(Mixer):
-    """A liquid network whose differential equation is solved in closed form (Hasani et al. 2022, arXiv 2106.13898).
+    """CfC, a liquid network with a closed-form solution in time (Hasani et al. 2022, arXiv 2106.13898).
 
         a = backbone(x_t, h_{t-1}) ;  f, g, r, u = W a + b
         h_t = tanh(f) (1 - s) + tanh(g) s with s = sigmoid(r dt_t + u)                   (equation 4; mode "default")
@@ -38,10 +38,10 @@ class CfC(Mixer):
         h_t = A - A exp(-dt_t (|w_tau| + |f|)) f                                         (equation 2; mode "pure")
         y_t = h_t, or W_out h_t + b_out where the width differs from D
 
-    dt_t is the time since the step before, `context.timespans`, 1 by default. Parameters, their inits (Xavier-uniform
+    dt_t is the time since the previous step, `context.timespans`, 1 by default. Parameters, their inits (Xavier-uniform
     matrices, A and w_tau among them) and names are those of the authors' package ncps. With a `wiring` the cell is one
-    small CfC without backbone for every layer of neurons, its f and g connected sparsely; a layer reads the one before
-    at the same step.
+    small CfC without backbone for every layer of neurons, with sparse f and g; a layer reads the previous layer at the
+    same step.
 
     | state              | cost per token        | parallel form | cannot                                            |
     |--------------------|-----------------------|---------------|---------------------------------------------------|

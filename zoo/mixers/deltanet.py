@@ -24,20 +24,20 @@ from zoo.protocol import Context, Place, State, derive_heads, register
 
 @register("deltanet")
 class DeltaNet(DeltaMixer):
-    """The DeltaNet layer (Yang et al. 2024, arXiv 2406.06484), options as in flash-linear-attention.
+    """DeltaNet: each step overwrites the value stored under its key (Yang et al. 2024, arXiv 2406.06484).
 
         q, k, v = silu(conv(W x)) ;  q, k = q / |q|, k / |k| ;  beta = sigmoid(w_b x)
         S_t = (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T ;  o_t = S_t^T q_t / sqrt(K)
         y = W_out RMSNorm_head(o), with `gate`: W_out (RMSNorm_head(o) * silu(W_g x))
 
-    Schlag et al. 2021 (arXiv 2102.11174), with their feature map elu + 1, is `qk_activation="elu", qk_norm="sum",
-    conv_size=0`; their DPFP map is not offered.
+    Options are those of flash-linear-attention. Schlag et al. 2021 (arXiv 2102.11174), with their feature map elu + 1,
+    is `qk_activation="elu", qk_norm="sum", conv_size=0`; their DPFP map is not offered.
 
     | state                     | cost per token          | parallel form (WY)           |
     |---------------------------|-------------------------|------------------------------|
     | H K V + (W - 1) channels | 8 D^2 + 4 H K V         | chunked matmuls, O(T) in all |
 
-    Cannot forget everything at once (there is no decay), and holds at most K associations a head without interference;
+    Cannot forget everything at once (there is no decay), and stores at most K associations a head without interference;
     with beta <= 1 it cannot solve parity, with `allow_neg_eigval` it can (Grazzi et al. 2025, arXiv 2411.12537).
     """
 

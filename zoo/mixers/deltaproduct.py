@@ -25,15 +25,15 @@ from zoo.protocol import Context, Place, State, register
 
 @register("deltaproduct")
 class DeltaProduct(DeltaMixer):
-    """The (Gated) DeltaProduct layer (Siems et al. 2025, arXiv 2502.10297, section 3), N Householder steps a token.
+    """DeltaProduct: N steps of the delta rule for every token (Siems et al. 2025, arXiv 2502.10297, section 3).
 
         q, k_1..k_N, v_1..v_N = silu(conv(W x)), q and keys of length 1 ;  beta_1..beta_N = 2 sigmoid(W_b x)
         g = -exp(A_log) softplus(w_a x + dt_bias), with `forget_gate`, else 0
         S_{t,0} = exp(g_t) S_{t-1} ;  S_{t,j} = (I - beta_j k_j k_j^T) S_{t,j-1} + beta_j k_j v_j^T ;  S_t = S_{t,N}
         o_t = S_t^T q_t / sqrt(K) ;  y = W_out (RMSNorm_head(o) * silu(W_g x))
 
-    It runs as the delta rule over N T steps, which fades at a token's first step and is read at its last. Sizes and
-    inits are those of `gated_deltanet`, which is N = 1 with beta in (0, 1).
+    It is computed as the delta rule over N T steps. The memory decays at the first step of a token and is read at its
+    last step. Sizes and inits are those of `gated_deltanet`, which is N = 1 with beta in (0, 1).
 
     | state                    | cost per token                    | parallel form (WY)             |
     |--------------------------|-----------------------------------|--------------------------------|
@@ -54,7 +54,7 @@ class DeltaProduct(DeltaMixer):
             expand_v: V / K.
             conv_size: W, steps in the window of the convolution; 0 for none.
             conv_bias: on the convolution.
-            forget_gate: the memory fades; without, this is DeltaProduct and not Gated DeltaProduct.
+            forget_gate: the memory decays (Gated DeltaProduct); without it, this is DeltaProduct.
             gate: the output gate.
             allow_neg_eigval: beta in (0, 2), so that a step can reflect; else in (0, 1).
             A_init_range: the decay rates start uniform between these.

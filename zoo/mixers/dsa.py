@@ -1,4 +1,4 @@
-"""Sparse attention: latent attention to the steps that a small indexer has chosen."""
+"""Sparse attention: latent attention to the steps that a small indexer chooses."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ NORM_EPS = 1e-6  # of the LayerNorm of the indexer's keys
 
 @register("dsa")
 class SparseAttention(AttentionWord):
-    """DSA, DeepSeek Sparse Attention (DeepSeek-AI 2025, arXiv 2512.02556, section 2.1).
+    """DeepSeek Sparse Attention: `mla` to the few steps that an indexer chooses (DeepSeek-AI 2025, arXiv 2512.02556,
+    section 2.1).
 
         I_ts = sum_j w_tj relu(q_tj . k_s) / sqrt(J E)           j of J heads, each E wide
         q_j = R_t W_q,j c_q ;  k = R_t LayerNorm(W_k x) ;  w = W_w x        R_t turns the first P channels
-        C_t = the top_k steps s that t sees of largest I_ts, ties to the latest;  y = mla's, over C_t alone
+        C_t = the top_k visible steps s with the largest I_ts, ties to the latest;  y = mla's, over C_t alone
 
     While training, `context.losses` gets `indexer_loss` * mean_t KL(p_t || softmax_{s in C_t} I_ts) with p_t the mean
     of the heads' attention weights, a constant (equation 4); the indexer reads x and c_q as constants too. So this loss
-    reaches the indexer alone, and the model's loss all but the indexer. With `dense=True` attention is to all steps,
-    and the loss over all of them: what a model is warmed up with (equation 3; the paper freezes the rest meanwhile).
+    trains only the indexer, and the model's loss trains everything else. With `dense=True` attention and the loss go
+    over all steps: this is the warm-up (equation 3; in the paper all other parameters are frozen meanwhile).
     `context.metrics` gets the divergence. Padding counts in neither.
 
     The published code also turns q and k by a Hadamard matrix, which changes no product, and rounds them to 8 bits;

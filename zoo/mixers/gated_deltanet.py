@@ -1,4 +1,4 @@
-"""Gated DeltaNet: the delta rule on a memory that also fades."""
+"""Gated DeltaNet: the delta rule on a memory that also decays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from zoo.protocol import Context, Place, State, register
 
 @register("gated_deltanet")
 class GatedDeltaNet(DeltaMixer):
-    """The Gated DeltaNet layer (Yang et al. 2025, arXiv 2412.06464, equation 10 and figure 1).
+    """Gated DeltaNet: the delta rule with a decay that depends on the input (Yang et al. 2025, arXiv 2412.06464,
+    equation 10 and figure 1).
 
         q, k, v = silu(conv(W x)) ;  q, k = q / |q|, k / |k| ;  beta = sigmoid(w_b x)
         g = -exp(A_log) softplus(w_a x + dt_bias)
@@ -34,14 +35,14 @@ class GatedDeltaNet(DeltaMixer):
 
     Sizes as published: n_heads K = 0.75 D and V = 2 K, so that a layer has about 6 D^2 weights; heads of about 256
     channels. Qwen3-Next is `n_heads=16, n_v_heads=32, head_dim=128, expand_v=1.0`. Published inits: rates exp(A_log) ~
-    U(0, 16), softplus(dt_bias) log-uniform in [1e-3, 1e-1]. A narrow layer has one head, whose memory then hangs on
-    one draw: `A_init_range=[0.0, 1.0]` makes it long from the start.
+    U(0, 16), softplus(dt_bias) log-uniform in [1e-3, 1e-1]. A narrow layer has one head, so one random rate
+    decides how long it remembers: `A_init_range=[0.0, 1.0]` starts it with a long memory.
 
     | state                         | cost per token        | parallel form (WY)           |
     |-------------------------------|-----------------------|------------------------------|
     | H K V + (W - 1) channels      | 12 D^2 + 4 H K V      | chunked matmuls, O(T) in all |
 
-    Cannot hold more than K associations a head without interference; with beta <= 1 it cannot solve parity, with
+    Cannot store more than K associations a head without interference; with beta <= 1 it cannot solve parity, with
     `allow_neg_eigval` it can (Grazzi et al. 2025, arXiv 2411.12537).
     """
 

@@ -16,10 +16,10 @@ from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, rec
 
 @register("gated_short_conv")
 class GatedShortConv(Mixer):
-    """B, C, u = W_in x ;  y = W_out (C * conv(B * u)).
+    """The gated short convolution of LFM2 (Liquid AI 2025, arXiv 2511.23404): y = W_out (C * conv(B * u)).
 
-    The LIV convolution block of LFM2 (Liquid AI 2025, arXiv 2511.23404; W = 3), a short relative of H3 and
-    Hyena. Both gates are linear: no activation anywhere.
+    B, C, u = W_in x, and W = 3. The authors call it LIV convolution; it is a short relative of H3 and Hyena. Both gates
+    are linear: there is no activation.
 
     | state            | cost per token | parallel form   | cannot                                             |
     |------------------|----------------|-----------------|----------------------------------------------------|

@@ -21,7 +21,8 @@ class GRUState(NamedTuple):
 
 @register("gru")
 class GRU(TorchCell):
-    """The GRU (Cho et al. 2014, arXiv 1406.1078), its parameters those of torch.nn.GRU, under the same names.
+    """The gated recurrent unit (Cho et al. 2014, arXiv 1406.1078), with the parameters of torch.nn.GRU,
+    under the same names.
 
         r, z = sigmoid(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
         n = tanh(W_in x_t + b_in + r * (W_hn h_{t-1} + b_hn)) ;  h_t = (1 - z) * n + z * h_{t-1}

@@ -1,4 +1,4 @@
-"""Kimi Delta Attention: the delta rule on a memory each of whose channels fades at its own pace."""
+"""Kimi Delta Attention: the delta rule on a memory in which each channel has its own decay."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from zoo.protocol import Context, Place, State, register
 
 @register("kda")
 class KimiDeltaAttention(DeltaMixer):
-    """The KDA layer of Kimi Linear (Kimi Team 2025, arXiv 2510.26692, equation 1).
+    """Kimi Delta Attention: the delta rule with a decay for each channel (Kimi Team 2025, arXiv 2510.26692,
+    equation 1).
 
         q, k, v = silu(conv(W x)) ;  q, k = q / |q|, k / |k| ;  beta = sigmoid(w_b x)
         g = -exp(A_log) softplus(F_up F_down x + dt_bias)        one for each channel of each head
@@ -39,7 +40,7 @@ class KimiDeltaAttention(DeltaMixer):
     |--------------------------|------------------------------|------------------------------|
     | H K V + (W - 1) channels | 8 D^2 + 8 r D + 4 H K V      | chunked matmuls, O(T) in all |
 
-    Cannot hold more than K associations a head without interference; with beta <= 1 it cannot solve parity, with
+    Cannot store more than K associations a head without interference; with beta <= 1 it cannot solve parity, with
     `allow_neg_eigval` it can (Grazzi et al. 2025, arXiv 2411.12537).
     """
 

@@ -1,4 +1,4 @@
-"""Linear attention: a sum over the past of what a feature map makes of keys, times values."""
+"""Linear attention: the sum over the past of features of keys, times values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class LinearAttentionState(NamedTuple):
 
 @register("linear_attention")
 class LinearAttention(Mixer):
-    """Linear attention (Katharopoulos et al. 2020, arXiv 2006.16236, equations 7 and 16 to 20).
+    """Linear attention: features of keys and queries replace the softmax (Katharopoulos et al. 2020, arXiv 2006.16236,
+    equations 7 and 16 to 20).
 
         q, k, v = W x ;  S_t = S_{t-1} + phi(k_t) v_t^T ;  z_t = z_{t-1} + phi(k_t)
         y = W_out (S_t^T phi(q_t) / (z_t^T phi(q_t) + eps)), with `output_norm`: W_out RMSNorm_head(...)

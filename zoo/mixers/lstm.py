@@ -22,7 +22,7 @@ class LSTMState(NamedTuple):
 
 @register("lstm")
 class LSTM(TorchCell):
-    """The LSTM with forget gate (Gers et al. 2000), its parameters those of torch.nn.LSTM, under the same names.
+    """The LSTM with forget gate (Gers et al. 2000), with the parameters of torch.nn.LSTM, under the same names.
 
         i, f, g, o = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh
         c_t = sigmoid(f) * c_{t-1} + sigmoid(i) * tanh(g) ;  h_t = sigmoid(o) * tanh(c_t)

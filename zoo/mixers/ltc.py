@@ -33,7 +33,8 @@ class LTCState(NamedTuple):
 
 @register("ltc")
 class LTC(Mixer):
-    """Neurons with conductance-based synapses (Hasani et al. 2021, arXiv 2006.04439, equations 1 to 3).
+    """LTC, a liquid network of neurons with conductance-based synapses (Hasani et al. 2021, arXiv 2006.04439,
+    equations 1 to 3).
 
         cm dv/dt = gleak (vleak - v) + sum_p w_p sigmoid(sigma_p (u_p - mu_p)) (erev_p - v)
         u = the inputs input_w * x_t + input_b, and the neurons v ;  y_t = W_out (output_w * v_motor + output_b)
@@ -46,7 +47,7 @@ class LTC(Mixer):
     |-------|----------------------------------|---------------|------------------------------------------------------|
     | N     | N (D + unfolds N) synapses open  | none          | leave the range that erev and vleak span, skip a step |
 
-    with N = d_hidden neurons. Each synapse costs a sigmoid and 4 FLOPs of sums, which makes the cell a dear one.
+    with N = d_hidden neurons. Each synapse costs a sigmoid and 4 FLOPs of sums, so the cell is expensive.
 
     The recurrence runs in float32 at least, under autocast too: rounding feeds back at every step.
     """

@@ -1,4 +1,4 @@
-"""Mamba: a selective state space of decaying states behind every channel."""
+"""Mamba: a selective state space, with several decaying states for every channel."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class MambaState(NamedTuple):
 
 @register("mamba")
 class Mamba(Mixer):
-    """The Mamba block with its selective scan, S6 (Gu and Dao 2023, arXiv 2312.00752, sections 3.2 to 3.4).
+    """Mamba, a block with the selective scan S6 (Gu and Dao 2023, arXiv 2312.00752, sections 3.2 to 3.4).
 
         u, z = W_in x ;  u = silu(conv(u)) ;  r, B, C = W_x u ;  dt = softplus(W_dt r + b_dt)
         h_t = exp(-exp(A_log) dt_t) h_{t-1} + (dt_t u_t) B_t^T ;  o_t = h_t C_t + D * u_t

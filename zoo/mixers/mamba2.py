@@ -38,7 +38,8 @@ class Mamba2State(NamedTuple):
 
 @register("mamba2")
 class Mamba2(Mixer):
-    """The Mamba-2 block (Dao and Gu 2024, arXiv 2405.21060, sections 6 and 7.1), as in `mamba_ssm` 2.
+    """Mamba-2, a state space with one decay a head (Dao and Gu 2024, arXiv 2405.21060, sections 6 and 7.1),
+    as in `mamba_ssm` 2.
 
         z, u, B, C, dt = W_in x ;  u, B, C = silu(conv(u, B, C)) ;  dt = softplus(dt + dt_bias)
         S_t = exp(-exp(A_log) dt_t) S_{t-1} + B_t (dt_t u_t)^T ;  o_t = S_t^T C_t + D u_t

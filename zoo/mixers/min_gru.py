@@ -1,4 +1,4 @@
-"""The minimal gated recurrent unit, whose gates do not look at its state."""
+"""The minimal gated recurrent unit, whose gates do not read its state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class MinGRUState(NamedTuple):
 
 @register("min_gru")
 class MinGRU(Mixer):
-    """The minGRU (Feng et al. 2024, arXiv 2410.01201, section 3.1 and, for positive candidates, appendix B).
+    """The minimal GRU: gate and candidate depend only on the input (Feng et al. 2024, arXiv 2410.01201, section 3.1
+    and, for positive candidates, appendix B).
 
         z = sigmoid(W_z x + b_z) ;  c = g(W_h x + b_h) ;  h_t = (1 - z_t) * h_{t-1} + z_t * c_t
         y_t = h_t, or W_out h_t where d_hidden differs from D

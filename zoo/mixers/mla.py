@@ -1,4 +1,4 @@
-"""Multi-head latent attention: all heads' keys and values are unfolded from one small vector a step."""
+"""Multi-head latent attention: the keys and values of all heads are computed from one small vector a step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zoo.protocol import Context, Place, State, derive_heads, first_parameter_li
 
 
 class Projected(NamedTuple):
-    """What latent attention makes of T steps.
+    """The projections of T steps for latent attention.
 
     Attributes:
         q: (B, T, H, N + P), turned.
@@ -36,7 +36,8 @@ class Projected(NamedTuple):
 
 @register("mla")
 class MultiHeadLatentAttention(AttentionWord):
-    """MLA (DeepSeek-AI 2024, arXiv 2405.04434, section 2.1.2; arXiv 2412.19437, equations 1 to 11).
+    """Multi-head latent attention: all heads share one compressed latent (DeepSeek-AI 2024, arXiv 2405.04434,
+    section 2.1.2; arXiv 2412.19437, equations 1 to 11).
 
         c_q = RMSNorm(W_dq x) ;  q_h = [W_uq,h c_q ; R_t W_qr,h c_q]             R_t turns by the position t
         c = RMSNorm(W_dkv x) ;  k_h = [W_uk,h c ; R_t W_kr x] ;  v_h = W_uv,h c    the rotary key is the same for all h
@@ -147,7 +148,7 @@ class MultiHeadLatentAttention(AttentionWord):
         *,
         attend: Callable[[Projected, Any, Context], tuple[Tensor, State]] | None = None,
     ) -> tuple[Tensor, State]:
-        """As of every mixer; `attend`, where given, takes the place of attention to all steps, on (B, T, H, V)."""
+        """As of every mixer; `attend` replaces attention to all steps if given; it returns (B, T, H, V)."""
         context = Context() if context is None else context
         state = state or None  # `()` is the state of attention that is not causal
         given = self.project(x, None if state is None else state.length, context)
@@ -171,7 +172,7 @@ class MultiHeadLatentAttention(AttentionWord):
         )
 
     def project(self, x: Tensor, length: Tensor | None, context: Context) -> Projected:
-        """x (B, T, D) to what its steps ask for and what they leave in the state.
+        """Queries of the steps x (B, T, D), and the latents and rotary keys that the state stores of them.
 
         Args:
             length: (B,) steps of the current document before these; None for none.

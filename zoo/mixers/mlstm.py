@@ -31,7 +31,9 @@ class MLSTMMixerState(NamedTuple):
 
 @register("mlstm")
 class MLSTM(Mixer):
-    """The mLSTM layer, as in `xlstm` 2. `block="v1"` (Beck et al. 2024, arXiv 2405.04517, eq. 19 to 27, figure 11):
+    """mLSTM: an LSTM with a matrix memory and exponential gates, as in `xlstm` 2.
+
+    `block="v1"` (Beck et al. 2024, arXiv 2405.04517, eq. 19 to 27, figure 11):
 
         u, z = W_up x ;  a = silu(conv(u)) ;  q, k, v = W_q a, W_k a, W_v u ;  i, f = W_if (q, k, v)
         y = W_down ((norm(mlstm(q, k, v, i, f)) + skip * a) * silu(z))
@@ -50,9 +52,9 @@ class MLSTM(Mixer):
     | H K (V + 1) + conv       | v1: 12 D^2 + 8 D^2 / H; 7b: 8 D^2 + D^2 / H     | chunked matmuls, O(T) in all |
 
     Published inits: W_up, W_q, W_k, W_v small, W_down after Wang; W_if zero with biases 3 to 6 for f, near 0 (v1) or
-    -10 (7b) for i. The v1 block stands alone, the 7b one is followed by a feed-forward layer.
+    -10 (7b) for i. The v1 block needs no feed-forward layer; put one after the 7b block.
 
-    Cannot overwrite what it has stored under a key, nor track states such as parity: its gates do not see the state.
+    Cannot overwrite the value stored under a key, nor track states such as parity: its gates do not read the state.
     """
 
     class Config(Options):

@@ -32,15 +32,16 @@ class NeuralODEState(NamedTuple):
 
 @register("neural_ode")
 class NeuralODE(Mixer):
-    """An ODE-RNN (Rubanova et al. 2019, arXiv 1907.03907, section 3.1 and algorithm 1).
+    """ODE-RNN: a neural ODE between observations, and a GRU update at each (Rubanova et al. 2019, arXiv 1907.03907,
+    section 3.1 and algorithm 1).
 
         h'_t = h_{t-1} + int_0^{dt_t} f(h) ds,  f(h) = W_n tanh(... tanh(W_1 h + b_1)) + b_n
         r, z = sigmoid(W_ir x_t + b_ir + W_hr h'_t + b_hr), sigmoid(W_iz x_t + b_iz + W_hz h'_t + b_hz)
         n = tanh(W_in x_t + b_in + r (W_hn h'_t + b_hn)) ;  h_t = (1 - z) n + z h'_t
         y_t = h_t, or W_out h_t + b_out where d_hidden differs from D
 
-    dt_t is the time since the step before, `context.timespans`, 1 by default. Every row is integrated over its own time
-    by taking dt_t f over s in [0, 1]. The update is torch.nn.GRUCell's, with its names and init; f starts as published:
+    dt_t is the time since the previous step, `context.timespans`, 1 by default. Every row is integrated over its own
+    time, as dt_t f over s in [0, 1]. The update is torch.nn.GRUCell's, with its names and init; f starts as published:
     weights normal with std 0.1, biases zero.
 
     The fixed-step solvers take `substeps` equal steps in every interval, with the formulas of torchdiffeq, written out

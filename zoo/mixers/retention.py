@@ -1,4 +1,4 @@
-"""Retention: linear attention whose heads fade at fixed paces, over rotated queries and keys."""
+"""Retention: linear attention with a fixed decay for each head, over rotated queries and keys."""
 
 from __future__ import annotations
 
@@ -35,14 +35,16 @@ class RetentionState(NamedTuple):
 
 @register("retention")
 class Retention(Mixer):
-    """The gated multi-scale retention layer of RetNet (Sun et al. 2023, arXiv 2307.08621, equations 5, 6 and 8).
+    """RetNet's retention: linear attention with a fixed decay for each head (Sun et al. 2023, arXiv 2307.08621,
+    equations 5, 6 and 8).
 
         q, k, v, z = W x ;  q_t, k_t rotated by the angles t theta ;  gamma_h = 1 - 2^(-5 - h), h = 0 .. H - 1
         S_t = gamma_h S_{t-1} + k_t v_t^T ;  o_t = S_t^T q_t / sqrt(K)
         y = W_out (silu(z) * GroupNorm_h(o))
 
-    Rotation and decay together are the published xPos. Heads of 256 channels as published, and not fewer than four
-    while they have 16: a head remembers about 32, 64, 128 ... steps, so a single one is short-sighted.
+    Rotation and decay together are the published xPos. Heads have 256 channels, as published; a narrow layer has at
+    least four heads, as long as each has 16 channels. The heads remember about 32, 64, 128 ... steps, so one is not
+    enough.
 
     | state           | cost per token   | parallel form         | cannot                                       |
     |-----------------|------------------|-----------------------|----------------------------------------------|

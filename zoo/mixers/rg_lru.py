@@ -40,7 +40,8 @@ class RGLRUState(NamedTuple):
 
 @register("rg_lru")
 class RGLRU(Mixer):
-    """Griffin's recurrent block (De et al. 2024, arXiv 2402.19427, sections 2.3 and 2.4), as in RecurrentGemma.
+    """The recurrent block of Griffin and RecurrentGemma: a gated decay for each channel (De et al. 2024,
+    arXiv 2402.19427, sections 2.3 and 2.4).
 
         x = conv(W_x x) ;  r = sigmoid(W_r x + b_r) ;  i = sigmoid(W_i x + b_i)
         a_t = exp(-c softplus(p) r_t) ;  h_t = a_t * h_{t-1} + sqrt(1 - a_t^2) * i_t * x_t

@@ -29,7 +29,8 @@ class RWKV7State(NamedTuple):
 
 @register("rwkv7")
 class RWKV7(Mixer):
-    """The time mixing of RWKV-7 "Goose" (Peng et al. 2025, arXiv 2503.14456, section 4), as in the authors' code.
+    """The time mixing of RWKV-7 "Goose": a delta rule with decays and rates (Peng et al. 2025, arXiv 2503.14456,
+    section 4), as in the authors' code.
 
         x^i = x_t + x_i * (x_{t-1} - x_t) for i in r, w, k, v, a, g
         r, k, v = W_r x^r, W_k x^k, W_v x^v ;  gate = sigmoid(x^g g1) g2
@@ -39,9 +40,9 @@ class RWKV7(Mixer):
         S_t = diag(exp(log decay)) S_{t-1} - (rate * kappa) kappa^T S_{t-1} + k v^T ;  o = S_t^T r
         y = W_o ((GroupNorm(o) + (sum of r * k * r_k) v) * gate)
 
-    v_first are the values of the first rwkv7 layer, which leaves them in `context.shared` and mixes in none itself (the
-    model's first layer has no v0, v1 and v2); where a layer further up finds none, they are zero, and the gate scales
-    its own values. Parameters have the authors' names and shapes, axes of 1 aside.
+    v_first are the values of the first rwkv7 layer, which stores them in `context.shared` and mixes in none (the
+    model's first layer has no v0, v1 and v2). If a later layer finds no values there, it uses zeros, and the gate
+    scales its own values. Parameters have the authors' names and shapes, axes of 1 aside.
 
     Published inits: x_i, w0 and a0 depend on channel and depth, the low ranks and W_o start at zero; W_r and W_v are
     orthogonal, W_k a tenth of that. Published rules of training: only the four matrices are decayed, and w0 has twice
@@ -49,11 +50,11 @@ class RWKV7(Mixer):
 
     | state   | cost per token              | parallel form (WY)           | cannot                            |
     |---------|-----------------------------|------------------------------|-----------------------------------|
-    | D + D K | 8 D^2 + 4 D ranks + 4 D K   | chunked matmuls, O(T) in all | reflect without fading: see below |
+    | D + D K | 8 D^2 + 4 D ranks + 4 D K   | chunked matmuls, O(T) in all | reflect without decay: see below  |
 
-    A head holds up to K associations without interference. Eigenvalues of a step are real and lie between -0.46 and 1
-    (decays are above 0.54, |kappa| = 1, rates below 1): signs can flip, but fade as they do, where a delta rule with
-    negative eigenvalues keeps them (Grazzi et al. 2025, arXiv 2411.12537).
+    A head stores up to K associations without interference. Eigenvalues of a step are real and between -0.46 and 1
+    (decays are above 0.54, |kappa| = 1, rates below 1): a sign can change, but then the value shrinks. A delta rule
+    with negative eigenvalues keeps its size (Grazzi et al. 2025, arXiv 2411.12537).
     """
 
     class Config(Options):

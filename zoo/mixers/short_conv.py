@@ -1,4 +1,4 @@
-"""A short convolution as a mixer of its own."""
+"""A short convolution as a separate mixer."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class ShortConvState(NamedTuple):
 
 @register("short_conv")
 class ShortConv(Mixer):
-    """y_t = act(b + sum_w weight[:, w] * x_{t - W + 1 + w}), each channel on its own.
+    """A short causal convolution of each channel: y_t = act(b + sum_w weight[:, w] * x_{t - W + 1 + w}).
 
     As a residual step it is h + conv(norm(h)). The Canon layers of Allen-Zhu 2025 (Physics of Language Models: Part
-    4.1, arXiv 2512.17351) are another thing: u + conv(u) within a layer, on what attention or feed-forward read (A, C),
+    4.1, arXiv 2512.17351) are different: u + conv(u) within a layer, on the input of attention or feed-forward (A, C),
     on queries, keys and values (B) or on hidden features (D), with W = 4, no activation and no bias. With
     `activation="silu"` it is the short convolution inside Mamba and DeltaNet (Gu and Dao 2023, section 3.4). It puts a
     key's features beside its value, for which attention alone needs a second layer (Arora et al. 2023, Zoology, arXiv

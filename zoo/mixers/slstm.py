@@ -29,21 +29,23 @@ class SLSTMMixerState(NamedTuple):
 
 @register("slstm")
 class SLSTM(Mixer):
-    """The sLSTM layer (Beck et al. 2024, arXiv 2405.04517, eq. 8 to 18 and figure 10), as in `xlstm` 2.
+    """sLSTM: an LSTM with exponential gates that read its outputs (Beck et al. 2024, arXiv 2405.04517, eq. 8 to 18
+    and figure 10), as in `xlstm` 2.
 
         u = silu(conv(x)) ;  (i, f, z, o)_t = (W_i u, W_f u, W_z x, W_o x)_t + R h_{t-1} + b
         l_t = log sigmoid(f_t) + m_{t-1} ;  m_t = max(l_t, i_t) ;  f'_t = exp(l_t - m_t) ;  i'_t = exp(i_t - m_t)
         c_t = f'_t c_{t-1} + i'_t tanh(z_t) ;  n_t = f'_t n_{t-1} + i'_t ;  h_t = sigmoid(o_t) c_t / n_t ;  y = norm(h)
 
     All W and R are block-diagonal, one block a head; the norm is a layer norm of each head. Published inits: W small,
-    R zero, b zero but for the forget gate's, whose units spread from slow to fast, the more so the deeper the layer.
+    R zero, b zero except for the forget gate, whose units range from slow to fast, more widely in deeper layers.
 
     | state         | cost per token | parallel form                | cannot                              |
     |---------------|----------------|------------------------------|-------------------------------------|
     | 4 D + (W-1) D | 16 D^2 / H     | none: one step after another | recall more than its state can hold |
 
-    Within a head the gates see all units' past, so that it tracks states (parity, S5) that linear recurrences cannot.
-    The layer has no output projection: follow it with a feed-forward layer. The recurrence runs in float32 at least.
+    Within a head the gates read the outputs of all units, so it tracks states (parity, S5) that linear recurrences
+    cannot. The layer has no output projection: put a feed-forward layer after it. The recurrence runs in float32 at
+    least.
     """
 
     class Config(Options):

@@ -1,4 +1,4 @@
-"""A gated perceptron along time: every step sees every other through weights of their positions."""
+"""A gated perceptron along time: every step reads all steps, with weights that depend on their positions."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ LONGEST = 1024
 
 @register("token_mlp")
 class TokenMLP(Mixer):
-    """A SwiGLU over the steps of each channel, in place of attention (TRM's MLP form, arXiv 2510.04871, section 4.5).
+    """A SwiGLU over the steps of each channel, instead of attention (TRM's MLP form, arXiv 2510.04871, section 4.5).
 
         y_{:, d} = W_down (silu(W_gate x_{:, d}) * W_up x_{:, d}),   W_gate, W_up (M, N), W_down (N, M)
 
-    for sequences of at most N steps; a shorter one is as if padded with zeros. The same weights serve all D channels
+    for sequences of at most N steps; a shorter one counts as padded with zeros. All D channels share the weights
     (MLP-Mixer, Tolstikhin et al. 2021, arXiv 2105.01601). Not causal. Inits: normal, std fan_in^-0.5, W_down divided
     by sqrt(2 n_layers).
 
