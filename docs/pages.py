@@ -30,11 +30,11 @@ from zoo.models.token import ModelConfig, Recursion
 from zoo.objectives.base import objectives
 from zoo.pattern import make_word, parse, to_text
 from zoo.protocol import Mixer, Place, mixers
+from zoo.recipes import list_recipes, recipe_about
 from zoo.report.units import size
 from zoo.tasks.protocol import registry as tasks
 from zoo.training.listing import listing
 from zoo.training.options import Target, TrainConfig
-from zoo.training.recipes import list_recipes, recipe_about
 
 DOCS = Path(__file__).resolve().parent
 WIDTH = 256

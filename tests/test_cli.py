@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,11 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import zoo as installed
 from zoo import create_model, from_hf, load, to_hf
-from zoo.cli import main
+from zoo.cli import LISTS, main
 from zoo.models.token import model_config
 from zoo.objectives import create_objective
 from zoo.tasks import create_task
+from zoo.training.listing import KINDS
 
 RECIPE = """
 task: {name: mqar, vocab_size: 64, seq_len: 16, n_pairs: 2}
@@ -399,6 +402,46 @@ def test_help(zoo):
     for command in ("list", "show", "train", "eval", "generate", "compare", "report", "doctor"):
         assert command in out
         assert zoo(command, "--help")[0] == 0
+
+
+LIGHT = {
+    "help": ["--help"],
+    "version": ["--version"],
+    "help of a command": ["train", "--help"],
+    "completion": ["train", "mqar-"],
+}
+HEAVY = {"torch", "numpy", "pydantic", "yaml", "rich", "matplotlib"}
+
+
+@pytest.mark.parametrize("asked", LIGHT)
+def test_help_version_and_completion_import_nothing_heavy(asked):
+    """A fresh process, and modules are counted, not seconds."""
+    words = LIGHT[asked]
+    code = (
+        "import sys; from zoo.cli import main\ntry: main(sys.argv[1:])\nfinally: print(*sys.modules, file=sys.stderr)"
+    )
+    environment = dict(os.environ)
+    if asked == "completion":
+        typed = {
+            "COMP_WORDS": " ".join(["zoo", *words]),
+            "COMP_CWORD": str(len(words)),
+            "_ZOO_COMPLETE": "complete_bash",
+        }
+        environment, words = environment | typed, []
+        code = "import sys; sys.argv[0] = 'zoo'\n" + code
+    done = subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = {"version": f"sequence-zoo {installed.__version__}\n", "completion": "mqar-demo\nmqar-hybrid\n"}
+    assert done.stdout == expected.get(asked, done.stdout)
+    assert done.stdout
+    loaded = set(done.stderr.split())
+    assert "zoo.cli" in loaded
+    own = {"pydantic"} if words != LIGHT[asked] or "train" in words else set()  # typer's, for a command's parameters
+    assert loaded & HEAVY <= own
+
+
+def test_lists_that_are_completed_are_those_that_there_are():
+    assert LISTS == KINDS
 
 
 def test_as_a_module_outside_the_checkout(tmp_path):

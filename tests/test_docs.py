@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 import zoo
+from zoo.recipes import list_recipes
 from zoo.tasks.protocol import list_tasks
-from zoo.training.recipes import list_recipes
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 WRITTEN = sorted(page for page in DOCS.rglob("*.md"))

@@ -5,6 +5,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 # How long a CPU thread that waits for the others keeps its core busy; read when torch is first imported. By libgomp's
 # default a training step takes 25 times as long where another program keeps one of two cores, with this twice as long.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")

@@ -13,13 +13,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+import zoo
 from zoo.core.errors import UsageError, UsageWarning
-from zoo.core.imports import failed_imports
+from zoo.recipes import list_recipes
 
+# Help, the version and completion are answered without torch, numpy and pydantic: commands import what they need.
 app = typer.Typer(
     name="zoo",
-    help="Train, compare and recombine sequence models.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -37,9 +37,27 @@ WHICH = typer.Option(help="Checkpoint of a run: best (the default), last, or one
 NoAnswers = Annotated[bool, typer.Option("--no-answers", help="Do not run the models on an example.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"sequence-zoo {zoo.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def zoo_(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train, compare and recombine sequence models."""
+
+
+LISTS = ("mixers", "models", "tasks", "objectives", "recipes")
+
+
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(metavar="mixers|models|tasks|objectives|recipes")],
+    what: Annotated[str, typer.Argument(metavar="|".join(LISTS), autocompletion=lambda: list(LISTS))],
     pattern: Annotated[str, typer.Argument(help="Names to list, as a shell pattern.")] = "*",
     as_json: Json = False,
 ) -> None:
@@ -97,7 +115,9 @@ def show(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe, a YAML file, or a run folder.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe, a YAML file, or a run folder.", autocompletion=lambda: list_recipes())
+    ],
     overrides: Overrides = None,
     variant: Annotated[list[str] | None, typer.Option(help="Train only this variant. May be repeated.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Fail unless a checkpoint exists.")] = False,
@@ -347,7 +367,9 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), 1)
     else:
         # What ZOO_IMPORT named in vain was told when it failed.
-        sys.exit(status if isinstance(status, int) and status else 2 if failed_imports() else 0)
+        imports = sys.modules.get("zoo.core.imports")  # not loaded by commands that need no registry
+        failed = imports is not None and imports.failed_imports()
+        sys.exit(status if isinstance(status, int) and status else 2 if failed else 0)
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -24,7 +24,8 @@ from typing import Any
 
 from zoo.benchmarks.studies.harness import Data, Study
 from zoo.benchmarks.studies.state_tracking import RECIPES as STATE_TRACKING
-from zoo.training.recipes import list_recipes, read_recipe
+from zoo.recipes import list_recipes
+from zoo.training.recipes import read_recipe
 
 ENDED = {"target": "target reached", "finished": "all its steps", "time_budget": "stopped by the clock"}
 FOR_GPUS = ("arc-trm", "maze-30x30-trm", "sudoku-9x9-trm")

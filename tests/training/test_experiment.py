@@ -14,9 +14,9 @@ from zoo.core.needs import Need
 from zoo.core.run_files import differing
 from zoo.interop.hf import weight_maps
 from zoo.objectives.base import objectives
+from zoo.recipes import list_recipes
 from zoo.training.options import TrainConfig
 from zoo.training.recipes import (
-    list_recipes,
     override,
     parse_overrides,
     read_experiment,

@@ -12,8 +12,9 @@ from zoo.models.token import ModelConfig
 from zoo.objectives.base import objectives
 from zoo.pattern import list_mixers, parse
 from zoo.protocol import mixers
+from zoo.recipes import list_recipes, recipe_about
 from zoo.tasks.protocol import registry as tasks
-from zoo.training.recipes import list_recipes, read_recipe, recipe_about
+from zoo.training.recipes import read_recipe
 
 KINDS = ("mixers", "models", "tasks", "objectives", "recipes")
 

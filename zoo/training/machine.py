@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+import zoo
 from zoo.core.errors import UsageError
 
 PACKAGES = ("torch", "numpy", "triton", "flash-linear-attention", "mamba-ssm", "causal-conv1d", "numba")
@@ -106,8 +107,8 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python, of this package and of those that compute."""
-    found = {"python": platform.python_version()}
-    for package in ("sequence-zoo", *PACKAGES):
+    found = {"python": platform.python_version(), "sequence-zoo": zoo.__version__}
+    for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found

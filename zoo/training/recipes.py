@@ -18,7 +18,6 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from zoo.core.errors import UsageError, quoted, unknown
 from zoo.core.options import tuples
 from zoo.core.readers import check_path
 from zoo.core.run_files import CONFIG, is_run, no_run
+from zoo.recipes import list_recipes, recipe_text
 from zoo.tasks.protocol import Task, create_task
 from zoo.tasks.protocol import registry as tasks
 from zoo.training import imports
@@ -101,21 +101,6 @@ def _names_a_model(overrides: Mapping[str, Any]) -> bool:
     return isinstance(overrides.get("model"), str) or bool({"pattern", "family"} & _of_the_model(overrides))
 
 
-def list_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(f.name.removesuffix(".yaml") for f in _shipped().iterdir() if f.name.endswith(".yaml"))
-
-
-def recipe_about(name: str) -> str:
-    """The first line of a shipped recipe's opening comment."""
-    first = (_shipped() / f"{name}.yaml").read_text(encoding="utf-8").split("\n", 1)[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
-
-
-def _shipped() -> Any:
-    return resources.files("zoo.recipes")
-
-
 def read_recipe(source: str | Path) -> dict[str, Any]:
     """The mapping in a shipped recipe, a YAML file or a run folder; its name is filled in.
 
@@ -123,8 +108,7 @@ def read_recipe(source: str | Path) -> dict[str, Any]:
         UsageError: no such recipe or file, or one that is not a mapping in YAML.
     """
     if str(source) in list_recipes():
-        text = (_shipped() / f"{source}.yaml").read_text(encoding="utf-8")
-        return {"name": str(source), **yaml_text.load(text, str(source))}
+        return {"name": str(source), **yaml_text.load(recipe_text(str(source)), str(source))}
     path = check_path(source)
     if not is_run(path) and path.is_dir():
         raise UsageError(no_run(path))
@@ -262,7 +246,6 @@ def _is_recipe(source: str) -> bool:
 
 
 __all__ = [
-    "list_recipes",
     "names_folder",
     "override",
     "parse_overrides",
@@ -271,5 +254,4 @@ __all__ = [
     "read_experiments",
     "read_recipe",
     "read_task",
-    "recipe_about",
 ]
