@@ -37,17 +37,17 @@ class BABILong(Haystack):
         targets   .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  . 29     which is hallway
         ```
 
-    A fact is a person, an action and a place or a thing. People go to places, take things that nobody holds and that
-    are where they are (or anywhere, as yet), and drop them where they have gone. The facts, `min_facts` to
-    `max_facts` of them, are hidden in order where `depth` says. Questions, by bAbI's numbers:
+    A fact is a person, an action and a place or a thing. People go to places, take things that nobody carries and that
+    are at their place (or have no place yet), and drop them at the place where they are. The `min_facts` to `max_facts`
+    facts are hidden in order at the places that `depth` sets. Questions, by bAbI's numbers:
 
     - `qa1`, one supporting fact: where is a person?
     - `qa2`, two: where is a thing?
     - `qa3`, three: where was a thing before it came to the place where it is?
     - `qa7`, counting: how many things does a person carry?
-    - `qa8`, lists: which, in the order of taking? `|` ends the list, and follows `nothing` where it is empty.
+    - `qa8`, lists: which things, in the order of taking? `|` ends the list, and follows `nothing` if it is empty.
 
-    Chance is one in the number of places for `qa1` and `qa2`, one in that less one for `qa3`. Rows in different splits
+    Chance is one in `places` for `qa1` and `qa2`, and one in `places` - 1 for `qa3`. Rows in different splits
     differ in their facts, their places or the question. The score has `labels`, whether the answer names the
     targets and nothing else, in any order, the figure published as BABILong's. Slices: `depth`, the tenth of the
     filler, from 0 to 9, with the first supporting fact, and `length`.
@@ -63,11 +63,11 @@ class BABILong(Haystack):
         max_facts: PositiveInt | None = None
         """Most facts, by default BABILong's: 10, 68, 32, 52 and 50."""
         people: PositiveInt = 4
-        """People there are."""
+        """Number of people."""
         places: PositiveInt = 6
-        """Places there are."""
+        """Number of places."""
         things: PositiveInt = 3
-        """Things there are."""
+        """Number of things."""
 
     config: Config
     needle_length = 3

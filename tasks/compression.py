@@ -17,7 +17,7 @@ from zoo.tasks.protocol import Batch, Split, check_request, register
 
 @register("compression")
 class Compression(MADTask):
-    """Keep a whole row in the features of its last token, from which every token is predicted.
+    """Predict every token of a row from the features of its last token.
 
     With vocab_size=8, seq_len=10 (7 ends every row):
 
@@ -26,8 +26,8 @@ class Compression(MADTask):
         targets     3   0   6   2   2   5   1   0   4   7
         ```
 
-    The tokens before the last are drawn alike from V - 1. Under the layout `reconstruct` the target at position t is
-    the token there, and all that a model may give for it is its features at the end of the row: see `model.decoder`.
+    The tokens before the last are uniform over V - 1 tokens. Under the layout `reconstruct` the target at position t is
+    the token there, and it is predicted only from the features at the end of the row: see `model.decoder`.
     The last token is a target as well, as in the authors' code, and is the same in every row.
     """
 
@@ -35,7 +35,7 @@ class Compression(MADTask):
         """Options of `compression`."""
 
         vocab_size: Annotated[int, Field(ge=3)] = 16
-        """V, of which one ends the row."""
+        """V; one of the tokens ends the row."""
         seq_len: Annotated[int, Field(ge=2)] = 32
         """Tokens of a row, the last included."""
 

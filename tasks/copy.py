@@ -30,15 +30,16 @@ class Copy(Task):
         targets   .  .  .  .  5  2  5  3
         ```
 
-    A row is L / 2 symbols, `=` and all but the last of them again. Chance is one in `symbols`. Rows in different splits
-    differ in the string. The score has `reach`, the number of symbols before the first wrong one. Slices: `length`.
+    A row is L / 2 symbols, `=`, and the same symbols again except the last. Chance is one in `symbols`. Rows in
+    different splits differ in the string. The score has `reach`, the number of symbols before the first wrong one.
+    Slices: `length`.
     """
 
     class Config(LongOptions):
         """Options of `copy`. Strings are half as long as rows."""
 
         symbols: Annotated[int, Field(ge=2)] = 26
-        """Symbols that strings are made of."""
+        """Number of different symbols."""
 
     layout = "next_token"
     continues = True

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @register("event_xor")
 class EventXOR(Task):
-    """Decide whether the number of ones is odd, where bits are given only when they change.
+    """Decide whether the number of ones is odd, in a sequence of bits that is given only at its changes.
 
     The bits 1 1 0 1 1 1, with max_length=8 (`.` is `IGNORE`):
 
@@ -30,8 +30,8 @@ class EventXOR(Task):
         targets     .  .  2  .  .  .  .  .        five ones: odd
         ```
 
-    An event stands at the end of a run of equal bits: its token is the bit (1 for 0, 2 for 1), its timespan the time
-    since the event before, so that what counts is in the timespans alone. The target is 1 for even, 2 for odd. 0 is
+    An event is at the end of a run of equal bits. Its token is the bit (1 for 0, 2 for 1), and its timespan is the time
+    since the previous event, so only the timespans determine the answer. The target is 1 for even, 2 for odd. 0 is
     padding, with timespan 1. Lengths are uniform. A string of bits belongs to one split. The score has `scaled`,
     2 accuracy - 1: 0 for guessing. Slices: `length`, bits rounded up to the next of 2, 3, 4, 6, 8, 12, 16, ...
     """
@@ -46,7 +46,7 @@ class EventXOR(Task):
         answers: strings.Answers = "last"
         """Targets at the end only, or after every event too."""
         time_unit: Annotated[float, Field(gt=0, le=1e30)] = 1.0
-        """Time that one bit takes."""
+        """Duration of one bit."""
 
     layout = "next_token"
     irregular_times = True

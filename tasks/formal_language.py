@@ -23,7 +23,7 @@ _OF_LANGUAGE = {"max_step": "cycle_nav", "cycle_size": "cycle_nav", "modulus": "
 
 @register("formal_language")
 class FormalLanguage(Task):
-    """Read a string and answer one question about it that takes memory of all of it.
+    """Read a string of a formal language, then answer one question about the whole string.
 
     language="modular_arithmetic", seq_len=10, as a person sees it and as tokens (`.` is `IGNORE`):
 
@@ -33,15 +33,15 @@ class FormalLanguage(Task):
         targets   .  .  .  .  .  5  .  .  .  .      2 * 3 + 4 = 0 modulo 5, and 5 is the token of 0
         ```
 
-    `parity`: whether the number of ones is odd. `even_pairs`: whether the pairs ab and ba are even in number, which
-    they are where the last symbol is the first. `cycle_nav`: the place on a cycle after random steps of up to
-    `max_step` either way. `modular_arithmetic`: the value of an expression, products first; with `brackets`, of
-    `(left op right)` nested at random (Deletang et al.), which is no regular language: it takes a stack.
+    `parity`: whether the number of ones is odd. `even_pairs`: whether the number of pairs ab and ba is even, which is
+    true if the last symbol equals the first. `cycle_nav`: the place on a cycle after random steps of up to `max_step`
+    in either direction. `modular_arithmetic`: the value of an expression, products first; with `brackets`, of `(left op
+    right)` nested at random (Deletang et al.), which is not a regular language: it needs a stack.
 
-    Lengths count the tokens read, `=` included and the answer not, and are uniform over those that the language has
-    (without brackets, expressions have even lengths). A string belongs to one split for good, whatever the lengths of
-    the splits. 0 is padding. The score has `scaled`, (accuracy - chance) / (1 - chance) with chance one over the number
-    of answers. Slices: `length`, rounded up to the next of 4, 6, 8, 12, 16, 24, ...
+    Lengths count the tokens that are read, with `=` and without the answer. They are uniform over the lengths that the
+    language has (without brackets, expressions have even lengths). A string is always in the same split, at any lengths
+    of the splits. 0 is padding. The score has `scaled`, (accuracy - chance) / (1 - chance) with chance one over the
+    number of answers. Slices: `length`, rounded up to the next of 4, 6, 8, 12, 16, 24, ...
     """
 
     class Config(Options):

@@ -23,7 +23,7 @@ MotifSize = Annotated[int, Field(ge=1, le=6)]
 
 @register("fuzzy_recall")
 class FuzzyRecall(MADTask):
-    """Recall the value of a key that is several tokens, and so is the value.
+    """Recall the value of a key, where keys and values have several tokens.
 
     With vocab_size=12, k_motif_size=2, v_motif_size=2, seq_len=16 (keys of tokens 0 to 4, values of tokens 5 to 10,
     padding 11, `.` is `IGNORE`), a held-out row:
@@ -34,12 +34,12 @@ class FuzzyRecall(MADTask):
         targets      .   .   .   .   .   .   .   .   .   .   .   .   .   .   8  10
         ```
 
-    A key is up to `k_motif_size` different tokens, of a number and in an order drawn at random, and of just that number
-    in held-out rows; each row draws for each key a value of up to `v_motif_size`. The last key stands at a random place
-    before. The kind of the next token shows where a key ends. In training rows every next token is a target (padding
-    too), in held-out rows the values of keys seen before. The last token is not read.
+    A key is up to `k_motif_size` different tokens, in random number and order; in held-out rows it has exactly this
+    number. Each row draws for each key a value of up to `v_motif_size` tokens. The last key also appears earlier, at a
+    random place. The kind of the next token shows where a key ends. In training rows every next token is a target
+    (padding too), in held-out rows the values of keys that appeared before. The last token is not read.
 
-    The authors' code can leave the last key out of the rest of a row; here it always stands there.
+    In the authors' code the last key may be missing in the rest of a row; here it is always there.
     Slices: `value_size`, tokens of the last value.
     """
 
@@ -55,7 +55,7 @@ class FuzzyRecall(MADTask):
         v_motif_size: MotifSize = 3
         """Most tokens of a value."""
         teach: Teach = "all"
-        """What training rows ask for: every next token, or only `values` of keys seen before."""
+        """Targets of training rows: every next token, or only `values` of keys that appeared before."""
 
     mad_variations = {  # noqa: RUF012 - never written to
         "vocab_size": (32, 64, 128),

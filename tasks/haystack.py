@@ -42,11 +42,11 @@ class QuestionOptions(LongOptions):
     path: str | None = None
     """A file of questions to use instead of the generator, each a row of text."""
     test_path: str | None = None
-    """A file whose questions are the test split, all of them; with `path`, whose same questions are in no split."""
+    """A file whose questions are all the test split. The same questions of `path` are in no split."""
     tokenizer: str | None = None
     """A tokenizer's JSON file (of the library `tokenizers`) for files of text; by default bytes."""
     end_token: str | None = None
-    """The tokenizer's token behind an answer; by default one more than it has."""
+    """The token after an answer; by default one beyond those of the tokenizer."""
 
 
 _OF_FILES = ("seq_len", "path", "test_path", "tokenizer", "end_token")
@@ -259,11 +259,11 @@ class HaystackOptions(QuestionOptions):
     """Options of a task with needles in a haystack."""
 
     depth: Depth = None
-    """Where the needles that count lie, from 0 (at the start) to 1 (at the question): a place, a range, or anywhere."""
+    """Place of the needles with the answer, from 0 (the start) to 1 (the question): a number, a range, or anywhere."""
     haystack: Literal["random", "repeated"] = "random"
-    """What lies between the needles: random filler tokens, or all filler tokens in a cycle."""
+    """The tokens between the needles: random filler tokens, or all filler tokens in a cycle."""
     filler_vocab: PositiveInt = 16
-    """Filler tokens."""
+    """Number of filler tokens."""
 
     @field_validator("depth", mode="before")
     @classmethod

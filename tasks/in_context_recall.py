@@ -11,7 +11,7 @@ from zoo.tasks.recall import PairRecall, Teach
 
 @register("in_context_recall")
 class InContextRecall(PairRecall):
-    """Recall the value of each key when the key comes again.
+    """Recall the value of each key when the key appears again.
 
     With vocab_size=8, seq_len=12 (keys 0 to 3, values 4 to 7, `.` is `IGNORE`), a held-out row:
 
@@ -21,10 +21,10 @@ class InContextRecall(PairRecall):
         targets     .   .   .   .   7   .   .   .   4   .   7
         ```
 
-    A row is seq_len / 2 pairs, and its last value is not read. Each key is drawn from V / 2, and each row draws a value
-    for each key, so that keys may share one. The last key is one of the different keys before it. Training rows ask for
-    every next token, held-out rows for the values of keys seen before. Slices: `n_keys`, different keys in the row,
-    rounded up to the next of 1, 2, 3, 4, 6, 8, 12, ...
+    A row is seq_len / 2 pairs, and its last value is not read. Each key is drawn from V / 2 keys, and each row draws a
+    value for each key, so two keys may have the same value. The last key is one of the different keys before it. In
+    training rows every next token is a target, in held-out rows the values of keys that appeared before. Slices:
+    `n_keys`, different keys in the row, rounded up to the next of 1, 2, 3, 4, 6, 8, 12, ...
     """
 
     class Config(Options):
@@ -35,7 +35,7 @@ class InContextRecall(PairRecall):
         seq_len: PositiveInt = 128
         """Tokens of the pairs, even; a row reads one less."""
         teach: Teach = "all"
-        """What training rows ask for: every next token, or only `values` of keys seen before."""
+        """Targets of training rows: every next token, or only `values` of keys that appeared before."""
 
     mad_variations = {  # noqa: RUF012 - never written to
         "vocab_size": (32, 64, 128),

@@ -18,7 +18,7 @@ Length = Annotated[int, Field(ge=3)]
 
 @register("induction")
 class Induction(Task):
-    """Say what followed a special token the first time when it comes again.
+    """Predict the token that followed a special token, when the special token appears again.
 
     With vocab_size=8, length=12 (7 is the special token, `.` is `IGNORE`):
 
@@ -27,9 +27,9 @@ class Induction(Task):
         targets     .   .   .   .   .   .   .   .   .   .   .   5
         ```
 
-    The special token stands at the end of the row and at a random place before; all others are drawn alike from V - 1.
-    Mamba's paper teaches rows of 256 and asks rows of 64 to 2**20. Slices: `gap`, tokens from the answer to the
-    question, rounded up to the next of 1, 2, 3, 4, 6, 8, 12, ...
+    The special token is at the end of the row and at a random place before. All other tokens are uniform over V - 1.
+    Mamba's paper trains on rows of 256 tokens and tests on rows of 64 to 2**20. Slices: `gap`, tokens from the answer
+    to the question, rounded up to the next of 1, 2, 3, 4, 6, 8, 12, ...
     """
 
     class Config(Options):

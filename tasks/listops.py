@@ -20,7 +20,7 @@ _DIGIT = 6
 
 @register("listops")
 class ListOps(Task):
-    """Work out nested operations on lists of digits.
+    """Evaluate nested operations on lists of digits.
 
     With seq_len=12, as a person sees it and as tokens (1 to 4 are the operators, 5 is `]`, digits are 6 to 15, `.` is
     `IGNORE`):
@@ -31,10 +31,10 @@ class ListOps(Task):
         targets     .  .  .  7  .  .  .  .  .  .  .  .
         ```
 
-    `[MIN`, `[MAX`, `[MED` (the median, rounded down) and `[SM` (the sum modulo 10) have 2 to `max_args` arguments, each
-    of which is an operation with probability `operators`, and else a digit; operations are at most `max_depth` - 1
-    deep. Trees are drawn until one has from `min_length` to `seq_len` tokens, brackets included; behind it is padding.
-    Long Range Arena has seq_len=1999, min_length=501 and the other options as here.
+    `[MIN`, `[MAX`, `[MED` (the median, rounded down) and `[SM` (the sum modulo 10) have 2 to `max_args` arguments. An
+    argument is an operation with probability `operators`, otherwise a digit; operations are at most `max_depth` - 1
+    deep. Trees are drawn until one has between `min_length` and `seq_len` tokens, with brackets; padding follows it.
+    Long Range Arena has seq_len=1999, min_length=501 and the defaults of the other options.
 
     Chance is one in 10 for uniform guesses. No tree is in two splits. Slices: `length`, rounded up to the next of 4, 6,
     8, 12, 16, 24, ..., and `nesting`, the greatest number of operations within one another.

@@ -18,9 +18,9 @@ from zoo.tasks.protocol import IGNORE, Batch, Split, check_request, register
 
 @register("memorization")
 class Memorization(MADTask):
-    """Know the value of each key by heart: no row tells it.
+    """Memorise the value of each key, which no row contains.
 
-    With vocab_size=8, seq_len=10 (keys 0 to 2, values 3 to 6, 7 asks, `.` is `IGNORE`):
+    With vocab_size=8, seq_len=10 (keys 0 to 2, values 3 to 6, `?` is 7, `.` is `IGNORE`):
 
         ```
                    key  ?  key  ?  key  ?  key  ?  key  ?
@@ -28,16 +28,16 @@ class Memorization(MADTask):
         targets     .   6   .   4   .   4   .   5   .   4
         ```
 
-    One map for all rows of all splits, made from `map_seed`, gives each key a value of its own; keys are drawn alike.
-    Rows of the splits differ, and all ask for the same map, which is what is to be memorized. The 256 rows that MAD
-    trains on name 4096 keys, so that of the 4095 keys at vocab_size=8192 they tell some 63 %.
+    One map for all rows of all splits, made from `map_seed`, gives each key a different value. Keys are uniform. The
+    splits have different rows but the same map, which the model memorises. MAD trains on 256 rows with 4096 keys; at
+    vocab_size=8192 these are about 63 % of the 4095 different keys.
     """
 
     class Config(Options):
         """Options of `memorization`."""
 
         vocab_size: Annotated[int, Field(ge=4)] = 256
-        """V: one that asks, and of the rest one half keys and one half values."""
+        """V: the token `?`, and of the rest one half keys and one half values."""
         seq_len: Annotated[int, Field(ge=2)] = 32
         """Tokens of a row, even."""
         map_seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] = 12345
@@ -75,7 +75,7 @@ class Memorization(MADTask):
         return inputs
 
     def render(self, batch: Batch, row: int = 0, predictions: Tensor | None = None) -> str:
-        return strings.picture(*strings.named(batch, row, predictions, self.spell), titles=("keys", "known by heart"))
+        return strings.picture(*strings.named(batch, row, predictions, self.spell), titles=("keys", "values"))
 
     def spell(self, token: int) -> str:
         if token == self.ask:

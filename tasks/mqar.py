@@ -26,7 +26,7 @@ _UPDATES = 2**32  # the purpose of random numbers, apart from those of the redra
 
 @register("mqar")
 class MQAR(Task):
-    """Recall the value of each key when the key comes again.
+    """Recall the value of each key when the key appears again.
 
     With vocab_size=16, seq_len=14, n_pairs=2, random_non_queries=False (`.` is `IGNORE`):
 
@@ -39,11 +39,11 @@ class MQAR(Task):
     Keys are different tokens of [1, V/2), values different tokens of [V/2, V). The block of pairs, written `n_passes`
     times, opens the row. The rest is slots of two tokens; each key is put at the first token of a slot i = 1, 2, ...,
     drawn without replacement with probability proportional to i ** (power_a - 1): small `power_a` favours short gaps,
-    1 is uniform. The target there is the key's value. Other positions hold uniform tokens of [0, V), or 0.
+    1 is uniform. The target there is the key's value. Other positions are uniform tokens of [0, V), or 0.
 
-    With `n_updates` as many of the keys are written again behind the block, in random order, each with a value that is
-    not its old one; the last value is the target. The score adds `updated`, the accuracy on those keys, and `stale`,
-    the share of them that are given their old value. With n_updates=1:
+    With `n_updates`, this number of keys are written again after the block, in random order, each with another value;
+    the last value is the target. The score adds `updated`, the accuracy on these keys, and `stale`, the share of them
+    that are answered with their old value. With n_updates=1:
 
         ```
                  key val key val key val query                   query
@@ -51,9 +51,9 @@ class MQAR(Task):
         targets   .   .   .   .   .   .  13   .   .   .  10   .   .   .
         ```
 
-    With `compositional` a key is two tokens, of [1, V/3) and [V/3, 2V/3), and values are of [2V/3, V). The keys are all
-    pairs of as many first as second tokens, so that neither alone tells the value. Slots are three tokens then, and the
-    target stands at the second of the key. With vocab_size=32, seq_len=26, n_pairs=4:
+    With `compositional` a key is two tokens, from [1, V/3) and [V/3, 2V/3), and values are from [2V/3, V). The keys are
+    all pairs of first and second tokens, of equal number, so neither token alone determines the value. Slots are then
+    three tokens, and the target is at the second token of the key. With vocab_size=32, seq_len=26, n_pairs=4:
 
         ```
                  -key- val -key- val -key- val -key- val -key-    -key-    -key-    -key-
@@ -78,11 +78,11 @@ class MQAR(Task):
         random_non_queries: bool = True
         """Fill the other positions with random tokens rather than 0."""
         n_passes: PositiveInt = 1
-        """How often the block of pairs is written."""
+        """Number of times that the block of pairs is written."""
         n_updates: NonNegativeInt = 0
-        """Keys of a row that get another value behind the block, at most n_pairs."""
+        """Number of keys that get another value after the block, at most n_pairs."""
         compositional: bool = False
-        """Keys of two tokens, n_pairs a square."""
+        """Keys of two tokens; n_pairs must be a square."""
 
         @field_validator("n_pairs", mode="before")
         @classmethod
@@ -310,4 +310,4 @@ class MQAR(Task):
         width = max(map(len, cells)) + 1
         columns = max(1, 100 // width)
         lines = ["".join(c.rjust(width) for c in cells[i : i + columns]) for i in range(0, len(cells), columns)]
-        return "\n".join([*above, "row ([key>value] where the value is asked for):", *lines])
+        return "\n".join([*above, "row ([key>value] where the value is a target):", *lines])

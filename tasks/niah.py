@@ -18,7 +18,7 @@ _MOST_KEYS = 2**31 - 1
 
 @register("niah")
 class NeedleInAHaystack(Haystack):
-    """Find keys in a long haystack and give their values.
+    """Find keys in a long context and answer with their values.
 
     With seq_len=14, n_keys=2, filler_vocab=4, key_vocab=4, value_vocab=4, as a person sees it and as tokens (1 is `?`,
     fillers are 2 to 5, keys 6 to 9, values 10 to 13, `.` is `IGNORE`):
@@ -30,11 +30,10 @@ class NeedleInAHaystack(Haystack):
         ```
 
     A needle is a key and its value, each of one token or several (`key_length`, `value_length`). A row hides `n_keys`
-    keys with `n_values` values each, every value in a needle of its own, and asks for `n_queries` of the keys: the
-    answer is the values of the first of them in the order in which they come, then those of the second, ..., behind all
-    of the keys or each behind its own. The needles
-    of these keys lie where `depth` says, the others anywhere. The haystack is of random filler tokens, of filler
-    tokens in a cycle, or of needles with other keys.
+    keys with `n_values` values each, every value in a separate needle. The question has `n_queries` of the keys. The
+    answer is the values of its first key, in their order in the row, then those of its second key, and so on, after all
+    keys or each after its key. The needles of these keys are at the places that `depth` sets, the others anywhere. The
+    haystack consists of random filler tokens, of filler tokens in a cycle, or of needles with other keys.
 
     Chance is one in `value_vocab` for each token. Rows in different splits differ in their needles, their places or
     the question. The score has `contained`, the share of values that are somewhere in the answer, the figure published
@@ -45,7 +44,7 @@ class NeedleInAHaystack(Haystack):
         """Options of `niah`."""
 
         haystack: Literal["random", "repeated", "needles"] = "random"  # type: ignore[assignment]
-        """What lies between the needles: random filler, all filler tokens in a cycle, or needles with other keys."""
+        """The tokens between the needles: random filler, all filler tokens in a cycle, or needles with other keys."""
         n_keys: PositiveInt | None = None
         """Keys in the haystack; by default `n_queries`."""
         n_values: PositiveInt = 1
@@ -55,11 +54,11 @@ class NeedleInAHaystack(Haystack):
         asked: Literal["together", "in_turn"] = "together"
         """All keys, then all values; or each key followed by its values, from which models learn faster."""
         key_vocab: PositiveInt = 32
-        """Tokens that keys are made of."""
+        """Number of different tokens in keys."""
         key_length: PositiveInt = 1
         """Tokens of a key."""
         value_vocab: PositiveInt = 32
-        """Tokens that values are made of."""
+        """Number of different tokens in values."""
         value_length: PositiveInt = 1
         """Tokens of a value."""
 

@@ -13,7 +13,7 @@ from zoo.tasks.recall import PairRecall, Teach
 
 @register("noisy_recall")
 class NoisyRecall(PairRecall):
-    """Recall the value of each key when the key comes again, among tokens that mean nothing.
+    """Recall the value of each key when the key appears again, among tokens of noise.
 
     With vocab_size=12, noise_vocab_size=4, seq_len=14 (keys 0 to 3, values 4 to 7, noise 8 to 11, `.` is `IGNORE`), a
     held-out row:
@@ -24,8 +24,8 @@ class NoisyRecall(PairRecall):
         targets     .   .   .   .   .   .   7   .   .   .   .   .   4
         ```
 
-    As `in_context_recall`, but each pair save the last is two tokens of noise with the probability `frac_noise`; one
-    that is drawn first never is.
+    As `in_context_recall`, but with the probability `frac_noise` a pair is replaced by two tokens of noise. The last
+    pair and the pair that is drawn first are never replaced.
     """
 
     class Config(Options):
@@ -36,11 +36,11 @@ class NoisyRecall(PairRecall):
         seq_len: PositiveInt = 128
         """Tokens of the pairs, even; a row reads one less."""
         noise_vocab_size: PositiveInt = 16
-        """Tokens of noise."""
+        """Number of noise tokens."""
         frac_noise: Annotated[float, Field(ge=0, lt=1)] = 0.2
         """Share of the pairs that are noise."""
         teach: Teach = "all"
-        """What training rows ask for: every next token, or only `values` of keys seen before."""
+        """Targets of training rows: every next token, or only `values` of keys that appeared before."""
 
     mad_variations = {  # noqa: RUF012 - never written to
         "vocab_size": (48, 80, 144),

@@ -19,29 +19,29 @@ from zoo.tasks.protocol import IGNORE, Batch, Split, check_request, register
 
 @register("selective_copy")
 class SelectiveCopy(MADTask):
-    """Write the words that are scattered among blanks, in order.
+    """Copy the tokens that are scattered among blanks, in order.
 
-    With vocab_size=8, seq_len=16, n_copy=3 (words 0 to 5, the blank 6, the command to copy 7, `.` is `IGNORE`):
+    With vocab_size=8, seq_len=16, n_copy=3 (data tokens 0 to 5, the blank 6, the command to copy 7, `.` is `IGNORE`):
 
         ```
         inputs      6   6   4   6   6   6   0   6   6   6   6   4   7   6   6   6
         targets     .   .   .   .   .   .   .   .   .   .   .   .   .   4   0   4
         ```
 
-    Each blank falls before one of the words, whichever as likely, so that the last word stands right before the
-    command. Words are drawn from V - 2. With vocab_size=18, seq_len=4129 the 16 words are within 4096 tokens as in
-    Mamba's paper.
+    Each blank is placed before one of the data tokens, each with the same probability, so the last data token is
+    directly before the command. Data tokens are drawn from V - 2. With vocab_size=18, seq_len=4129 the 16 data tokens
+    are within 4096 tokens as in Mamba's paper.
     """
 
     class Config(Options):
         """Options of `selective_copy`."""
 
         vocab_size: Annotated[int, Field(ge=3)] = 16
-        """V, of which two are the blank and the command."""
+        """V, with the blank and the command."""
         seq_len: PositiveInt = 256
         """Tokens of a row, more than 2 n_copy + 1."""
         n_copy: PositiveInt = 16
-        """Words to copy."""
+        """Number of tokens to copy."""
 
     mad_variations = {  # noqa: RUF012 - never written to
         "vocab_size": (32, 64, 128),

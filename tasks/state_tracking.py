@@ -30,7 +30,7 @@ _FIRST_STRETCH = 8
 
 @register("state_tracking")
 class StateTracking(Task):
-    """Multiply the elements of a group one by one and give the product so far at every position.
+    """Multiply elements of a group one by one, and answer with the product at every position.
 
     group="S3" (elements e, (23), (12), (123), (132), (13) are 0 to 5), length=6:
 
@@ -43,8 +43,8 @@ class StateTracking(Task):
 
     Groups: `S`n (all orders of n things), `A`n (the even ones), `Z`n (sums modulo n; Z2 is parity), and products such
     as `A4xZ5`. In g_1 g_2 ... g_t the permutation g_1 acts first; permutations are numbered in lexicographic order and
-    0 is the identity. S5 and A5 are not solvable: what reads them in one parallel pass of fixed depth has to be able to
-    do all of NC1; S3 wants products of reflections, Z2 one.
+    0 is the identity. S5 and A5 are not solvable: a model that reads them in one parallel pass of fixed depth must be
+    able to compute all of NC1. S3 needs products of reflections, Z2 one reflection.
 
     The score adds `scaled`, (accuracy - chance) / (1 - chance) with a chance of one over the number of elements,
     `reach`, the number of products that are right before the first wrong one, and `accuracy_8`, `accuracy_16`,

@@ -40,7 +40,7 @@ class Text(Task):
 
     Rows are windows at random places of the text. The text is cut into blocks, each of which belongs to one split, and
     a window stays within its block. By default the text is the English that ships within Python's own documentation
-    (`pydoc_data.topics`); `path` names a file, or a folder of which every file is read, in order of name.
+    (`pydoc_data.topics`); `path` names a file, or a folder whose files are all read, in order of name.
     """
 
     class Config(Options):

@@ -15,7 +15,7 @@ from zoo.tasks.protocol import register
 
 @register("variable_tracking")
 class VariableTracking(Haystack):
-    """Name every variable that has a value, directly or by way of others.
+    """Name every variable that has a given value, directly or through other variables.
 
     With seq_len=18, n_chains=2, n_hops=1, filler_vocab=4, name_vocab=6, value_vocab=4, as a person sees it and as
     tokens (1 is `?`, 2 is `=`, fillers are 3 to 6, names 7 to 12, values 13 to 16, `.` is `IGNORE`):
@@ -27,9 +27,9 @@ class VariableTracking(Haystack):
         ```
 
     A chain is `n_hops` + 1 statements: a variable gets a value, a second one gets the first, a third the second, ...
-    They are hidden in this order, `n_chains` of them mixed at random, with different variables and values. The question
-    is the value of one chain, which lies where `depth` says (the others lie anywhere); the answer is its variables, in
-    order.
+    The statements of a chain are hidden in this order; `n_chains` chains, with different variables and values, are
+    mixed at random. The question is the value of one chain, which is at the places that `depth` sets (the others are
+    anywhere); the answer is its variables, in order.
 
     Chance is one in `name_vocab` for each token. Rows in different splits differ in their statements, their places or
     the question. The score has `contained`, the share of variables that are somewhere in the answer, the figure
@@ -41,13 +41,13 @@ class VariableTracking(Haystack):
         """Options of `variable_tracking`."""
 
         n_chains: PositiveInt = 1
-        """Chains in the haystack."""
+        """Number of chains in the haystack."""
         n_hops: NonNegativeInt = 4
         """Statements of a chain after the first."""
         name_vocab: PositiveInt = 32
-        """Names of variables, at least n_chains * (n_hops + 1)."""
+        """Number of names of variables, at least n_chains * (n_hops + 1)."""
         value_vocab: PositiveInt = 32
-        """Values, at least n_chains."""
+        """Number of values, at least n_chains."""
 
     config: Config
     needle_length = 3

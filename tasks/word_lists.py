@@ -17,7 +17,7 @@ from zoo.tasks.protocol import register
 
 @register("cwe")
 class CommonWords(LongContext):
-    """Find the words that come more often than the others.
+    """Find the words that appear more often than the others.
 
     With seq_len=16, n_common=2, n_words=4, ratio=3, words=8, as a person sees it and as tokens (1 is `?`, words are 2
     to 9, `.` is `IGNORE`):
@@ -28,27 +28,27 @@ class CommonWords(LongContext):
         targets   .  .  .  .  .  .  .  .  .  .  .  .  .  .  2  3
         ```
 
-    A row has `n_words` different words of a vocabulary of `words`: `n_common` come equally often, the others equally
-    often (to within one, where the length asks for it) and `ratio` times less. The answer is the common words, in order
-    of their numbers.
+    A row has `n_words` different words of a vocabulary of `words`: `n_common` words appear equally often, and the
+    others equally often (to within one, if the length needs this) and `ratio` times less. The answer is the common
+    words, in order of their numbers.
 
     Chance is one in `words` for each token. Rows in different splits differ in their sets of words. The score has
-    `contained`, the share of common words that are somewhere in the answer, the figure published as RULER's, where
-    words come 30 and 3 times (6 and 1 below 4096 tokens), 10 of them common, and lists grow by new words. Slices:
-    `length`.
+    `contained`, the share of common words that are somewhere in the answer, the figure published as RULER's. In
+    RULER words appear 30 and 3 times (6 and 1 below 4096 tokens), 10 of them are common, and longer lists have more
+    different words. Slices: `length`.
     """
 
     class Config(QuestionOptions):
         """Options of `cwe`."""
 
         n_common: PositiveInt = 4
-        """Words that are common."""
+        """Number of common words."""
         n_words: PositiveInt = 20
-        """Different words of a row."""
+        """Number of different words in a row."""
         ratio: Annotated[int, Field(ge=3)] = 10
-        """How many times more often common words come."""
+        """A common word appears this number of times as often as another word."""
         words: PositiveInt = 32
-        """Words of the vocabulary."""
+        """Number of words in the vocabulary."""
 
     config: Config
 
@@ -91,7 +91,7 @@ class CommonWords(LongContext):
 
 @register("fwe")
 class FrequentWords(LongContext):
-    """Find the words that come most often in a list in which frequencies fall as a power of the rank.
+    """Find the most frequent words of a list in which frequencies fall as a power of the rank.
 
     With seq_len=16, n_asked=1, words=200, as a person sees it and as tokens (1 is `?`, 2 the noise, words are 3 to 202,
     `.` is `IGNORE`):
@@ -102,9 +102,9 @@ class FrequentWords(LongContext):
         targets    .   .   .   .   .   .   .   .   .   .   .   .   .    .   . 50
         ```
 
-    The word of rank k = 1, 2, ... comes H k^-alpha / zeta(alpha) times in a list of H, rounded down; the first is the
-    noise, which also takes the places that rounding leaves. The answer is the `n_asked` words of the next ranks, most
-    frequent first.
+    The word of rank k = 1, 2, ... appears H k^-alpha / zeta(alpha) times in a list of H words, rounded down. The first
+    is the noise, which also fills the places that rounding leaves. The answer is the `n_asked` words of the next ranks,
+    most frequent first.
 
     Chance is one in `words` for each token. Rows in different splits differ in the answer. The score has `contained`,
     the share of right words that are somewhere in the answer, the figure published as RULER's (alpha 2.0, 3 words).
@@ -115,11 +115,11 @@ class FrequentWords(LongContext):
         """Options of `fwe`."""
 
         alpha: Annotated[float, Field(gt=1, le=10)] = 2.0
-        """Exponent by which frequencies fall."""
+        """Exponent of the power law of frequencies."""
         n_asked: PositiveInt = 3
-        """Words asked for."""
+        """Number of words in the answer."""
         words: PositiveInt = 64
-        """Words besides the noise."""
+        """Number of words, without the noise."""
 
     config: Config
 

@@ -46,9 +46,9 @@ class _Rows(NamedTuple):
 class Arc(Task):
     """Find the rule in a puzzle's demonstrations, and answer its test (ARC, Chollet 2019, arXiv 1911.01547).
 
-    A row is one pair of grids of one puzzle. All that the model receives about the rule is the puzzle's number
-    (`Batch.puzzles`): it is trained on all pairs that demonstrate the rule, as HRM and TRM are. A 2x3 grid turned
-    upside down, size=6, as a person sees it, and as tokens (0 padding, 1 the line behind the grid's last row and
+    A row is one pair of grids of one puzzle. About the rule, the row has only the number of the puzzle
+    (`Batch.puzzles`): the model is trained on all pairs that demonstrate the rule, as HRM and TRM are. A 2x3 grid
+    turned upside down, size=6, as a person sees it, and as tokens (0 padding, 1 the line after the grid's last row and
     column, colour c as c + 2; `.` is not scored):
 
         ```
@@ -56,37 +56,37 @@ class Arc(Task):
         🟥🟦⬛   ->   ⬛🟦🟦        targets  4 3 2 1 . .  2 3 3 1 . .  1 1 1 . . .  . ...
         ```
 
-    Each puzzle comes under `n_augmentations` maps, the first of which leaves it as it is: one of the eight turns and
-    flips, and new colours for all but black, drawn from its name. Under each it is another puzzle with a number of its
-    own. Training rows are the demonstrations of all puzzles and the test pairs of the training set, over and over in
-    ever another order, each time under a random map and, most times, somewhere on the canvas. Rows of the other splits
-    are test pairs of the evaluation set, a quarter of its puzzles for validation: first each of them as it is, then
-    each under its second map, and so on.
+    Each puzzle appears in `n_augmentations` versions, made by maps that are drawn from its name: one of the eight
+    rotations and reflections, and new colours for all colours except black. The first map changes nothing. Each version
+    counts as another puzzle with its own number. Training rows are the demonstrations of all puzzles and the test pairs
+    of the training set, repeated in a new order each time, under a random map and mostly at a random place of the
+    canvas. Rows of the other splits are test pairs of the evaluation set, a quarter of its puzzles for validation:
+    first each of them unchanged, then each under its second map, and so on.
 
-    The score has, beside `exact` of each row, `two_guesses`: the share of test pairs whose answer is among the two
-    grids that were given most often under the pair's augmentations, see `ballots`. Slices: `side`, the longest side of
-    the answer, rounded up to multiples of 5.
+    The score has `exact` of each row and `two_guesses`: the share of test pairs whose right answer is among the two
+    most frequent grids under the pair's augmentations, see `ballots`. Slices: `side`, the longest side of the answer,
+    rounded up to multiples of 5.
 
-    Without `path` the puzzles are small made ones (`zoo.tasks.arc.made`), for trying things out: they are not ARC's.
+    Without `path` the puzzles are small generated ones (`zoo.tasks.arc.made`), for trials: they are not ARC's.
     """
 
     class Config(Options):
         """Options of `arc`."""
 
         path: str | None = None
-        """A folder of puzzles, see `read_puzzles`; by default made ones."""
+        """A folder of puzzles, see `read_puzzles`; by default generated ones."""
         training: tuple[Name, ...] = ("training",)
-        """The sets there whose test pairs are training rows, too."""
+        """The sets of the folder whose test pairs are training rows too."""
         evaluation: tuple[Name, ...] = ("evaluation",)
-        """The sets there whose test pairs are validation and test rows."""
+        """The sets of the folder whose test pairs are validation and test rows."""
         size: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
-        """Side of the canvas; puzzles with a longer one are left out. By default 30, and 8 for made ones."""
+        """Side of the canvas; larger puzzles are left out. By default 30, and 8 for generated puzzles."""
         n_made: Annotated[int, Field(ge=2, le=10_000)] = 64
-        """Made puzzles of either set."""
+        """Number of generated puzzles of each set."""
         n_augmentations: Annotated[int, Field(ge=1, le=10_000)] = 16
-        """Maps of each puzzle at most, itself included."""
+        """Largest number of versions of a puzzle, with the unchanged one."""
         translate: bool = True
-        """Training rows lie anywhere on the canvas, but for one in as many as the puzzle has pairs."""
+        """Put training rows at a random place of the canvas, except one in as many as the puzzle has pairs."""
 
     layout = "fill_in"
     config: Config

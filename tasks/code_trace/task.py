@@ -21,7 +21,7 @@ _FRAME, _END = ord(tokens.FRAME), ord(tokens.END)
 
 @register("code_trace")
 class CodeTrace(Task):
-    """Read a program and say what the interpreter does with it, line by line.
+    """Read a program and predict its execution trace, line by line.
 
     A program, its trace as a person sees it, and where the trace begins as tokens (`|` before and after each separator,
     `.` is `IGNORE`):
@@ -39,14 +39,14 @@ class CodeTrace(Task):
         ```
 
     Rows are in the trace form of CWM: the program, then for each step a frame of the local variables before it (as
-    JSON, values as strings, `..` where a value is the same as at the scope's previous frame) and the source line; what
-    is returned or raised (the name of its type) follows its line. Tokens are ASCII characters and ten separators; only
-    the trace is scored. Programs are of a random grammar, indented by one space; one whose trace or values are too
-    large is drawn again. Splits are disjoint up to the names that programs use.
+    JSON, values as strings, `..` if a value is the same as in the scope's previous frame) and the source line. A
+    returned value or an exception (the name of its type) follows its line. Tokens are ASCII characters and ten
+    separators; only the trace is scored. Programs are drawn from a random grammar and indented by one space; a program
+    whose trace or values are too large is drawn again. Splits are disjoint up to the names in programs.
 
     With answer="final" only the last value of the same programs is scored. Its `exact` beside that of answer="trace"
-    shows whether tracing helps: a trace that is right at each position, given all before it, is the one that greedy
-    decoding writes.
+    shows whether the trace helps: if every position of a trace is right, given all positions before it, greedy decoding
+    writes the same trace.
 
     The score has `frames`, the share of frames with every token right, and `final`, whether the last value and its kind
     are right; `accuracy` is by token and `exact` by trace. Slices: `lines`, rounded up to 4, 6, 8, 12, 16, 24, ..., and
@@ -59,7 +59,7 @@ class CodeTrace(Task):
         seq_len: Annotated[int, Field(ge=64)] = 512
         """Length of a row; a program that does not fit with its trace is drawn again."""
         answer: Literal["trace", "final"] = "trace"
-        """What the answer is: every step, or the last value alone (of the same programs)."""
+        """The scored part: every step, or only the last value (of the same programs)."""
         max_statements: Annotated[int, Field(ge=1, le=1000)] = 6
         """Most statements of a program, besides those that define and return."""
         max_depth: NonNegativeInt = 2
@@ -75,11 +75,11 @@ class CodeTrace(Task):
         calls: bool = True
         """Programs have a second function."""
         exceptions: bool = True
-        """Programs divide by what may be zero and read past the end of lists, within `try` or not."""
+        """Programs divide by numbers that may be zero and read past the end of lists, inside or outside `try`."""
         path: str | None = None
         """A Python file of functions and example calls to use instead of the generator."""
         test_path: str | None = None
-        """A file whose calls are the test split, all of them; with `path`, what it calls leaves the other splits."""
+        """A file whose calls are all the test split. Functions of `path` that it calls are in no other split."""
 
     layout = "next_token"
     continues = True

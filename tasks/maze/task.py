@@ -27,7 +27,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 @register("maze")
 class Maze(Task):
-    """Draw the shortest path from S to G.
+    """Mark a shortest path from S to G in a maze.
 
     size=9, kind="perfect", as a person sees it, and the second row as tokens (0 padding, then `# SGo` as 1 to 5):
 
@@ -61,21 +61,21 @@ class Maze(Task):
         width: PositiveInt | None = None
         """Instead of `size`."""
         kind: Literal["perfect", "random_walls"] = "perfect"
-        """How walls are laid."""
+        """How the walls are generated."""
         walls: tuple[Share, Share] = (0.3, 0.5)
         """Least and greatest share of wall cells, for `random_walls`."""
         min_length: PositiveInt | None = None
         """Fewest steps from S to G; by default the longer side."""
         max_length: PositiveInt | None = None
-        """Most steps; where given, the length is uniform from `min_length` to it."""
+        """Most steps from S to G. If given, lengths are uniform from `min_length` to `max_length`."""
         n_puzzles: Annotated[int, Field(ge=1, le=2**31)] | None = None
-        """Mazes of the training split, over and over; by default all that the file has, or ever new ones."""
+        """Mazes of the training split, which repeat; by default all mazes of the file, or always new ones."""
         augment: bool = True
-        """A random turn or flip for each training row that can come again."""
+        """A random rotation or reflection of each training row, if training rows repeat."""
         path: str | None = None
         """A file of mazes to use instead of the generator: CSV, or drawn line by line; see `zoo.tasks.maze.files`."""
         test_path: str | None = None
-        """A second file, whose mazes are the test split; any equal to them leaves the other splits."""
+        """A second file, whose mazes are the test split. Equal mazes are in no other split."""
 
         @field_validator("walls", mode="before")
         @classmethod

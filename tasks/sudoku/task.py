@@ -30,7 +30,7 @@ _N_TRAIN = 10_000
 
 @register("sudoku")
 class Sudoku(Task):
-    """Fill a Sudoku that has exactly one solution.
+    """Fill in a Sudoku that has exactly one solution.
 
     size=4, n_givens=4, as a person sees it, and the first row as tokens (0 padding, 1 blank, digit d as d + 1):
 
@@ -42,13 +42,13 @@ class Sudoku(Task):
         . . | 4 .        2 3 | 4 1
         ```
 
-    Every cell is a target, givens included; `exact` wants all of them right. Training rows are `n_puzzles` base puzzles
-    over and over, each time under a new random symmetry; rows of the other splits are puzzles as they are. Splits are
-    disjoint up to symmetry: by the puzzle's canonical form for 4x4 and 6x6, by the solution's invariants for 9x9.
+    Every cell is a target, givens included; for `exact` all of them must be right. Training rows are `n_puzzles` base
+    puzzles, repeated, each time under a new random symmetry. Rows of the other splits are puzzles as they are. Splits
+    are disjoint up to symmetry: by the puzzle's canonical form for 4x4 and 6x6, by the solution's invariants for 9x9.
     Slices: `givens`, and `guesses` of the solver (the difficulty), rounded down to 0 or a power of two.
 
     4x4 has few puzzles up to symmetry: with max_givens=5 there are 80 in training, 14 in validation and 15 in test,
-    however many rows are drawn. 6x6 and 9x9 rows nearly all differ.
+    even if many rows are drawn. Nearly all 6x6 and 9x9 rows differ.
     """
 
     class Config(Options):
@@ -57,21 +57,21 @@ class Sudoku(Task):
         size: Literal[4, 6, 9] = 9
         """Digits; 6 has boxes two high and three wide."""
         n_givens: PositiveInt | None = None
-        """The exact number of givens. From about 22 down, 9x9 puzzles are too rare to be generated: use `path`."""
+        """The exact number of givens. 9x9 puzzles with about 22 or fewer are too rare to be generated: use `path`."""
         max_givens: PositiveInt | None = None
-        """The largest number of givens: a number is drawn, then approached as far as the puzzle allows."""
+        """The largest number of givens. A number is drawn, and approached as far as the puzzle allows."""
         minimal: bool = False
-        """Only puzzles of which no given can be left out."""
+        """Only puzzles in which every given is needed."""
         min_guesses: NonNegativeInt = 0
-        """Only puzzles at least so hard."""
+        """Only puzzles for which the solver needs at least this number of guesses."""
         n_puzzles: Annotated[int, Field(ge=1, le=2**31)] | None = None
-        """Base puzzles of the training split; by default 10,000, or all that the file has."""
+        """Base puzzles of the training split; by default 10,000, or all puzzles of the file."""
         augment: bool = True
         """A random symmetry for each training row."""
         path: str | None = None
         """A file of puzzles to use instead of the generator: CSV, lines or grids; see `zoo.tasks.sudoku.files`."""
         test_path: str | None = None
-        """A second file, whose puzzles are the test split; any equal to them leaves the other splits."""
+        """A second file, whose puzzles are the test split. Equal puzzles are in no other split."""
 
     layout = "fill_in"
     blank = BLANK

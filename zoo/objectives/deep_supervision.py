@@ -36,19 +36,19 @@ WINDOW = 3  # steps over which `vote="settled"` looks, as EqR's authors have it
 
 @register("deep_supervision")
 class DeepSupervision(Objective):
-    """The teaching of HRM and TRM (arXiv 2506.21734, arXiv 2510.04871, figure 3).
+    """Train a recursive model at every supervision step, as HRM and TRM (arXiv 2506.21734, arXiv 2510.04871, figure 3).
 
-    A batch has as many places as rows. Each place holds a puzzle and the state of the model's thoughts on it; one
-    update is one supervision step of all places:
+    A batch has one place for each row. A place has a puzzle and the state of the model for it. One update is one
+    supervision step of all places:
 
         loss = mean over rows of  mean over cells of -log p(cell)  +  halting_weight * BCE(halt, all cells are right)
 
-    A place whose halting head says "right", or that has had `max_steps`, takes the row that the next batch brings for
-    it; the other rows of that batch are left out. With the probability `exploration` a puzzle is thought about for at
+    If the halting head of a place says "right", or the place has used `max_steps` steps, the place takes its row of the
+    next batch; the other rows of that batch are not used. With the probability `exploration` a puzzle stays for at
     least a random number of steps from 2 to `max_steps`.
 
-    A `fill_in` task is answered in place; one whose answers are a text that the row says (`Task.continues`), where the
-    row says them. Of another the row is read with blanks behind it for its scored cells.
+    A `fill_in` task is answered in place. A task whose answers are a text within the row (`Task.continues`) is answered
+    where the text is. For other tasks the row is read with blanks appended for its scored cells.
     """
 
     class Config(Options):
@@ -56,16 +56,17 @@ class DeepSupervision(Objective):
 
         Attributes:
             loss: "stablemax" has s(x) = x + 1 or 1 / (1 - x) in place of exp (Prieto et al. 2025, arXiv 2501.04697).
-            halting: "halt" stops where the halting head finds its answer right (TRM); "q" learns the value of going on
-                too, by Q-learning with one more pass (HRM).
-            halting_weight: of the halting head's loss.
-            exploration: share of puzzles that are thought about for longer.
-            random_start: in training, too, thinking starts from random y and z, so that it gets to the answer from
-                anywhere (EqR, Huang et al. 2026, arXiv 2605.21488).
+            halting: "halt" stops when the halting head predicts that the answer is right (TRM); "q" also learns the
+                value of continuing, by Q-learning with one more pass (HRM).
+            halting_weight: weight of the halting head's loss.
+            exploration: share of puzzles that stay for more supervision steps.
+            random_start: training too starts from random y and z, so that the answer is reached from any start (EqR,
+                Huang et al. 2026, arXiv 2605.21488).
             eval_steps: supervision steps in evaluation, by default the model's `max_steps`.
-            starts: evaluation thinks so many times from random starts, and one answer is taken.
-            vote: which: "halt", that the halting head finds right with the most confidence (PTRM, Sghaier et al. 2026,
-                arXiv 2605.19943); "settled", that whose logits moved least in the last three steps (EqR).
+            starts: number of random starts in evaluation; `vote` chooses one of the answers.
+            vote: which answer is chosen. "halt": the one in which the halting head has the most confidence (PTRM,
+                Sghaier et al. 2026, arXiv 2605.19943). "settled": the one whose logits changed least in the last three
+                steps (EqR).
         """
 
         loss: Literal["stablemax", "softmax"] = "stablemax"

@@ -37,17 +37,17 @@ class Unmasking(NamedTuple):
     """How answers are unmasked.
 
     Attributes:
-        steps: passes of the model; by default one for every cell of a row's answer. Where they do not divide the cells,
-            the first steps take one more each (LLaDA's code). More than cells are allowed: a pass whose input is that
-            of the last one is not repeated (MDLM's cache, arXiv 2406.07524, section 3.6).
-        order: which cells come first. "random": each masked cell with the probability (t - s) / t in the step from time
-            t to s (Sahoo et al. 2024, equation 11). "confidence": those whose guess is the most probable, which is
-            what LLaDA's code calls remasking="low_confidence". "margin": those whose best two guesses are the furthest
-            apart (Kim et al. 2025, arXiv 2502.06768, section 4.1). "low_confidence": MaskGIT's remasking (arXiv
-            2202.04200), not LLaDA's: as "confidence", but guesses taken before compete again, and the least probable
-            are masked anew.
-        block_length: answers are finished block by block of so many cells, left to right (LLaDA, arXiv 2502.09992).
-        temperature: of Gumbel noise on the logits; 0 takes the most probable token.
+        steps: unmasking passes for each block; by default one for every cell of a row's answer. If steps do not divide
+            the cells, each of the first steps unmasks one cell more (LLaDA's code). Steps may outnumber cells: a pass
+            with the input of the last one is not repeated (MDLM's cache, arXiv 2406.07524, section 3.6).
+        order: which cells are unmasked first. "random": each masked cell with the probability (t - s) / t in the step
+            from time t to s (Sahoo et al. 2024, equation 11). "confidence": the cells with the most probable
+            prediction, which LLaDA's code calls remasking="low_confidence". "margin": the cells with the largest
+            difference between the two best predictions (Kim et al. 2025, arXiv 2502.06768, section 4.1).
+            "low_confidence": MaskGIT's remasking (arXiv 2202.04200), not LLaDA's: as "confidence", but earlier
+            predictions compete again, and the least probable are masked again.
+        block_length: unmask blocks of this number of cells, from left to right (LLaDA, arXiv 2502.09992).
+        temperature: temperature of Gumbel noise on the logits; 0 takes the most probable token.
         guidance: w in l_0 + (w + 1) (l - l_0), where l_0 are the logits with the prompt masked (Nie et al. 2024, arXiv
             2410.18514).
     """
@@ -61,34 +61,34 @@ class Unmasking(NamedTuple):
 
 @register("masked_diffusion")
 class MaskedDiffusion(Objective):
-    """Cross entropy at cells masked with a random probability, weighted to bound the likelihood of the answer.
+    """Predict randomly masked cells from all others, with a loss that bounds the likelihood of the answer.
 
-    Each row draws a time t in (0, 1]; every cell of its answer is masked with the probability p, and the masked ones
-    are guessed from all the rest (the absorbing-state diffusion of Austin et al. 2021, arXiv 2107.03006):
+    Each row draws a time t in (0, 1]. Every cell of its answer is masked with the probability p, and the masked cells
+    are predicted from all others (the absorbing-state diffusion of Austin et al. 2021, arXiv 2107.03006):
 
         loss = mean over rows of  sum over masked cells of w * -log p_model(cell) / (number of cells of the answer)
 
         "llada"   p = (1 - eps) t + eps,  w = 1 / p      (Nie et al. 2025, arXiv 2502.09992, algorithms 1 and 2)
         "mdlm"    p = (1 - eps) t,        w = 1 / t      (Sahoo et al. 2024, arXiv 2406.07524: log-linear noise)
 
-    The mask token is never predicted and a cell once unmasked stays (MDLM's SUBS). What is known is never masked.
+    The mask token is never predicted, and an unmasked cell stays unmasked (MDLM's SUBS). Known cells are never masked.
 
-    The answer is, in a `fill_in` task whose blanks have a token of their own, the blank cells in place; in a text, all
-    of it; where the answers are a text that the row says (`Task.continues`), that; and else the scored cells of a copy
-    of the row behind the row itself. The model needs `causal=False` and one more token than the task.
+    The cells of the answer are: in a `fill_in` task with a token for blanks, the blank cells in place; in a text, all
+    of it; if the answers are a text within the row (`Task.continues`), that text; otherwise the scored cells of a copy
+    of the row, which is appended to the row. The model needs `causal=False` and one token more than the task.
     """
 
     class Config(Options):
         """The options; from `steps` on they belong to the sampler, see `Unmasking`.
 
         Attributes:
-            weighting: of the masked cells.
-            eps: the least probability of a mask (llada), the least time (mdlm).
-            antithetic: of n rows the i-th draws its time of training from the i-th of n equal parts of (0, 1] (MDLM's
-                code; its paper spreads them evenly from one draw), not from all of it (LLaDA). In evaluation every
-                row's time is its own.
+            weighting: weights of the masked cells in the loss.
+            eps: the least probability of a mask (llada), or the least time (mdlm).
+            antithetic: in training, the i-th of n rows draws its time from the i-th of n equal parts of (0, 1] (MDLM's
+                code; its paper spreads them evenly from one draw), not from the whole interval (LLaDA). In evaluation
+                every row has its own time.
             random_length: share of batches of a text that are cut to a random length (LLaDA: 0.01).
-            prompt_dropout: share of rows whose prompt is masked too, so that `guidance` has something to go by.
+            prompt_dropout: share of rows whose prompt is masked too, which `guidance` needs.
         """
 
         weighting: Literal["llada", "mdlm"] = "llada"

@@ -31,25 +31,25 @@ from zoo.tasks.protocol import IGNORE, Batch, Task
 
 @register("next_token")
 class NextToken(Objective):
-    """Cross entropy at the scored positions.
+    """Predict the next token, or all cells of a puzzle at once: cross entropy at the scored positions.
 
-    A `next_token` task is read as it stands. A `fill_in` task of L cells becomes, for a causal model, the sequence
+    A `next_token` task is read as it is. A `fill_in` task of L cells becomes, for a causal model, the sequence
 
         inputs[0] ... inputs[L-1]  separator  answer[0] ... answer[L-2]
 
     whose last L positions predict answer[0] ... answer[L-1]: the target where a cell is scored, its input elsewhere.
     The answer is generated greedily, each token read back. A model that is not causal predicts all cells in place.
 
-    A `reconstruct` task is read as it stands, and the model's decoder tells every position from the features of the
+    A `reconstruct` task is read as it is, and the model's decoder predicts every position from the features of the
     last.
 
-    With `free_running` an answer of a `next_token` task that is a text (`Task.continues`) is generated so too; the loss
-    and the training are still those of the given tokens.
+    With `free_running`, an answer of a `next_token` task that is a text (`Task.continues`) is generated too. The loss
+    and the training still read the given tokens.
     """
 
     class Config(Options):
         """label_smoothing: weight of the uniform distribution in the targets.
-        free_running: predict by reading back the model's own tokens in place of the given ones.
+        free_running: predict with the model's own tokens as input instead of the given ones.
         """
 
         label_smoothing: float = Field(default=0.0, ge=0, lt=1)
