@@ -23,8 +23,9 @@ class GLAState(NamedTuple):
 
 @register("gla")
 class GatedLinearAttention(Mixer):
-    """Gated linear attention: each channel has a decay that depends on the input (Yang et al. 2024, arXiv 2312.06635,
-    equation 3 and section 4.4), as in flash-linear-attention.
+    """Gated linear attention: each channel has a decay that depends on the input (Yang et al. 2024, arXiv 2312.06635).
+
+    Equation 3 and section 4.4 of the paper, as in flash-linear-attention:
 
         q, k, v, z = W x ;  g = log sigmoid(W_up W_down x + b) / tau
         S_t = diag(exp g_t) S_{t-1} + k_t v_t^T ;  o_t = S_t^T q_t / sqrt(K)

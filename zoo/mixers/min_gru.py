@@ -20,8 +20,9 @@ class MinGRUState(NamedTuple):
 
 @register("min_gru")
 class MinGRU(Mixer):
-    """The minimal GRU: gate and candidate depend only on the input (Feng et al. 2024, arXiv 2410.01201, section 3.1
-    and, for positive candidates, appendix B).
+    """The minimal GRU: gate and candidate depend only on the input (Feng et al. 2024, arXiv 2410.01201, section 3.1).
+
+    Positive candidates are those of appendix B.
 
         z = sigmoid(W_z x + b_z) ;  c = g(W_h x + b_h) ;  h_t = (1 - z_t) * h_{t-1} + z_t * c_t
         y_t = h_t, or W_out h_t where d_hidden differs from D

@@ -36,8 +36,9 @@ class Projected(NamedTuple):
 
 @register("mla")
 class MultiHeadLatentAttention(AttentionWord):
-    """Multi-head latent attention: all heads share one compressed latent (DeepSeek-AI 2024, arXiv 2405.04434,
-    section 2.1.2; arXiv 2412.19437, equations 1 to 11).
+    """Multi-head latent attention: all heads share one compressed latent (DeepSeek-AI 2024, arXiv 2405.04434).
+
+    Section 2.1.2 of the paper, and equations 1 to 11 of arXiv 2412.19437:
 
         c_q = RMSNorm(W_dq x) ;  q_h = [W_uq,h c_q ; R_t W_qr,h c_q]             R_t turns by the position t
         c = RMSNorm(W_dkv x) ;  k_h = [W_uk,h c ; R_t W_kr x] ;  v_h = W_uv,h c    the rotary key is the same for all h

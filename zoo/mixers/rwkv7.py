@@ -29,8 +29,9 @@ class RWKV7State(NamedTuple):
 
 @register("rwkv7")
 class RWKV7(Mixer):
-    """The time mixing of RWKV-7 "Goose": a delta rule with decays and rates (Peng et al. 2025, arXiv 2503.14456,
-    section 4), as in the authors' code.
+    """The time mixing of RWKV-7 "Goose": a delta rule with decays and rates (Peng et al. 2025, arXiv 2503.14456).
+
+    Section 4 of the paper, as in the authors' code:
 
         x^i = x_t + x_i * (x_{t-1} - x_t) for i in r, w, k, v, a, g
         r, k, v = W_r x^r, W_k x^k, W_v x^v ;  gate = sigmoid(x^g g1) g2
