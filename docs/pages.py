@@ -1,4 +1,4 @@
-"""The pages of the documentation as one folder of Markdown: those written by hand, and one of each thing registered.
+"""Makes all pages of the documentation as Markdown: those written by hand, and one for every registered thing.
 
     python docs/pages.py build/docs/pages && sphinx-build -W -c docs build/docs/pages build/docs/html
 
@@ -94,7 +94,7 @@ def cell(text: str) -> str:
 
 
 def attributes(cls: type) -> dict[str, str]:
-    """What a class says about each of its fields: "name: text" in its docstring, or a text below the field."""
+    """The description of each field of a class: "name: text" in its docstring, or a text below the field."""
     found: dict[str, str] = {}
     doc = inspect.cleandoc(vars(cls).get("__doc__") or "")
     _, _, listed = doc.rpartition("Attributes:\n")
@@ -134,18 +134,19 @@ def options(config: type) -> list[str]:
     fields: dict[str, Any] = config.model_fields  # type: ignore[attr-defined]
     if not fields:
         return ["None.", ""]
-    told: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for cls in reversed([c for c in config.__mro__ if issubclass(c, Options)]):
         # what an option means may be said where it is used, by a class of the same module
         module = sys.modules[cls.__module__]
         users = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == cls.__module__]
         for user in [*users, cls]:
-            told |= {name: text for name, text in attributes(user).items() if user is cls or name not in told}
+            found = attributes(user).items()
+            meanings |= {name: text for name, text in found if user is cls or name not in meanings}
     rows = []
     for name, field in fields.items():
-        default = "needed" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
-        rows.append([f"`{name}`", cell(type_name(field.annotation)), cell(default), cell(told.get(name, ""))])
-    return table(["option", "takes", "default", "meaning"], rows)
+        default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
+        rows.append([f"`{name}`", cell(type_name(field.annotation)), cell(default), cell(meanings.get(name, ""))])
+    return table(["option", "type", "default", "meaning"], rows)
 
 
 # ---- mixers
@@ -175,7 +176,7 @@ def families() -> list[Family]:
 
 
 def family_of(name: str) -> Family | None:
-    """The family whose page has a section about a mixer; None of one that no page tells of."""
+    """The family whose page has a section about a mixer; None if no page has one."""
     return next((family for family in families() if name in family.sections), None)
 
 
@@ -188,24 +189,24 @@ def built(name: str, width: int, length: int, options: Mapping[str, Any] = Mappi
 def costs(name: str) -> list[str]:
     """Parameters, FLOPs and state by the mixer's own formulas."""
     rows = []
-    for told, context in CONTEXTS.items():
+    for label, context in CONTEXTS.items():
         mixer = built(name, WIDTH, context)
         n = sum(p.numel() for p in mixer.parameters())
         state = mixer.state_bytes(1, context, torch.float32)
-        rows.append([told, f"{n:,}", f"{mixer.flops_per_token(context):,}", size(state) if state else "none"])
+        rows.append([label, f"{n:,}", f"{mixer.flops_per_token(context):,}", size(state) if state else "none"])
     if len({tuple(row[1:]) for row in rows}) == 1:
         rows = [["any", *rows[0][1:]]]
     head = ["context", "parameters", "FLOPs a token", "state of a sequence"]
-    told = f"By its own formulas, with the default options at width {WIDTH}, in float32; the laws hold them to what is"
-    return [f"{told} counted.", "", *table(head, rows)]
+    how = f"Computed by the mixer's own formulas, with the default options at width {WIDTH}, in float32."
+    return [f"{how} The laws compare them with counted values.", "", *table(head, rows)]
 
 
 EXCEPTIONS = {
     "not_compilable": "`torch.compile(fullgraph=True)` does not work",
-    "couples_rows": "rows are coupled, so that laws 3, 9 and 10 do not bind it",
-    "work_varies": "the work of a step varies, so that `flops_per_token` is the most",
+    "couples_rows": "rows of a batch depend on each other, so laws 3, 9 and 10 do not apply",
+    "work_varies": "the work of a step varies, and `flops_per_token` is its largest value",
 }
-"""What each trait says with which a mixer declares that it does not keep a law."""
+"""The meaning of each trait by which a mixer declares that it does not keep a law."""
 
 
 def exceptions(name: str) -> list[str]:
@@ -214,16 +215,16 @@ def exceptions(name: str) -> list[str]:
     found: dict[str, list[str]] = {}
     for case in cases:
         mixer = built(name, 32, 16, case)
-        for attribute, told in EXCEPTIONS.items():
+        for attribute, meaning in EXCEPTIONS.items():
             if reason := getattr(mixer.traits, attribute):
-                found.setdefault(f"{told}: {reason.rstrip('.')}.", []).append(f"`{to_text(make_word(name, case))}`")
+                found.setdefault(f"{meaning}: {reason.rstrip('.')}.", []).append(f"`{to_text(make_word(name, case))}`")
     lines = []
-    for told, where in found.items():
-        lines.append(f"- {'Always' if len(where) == len(cases) else 'As ' + ', '.join(where)}: {told}")
+    for meaning, where in found.items():
+        lines.append(f"- {'Always' if len(where) == len(cases) else 'As ' + ', '.join(where)}: {meaning}")
     if not built(name, 32, 16).causal:
-        lines.append("- It looks ahead: it has no state, and the laws about states do not bind it.")
-    held = f"Held to [the laws](../concepts.md#the-laws) with {len(cases)} sets of options"
-    return [f"{held}{', but for what it declares:' if lines else ', without an exception.'}", "", *lines, ""]
+        lines.append("- It is not causal: it has no state, and the laws about states do not apply.")
+    tested = f"Tested for [the laws](../concepts.md#the-laws) with {len(cases)} sets of options"
+    return [f"{tested}{'. Declared exceptions:' if lines else ', without an exception.'}", "", *lines, ""]
 
 
 class Found(NamedTuple):
@@ -282,7 +283,7 @@ def mixer_of_row(row: str, aliases: dict[str, str]) -> str | None:
 
 
 def measured(name: str) -> list[str]:
-    """What the results say of a mixer, table by table."""
+    """The rows of all tables of results that are about a mixer."""
     lines: list[str] = []
     groups: dict[tuple[Path, str, str, str], list[str]] = {}
     for found in result_rows().get(name, []):
@@ -290,12 +291,12 @@ def measured(name: str) -> list[str]:
     for (page, title, heading, head), rows in groups.items():
         link = f"[{title}](../results/{page.relative_to(DOCS / 'results')})"
         lines += [f"{link}{f', {heading}' if heading else ''}:", "", head, *rows, ""]
-    return lines or ["Nothing yet; `zoo bench` and [benchmarks](../benchmarks.md) say how.", ""]
+    return lines or ["No results yet. [Benchmarks](../benchmarks.md) says how to measure it with `zoo bench`.", ""]
 
 
-def without_repeats(notes: str, told: str) -> str:
-    """Notes without the blocks of equations that stand, for the most part, in what was told before."""
-    known = "".join(told.split())
+def without_repeats(notes: str, before: str) -> str:
+    """Notes without the blocks of equations most of which are already in the text before."""
+    known = "".join(before.split())
 
     def kept(block: re.Match[str]) -> str:
         body = re.sub(r"^```\w*$", "", block[0], flags=re.M)
@@ -310,7 +311,7 @@ def mixer_page(name: str) -> str:
     cls = mixers[name]
     lines = [f"# `{name}`", ""]
     family = family_of(name)
-    kind = "mixer along time" if cls.kind == "sequence" else "channel mixer"
+    kind = "sequence mixer" if cls.kind == "sequence" else "channel mixer"
     where = f" of the family [{family.title}](../mixers/{family.page})" if family else ""
     lines += [f"A {kind}{where}: `{cls.__module__.replace('.', '/')}.py`.", "", markdown(cls.__doc__ or ""), ""]
     for base in cls.__mro__[1:]:
@@ -361,7 +362,7 @@ def task_page(name: str) -> str:
         task = cls(cls.Config())
         drawing = task.render(task.sample(1, split="train", seed=0))
     except UsageError as refused:
-        drawing = f"It has none without options: {refused}"
+        drawing = f"The task needs options: {refused}"
     lines += [*fenced(drawing), ""]
     if cls.overlap:
         lines += [f"Splits are not disjoint: {cls.overlap}", ""]
@@ -374,7 +375,7 @@ def task_pages() -> Iterator[tuple[str, str]]:
     for name in names:
         yield f"tasks/{name}.md", task_page(name)
     rows = [[f"[`{n}`](tasks/{n}.md)", tasks[n].layout, cell(first_sentence(tasks[n].__doc__))] for n in names]
-    index = table(["task", "layout", "what is asked"], rows)
+    index = table(["task", "layout", "what the model does"], rows)
     text = (DOCS / "tasks.md").read_text(encoding="utf-8")
     yield "tasks.md", inserted(text, index) + "\n".join(toctree([f"tasks/{n}" for n in names], hidden=True))
 
@@ -397,8 +398,8 @@ def model_page() -> Iterator[tuple[str, str]]:
     rows = [[f"`{m['name']}`", str(m["d_model"]), f"`{cell(m['pattern'])}`"] for m in listing("models")]
     about = (
         "# Published models\n\n"
-        "Each is a pattern, sizes and a weight map: `zoo.create_model(name)`, or `model=name` of a recipe.\n"
-        "How near each is to the public code is in [families](results/families.md).\n"
+        "Each is a pattern, a set of sizes and a weight map: `zoo.create_model(name)`, or `model=name` in a recipe.\n"
+        "[Families](results/families.md) lists the differences from the public code.\n"
     )
     yield "models.md", "\n".join([about, *table(["model", "width", "pattern"], rows)])
 
@@ -413,9 +414,9 @@ def recipe_pages() -> Iterator[tuple[str, str]]:
     rows = [[f"[{name}](recipes/{name}.md)", cell(recipe_about(name))] for name in names]
     about = (
         "# Recipes\n\n"
-        "Experiments that ship with the package: `zoo train NAME`, with any key changed as `key=value`.\n"
-        "What each reaches, and in what time, is in [results](results/recipes.md). To begin your own,\n"
-        "take `start`: it has no limit of time, and a learning rate and a schedule that suit most models.\n"
+        "Experiments that ship with the package: `zoo train NAME`. `key=value` changes any key.\n"
+        "[Results](results/recipes.md) has their scores and times. Begin your own experiments from `start`:\n"
+        "it has no time budget, and its learning rate and schedule suit most models.\n"
     )
     hidden = toctree([f"recipes/{name}" for name in names], hidden=True)
     yield "recipes.md", "\n".join([about, *table(["recipe", "what it is"], rows), *hidden])

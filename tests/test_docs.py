@@ -12,9 +12,12 @@ import sys
 import tomllib
 
 import pytest
+import typer
 import yaml
 
 import zoo
+import zoo.benchmarks.command
+import zoo.cli
 from zoo.recipes import list_recipes
 from zoo.tasks.protocol import list_tasks
 
@@ -63,7 +66,7 @@ def test_the_citation_names_the_package_as_it_is():
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((root / "CITATION.cff").read_text())
     assert citation["title"] == project["name"]
-    assert citation["version"] == project["version"]
+    assert citation["version"] == zoo.__version__
     assert citation["license"] == project["license"]
 
 
@@ -108,7 +111,7 @@ def test_the_page_about_training_says_what_every_option_means(site):
     page = (site / "training.md").read_text()
     for section, config in pages.CONFIGS.items():
         table = page.partition(f"\n## Options of `{section}`\n")[2].partition("\n## ")[0]
-        found = re.findall(r"^\| `(\w+)` \| .+ \| (?:`.*`|needed) \| (.+) \|$", table, re.M)
+        found = re.findall(r"^\| `(\w+)` \| .+ \| (?:`.*`|required) \| (.+) \|$", table, re.M)
         assert [option for option, _ in found] == list(config.model_fields)
 
 
@@ -143,6 +146,31 @@ def test_a_page_of_a_mixer_has_its_equation_costs_exceptions_and_results(site):
     lstm = (site / "words" / "lstm.md").read_text()
     assert 'As `lstm(bias=False, backend="fused")`: `torch.compile(fullgraph=True)` does not work' in lstm
     assert "../results/state_tracking.md" in lstm
+
+
+RETIRED = re.compile(r"\b(told|asked|held(?![ -]out)|so many|go(es|ing)? on (from|with)|makes? of (it|them))\b", re.I)
+"""Phrases at which readers stumbled; CONTRIBUTING.md says how to write."""
+
+
+def help_texts(command):
+    """The help of a command, of its options and of the commands within it."""
+    yield command.help or ""
+    for parameter in command.params:
+        yield getattr(parameter, "help", None) or ""
+    for inner in getattr(command, "commands", {}).values():
+        yield from help_texts(inner)
+
+
+def test_no_page_and_no_help_has_a_retired_phrase(site):
+    texts = {page.relative_to(site).as_posix(): page.read_text() for page in site.rglob("*.md")}
+    texts = {name: text for name, text in texts.items() if not name.startswith("results/")}  # written by code
+    for name, app in {"zoo --help": zoo.cli.app, "zoo bench --help": zoo.benchmarks.command.app}.items():
+        texts[name] = "\n".join(help_texts(typer.main.get_command(app)))
+    found = {}
+    for name, text in texts.items():
+        prose = re.sub(r"^ *```.*?^ *```|`[^`\n]*`|^## Measured$.*", "", text, flags=re.S | re.M)
+        found |= {name: [match[0] for match in RETIRED.finditer(prose)]}
+    assert not {name: phrases for name, phrases in found.items() if phrases}
 
 
 @pytest.mark.parametrize(
