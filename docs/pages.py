@@ -26,7 +26,7 @@ import zoo
 from zoo import protocol
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.models.token import ModelConfig, Recursion
+from zoo.models.config import ModelConfig, Recursion
 from zoo.objectives.base import objectives
 from zoo.pattern import make_word, parse, to_text
 from zoo.protocol import Mixer, Place, mixers

@@ -16,7 +16,7 @@ import torch
 import zoo as installed
 from zoo import create_model, from_hf, load, to_hf
 from zoo.cli import LISTS, main
-from zoo.models.token import model_config
+from zoo.models.create import model_config
 from zoo.objectives import create_objective
 from zoo.tasks import create_task
 from zoo.training.listing import KINDS

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.models.generation import DRAWS, Choice
+from zoo.models.sampling import DRAWS, Choice
 from zoo.protocol import mixers
 
 VOCAB = 23
@@ -30,7 +30,7 @@ over_models = pytest.mark.parametrize("name", MODELS)
 SAMPLED = {"temperature": 1.5, "top_k": 9, "top_p": 0.9}
 
 
-def model_of(name: str) -> zoo.models.TokenModel:
+def model_of(name: str) -> zoo.models.Ends:
     """In float64, in which no rounding decides what is the most probable token, with logits that differ."""
     torch.manual_seed(0)
     pattern, options = MODELS[name]
@@ -50,7 +50,7 @@ def generators(n: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(100 + i) for i in range(n)]
 
 
-def by_hand(model: zoo.models.TokenModel, prompt: torch.Tensor, n: int) -> list[int]:
+def by_hand(model: zoo.models.Ends, prompt: torch.Tensor, n: int) -> list[int]:
     """Greedy, each time from the whole text."""
     said = prompt.tolist()
     for _ in range(n):

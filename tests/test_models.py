@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
-from zoo.models.token import ModelState, model_config, sinusoidal
+from zoo.models.create import model_config
+from zoo.models.ends import sinusoidal
+from zoo.models.token import ModelState
 from zoo.pattern import make_word, parse, to_text
 from zoo.protocol import Context, Place, mixers, tree_bytes
 
@@ -24,7 +26,7 @@ PATTERNS = [
 over_patterns = pytest.mark.parametrize("pattern", PATTERNS)
 
 
-def model_of(pattern: str, dtype: torch.dtype = torch.float64, **options) -> zoo.models.TokenModel:
+def model_of(pattern: str, dtype: torch.dtype = torch.float64, **options) -> zoo.models.Ends:
     torch.manual_seed(0)
     model = zoo.create_model(pattern, **{"d_model": 16, "vocab_size": VOCAB, **options}).to(dtype)
     with torch.no_grad():
@@ -430,7 +432,7 @@ def test_swap_reaches_both_networks_of_a_recursive_model():
     config = zoo.ModelConfig(pattern="mha swiglu", vocab_size=5, recursion={"outer": "2*(mha) mlp", "updates": 2})
     swapped = zoo.swap(config, {"mha": "mqa(n_heads=2)", "swiglu": "geglu"})
     assert swapped.pattern == "mqa(n_heads=2) geglu"
-    assert swapped.recursion == zoo.models.token.Recursion(outer="2*(mqa(n_heads=2)) mlp", updates=2)
+    assert swapped.recursion == zoo.models.Recursion(outer="2*(mqa(n_heads=2)) mlp", updates=2)
 
 
 # ---- ways to say it, and refusals

@@ -17,7 +17,7 @@ import torch
 
 import zoo
 from zoo.cli import main
-from zoo.models.token import ModelConfig, Recursion
+from zoo.models.config import ModelConfig, Recursion
 from zoo.objectives.base import objectives
 from zoo.pattern import create_mixer
 from zoo.protocol import mixers

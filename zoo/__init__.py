@@ -23,7 +23,9 @@ for _link in ("tasks", "benchmarks"):
 if TYPE_CHECKING:
     from zoo.core.errors import UsageError
     from zoo.interop.hf import from_hf, to_hf
-    from zoo.models.token import ModelConfig, create_model, list_models, swap
+    from zoo.models.config import ModelConfig
+    from zoo.models.create import create_model, list_models
+    from zoo.models.swap import swap
     from zoo.objectives import list_objectives
     from zoo.pattern import create_mixer, list_mixers
     from zoo.protocol import Context, Mixer, Place, State, canonical, fork, join, register, select
@@ -37,7 +39,9 @@ _LATER = {
         ("Context", "Mixer", "Place", "State", "canonical", "fork", "join", "register", "select"), "zoo.protocol"
     ),
     **dict.fromkeys(("create_mixer", "list_mixers"), "zoo.pattern"),
-    **dict.fromkeys(("ModelConfig", "create_model", "list_models", "swap"), "zoo.models.token"),
+    "ModelConfig": "zoo.models.config",
+    **dict.fromkeys(("create_model", "list_models"), "zoo.models.create"),
+    "swap": "zoo.models.swap",
     **dict.fromkeys(("from_hf", "to_hf"), "zoo.interop.hf"),
     "list_objectives": "zoo.objectives",
     "load": "zoo.training.loading",

@@ -222,6 +222,17 @@ class Mixer(nn.Module, ABC):
         y, state = self(x_t.unsqueeze(1), state, context)
         return y.squeeze(1), state
 
+    def init_projections(self, init: Callable[[Tensor], Any]) -> None:
+        """Initialise the weights of the projections anew, for models that start all of them alike (TRM).
+
+        `init(weight)` is called for a weight (out, in) of every `nn.Linear`, where those are all the matrices that the
+        mixer has. One that has others, or whose projections start in a way of their own, keeps its inits.
+        """
+        projections = [module.weight for module in self.modules() if isinstance(module, nn.Linear)]
+        if len(projections) == sum(p.ndim > 1 for p in self.parameters()):
+            for weight in projections:
+                init(weight)
+
     def after_step(self) -> None:
         """Called after every optimizer step: for what a mixer learns by a rule of its own and not by a gradient.
 

@@ -27,7 +27,7 @@ import torch
 
 from zoo.benchmarks.studies.harness import Data, Study
 from zoo.benchmarks.subjects import with_heads
-from zoo.models.token import create_model
+from zoo.models.create import create_model
 from zoo.pattern import list_mixers, parse
 from zoo.report.layers import joined, same_layers
 from zoo.training.doctor import examine

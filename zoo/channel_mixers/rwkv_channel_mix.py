@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +54,9 @@ class RWKVChannelMix(Mixer):
         self.value = nn.Linear(self.d_hidden, d_model, bias=False)
         nn.init.orthogonal_(self.key.weight)
         nn.init.zeros_(self.value.weight)
+
+    def init_projections(self, init: Callable[[Tensor], Any]) -> None:
+        """Keeps its inits, RWKV's own."""
 
     def init_state(
         self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.readers import regular, shown, unreadable
+from zoo.models.config import ModelConfig
+from zoo.models.create import create_model
+from zoo.models.ends import Ends
 from zoo.models.families._maps import Map
-from zoo.models.token import ModelConfig, TokenModel, create_model
 from zoo.models.uninitialised import Uninitialised
 
 MOST_STEPS = 8_000_000
@@ -89,7 +91,7 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
 
 
-def hollow(config: ModelConfig) -> TokenModel:
+def hollow(config: ModelConfig) -> Ends:
     """A model whose parameters and buffers have shapes and no memory yet, for `fill`.
 
     Raises:
@@ -111,7 +113,7 @@ def hollow(config: ModelConfig) -> TokenModel:
 
 
 def fill(
-    model: TokenModel,
+    model: Ends,
     maps: Iterable[Map],
     weights: Mapping[str, Tensor],
     name: str,

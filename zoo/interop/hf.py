@@ -20,9 +20,10 @@ from zoo.core import readers
 from zoo.core.errors import UsageError
 from zoo.core.readers import regular, shown, unreadable
 from zoo.interop._weights import FLOATS, MOST_WEIGHTS, fill, hollow, sizes, some, unpickle, written
+from zoo.models.config import ModelConfig
+from zoo.models.ends import Ends
 from zoo.models.families import Family, families
 from zoo.models.families._maps import Map, renamed
-from zoo.models.token import ModelConfig, TokenModel
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PICKLED = "pytorch_model.bin"
@@ -51,7 +52,7 @@ DTYPES = {
 
 def from_hf(
     source: nn.Module | str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-) -> TokenModel:
+) -> Ends:
     """A published model with its weights.
 
     Args:
@@ -98,7 +99,7 @@ def from_hf(
     return model.eval()
 
 
-def to_hf(model: TokenModel, folder: str | Path, *, shard_bytes: int = 5_000_000_000) -> Path:
+def to_hf(model: Ends, folder: str | Path, *, shard_bytes: int = 5_000_000_000) -> Path:
     """Write `config.json` and the weights of a family's model as transformers reads them.
 
     Args:
@@ -112,7 +113,7 @@ def to_hf(model: TokenModel, folder: str | Path, *, shard_bytes: int = 5_000_000
     Raises:
         UsageError: a model that is not of a family, or no more; a folder that holds files or cannot be written.
     """
-    if not isinstance(model, TokenModel):
+    if not isinstance(model, Ends):
         raise UsageError(f"to_hf takes a model of the zoo, not a {type(model).__name__}.")
     folder, maps = Path(folder), weight_maps(model.config)
     try:
@@ -124,7 +125,7 @@ def to_hf(model: TokenModel, folder: str | Path, *, shard_bytes: int = 5_000_000
     return folder
 
 
-def _write(model: TokenModel, folder: Path, maps: list[Map], shard_bytes: int) -> None:
+def _write(model: Ends, folder: Path, maps: list[Map], shard_bytes: int) -> None:
     """The files of a checkpoint folder, as `to_hf`."""
     shards: list[list[str]] = [[]]
     room, bytes_of = shard_bytes, sizes(model, maps)
@@ -147,7 +148,7 @@ def _write(model: TokenModel, folder: Path, maps: list[Map], shard_bytes: int) -
     (folder / CONFIG).write_text(json.dumps(_marked(model.config.published), indent=2, allow_nan=False) + "\n")
 
 
-def published_weights(model: TokenModel) -> dict[str, Tensor]:
+def published_weights(model: Ends) -> dict[str, Tensor]:
     """The weights of a family's model under their published names, on the CPU; no two share memory.
 
     Raises:

@@ -12,9 +12,10 @@ from torch import Tensor
 from zoo.core.errors import UsageError
 from zoo.interop._weights import fill, hollow, unpickle, written
 from zoo.mixers.rwkv7 import RWKV7
+from zoo.models.config import ModelConfig
+from zoo.models.ends import Ends
 from zoo.models.families._maps import Map
 from zoo.models.families.rwkv7 import authors_maps, layers
-from zoo.models.token import ModelConfig, TokenModel
 from zoo.pattern import parse
 
 NAME = "RWKV-7 model of the authors"
@@ -27,7 +28,7 @@ def from_authors(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-) -> TokenModel:
+) -> Ends:
     """A model of the authors' weights; the sizes are those of the tensors.
 
     Args:
@@ -51,7 +52,7 @@ def from_authors(
     return model.eval()
 
 
-def to_authors(model: TokenModel) -> dict[str, Tensor]:
+def to_authors(model: Ends) -> dict[str, Tensor]:
     """The weights of an RWKV-7 model under the authors' names, for `torch.save`; on the CPU, no two share memory.
 
     Raises:
@@ -113,7 +114,7 @@ def _config(weights: Mapping[str, Tensor]) -> ModelConfig:
     )
 
 
-def _check(model: TokenModel) -> None:
+def _check(model: Ends) -> None:
     """Raise where a model is not what `_config` says of its weights."""
     form: dict[str, Any] = {"norm": "layernorm", "embedding_norm": True}
     free = {"pattern", "d_model", "vocab_size", "published", "dropout"}
@@ -132,6 +133,6 @@ def _check(model: TokenModel) -> None:
         raise UsageError(f"This is no {NAME}: pattern={model.config.pattern[:200]!r} is not what that has.")
 
 
-def _maps(model: TokenModel) -> Iterator[Map]:
+def _maps(model: Ends) -> Iterator[Map]:
     """How the weights lie in the authors' files."""
     return authors_maps(model.config.d_model, len(model.backbone.steps) // 2)

@@ -11,10 +11,10 @@ from torch import Tensor
 from zoo.core.errors import UsageError
 from zoo.interop._weights import fill, hollow, written
 from zoo.interop.hf import weight_maps
+from zoo.models.config import ModelConfig
 from zoo.models.families import families
 from zoo.models.families.trm import recursive_maps
 from zoo.models.recursive import RecursiveModel
-from zoo.models.token import ModelConfig
 
 PREFIXES = ("_orig_mod.", "model.", "inner.")  # of a compiled module, of the loss around it, of the halting around it
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +103,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 class AttentionWord(Mixer):
     """A mixer that may look ahead, and then goes through whole sequences only."""
+
+    def init_projections(self, init: Callable[[Tensor], Any]) -> None:
+        for weight in self.parameters():
+            if weight.ndim == 2:  # every matrix of attention is a projection, in an `nn.Linear` or not
+                init(weight)
 
     def step(self, x_t: Tensor, state: State, context: Context | None = None) -> tuple[Tensor, State]:
         if not self.causal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -82,6 +82,9 @@ class Bidirectional(Mixer):
         if config.combine == "concat":
             self.out_proj = nn.Linear(2 * d_model, d_model, bias=False)
             nn.init.normal_(self.out_proj.weight, std=(2 * d_model) ** -0.5)
+
+    def init_projections(self, init: Callable[[Tensor], Any]) -> None:
+        """Keeps the inits of the word that it wraps, which is recurrent."""
 
     def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> State:
         return ()

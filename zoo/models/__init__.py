@@ -1,5 +1,9 @@
-"""Whole models: a pattern between an embedding and a head."""
+"""Whole models: a network of mixers between an embedding and a head."""
 
-from zoo.models.token import ModelConfig, TokenModel, create_model, list_models
+from zoo.models.config import ModelConfig, Recursion
+from zoo.models.create import create_model, list_models
+from zoo.models.ends import Ends
+from zoo.models.recursive import RecursiveModel
+from zoo.models.token import TokenModel
 
-__all__ = ["ModelConfig", "TokenModel", "create_model", "list_models"]
+__all__ = ["Ends", "ModelConfig", "Recursion", "RecursiveModel", "TokenModel", "create_model", "list_models"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from threading import Lock
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -14,8 +15,12 @@ _held: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
 """How many ask for a module's evaluation mode, and its flag before the first of them."""
 
 
+class HasModules(Protocol):
+    def modules(self) -> Iterator[nn.Module]: ...
+
+
 @contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: HasModules) -> Iterator[None]:
     """The model and all its modules in evaluation mode; the last to leave gives every module its own flag back."""
     with _lock:
         modules = list(model.modules())
@@ -33,6 +38,3 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
                     _held[module] = users - 1, before
                 else:
                     module.training = before
-
-
-__all__ = ["evaluation_mode"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.backbone import Backbone
-from zoo.channel_mixers.glu import GatedLayer
-from zoo.channel_mixers.mlp import MLP
 from zoo.core.errors import UsageError
 from zoo.door import fits, form_of, misfit, read_ids
-from zoo.mixers.attention_parts import AttentionWord
-from zoo.mixers.token_mlp import TokenMLP
-from zoo.models.token import ModelConfig, TokenModel, make_backbone
+from zoo.models.config import ModelConfig
+from zoo.models.ends import Ends, make_backbone
 from zoo.ops.derivatives import once_only
 from zoo.ops.gated_mlp import constant_weights
 from zoo.ops.modules import widely
@@ -30,7 +27,6 @@ TRUNCATED = (
     "A recursive model has no second derivatives: its gradients pass through the last cycle only. Take "
     "recursion.cycles=1, and recursion.gradient='cycle'."
 )
-PROJECTIONS_ONLY = (AttentionWord, TokenMLP, GatedLayer, MLP)  # every matrix of theirs is one
 
 
 class RecursiveState(NamedTuple):
@@ -61,7 +57,8 @@ class Thought(NamedTuple):
     state: RecursiveState
 
 
-class RecursiveModel(TokenModel):
+@final
+class RecursiveModel(Ends):
     """The tiny recursive model (Jolicoeur-Martineau 2025, arXiv 2510.04871, figure 3) around any non-causal pattern f.
 
     With x the embedded tokens behind P places of a puzzle's own embedding, one supervision step is
@@ -105,13 +102,11 @@ class RecursiveModel(TokenModel):
     latent_init: Tensor
 
     def _init_recursive(self) -> None:
-        """LeCun's truncated normals and a halting head that says no, as the authors have it; other words keep their own
-        inits."""
+        """LeCun's truncated normals and a halting head that says no, as the authors have it; words that are more than
+        projections keep their own inits."""
         d = self.config.d_model
         for mixer in self.mixers():
-            for p in mixer.parameters() if isinstance(mixer, PROJECTIONS_ONLY) else []:
-                if p.ndim == 2:
-                    _truncated(p.data, p.shape[1] ** -0.5)
+            mixer.init_projections(lambda weight: _truncated(weight.data, weight.shape[1] ** -0.5))
         _truncated(self.embedding.weight.data, d**-0.5)
         if self.head is not None:
             _truncated(self.head.weight.data, d**-0.5)
@@ -124,7 +119,7 @@ class RecursiveModel(TokenModel):
 
     # ---- one supervision step
 
-    def init_state(  # type: ignore[override]
+    def init_state(
         self,
         batch_size: int,
         length: int | None = None,
@@ -264,14 +259,7 @@ class RecursiveModel(TokenModel):
 
     # ---- as any model
 
-    def forward(  # type: ignore[override]
-        self, tokens: Tensor, state: RecursiveState | None = None, context: Context | None = None
-    ) -> tuple[Tensor, RecursiveState]:
-        """One supervision step: tokens (B, T) and a state to logits (B, T, vocab_size) and the next state."""
-        thought = self.think(tokens, state, context)
-        return self.logits(thought.hidden), thought.state
-
-    def features(  # type: ignore[override]
+    def features(
         self, tokens: Tensor, state: RecursiveState | None = None, context: Context | None = None
     ) -> tuple[Tensor, RecursiveState]:
         """As `forward`, up to the hidden states (B, T, D) that `logits` reads."""

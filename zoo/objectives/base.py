@@ -21,7 +21,7 @@ from zoo.core.errors import UsageError
 from zoo.core.needs import Need, Needs
 from zoo.core.options import Options
 from zoo.core.registry import Registry, split_spec
-from zoo.models.token import ModelConfig
+from zoo.models.config import ModelConfig
 from zoo.tasks.protocol import IGNORE, Batch, Task
 
 T = TypeVar("T")

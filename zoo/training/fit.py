@@ -14,7 +14,9 @@ import torch
 from zoo.core.errors import UsageError
 from zoo.core.needs import Needs, merge
 from zoo.core.options import tuples
-from zoo.models.token import ModelConfig, TokenModel, create_model, model_config
+from zoo.models.config import ModelConfig
+from zoo.models.create import create_model, model_config
+from zoo.models.ends import Ends
 from zoo.objectives.base import Objective, create_objective
 from zoo.pattern import parse
 from zoo.protocol import Mixer, mixers
@@ -133,7 +135,7 @@ def filled(needs: Needs, draft: ModelConfig, given: Mapping[str, Any]) -> dict[s
     return fill
 
 
-def _outline(config: ModelConfig) -> TokenModel:
+def _outline(config: ModelConfig) -> Ends:
     """The model without memory for its weights, so that sizes are refused before anything is written or trained.
 
     Raises:
@@ -148,7 +150,7 @@ def _outline(config: ModelConfig) -> TokenModel:
     return model
 
 
-def check_lengths(model: TokenModel, needs: Needs) -> None:
+def check_lengths(model: Ends, needs: Needs) -> None:
     """Refuses mixers with weights for fewer steps than the model has to read."""
     length = needs.length
     for m in model.modules():

@@ -16,8 +16,8 @@ from zoo.core.readers import check_path, read_bytes
 from zoo.core.run_files import CONFIG, is_run, no_run
 from zoo.interop.hf import CONFIG as PUBLISHED
 from zoo.interop.hf import from_hf, read_json
+from zoo.models.ends import Ends
 from zoo.models.generation import NewTokens
-from zoo.models.token import TokenModel
 from zoo.training.checkpoint import is_checkpoint
 from zoo.training.evaluation import answered, held_out
 from zoo.training.loading import load, open_run
@@ -110,7 +110,7 @@ def respond(
         max_new_tokens: the most tokens to add to a prompt.
         stream: give a single prompt's text as it comes.
         as_json: give one line of JSON.
-        **options: of `TokenModel.generate`; None stands for its default.
+        **options: of `Ends.generate`; None stands for its default.
 
     Raises:
         UsageError: no such folder, no prompt or prompts of several kinds, a prompt that cannot be read, or what
@@ -132,7 +132,7 @@ def respond(
     target, published = choose_device(device), is_published(source)
     if which is not None and (published or is_checkpoint(source)):
         raise UsageError(f"--which={which} chooses from a run: {source} is a checkpoint folder, which holds one model.")
-    model: TokenModel = from_hf(source, device=target) if published else load(source, which or "best").to(target)
+    model: Ends = from_hf(source, device=target) if published else load(source, which or "best").to(target)
     writing = IDS if tokens else _writing(source, model, as_bytes, text=bool(prompts))
     asked = [writing.encode(text) for text in ([_content(file)] if file is not None else prompts or tokens)]
     rows = [Continuation(prompt, writing) for prompt in asked]
@@ -229,7 +229,7 @@ def _content(file: str) -> str:
     return data.decode("utf-8", "surrogateescape").removesuffix("\n")
 
 
-def _stop(source: Path, model: TokenModel, given: Sequence[str], published: bool) -> list[int]:
+def _stop(source: Path, model: Ends, given: Sequence[str], published: bool) -> list[int]:
     if list(given) == ["none"]:
         return []
     if given:
@@ -263,7 +263,7 @@ BYTES = Writing(
 )
 
 
-def _writing(source: Path, model: TokenModel, as_bytes: bool, *, text: bool) -> Writing:
+def _writing(source: Path, model: Ends, as_bytes: bool, *, text: bool) -> Writing:
     """Bytes, the folder's tokenizer, or plain ids where there is none and no text asks for one."""
     if as_bytes:
         if (n := model.config.vocab_size) not in BYTE_VOCABULARIES:

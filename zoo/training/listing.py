@@ -7,8 +7,8 @@ import inspect
 from typing import Any
 
 from zoo.core.errors import UsageError, unknown
+from zoo.models.config import ModelConfig
 from zoo.models.families import families
-from zoo.models.token import ModelConfig
 from zoo.objectives.base import objectives
 from zoo.pattern import list_mixers, parse
 from zoo.protocol import mixers

@@ -12,7 +12,8 @@ import torch
 from zoo.core.errors import UsageError, quoted, unknown
 from zoo.core.readers import check_path
 from zoo.core.run_files import CHECKPOINTS, CONFIG, changes, differing, is_run, no_run, read_whole_config, run_of
-from zoo.models.token import TokenModel, create_model
+from zoo.models.create import create_model
+from zoo.models.ends import Ends
 from zoo.training import checkpoint, imports
 from zoo.training.fit import Parts
 from zoo.training.machine import choose_device, choose_precision
@@ -74,7 +75,7 @@ def _whole(path: Path, others: Iterable[str]) -> Path:
     return path
 
 
-def load(path: str | Path, which: str = "best") -> TokenModel:
+def load(path: str | Path, which: str = "best") -> Ends:
     """The model of a run, on the CPU in evaluation mode: its best weights by validation, or the last.
 
     Args:
@@ -90,7 +91,7 @@ def load(path: str | Path, which: str = "best") -> TokenModel:
 
 
 @kept_random_state()
-def load_from(path: str | Path, which: str = "best") -> tuple[TokenModel, Path]:
+def load_from(path: str | Path, which: str = "best") -> tuple[Ends, Path]:
     """As `load`, with the checkpoint that was read."""
     found = find_checkpoint(Path(path), which)
     imports.check(run_of(found), ("mixer",))
@@ -115,7 +116,7 @@ EVALUATION_KEYS = (
 class OpenRun(NamedTuple):
     """A run whose model is ready to answer."""
 
-    model: TokenModel
+    model: Ends
     parts: Parts
     config: TrainConfig
     precision: str

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from zoo.core.errors import RunError, unknown
-from zoo.models.token import TokenModel, create_model
+from zoo.models.create import create_model
+from zoo.models.ends import Ends
 from zoo.objectives.base import Encoded, Update
 from zoo.ops.common import logged_forms
 from zoo.protocol import Mixer
@@ -200,7 +201,7 @@ class Trainer:
         if improved:
             self._save()
 
-    def _score(self, model: TokenModel, rows: Batch) -> dict[str, Any]:
+    def _score(self, model: Ends, rows: Batch) -> dict[str, Any]:
         # Evaluation runs uncompiled: its shapes differ, and each would be compiled anew.
         eagerly = torch.compiler.set_stance("force_eager") if self.config.compile else contextlib.nullcontext()
         size = self.config.eval_batch_size or self.config.batch_size

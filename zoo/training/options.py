@@ -12,7 +12,8 @@ from zoo.core.errors import UsageError, quoted
 from zoo.core.needs import Need, Needs
 from zoo.core.options import Options
 from zoo.core.readers import check_path
-from zoo.models.token import ModelConfig, model_config
+from zoo.models.config import ModelConfig
+from zoo.models.create import model_config
 from zoo.objectives.base import objectives
 from zoo.tasks.protocol import registry as tasks
 from zoo.training import machine

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoo.models.token import TokenModel
+from zoo.models.ends import Ends
 from zoo.training.loading import load
 from zoo.training.options import TrainConfig
 
@@ -26,7 +26,7 @@ class Result(NamedTuple):
         """`{"validation": {...}, "test": {...}}` of the best weights."""
         return {split: self.data[split] for split in ("validation", "test")}
 
-    def load(self) -> TokenModel:
+    def load(self) -> Ends:
         """The model with its best weights."""
         return load(self.path)
 

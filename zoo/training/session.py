@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, Va
 from torch import Tensor
 
 from zoo.core.errors import UsageError, quoted
-from zoo.models.token import ModelConfig, TokenModel, create_model
+from zoo.models.config import ModelConfig
+from zoo.models.create import create_model
+from zoo.models.ends import Ends
 from zoo.objectives.base import Carry
 from zoo.training import checkpoint
 from zoo.training.optimizer import Average, Optimizer
@@ -97,7 +99,7 @@ class Session:
         """The newest checkpoint known to be whole."""
 
     @property
-    def evaluated(self) -> TokenModel:
+    def evaluated(self) -> Ends:
         """The weights that evaluation reads."""
         return self.model if self.average is None else self.average.module
 
@@ -131,7 +133,7 @@ class Session:
         )
         checkpoint.prune(folder, self.config.keep)
 
-    def resume(self, folder: Path, say: Callable[[str], None], carries: Callable[[Carry, TokenModel], bool]) -> None:
+    def resume(self, folder: Path, say: Callable[[str], None], carries: Callable[[Carry, Ends], bool]) -> None:
         """Go on from the newest checkpoint that is whole, or stay at the start where there is none.
 
         Args:
@@ -162,7 +164,7 @@ class Session:
             told = ". ".join(text for _, text in problems)
             raise UsageError(f"{told}. No checkpoint is left to go on from: start over with --fresh.")
 
-    def _restore(self, path: Path, carries: Callable[[Carry, TokenModel], bool]) -> None:
+    def _restore(self, path: Path, carries: Callable[[Carry, Ends], bool]) -> None:
         weights = checkpoint.read_weights(path, average=False)
         average = None if self.average is None else checkpoint.read_weights(path)
         try:

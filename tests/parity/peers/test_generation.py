@@ -15,7 +15,7 @@ from transformers.generation.logits_process import (
 )
 
 import zoo
-from zoo.models.generation import Choice
+from zoo.models.sampling import Choice
 
 NEW = 40
 
