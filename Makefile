@@ -40,15 +40,15 @@ parity: $(VENV)/parity/peers/.installed $(VENV)/parity/fla/.installed
 
 # Sizes and budgets (seconds) with which all of it takes about 50 minutes on 2 cores that do nothing else.
 BENCH := $(BIN)/zoo bench
-BENCH_OUT ?= docs/results
+BENCH_OUT ?= --out docs/results/data --pages docs/results
 
 bench: $(VENV)/.installed
-	$(BENCH) throughput --width 128 --length 256,1K,4K --budget 2 --repeats 5 --out $(BENCH_OUT)
-	$(BENCH) memory --width 128 --length 1K,4K --repeats 3 --budget 15 --out $(BENCH_OUT)
-	$(BENCH) decode --width 64 --budget 10 --drift 1000 --out $(BENCH_OUT)
-	$(BENCH) long-context --preset niah --budget 20 --out $(BENCH_OUT)
+	$(BENCH) throughput --width 128 --length 256,1K,4K --budget 2 --repeats 5 $(BENCH_OUT)
+	$(BENCH) memory --width 128 --length 1K,4K --repeats 3 --budget 15 $(BENCH_OUT)
+	$(BENCH) decode --width 64 --budget 10 --drift 1000 $(BENCH_OUT)
+	$(BENCH) long-context --preset niah --budget 20 $(BENCH_OUT)
 	$(BENCH) mad --layers "{mixer} swiglu {mixer} swiglu" --width 64 --share 0.01 --batch-size 32 --lr 3e-3 --budget 5 \
-		--train test_rows=320 --out $(BENCH_OUT)
+		--train test_rows=320 $(BENCH_OUT)
 
 bench-ops: $(VENV)/parity/peers/.installed $(VENV)/parity/fla/.installed
 	FLA_PATH=$(wildcard $(VENV)/parity/fla/lib/python*/site-packages) $(VENV)/parity/peers/bin/python -m zoo.benchmarks.studies.ops

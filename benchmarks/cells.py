@@ -1,38 +1,28 @@
-"""What all benchmarks of `zoo bench` share: a cell with a budget, its record, and the table at the end."""
+"""What all benchmarks of `zoo bench` share: a request, and a cell with a budget and its record."""
 
 from __future__ import annotations
 
+import datetime
+import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from zoo.benchmarks import records
-from zoo.benchmarks.records import OK, Record
-from zoo.benchmarks.subjects import HEADS, Subject, distinct_layers, held
+from zoo.benchmarks.subjects import Subject, distinct_layers, passed_laws
 from zoo.core.errors import UsageError
 from zoo.laws import LawBroken
 from zoo.ops.common import logged_forms
-from zoo.pattern import Word, parse, to_text
-from zoo.report.units import MISSING
+from zoo.report.records import OK, Record
 from zoo.training import machine
 
 OVER, NO_MEMORY, NOT_OFFERED, LAW = "over budget", "no memory", "not offered", "breaks a law"
-MIXER = "{mixer}"
-"""Stands for what is measured in the pattern of a whole model."""
 NOT_LEARNED, CLOCK, NO_AVERAGE = "not learned", "stopped by the clock", "no average"
-ENDED = {CLOCK: "its budget of seconds", NOT_LEARNED: "its steps"}
-MARKS = {"formula": "†", "random cache": "*"}
-ABOVE = (
-    "‡ above 100 %: counted are the products of the reference form, three times over for training, and compared with "
-    "the rate of one product of 2048 x 2048, measured by itself. A layer that does fewer products than that, or does "
-    "them in better shapes or at a quieter moment, comes out above."
-)
 
 
 class NoFigure(Exception):
@@ -93,7 +83,7 @@ class Request:
             torch.cuda.synchronize()
 
     def built(self, subject: Subject, width: int, length: int) -> tuple[Any, list[str]]:
-        """The module, and the laws that it was held to first.
+        """The module, and the names of the laws that it passed first.
 
         Raises:
             NoFigure: it breaks a law, its package cannot be used here, or its weights do not fit.
@@ -102,7 +92,7 @@ class Request:
         try:
             if not subject.peer and (weights := subject.weight_bytes(width, length)) > free_bytes(self.device) / 8:
                 raise NoFigure(NO_MEMORY, f"weights of {weights / 1e9:.1f} GB, several times over, do not fit")
-            passed = held(subject, width, length, self.device)
+            passed = passed_laws(subject, width, length, self.device)
             return subject.build(width, length, self.device), passed
         except LawBroken as error:
             raise NoFigure(LAW, str(error)) from None
@@ -169,9 +159,27 @@ def cell(
                 raise
             rest |= {"status": NO_MEMORY, "why": _first_line(error)}
     rest.setdefault("backends", {op: sorted(names) for op, names in sorted(forms.items())})
-    made = records.record(benchmark, subject.name, setting, device=request.device, **rest)
+    made = record(benchmark, subject.name, setting, device=request.device, **rest)
     request.say(progress(made))
     return made
+
+
+@functools.cache
+def _facts(device: str, threads: int) -> dict[str, Any]:
+    described = machine.describe_machine(torch.device(device))
+    return {
+        "threads": threads,
+        "device": described["device"],
+        "machine": described,
+        "versions": machine.versions(),
+        "commit": machine.commit(),
+    }
+
+
+def record(benchmark: str, name: str, setting: Mapping[str, Any], *, device: str, **rest: Any) -> Record:
+    """A record of this process, now, on a device ("cpu", "cuda", "mps")."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return Record(benchmark, name, dict(setting), date=now, **_facts(device, torch.get_num_threads()), **rest)
 
 
 def _first_line(error: BaseException) -> str:
@@ -234,123 +242,3 @@ class Ladder:
         if "seconds" in figures:
             self.size, self.seconds = size, figures["seconds"]["value"]
         return figures, rest
-
-
-# ---- tables
-
-
-class Table(NamedTuple):
-    """Texts in rows, and a title."""
-
-    title: str
-    head: list[str]
-    rows: list[list[str]]
-
-
-def pivot(
-    title: str,
-    found: Iterable[Record],
-    column: Callable[[Record], Any],
-    text: Callable[[Record], str],
-    label: Callable[[Any], str] = str,
-) -> Table:
-    """A row for each subject and a column for each value of `column`, in order of appearance."""
-    cells: dict[str, dict[Any, str]] = {}
-    columns: dict[Any, None] = {}
-    for r in found:
-        columns[column(r)] = None
-        cells.setdefault(r.label, {})[column(r)] = shown(r, text)
-    head = ["", *map(label, columns)]
-    return Table(title, head, [[name, *(row.get(c, MISSING) for c in columns)] for name, row in cells.items()])
-
-
-def shown(r: Record, text: Callable[[Record], str]) -> str:
-    """A cell: its text with the mark of how it came about, or why there is none."""
-    if r.status != OK:
-        return r.status
-    marks = {MARKS.get(f["how"], "") for f in r.figures.values()}
-    return text(r) + "".join(sorted(marks))
-
-
-def spread(r: Record, key: str, text: Callable[[float], str]) -> str:
-    """A figure as text, of several values with its quartiles."""
-    figure = r.figures[key]
-    if figure["n"] == 1:
-        return text(figure["value"])
-    return f"{text(figure['value'])} ({text(figure['low'])} to {text(figure['high'])})"
-
-
-def chance_in(found: Iterable[Record]) -> str:
-    """What chance gives, for the head of a column of accuracies; empty where it is unknown or not one figure."""
-    known = {r.chance for r in found if r.chance is not None}
-    return f"chance {known.pop():.0%}" if len(known) == 1 else ""
-
-
-def notes(found: Sequence[Record]) -> list[str]:
-    """Lines below the tables: what the marks mean, which words had their heads settled, why cells are empty."""
-    hows = {f["how"] for r in found for f in r.figures.values()}
-    lines = {
-        "formula": "† said by the layer, not measured.",
-        "random cache": "* measured on a cache of keys and values filled with random numbers, not by a prefill.",
-    }
-    told = [line for how, line in lines.items() if how in hows]
-    if any((r.value("matmul_share") or 0) > 1 for r in found):
-        told.append(ABOVE)
-    untaught = [status for status in (CLOCK, NOT_LEARNED) if any(r.status == status for r in found)]
-    if untaught:
-        ends = " or ".join(ENDED[status] for status in untaught)
-        told.append(f"{' and '.join(untaught)}: below 85 % when {ends} ended; the records say how far each had come.")
-    empty: dict[str, None] = {}
-    for r in found:
-        if r.status not in (OK, OVER, CLOCK, NOT_LEARNED, NO_AVERAGE):
-            empty[f"{r.label}: {r.status}: {r.why.rstrip('.')}."] = None
-    return told + settled(found) + list(empty)
-
-
-def settled(found: Iterable[Record]) -> list[str]:
-    """Lines that say which layers have several names, and which options were filled in."""
-    several = dict.fromkeys(f"{r.label} (width {r.setting['width']})" for r in found if r.same)
-    lines = [f"One layer under several names, measured once: {', '.join(several)}."] if several else []
-    built: dict[int, dict[str, Word]] = {}
-    for r in found:
-        built.setdefault(r.setting["width"], {}).update(_filled_in(r))
-    for width, words in built.items():
-        if words:
-            told = f"At width {width}, where no number of heads is given: {', '.join(words)}."
-            few = any(getattr(word.config, "n_heads", HEADS) < HEADS for word in words.values())
-            lines.append(told + (f" zoo bench now gives attention {HEADS} at least." if few else ""))
-    return lines
-
-
-def _filled_in(r: Record) -> dict[str, Word]:
-    """The words of a record's layer in which something was filled in, by their texts."""
-    asked = str(r.setting.get("layers") or MIXER).replace(MIXER, r.name)
-    try:
-        pairs = zip(parse(asked).words(), parse(r.layer).words(), strict=True)
-        return {to_text(word): word for before, word in pairs if before != word}
-    except (UsageError, ValueError):  # a peer, or a mixer that is not registered here
-        return {}
-
-
-def short(n: int) -> str:
-    """1024 as 1K, 2**20 as 1M."""
-    for unit, size in (("M", 2**20), ("K", 1024)):
-        if n >= size and n % size == 0:
-            return f"{n // size}{unit}"
-    return f"{n:,}"
-
-
-def distinct(found: Iterable[Record], key: str) -> list[Any]:
-    """The values of a setting, in order of appearance."""
-    return list(dict.fromkeys(r.setting[key] for r in found if key in r.setting))
-
-
-def check_lengths(name: str, lengths: Sequence[int]) -> list[int]:
-    """Whole numbers from 1, rising, each once.
-
-    Raises:
-        UsageError: none, or one below 1.
-    """
-    if not lengths or min(lengths) < 1:
-        raise UsageError(f"--{name} {','.join(map(str, lengths))!r} is not allowed: give whole numbers from 1.")
-    return sorted(set(lengths))

@@ -1,13 +1,8 @@
-"""Reading a context and going on token by token: tokens a second of one layer, by context.
+"""Tokens a second of reading a context and of single steps.
 
-Prefill: `forward` reads random tokens in pieces, on and on; at each context, all tokens so far over all seconds so far,
-with the quartiles of the pieces' rates. A subject's budget spans the reading of its longest context; what is not
-reached is marked. Step: the median of single steps of `step` from a state at that context: where the state has a fixed
-size, the one that was read; where it grows, one made by hand (see `states.py`), so that attention is measured
-at contexts that it could not read in time. Drift, of states of fixed size, if asked for: single steps in float32, their
-last outputs and final state against `forward` in float64 over the whole, and the memory that the steps added. Beside
-the error stands how far the float64 outputs move when every input is rounded to float32 otherwise: where a recurrence
-makes small differences large, no step in float32 can be nearer.
+setting   width, context, batch_size, part ("prefill" | "step" | "drift"); of drift, `context` is the number of steps
+figures   prefill: tokens_per_second (all tokens over all seconds, with the quartiles of its pieces);
+          step: tokens_per_second, seconds; drift: error, state_error, rounding, grown_bytes
 """
 
 from __future__ import annotations
@@ -17,30 +12,20 @@ import functools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import zoo
-from zoo.benchmarks.cells import (
-    NO_MEMORY,
-    NOT_OFFERED,
-    OVER,
-    Measured,
-    NoFigure,
-    Request,
-    Table,
-    cell,
-    distinct,
-    free_bytes,
-    pivot,
-    short,
-)
-from zoo.benchmarks.records import Record, figure
+from zoo.benchmarks.cells import NO_MEMORY, NOT_OFFERED, OVER, Measured, NoFigure, Request, cell, free_bytes
+from zoo.benchmarks.options import MOST_TOKENS, BenchmarkOptions, Count, Lengths, Runs, Seconds, Widths, option
 from zoo.benchmarks.states import PIECE, at_context, grows, tells_state
 from zoo.benchmarks.subjects import Subject
+from zoo.benchmarks.tables import distinct, pivot, short
+from zoo.report.benchmark import CONTEXT, RATE, Benchmark, Curve, Head, Plot, Table, benchmarks
+from zoo.report.records import Record, figure
 from zoo.report.units import MISSING, count, size
 
 WARM, SLOWEST = 8, 2.0
@@ -106,7 +91,7 @@ class Decoding:
         reader, fields = self._layer(context)
         reader.go_to(context)
         rate = reader.read * self.batch_size / reader.spent
-        return {"tokens_per_second": figure(reader.rates) | {"value": rate}}, fields
+        return {"tokens_per_second": {**figure(reader.rates), "value": rate}}, fields
 
     @torch.no_grad()
     def step(self, context: int) -> Measured:
@@ -189,47 +174,81 @@ def used_bytes(device: str) -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def cells(
-    request: Request, *, widths: Sequence[int], contexts: Sequence[int], batch_size: int, drift: int | None = None
-) -> Iterator[Record]:
-    """The records of all subjects; `drift` is the number of single steps to follow, if any."""
-    request.check(widths, max(contexts))
-    asked = {"repeats": request.repeats}
-    for width in widths:
-        for subject in request.at(width):
-            decoding = Decoding(request, subject, width, batch_size)
-            for context in contexts:
-                for part, run in (("prefill", decoding.prefill), ("step", decoding.step)):
-                    setting = {"width": width, "context": context, "batch_size": batch_size, "part": part}
-                    yield cell(request, "decode", subject, setting, functools.partial(run, context), conditions=asked)
-            if drift:
-                setting = {"width": width, "context": drift, "batch_size": 1, "part": "drift"}
-                run = functools.partial(decoding.drift, drift)
-                yield cell(request, "decode", subject, setting, run, conditions=asked)
+PREFILL = Curve("tokens_per_second", RATE, "context", CONTEXT, {"part": "prefill"}, "prefill")
+STEP = Curve("tokens_per_second", RATE, "context", CONTEXT, {"part": "step"}, "one token after another")
 
 
-def tables(found: Sequence[Record]) -> list[Table]:
-    """Rates by context, and the drift."""
-    made = []
-    for width in distinct(found, "width"):
-        for part, title in (("prefill", "Prefill, tokens a second"), ("step", "Decoding, tokens a second")):
-            rows = [r for r in found if {"width": width, "part": part}.items() <= r.setting.items()]
-            made.append(
-                pivot(
-                    f"{title}, width {width}, by context",
-                    rows,
-                    lambda r: r.setting["context"],
-                    lambda r: count(r.value("tokens_per_second") or 0),
-                    short,
-                )
-            )
-        for steps in distinct([r for r in found if r.setting["part"] == "drift"], "context"):
-            wanted = {"width": width, "part": "drift", "context": steps}
-            rows = [r for r in found if wanted.items() <= r.setting.items() and r.figures]
-            title = f"After {steps:,} single steps, width {width}: float32 beside float64"
-            head = ["", "error of the outputs", "error of the state", "outputs from rounded inputs", "memory added"]
-            made.append(Table(title, head, [[r.label, *_drift(r)] for r in rows]))
-    return [table for table in made if table.rows]
+@benchmarks.register("decode")
+class Decode(Benchmark):
+    """Tokens a second of reading a context and of going on token by token, by context.
+
+    One layer. Prefill: `forward` reads random tokens in pieces, on and on; at each context, all tokens so far over all
+    seconds so far, with the quartiles of the pieces' rates. A subject's budget spans the reading of its longest
+    context; what is not reached is marked. Step: the median of single steps of `step` from a state at that context:
+    where the state has a fixed size, the one that was read; where it grows, one made by hand (see `states.py`), so that
+    attention is measured at contexts that it could not read in time. Drift, of states of fixed size, if asked for:
+    single steps in float32, their last outputs and final state against `forward` in float64 over the whole, and the
+    memory that the steps added. Beside the error stands how far the float64 outputs move when every input is rounded to
+    float32 otherwise: where a recurrence makes small differences large, no step in float32 can be nearer.
+    """
+
+    class Config(BenchmarkOptions):
+        width: Widths = option("128", "Widths, by commas.")
+        context: Lengths = option("1K,4K,16K,64K,256K,1M", "Contexts, by commas.")
+        batch_size: Count = option(1, "Rows read and decoded at once.")
+        drift: int | None = option(None, "Steps to follow in float32 beside float64.", least=100, most=MOST_TOKENS)
+        budget: Seconds = option(60.0, "Seconds of reading, for the longest context.")
+        repeats: Runs = option(200, "Most single steps of a cell.")
+
+    title = "Prefill and decoding"
+    order = 3
+    plots: ClassVar[Sequence[Plot]] = (
+        Plot(
+            "bench-decode",
+            "Reading and writing against context",
+            "Tokens a second at a context. Hollow points: from a cache of random keys and values instead of a prefill.",
+            (PREFILL, STEP),
+        ),
+    )
+    heads: ClassVar[Sequence[Head]] = (Head("prefill\ntok/s", PREFILL, "max"), Head("decode\ntok/s", STEP, "max"))
+
+    def cells(self, request: Request) -> Iterator[Record]:
+        config = self.config
+        request.check(config.width, max(config.context))
+        asked = {"repeats": request.repeats}
+        for width in config.width:
+            for subject in request.at(width):
+                decoding = Decoding(request, subject, width, config.batch_size)
+                for context in config.context:
+                    for part, run in (("prefill", decoding.prefill), ("step", decoding.step)):
+                        setting = {"width": width, "context": context, "batch_size": config.batch_size, "part": part}
+                        measure = functools.partial(run, context)
+                        yield cell(request, self.label(), subject, setting, measure, conditions=asked)
+                if config.drift:
+                    setting = {"width": width, "context": config.drift, "batch_size": 1, "part": "drift"}
+                    measure = functools.partial(decoding.drift, config.drift)
+                    yield cell(request, self.label(), subject, setting, measure, conditions=asked)
+
+    @classmethod
+    def tables(cls, found: Sequence[Record]) -> list[Table]:
+        """Rates by context, and the drift."""
+        made = []
+        for width in distinct(found, "width"):
+            for part, title in (("prefill", "Prefill, tokens a second"), ("step", "Decoding, tokens a second")):
+                rows = [r for r in found if {"width": width, "part": part}.items() <= r.setting.items()]
+                title = f"{title}, width {width}, by context"
+                made.append(pivot(title, rows, lambda r: r.setting["context"], _rate, short))
+            for steps in distinct([r for r in found if r.setting["part"] == "drift"], "context"):
+                wanted = {"width": width, "part": "drift", "context": steps}
+                rows = [r for r in found if wanted.items() <= r.setting.items() and r.figures]
+                title = f"After {steps:,} single steps, width {width}: float32 beside float64"
+                head = ["", "error of the outputs", "error of the state", "outputs from rounded inputs", "memory added"]
+                made.append(Table(title, head, [[r.label, *_drift(r)] for r in rows]))
+        return [table for table in made if table.rows]
+
+
+def _rate(r: Record) -> str:
+    return count(r.value("tokens_per_second") or 0)
 
 
 def _drift(r: Record) -> list[str]:

@@ -1,10 +1,7 @@
-"""What training a layer takes in memory, and what its state takes after a context.
+"""Peak memory of a training step, and bytes of a state.
 
-Training: the peak of one forward and backward pass over that of the same process after a pass over 64 tokens: of the
-allocator on a GPU, else of the process's resident memory. Every run is in a process of its own, which ends with its
-budget. State: bytes of the tensors of a state that has just read a piece at that context. What lies before the piece
-does not change them: caches of keys and values are filled with random numbers, other states are at rest. Where the
-state would not fit into half of the free memory, the layer's own `state_bytes` stand there.
+setting   width, length, batch_size, part ("training" | "state"); of a state, `length` is the context
+figures   training: peak_bytes (over the same process before the step), bytes_per_token; state: state_bytes
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -28,20 +25,20 @@ from zoo.benchmarks.cells import (
     Measured,
     NoFigure,
     Request,
-    Table,
     cell,
-    distinct,
     free_bytes,
-    pivot,
-    short,
 )
-from zoo.benchmarks.records import Record, figure
+from zoo.benchmarks.options import BenchmarkOptions, Count, Lengths, Runs, Seconds, Widths, option
 from zoo.benchmarks.states import PIECE, at_context, tells_state
 from zoo.benchmarks.subjects import Subject, choose, peers
+from zoo.benchmarks.tables import distinct, pivot, short
 from zoo.benchmarks.throughput import step_of
 from zoo.core.errors import UsageError
 from zoo.core.imports import import_source
 from zoo.protocol import tree_bytes
+from zoo.report.benchmark import CONTEXT, LENGTH, Benchmark, Curve, Head, Plot, Table, benchmarks
+from zoo.report.charts import Axis
+from zoo.report.records import Record, figure
 from zoo.report.units import size
 from zoo.training import machine
 
@@ -150,53 +147,86 @@ def state(request: Request, subject: Subject, *, width: int, length: int, batch_
     return {"state_bytes": figure(tree_bytes(after), how)}, fields
 
 
-def cells(
-    request: Request, *, widths: Sequence[int], lengths: Sequence[int], contexts: Sequence[int], batch_size: int
-) -> Iterator[Record]:
-    """The records of all subjects: training at `lengths`, states of one row at `contexts`."""
-    if not Path("/proc/self/status").exists() and request.device == "cpu":
-        raise UsageError(f"bench memory: {os.name} does not tell the peak memory of a process; Linux and GPUs do.")
-    request.check(widths, max(*lengths, *contexts))
-    asked = {"repeats": request.repeats}
-    for width in widths:
-        for subject in request.at(width):
-            ladder = Ladder(request.budget)
-            for length in lengths:
-                setting: dict[str, Any] = {
-                    "width": width,
-                    "length": length,
-                    "batch_size": batch_size,
-                    "part": "training",
-                }
-                run = functools.partial(training, request, subject, **setting)
-                run = functools.partial(ladder.climb, length, run)
-                yield cell(request, "memory", subject, setting, run, conditions=asked)
-            for context in contexts:
-                setting = {"width": width, "length": context, "batch_size": 1, "part": "state"}
-                run = functools.partial(state, request, subject, **setting)
-                yield cell(request, "memory", subject, setting, run, conditions=asked)
+PEAK = Curve(
+    "peak_bytes", Axis("peak memory", "size", log=True), "length", LENGTH, {"part": "training"}, "training step"
+)
+STATE = Curve(
+    "state_bytes", Axis("state of one sequence", "size", log=True), "length", CONTEXT, {"part": "state"}, "state"
+)
+
+
+@benchmarks.register("memory")
+class Memory(Benchmark):
+    """Peak memory of a training step by length, and bytes of the state by context.
+
+    Training: the peak of one forward and backward pass of one layer over that of the same process after a pass over 64
+    tokens: of the allocator on a GPU, else of the process's resident memory. Every run is in a process of its own,
+    which ends with its budget. State: bytes of the tensors of a state that has just read a piece at that context. What
+    lies before the piece does not change them: caches of keys and values are filled with random numbers, other states
+    are at rest. Where the state would not fit into half of the free memory, the layer's own `state_bytes` stand there.
+    """
+
+    class Config(BenchmarkOptions):
+        width: Widths = option("128", "Widths, by commas.")
+        length: Lengths = option("1K,4K,16K", "Lengths of training steps, by commas.")
+        context: Lengths = option("1K,4K,16K,64K,256K,1M", "Contexts, by commas.")
+        batch_size: Count = option(1, "Rows of a training step.")
+        budget: Seconds = option(20.0, "Seconds of a process that measures a training step.")
+        repeats: Runs = option(3, "Processes for each training step.")
+
+    title = "Memory"
+    order = 2
+    plots: ClassVar[Sequence[Plot]] = (
+        Plot(
+            "bench-memory",
+            "Memory against length",
+            "Peak memory of a training step, and what one sequence carries. "
+            "Hollow points: counted on a cache of random keys and values, or said by the layer's own formula.",
+            (PEAK, STATE),
+        ),
+    )
+    heads: ClassVar[Sequence[Head]] = (Head("training\nmemory", PEAK, "min"), Head("state", STATE, "min"))
+
+    def cells(self, request: Request) -> Iterator[Record]:
+        config = self.config
+        if not Path("/proc/self/status").exists() and request.device == "cpu":
+            raise UsageError(f"bench memory: {os.name} does not tell the peak memory of a process; Linux and GPUs do.")
+        request.check(config.width, max(*config.length, *config.context))
+        asked = {"repeats": request.repeats}
+        for width in config.width:
+            for subject in request.at(width):
+                ladder = Ladder(request.budget)
+                for length in config.length:
+                    setting: dict[str, Any] = {
+                        "width": width,
+                        "length": length,
+                        "batch_size": config.batch_size,
+                        "part": "training",
+                    }
+                    run = functools.partial(training, request, subject, **setting)
+                    run = functools.partial(ladder.climb, length, run)
+                    yield cell(request, self.label(), subject, setting, run, conditions=asked)
+                for context in config.context:
+                    setting = {"width": width, "length": context, "batch_size": 1, "part": "state"}
+                    run = functools.partial(state, request, subject, **setting)
+                    yield cell(request, self.label(), subject, setting, run, conditions=asked)
+
+    @classmethod
+    def tables(cls, found: Sequence[Record]) -> list[Table]:
+        """Peaks by length and states by context."""
+        made = []
+        for width in distinct(found, "width"):
+            for part, key, title in (
+                ("training", "peak_bytes", "Peak memory of a training step"),
+                ("state", "state_bytes", "State of one row"),
+            ):
+                rows = [r for r in found if {"width": width, "part": part}.items() <= r.setting.items()]
+                by = "length" if part == "training" else "context"
+                text = functools.partial(_size, key)
+                title = f"{title}, width {width}, by {by}"
+                made.append(pivot(title, rows, lambda r: r.setting["length"], text, short))
+        return [table for table in made if table.rows]
 
 
 def _size(key: str, r: Record) -> str:
     return size(r.value(key) or 0)
-
-
-def tables(found: Sequence[Record]) -> list[Table]:
-    """Peaks by length and states by context."""
-    made = []
-    for width in distinct(found, "width"):
-        for part, key, title in (
-            ("training", "peak_bytes", "Peak memory of a training step"),
-            ("state", "state_bytes", "State of one row"),
-        ):
-            rows = [r for r in found if {"width": width, "part": part}.items() <= r.setting.items()]
-            by = "length" if part == "training" else "context"
-            table = pivot(
-                f"{title}, width {width}, by {by}",
-                rows,
-                lambda r: r.setting["length"],
-                functools.partial(_size, key),
-                short,
-            )
-            made.append(table)
-    return [table for table in made if table.rows]

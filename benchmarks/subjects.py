@@ -345,14 +345,14 @@ def _is_shell_pattern(text: str) -> bool:
 
 
 @functools.cache
-def _held(subject: Subject, width: int, length: int, device: str) -> list[str]:
+def _passed_laws(subject: Subject, width: int, length: int, device: str) -> list[str]:
     return laws.quick(subject.build(width, max(length, 2 * 70), device))
 
 
-def held(subject: Subject, width: int, length: int, device: str) -> list[str]:
-    """The names of the laws that a subject was held to at this width, once in a process; none for a peer.
+def passed_laws(subject: Subject, width: int, length: int, device: str) -> list[str]:
+    """The names of the laws that a subject passes at this width, checked once in a process; none for a peer.
 
     Raises:
         laws.LawBroken: one that does not hold.
     """
-    return [] if subject.peer else _held(subject, width, length, device)
+    return [] if subject.peer else _passed_laws(subject, width, length, device)

@@ -1,36 +1,25 @@
-"""Training and forward passes: tokens a second of one layer, by width and length.
+"""Tokens a second of training and of forward passes.
 
-A training step is one forward and one backward pass to the input and every parameter, without an optimizer; a cell's
-budget spans its runs after the one that warms up. The share is that of the rate of large matrix products on the same
-device, in the same precision, that the layer's matrix products are done at: those of the reference form, each token at
-its own context, three times over for training.
+setting   width, length, batch_size, direction ("train" | "forward"), compiled
+figures   tokens_per_second, seconds, matmul_share (of the machine's rate of large matrix products)
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from zoo.benchmarks.cells import (
-    NOT_OFFERED,
-    Ladder,
-    Measured,
-    NoFigure,
-    Request,
-    Table,
-    cell,
-    distinct,
-    pivot,
-    sampled,
-    short,
-)
-from zoo.benchmarks.records import Record, figure
+from zoo.benchmarks.cells import NOT_OFFERED, Ladder, Measured, NoFigure, Request, cell, sampled
+from zoo.benchmarks.options import BenchmarkOptions, Count, Lengths, Runs, Seconds, Widths, option
 from zoo.benchmarks.subjects import Subject
+from zoo.benchmarks.tables import distinct, pivot, short
 from zoo.protocol import Mixer
+from zoo.report.benchmark import LENGTH, RATE, Benchmark, Curve, Head, Plot, Table, benchmarks
+from zoo.report.records import Record, figure
 from zoo.report.units import count
 from zoo.training import doctor
 
@@ -95,62 +84,82 @@ def measure(
     return figures, {"laws": laws, "n_parameters": sum(p.numel() for p in layer.parameters())}
 
 
-def cells(
-    request: Request,
-    *,
-    widths: Sequence[int],
-    lengths: Sequence[int],
-    tokens: int,
-    directions: Sequence[str] = DIRECTIONS,
-    compiled: Sequence[bool] = (False,),
-) -> Iterator[Record]:
-    """The records of all subjects.
+TRAINING = Curve("tokens_per_second", RATE, "length", LENGTH, {"direction": "train"}, "training")
+FORWARD = Curve("tokens_per_second", RATE, "length", LENGTH, {"direction": "forward"}, "forward only")
 
-    Args:
-        request: what is measured, and how.
-        widths: D.
-        lengths: T, rising.
-        tokens: of a batch, whose size follows; one row where a row is longer.
-        directions: "train" or "forward".
-        compiled: whether by torch.compile.
+
+@benchmarks.register("throughput")
+class Throughput(Benchmark):
+    """Tokens a second of training and of forward passes, by width and length.
+
+    One layer. A training step is one forward and one backward pass to the input and every parameter, without an
+    optimizer; a cell's budget spans its runs after the one that warms up. The share is that of the rate of large matrix
+    products on the same device, in the same precision, that the layer's matrix products are done at: those of the
+    reference form, each token at its own context, three times over for training.
     """
-    request.check(widths, max(lengths))
-    for width in widths:
-        for subject in request.at(width):
-            for how in compiled:
-                for direction in directions:
-                    ladder = Ladder(request.budget)
-                    for length in lengths:
-                        batch_size = max(1, tokens // length)
-                        setting: dict[str, Any] = {
-                            "width": width,
-                            "length": length,
-                            "batch_size": batch_size,
-                            "direction": direction,
-                            "compiled": how,
-                        }
-                        run = functools.partial(measure, request, subject, **setting)
-                        run = functools.partial(ladder.climb, batch_size * length, run)
-                        asked = {"repeats": request.repeats}
-                        yield cell(request, "throughput", subject, setting, run, conditions=asked)
 
+    class Config(BenchmarkOptions):
+        width: Widths = option("128", "Widths, by commas.")
+        length: Lengths = option("256,1K,4K", "Lengths, by commas.")
+        tokens: Count = option(4096, "Tokens of a batch; its size follows.")
+        compile: bool = option(False, "By torch.compile too.")
+        budget: Seconds = option(5.0, "Seconds of a cell, and the most that one run may take.")
+        repeats: Runs = option(9, "Most runs of a cell.")
 
-def tables(found: Sequence[Record]) -> list[Table]:
-    """Tokens a second and the share, by length."""
+    title = "Throughput"
+    order = 1
+    plots: ClassVar[Sequence[Plot]] = (
+        Plot(
+            "bench-throughput",
+            "Throughput against length",
+            "Tokens a second of one layer. Bars reach from the first quartile to the third.",
+            (TRAINING, FORWARD),
+        ),
+    )
+    heads: ClassVar[Sequence[Head]] = (
+        Head("train\ntok/s", TRAINING, "max"),
+        Head("forward\ntok/s", FORWARD, "max"),
+    )
 
-    def text(r: Record) -> str:
-        share = r.value("matmul_share")
-        rate = count(r.value("tokens_per_second") or 0)
-        return rate if share is None else f"{rate} ({share:.0%}{'‡' if share > 1 else ''})"
+    def cells(self, request: Request) -> Iterator[Record]:
+        config = self.config
+        request.check(config.width, max(config.length))
+        for width in config.width:
+            for subject in request.at(width):
+                for how in (False, True) if config.compile else (False,):
+                    for direction in DIRECTIONS:
+                        ladder = Ladder(request.budget)
+                        for length in config.length:
+                            batch_size = max(1, config.tokens // length)
+                            setting: dict[str, Any] = {
+                                "width": width,
+                                "length": length,
+                                "batch_size": batch_size,
+                                "direction": direction,
+                                "compiled": how,
+                            }
+                            run = functools.partial(measure, request, subject, **setting)
+                            run = functools.partial(ladder.climb, batch_size * length, run)
+                            asked = {"repeats": request.repeats}
+                            yield cell(request, self.label(), subject, setting, run, conditions=asked)
 
-    made = []
-    for width in distinct(found, "width"):
-        for compiled in distinct(found, "compiled"):
-            for direction in distinct(found, "direction"):
-                wanted = {"width": width, "compiled": compiled, "direction": direction}
-                rows = [r for r in found if wanted.items() <= r.setting.items()]
-                how = ", compiled" if compiled else ""
-                what = "training" if direction == "train" else "forward only"
-                title = f"Tokens a second, {what}{how}, width {width}, by length (share of the matmul rate)"
-                made.append(pivot(title, rows, lambda r: r.setting["length"], text, short))
-    return [table for table in made if table.rows]
+    @classmethod
+    def tables(cls, found: Sequence[Record]) -> list[Table]:
+        """Tokens a second and the share, by length."""
+
+        def text(r: Record) -> str:
+            share = r.value("matmul_share")
+            rate = count(r.value("tokens_per_second") or 0)
+            return rate if share is None else f"{rate} ({share:.0%}{'‡' if share > 1 else ''})"
+
+        made = []
+        for width in distinct(found, "width"):
+            for compiled in distinct(found, "compiled"):
+                for direction in distinct(found, "direction"):
+                    wanted = {"width": width, "compiled": compiled, "direction": direction}
+                    rows = [r for r in found if wanted.items() <= r.setting.items()]
+                    how = ", compiled" if compiled else ""
+                    what = "training" if direction == "train" else "forward only"
+                    title = f"Tokens a second, {what}{how}, width {width}, by length (share of the matmul rate)"
+                    made.append(pivot(title, rows, lambda r: r.setting["length"], text, short))
+        return [table for table in made if table.rows]

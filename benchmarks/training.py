@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from zoo.benchmarks.cells import CLOCK, MIXER, NOT_LEARNED, NOT_OFFERED, NoFigure, Request
+from zoo.benchmarks.cells import CLOCK, NOT_LEARNED, NOT_OFFERED, NoFigure, Request
 from zoo.benchmarks.subjects import Subject, with_heads
 from zoo.core.errors import RunError, UsageError
 from zoo.pattern import parse
+from zoo.report.records import MIXER
 from zoo.tasks.protocol import create_task
 from zoo.training.recipes import override
 from zoo.training.train import train

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 
 import pytest
@@ -11,23 +12,14 @@ import torch
 
 import zoo
 from zoo import cli, laws
-from zoo.benchmarks import (
-    cells,
-    command,
-    decode,
-    long_context,
-    mad,
-    memory,
-    plots,
-    records,
-    states,
-    subjects,
-    throughput,
-    training,
-)
+from zoo.benchmarks import cells, command, long_context, mad, memory, states, subjects, tables, throughput, training
+from zoo.benchmarks.page import markdown
 from zoo.mixers.attention_parts import AttentionWord
 from zoo.pattern import list_mixers
 from zoo.protocol import mixers, tree_bytes
+from zoo.report import bench as drawing
+from zoo.report import records
+from zoo.report.benchmark import benchmarks
 
 SMALL = {
     "throughput": ["--width", "16", "--length", "8,16", "--tokens", "16", "--repeats", "2"],
@@ -75,6 +67,17 @@ FIGURES = {
 HUGE = str(10**20)
 
 
+def kind(name: str):
+    """The benchmark of a command's name."""
+    return benchmarks[name.replace("-", "_")]
+
+
+def measured(name: str, asked: cells.Request, **options):
+    """The records of a benchmark with these options."""
+    cls = kind(name)
+    return cls(cls.Config(**options)).cells(asked)
+
+
 def bench(*arguments: str) -> int:
     """The exit status of `zoo bench`."""
     with pytest.raises(SystemExit) as ended:
@@ -108,16 +111,20 @@ def test_every_benchmark_writes_whole_records(benchmark, tmp_path, capsys, monke
         assert (r.chance is not None) == (benchmark in MORE and r.setting.get("task") != "average")
         for f in r.figures.values():
             assert f["n"] >= 1
-            assert f["how"] in ("measured", *cells.MARKS)
+            assert f["how"] in ("measured", *tables.MARKS)
         if r.figures and not r.peer and r.setting.get("task") != "average":
             assert r.laws == ["chunk consistency", "causality"]
             if benchmark in MORE:
                 assert {f["n"] for f in r.figures.values()} == {2}
     page = (tmp_path / f"{benchmark}.md").read_text()
-    for table in command.MODULES[benchmark].tables(found):
+    for table in kind(benchmark).tables(found):
         assert table.title in page
         assert all(len(row) == len(table.head) for row in table.rows)
-    assert (tmp_path / f"{benchmark}.svg").read_text().startswith("<?xml")
+    pictures = re.findall(r"!\[.*\]\((.*)\)", page)
+    assert f"{benchmark}.svg" in pictures
+    assert {path.name for path in tmp_path.glob("*.svg")} == set(pictures)
+    for name in pictures:
+        assert (tmp_path / name).read_text().startswith("<?xml")
 
 
 def test_an_average_says_of_which_tasks_of_mad(tmp_path):
@@ -130,7 +137,9 @@ def test_an_average_says_of_which_tasks_of_mad(tmp_path):
     one, two = record("compression", 0.5), record("memorization", 0.7)
     of_one, of_two = record("average", 0.5, of="compression"), record("average", 0.6, of="compression, memorization")
     whole = record("average", 0.9)
-    heads = [mad.tables(found)[0].head for found in ([one, of_one], [one, two, of_two], [one, of_one, whole, of_two])]
+    heads = [
+        mad.MAD.tables(found)[0].head for found in ([one, of_one], [one, two, of_two], [one, of_one, whole, of_two])
+    ]
     named = "average of compression, memorization"
     assert heads == [
         ["", "compression"],
@@ -138,8 +147,9 @@ def test_an_average_says_of_which_tasks_of_mad(tmp_path):
         ["", "compression", "average", named],
     ]
     assert len({r.key for r in (of_one, of_two, whole)}) == 3
-    ticks = plots.figure_of("mad", [whole, one, of_one]).axes[0].get_xticklabels()
-    assert [tick.get_text() for tick in ticks] == ["compression", "average"]
+    (drawn,) = drawing.charts([whole, one, of_one])
+    scores, averages = drawn.panels
+    assert (scores.columns, scores.values, averages.series[0].x) == (["compression"], [[0.5]], [0.9])
 
 
 def test_attention_decodes_from_a_random_cache_and_recurrences_from_a_prefill(tmp_path, capsys):
@@ -231,14 +241,10 @@ def test_everything_is_checked_before_anything_is_measured(monkeypatch):
     """The second width does not fit the last subject: nothing is measured at the first."""
     monkeypatch.setattr(cells, "cell", lambda *_, **__: pytest.fail("measured"))
     asked = request(subjects=subjects.choose(["min_gru", "mha(n_heads=3)"]))
-    for module, options in (
-        (throughput, {"lengths": [8], "tokens": 8}),
-        (memory, {"lengths": [8], "contexts": [8], "batch_size": 1}),
-        (decode, {"contexts": [8], "batch_size": 1}),
-    ):
-        monkeypatch.setattr(module, "cell", cells.cell)
+    for name in ("throughput", "memory", "decode"):
+        monkeypatch.setattr(sys.modules[benchmarks[name].__module__], "cell", cells.cell)
         with pytest.raises(zoo.UsageError, match="d_model=32 is not divisible by n_heads=3"):
-            list(module.cells(asked, widths=[48, 32], **options))
+            list(measured(name, asked, width=[32, 48]))
 
 
 def test_names_of_one_layer_are_one_row():
@@ -295,10 +301,10 @@ def long(monkeypatch, status, right, tested):
             "accuracy": tested[overrides["task.seq_len"]][int(folder.name)], "exact": 0.0, "slices": {},
         },
     )  # fmt: skip
-    options = {"task": "niah", "options": {"key_vocab": 8, "value_vocab": 8}, "layers": "{mixer}", "width": 16}
-    options |= {"train_length": 64, "times": [n // 64 for n in tested] or [1], "rows": 8, "tokens": 64, "training": {}}
-    found = list(long_context.cells(request(subjects=subjects.choose(["min_gru"])), seeds=len(right), **options))
-    (table,) = long_context.tables(found)
+    options = {"task": "niah", "set": {"key_vocab": 8, "value_vocab": 8}, "layers": "{mixer}", "width": 16, "rows": 8}
+    options |= {"length": 64, "times": [n // 64 for n in tested] or [1], "tokens": 64, "seeds": len(right)}
+    found = list(measured("long-context", request(subjects=subjects.choose(["min_gru"])), **options))
+    (table,) = kind("long-context").tables(found)
     return found, dict(zip(table.head, table.rows[0], strict=True))
 
 
@@ -326,19 +332,18 @@ def test_what_was_not_learned_is_no_score(monkeypatch, status, told):
     assert not any(r.figures for r in found)
     assert {text for head, text in row.items() if head.startswith("64")} == {told}
     assert row["effective length"] == row["learned"] == "—"
-    assert plots.figure_of("long-context", found) is None
+    assert drawing.charts(found) == []
 
     monkeypatch.setattr(mad, "trained", lambda *_, **__: trained_as(status, 0.7, 0))
-    options = {"names": ["compression"], "variations": False, "layers": "{mixer}", "width": 16, "share": 0.5}
-    options |= {"batch_size": 8, "rates": [1e-3], "decays": [0.0], "training": {}, "seeds": 2}
+    options = {"task": ("compression",), "layers": "{mixer}", "width": 16, "share": 0.5, "batch_size": 8, "seeds": 2}
     asked = request(subjects=subjects.choose(["min_gru"]))
-    found = list(mad.cells(asked, **options))
+    found = list(measured("mad", asked, **options))
     assert [r.status for r in found] == [told, cells.NO_AVERAGE]
-    (table,) = mad.tables(found)
+    (table,) = mad.MAD.tables(found)
     assert table.head == ["", f"compression (chance {found[0].chance:.0%})"]
     assert table.rows == [["min_gru", told]]
     monkeypatch.setattr(mad, "trained", lambda *_, **__: trained_as(status, 0.86, 0))
-    assert [r.status for r in mad.cells(asked, **options)] == ["ok", "ok"]
+    assert [r.status for r in measured("mad", asked, **options)] == ["ok", "ok"]
 
 
 def test_chance_is_what_a_constant_answer_gets():
@@ -351,8 +356,8 @@ def test_a_page_says_of_how_many_values_its_figures_are():
     one, five = records.figure([2.0]), records.figure([1.0, 2.0, 3.0, 4.0, 9.0])
 
     def page(**figures):
-        made = records.record("throughput", "gqa", at, device="cpu", figures=figures, conditions={"budget": 2.0})
-        return command.markdown("throughput", [made], picture=False)
+        made = cells.record("throughput", "gqa", at, device="cpu", figures=figures, conditions={"budget": 2.0})
+        return markdown(throughput.Throughput, [made], "throughput.jsonl", [])
 
     assert "One value each (n = 1), without a spread: tokens per second." in page(tokens_per_second=one)
     assert "Medians" not in page(tokens_per_second=one)
@@ -365,24 +370,21 @@ def test_a_page_says_of_how_many_values_its_figures_are():
 def test_a_share_above_one_is_remarked_on():
     at = {"width": 16, "length": 8, "batch_size": 1, "direction": "train", "compiled": False}
     figures = {"tokens_per_second": records.figure(5.0), "matmul_share": records.figure(1.14)}
-    made = records.record("throughput", "gqa", at, device="cpu", figures=figures)
-    (table,) = throughput.tables([made])
+    made = cells.record("throughput", "gqa", at, device="cpu", figures=figures)
+    (table,) = throughput.Throughput.tables([made])
     assert table.rows == [["gqa", "5 (114%‡)"]]
-    assert cells.ABOVE in cells.notes([made])
+    assert tables.ABOVE in tables.notes([made])
 
 
 def test_the_preset_stands_for_what_is_not_given(monkeypatch):
-    asked = {}
-    monkeypatch.setattr(command, "run", lambda name, request, options, **_: asked.update(options))
+    found = []
+    monkeypatch.setattr(command, "run", lambda benchmark, *_, **__: found.append(benchmark.config))
     assert bench("long-context", "min_gru", "--preset", "niah", "--width", "32", "--set", "n_queries=2") == 0
     preset = long_context.PRESETS["niah"]
-    assert asked["width"] == 32
-    assert asked["options"] == {**preset["options"], "n_queries": 2}
-    assert (asked["layers"], asked["training"], asked["times"]) == (
-        preset["layers"],
-        preset["training"],
-        [1, 4, 16, 64],
-    )
+    (asked,) = found
+    assert asked.width == 32
+    assert asked.set == {**preset["set"], "n_queries": 2}
+    assert (asked.layers, asked.train, asked.times) == (preset["layers"], preset["train"], (1, 4, 16, 64))
 
 
 def test_a_newer_record_of_a_layer_takes_the_place_of_those_under_its_other_names():
@@ -400,6 +402,7 @@ def test_every_registered_sequence_mixer_is_measured_where_none_is_named():
 OWN = """
 import torch
 import zoo
+from zoo.benchmarks.page import markdown
 from zoo.mixers.min_gru import MinGRU
 
 

@@ -289,9 +289,9 @@ def report(
 @app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def bench(context: typer.Context) -> int | None:
     """Measure speed, memory and recall (see zoo bench --help)."""
-    from zoo.benchmarks.command import app as benchmarks
+    from zoo.benchmarks.command import bench as measure
 
-    return benchmarks(args=context.args or ["--help"], prog_name="zoo bench", standalone_mode=False)
+    return measure(context.args)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from report_samples import write_measurements, write_samples
 
-from zoo.report import Measurement, Run, load_measurements, load_runs, write_report
+from zoo.report import Record, Run, load_records, load_runs, write_report
 
 
 @pytest.fixture(scope="session")
@@ -23,12 +23,12 @@ def sample_runs(sample_folder: Path) -> list[Run]:
 
 
 @pytest.fixture(scope="session")
-def sample_measurements(tmp_path_factory: pytest.TempPathFactory) -> list[Measurement]:
-    return load_measurements([write_measurements(tmp_path_factory.mktemp("bench") / "all.jsonl")])
+def sample_measurements(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    return load_records([write_measurements(tmp_path_factory.mktemp("bench") / "all.jsonl")])
 
 
 @pytest.fixture(scope="session")
 def sample_page(
-    sample_runs: list[Run], sample_measurements: list[Measurement], tmp_path_factory: pytest.TempPathFactory
+    sample_runs: list[Run], sample_measurements: list[Record], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     return write_report(sample_runs, tmp_path_factory.mktemp("page") / "report.html", sample_measurements)

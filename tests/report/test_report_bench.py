@@ -8,7 +8,7 @@ import pytest
 from report_samples import LAYERS, figure, record, write_measurements, write_sample
 
 from zoo.core.errors import UsageError
-from zoo.report import bench, gather, load_measurements
+from zoo.report import bench, gather, load_records
 from zoo.report.charts import HeatMap, describe
 
 
@@ -48,7 +48,7 @@ def test_points_come_with_their_spread_and_with_how_they_came_about(sample_measu
 def test_figures_of_other_settings_are_not_in_one_plot(tmp_path):
     settings = [{"width": w, "length": n, "direction": "train"} for w in (64, 128) for n in (256, 512)]
     lines = [record("throughput", "mha", s, {"tokens_per_second": figure(100.0)}) for s in settings]
-    found = load_measurements([written(tmp_path / "a.jsonl", *lines, lines[0] | {"precision": "bfloat16"})])
+    found = load_records([written(tmp_path / "a.jsonl", *lines, lines[0] | {"precision": "bfloat16"})])
     panels = chart(found, "bench-throughput").panels
     assert [len(panel.series[0].x) for panel in panels] == [2, 2, 1]
     assert [panel.title for panel in panels] == [
@@ -95,10 +95,10 @@ def test_layers_that_are_one_at_a_width_are_one_row(tmp_path):
         at(64, "unheard-of", 1.0),
         at(64, "x", 1.0, peer=True),
     ]
-    found = load_measurements([written(tmp_path / "a.jsonl", *lines)])
-    assert [m.name for m in found] == ["mha = gqa = mqa", "swa", "mha", "gqa", "dsa = mla", "unheard-of", "x"]
-    assert (found[0].figure("tokens_per_second"), found[0].figure("tokens_per_second", "n")) == (2.0, 15)
-    assert found[0].figure("tokens_per_second", "high") == pytest.approx(3.15)
+    found = load_records([written(tmp_path / "a.jsonl", *lines)])
+    assert [r.title for r in found] == ["mha = gqa = mqa", "swa", "mha", "gqa", "dsa = mla", "unheard-of", "x"]
+    assert (found[0].value("tokens_per_second"), found[0].value("tokens_per_second", "n")) == (2.0, 15)
+    assert found[0].value("tokens_per_second", "high") == pytest.approx(3.15)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_layers_that_are_one_at_a_width_are_one_row(tmp_path):
 def test_patterns_that_cannot_be_built_are_rows_of_their_own(tmp_path, text):
     at = {"width": 64, "length": 256, "direction": "train"}
     lines = [record("throughput", name, at, {"tokens_per_second": figure(1.0)}) for name in (text, "mha")]
-    assert len(load_measurements([written(tmp_path / "a.jsonl", *lines)])) == 2
+    assert len(load_records([written(tmp_path / "a.jsonl", *lines)])) == 2
 
 
 def test_a_column_says_of_how_many_values_it_is(sample_measurements):
@@ -123,7 +123,7 @@ def test_what_was_not_learned_has_no_figure_no_place_and_no_rank(tmp_path):
         for name, more in (("gru", {}), ("mha", {}), ("lstm", {"status": "stopped by the clock", "why": "below 85%"}))
         for n, key, value in ((64, "accuracy", 0.9), (0, "effective_length", 64.0))
     ]
-    found = load_measurements([written(tmp_path / "a.jsonl", *lines)])
+    found = load_records([written(tmp_path / "a.jsonl", *lines)])
     _, subjects = bench.table(found)
     by_name = {s.row.label: s for s in subjects}
     assert [cell.value for cell in by_name["lstm"].cells] == [None]
@@ -136,29 +136,36 @@ def test_what_was_not_learned_has_no_figure_no_place_and_no_rank(tmp_path):
 def test_the_later_of_two_measurements_counts(tmp_path):
     setting = {"width": 64, "length": 256, "direction": "train"}
     lines = [record("throughput", "mha", setting, {"tokens_per_second": figure(v)}) for v in (1.0, 2.0)]
-    (found,) = load_measurements([written(tmp_path / f"{i}.jsonl", line) for i, line in enumerate(lines)])
-    assert found.figure("tokens_per_second") == 2
+    (found,) = load_records([written(tmp_path / f"{i}.jsonl", line) for i, line in enumerate(lines)])
+    assert found.value("tokens_per_second") == 2
 
 
 def test_measurements_of_odd_shapes_make_no_plot_and_no_traceback(tmp_path):
     odd = [
         record("throughput", "a", {"length": "long", "direction": "train"}, {"tokens_per_second": figure(1.0)}),
-        record("throughput", "b", {"length": 64, "direction": "train"}, {"tokens_per_second": 3}),
-        record("memory", "c", {"length": 64, "part": "state"}, {"state_bytes": {"value": None}}),
-        record("mad", "d", {"task": "average"}, {}, slices={"task": [1]}),
+        record("throughput", "b", {"length": 64, "direction": "train"}, {"seconds": figure(1.0)}),
+        record("memory", "c", {"length": [64], "part": "state"}, {"state_bytes": {"value": float("nan")}}),
+        record("mad", "d", {"task": "average"}, {}, slices={"depth": {"0": {"accuracy": 1.0}}}),
         record("unheard-of", "e", {}, {"x": figure(1.0)}),
     ]
-    found = load_measurements([written(tmp_path / "odd.jsonl", *odd)])
+    found = load_records([written(tmp_path / "odd.jsonl", *odd)])
     assert bench.charts(found) == []
     assert len(bench.table(found)[1]) == 5
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"benchmark": "mad"}', "12"])
+ODD = {"figures": {"accuracy": 3}}, {"figures": {"accuracy": {"value": None}}}, {"slices": {"task": [1]}}, {"own": 1}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", '{"benchmark": "mad"}', "12", "[" * 9999, *(json.dumps(record("mad", "a", {}, {}) | o) for o in ODD)],
+    ids=range(9),
+)
 def test_a_damaged_file_is_told_with_its_line(tmp_path, line):
     path = written(tmp_path / "a.jsonl", record("mad", "a", {}, {}))
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(UsageError, match=r"a\.jsonl' is damaged at line 2: expected what `zoo bench` writes"):
-        load_measurements([path])
+        load_records([path])
 
 
 def test_runs_and_measurements_are_found_together(tmp_path):

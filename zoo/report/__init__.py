@@ -11,10 +11,10 @@ used, not before.
 """
 
 from zoo.report.leaderboard import markdown, rows, table, to_csv
-from zoo.report.measurements import Measurement, load_measurements
 from zoo.report.page import write_report
 from zoo.report.pareto import pareto_front
 from zoo.report.plots import PLOTS
+from zoo.report.records import Record, load_records
 from zoo.report.runs import Run, load_runs
 from zoo.report.sources import gather
 from zoo.report.static import save_plots
@@ -22,11 +22,11 @@ from zoo.report.words import caveats, repeats, spreads
 
 __all__ = [
     "PLOTS",
-    "Measurement",
+    "Record",
     "Run",
     "caveats",
     "gather",
-    "load_measurements",
+    "load_records",
     "load_runs",
     "markdown",
     "pareto_front",

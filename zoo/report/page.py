@@ -18,7 +18,7 @@ from zoo.core.files import check_page, write_output
 from zoo.report import bench, leaderboard, plots, units, words
 from zoo.report.answers import answers
 from zoo.report.charts import Chart, Row, describe
-from zoo.report.measurements import Measurement
+from zoo.report.records import Record
 from zoo.report.runs import Run, as_runs, labels, printable, task_names
 from zoo.report.style import COLOURS, DASHES, SYMBOLS, Look, css_colours, css_dash, house_style, to_svg
 
@@ -50,7 +50,7 @@ class Example(NamedTuple):
 def write_report(
     runs: Sequence[Run | str | Path] | str | Path,
     path: str | Path,
-    measurements: Sequence[Measurement] = (),
+    measurements: Sequence[Record] = (),
     *,
     ask_models: bool = True,
     command: str = "zoo compare",
@@ -76,7 +76,7 @@ def write_report(
 
 def render(
     runs: Sequence[Run],
-    measurements: Sequence[Measurement] = (),
+    measurements: Sequence[Record] = (),
     *,
     ask_models: bool = False,
     command: str = "zoo compare",
@@ -180,9 +180,9 @@ def _common_task(runs: Sequence[Run]) -> dict[str, Any]:
     return first if all(task == first for task in rest) else {}
 
 
-def _title(runs: Sequence[Run], measurements: Sequence[Measurement], task: Mapping[str, Any]) -> str:
+def _title(runs: Sequence[Run], measurements: Sequence[Record], task: Mapping[str, Any]) -> str:
     if not runs:
-        return f"{len({m.name for m in measurements})} layers measured"
+        return f"{len({r.title for r in measurements})} layers measured"
     subject = f"{len(runs)} models compared" if len(runs) > 1 else runs[0].name
     return f"{task['name']}: {subject}" if "name" in task else subject
 
@@ -223,10 +223,12 @@ def _recipe(run: Run, label: str) -> dict[str, str]:
     }
 
 
-def _facts(runs: Sequence[Run], measurements: Sequence[Measurement]) -> dict[str, list[Fact]]:
+def _facts(runs: Sequence[Run], measurements: Sequence[Record]) -> dict[str, list[Fact]]:
     """Machine, versions and backends, each value stated once."""
     told = [(label, run.result) for run, label in zip(runs, labels(runs), strict=True) if run.result]
-    told += [(f"zoo bench {m.benchmark}", {k: v for k, v in m.record.items() if k != "backends"}) for m in measurements]
+    told += [
+        (f"zoo bench {r.benchmark}", {k: v for k, v in vars(r).items() if k != "backends" and v}) for r in measurements
+    ]
     groups: dict[str, list[Fact]] = {}
     for title, keys in _FACTS.items():
         each = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from zoo.report import units
 from zoo.report.runs import Run
@@ -15,14 +15,12 @@ def slices_of(runs: Sequence[Run]) -> dict[str, list[str]]:
         slices = run.scores()[0].get("slices")
         for name in slices if isinstance(slices, dict) else ():
             found.setdefault(name, set()).update(slice_scores(run, name))
+    return {name: in_order(values) for name, values in found.items() if len(values) > 1}
 
-    def order(values: set[str]) -> list[str]:
-        try:
-            return sorted(values, key=float)
-        except ValueError:
-            return sorted(values)
 
-    return {name: order(values) for name, values in found.items() if len(values) > 1}
+def in_order(values: Collection[str]) -> list[str]:
+    """The values of a slice, in numeric order where they are numbers."""
+    return sorted(values, key=float) if as_numbers(list(values)) else sorted(values)
 
 
 def slice_scores(run: Run, name: str) -> dict[str, float]:

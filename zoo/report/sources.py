@@ -9,13 +9,13 @@ from pathlib import Path
 from zoo.core.errors import UsageError
 from zoo.core.readers import check_path
 from zoo.core.run_files import is_run
-from zoo.report.measurements import Measurement, load_measurements
+from zoo.report.records import Record, load_records
 from zoo.report.runs import DEPTH, EXPECTED, Run, Told, load_runs, subfolders, tolerant
 
 RECORDS = ".jsonl"
 
 
-def gather(paths: Sequence[str | Path], told: Told) -> tuple[list[Run], list[Measurement]]:
+def gather(paths: Sequence[str | Path], told: Told) -> tuple[list[Run], list[Record]]:
     """The runs and measurements at `paths`, each once.
 
     Args:
@@ -37,8 +37,8 @@ def gather(paths: Sequence[str | Path], told: Told) -> tuple[list[Run], list[Mea
             folders.append(path)
     runs = load_runs(folders, told) if folders or not files else []
     # One by one: a damaged file does not take the others with it.
-    whole = [file for file in files.values() if tolerant(lambda f: load_measurements([f]), file, told) is not None]
-    measurements = load_measurements(whole)
+    whole = [file for file in files.values() if tolerant(lambda f: load_records([f]), file, told) is not None]
+    measurements = load_records(whole)
     if not runs and not measurements:
         raise UsageError(f"Nothing is left to compare: {EXPECTED}, or a file of `zoo bench`.")
     return runs, measurements

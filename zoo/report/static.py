@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 5.0, 3.2  # inches: small, so that text stays readable on a phone
 _LONGEST_LABEL = 24
+_MAPS_ACROSS = 3
 
 
 def save_plots(
@@ -75,16 +76,19 @@ def svg(chart: Chart, rows: Sequence[Row]) -> str:
 
 
 def draw(chart: Chart, rows: Sequence[Row]) -> Figure:
-    """A chart as a figure, with its panels stacked."""
+    """A chart as a figure, with its panels stacked; several maps of one row each stand side by side."""
     from matplotlib.figure import Figure
 
     by_id = {row.id: row for row in rows}
-    heights = [
-        HEIGHT if panel.kind in ("lines", "points") else 0.9 + 0.36 * len(_lines(panel)) for panel in chart.panels
-    ]
+    across = _MAPS_ACROSS if len(chart.panels) > 2 and all(_is_of_one_row(panel) for panel in chart.panels) else 1
+    heights = [max(map(_height, chart.panels[i : i + across])) for i in range(0, len(chart.panels), across)]
     with house_style():
-        figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
-        every = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+        size = WIDTH * (1 if across == 1 else 2), sum(heights)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(len(heights), across, squeeze=False, height_ratios=heights).ravel()
+        every, rest = grid[: len(chart.panels)], grid[len(chart.panels) :]
+        for axes in rest:
+            axes.axis("off")
         for axes, panel in zip(every, chart.panels, strict=True):
             if isinstance(panel, HeatMap):
                 _heat_map(axes, panel, by_id)
@@ -98,8 +102,16 @@ def draw(chart: Chart, rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _lines(panel: Panel | HeatMap) -> Sequence[object]:
-    return panel.lines if isinstance(panel, HeatMap) else panel.series
+def _height(panel: Panel | HeatMap) -> float:
+    """Inches of a panel: more where there are many rows to tell apart."""
+    if isinstance(panel, HeatMap):
+        return 0.9 + 0.36 * len(panel.lines)
+    n = len(panel.series)
+    return 0.9 + 0.36 * n if panel.kind == "bars" else max(HEIGHT, 0.16 * n)
+
+
+def _is_of_one_row(panel: Panel | HeatMap) -> bool:
+    return isinstance(panel, HeatMap) and not panel.by_row
 
 
 def _curves(axes: Axes, panel: Panel, rows: dict[str, Row]) -> None:
@@ -110,6 +122,10 @@ def _curves(axes: Axes, panel: Panel, rows: dict[str, Row]) -> None:
         if panel.kind == "points":
             look |= {"linestyle": "none", "markersize": 9, "zorder": 3}
         axes.plot(series.x, series.y, gid=series.row, clip_on=False, **look)
+        estimated = [i for i, note in enumerate(series.notes) if note]
+        if estimated:
+            at = [series.x[i] for i in estimated], [series.y[i] for i in estimated]
+            axes.plot(*at, look["marker"], color="white", markeredgecolor=look["color"], clip_on=False, zorder=4)
         if series.low:
             below = [max(0.0, y - low) for y, low in zip(series.y, series.low, strict=True)]
             above = [max(0.0, high - y) for y, high in zip(series.y, series.high, strict=True)]

@@ -11,7 +11,7 @@ from zoo.report import units
 from zoo.report.groups import Group, groups
 from zoo.report.layers import same_layers
 from zoo.report.leaderboard import ordered
-from zoo.report.measurements import Measurement
+from zoo.report.records import Record
 from zoo.report.runs import Run, labels
 
 
@@ -98,7 +98,7 @@ def _portrait(run: Run) -> str:
     return f"{run.name} answers {units.percent(accuracy)} right {_of_examples(run)}.{second}"
 
 
-def caveats(runs: Sequence[Run], measurements: Sequence[Measurement] = ()) -> list[str]:
+def caveats(runs: Sequence[Run], measurements: Sequence[Record] = ()) -> list[str]:
     """What keeps the figures from being compared like with like, a sentence each."""
     runs = ordered(runs)
     named = list(zip(runs, labels(runs), strict=True))
@@ -106,7 +106,7 @@ def caveats(runs: Sequence[Run], measurements: Sequence[Measurement] = ()) -> li
     if len({_key(run.section("task")) for run in runs if run.section("task")}) > 1:
         found.append("The runs are of different tasks or task options: their accuracies do not compare.")
     found += _machines("The runs are from", [run.result.get("machine") for run in runs])
-    found += _machines("The layers were measured on", [m.record.get("machine") for m in measurements])
+    found += _machines("The layers were measured on", [r.machine for r in measurements])
     if len(precisions := {str(p) for run in runs if (p := run.result.get("precision"))}) > 1:
         found.append(f"The runs computed in different precisions ({', '.join(sorted(precisions))}).")
     splits = {split for run in runs if (split := run.scores()[1])}
