@@ -29,19 +29,20 @@ def write(benchmark: type[Benchmark], found: Sequence[Record], data: Path, folde
         RunError: the file system refuses.
     """
     rows = bench.rows_of(found)
-    charts = {file_of(chart): chart for chart in bench.charts_of(benchmark, found, rows)}
-    for name, chart in charts.items():
-        write_atomic(folder / name, static.svg(chart, rows).encode())
+    charts = bench.charts_of(benchmark, found, rows)
+    for chart in charts:
+        write_atomic(folder / picture_of(benchmark, chart), static.svg(chart, rows).encode())
     for plot in benchmark.plots:
-        if (name := file_of(plot)) not in charts:
-            (folder / name).unlink(missing_ok=True)  # of figures that are no longer there
+        if plot.name not in [chart.name for chart in charts]:
+            (folder / picture_of(benchmark, plot)).unlink(missing_ok=True)  # of figures that are no longer there
     link = os.path.relpath(data, folder).replace(os.sep, "/")
-    write_atomic(folder / f"{benchmark.label()}.md", markdown(benchmark, found, link, list(charts.values())).encode())
+    write_atomic(folder / f"{benchmark.label()}.md", markdown(benchmark, found, link, charts).encode())
 
 
-def file_of(drawn: Chart | Plot) -> str:
+def picture_of(benchmark: type[Benchmark], drawn: Chart | Plot) -> str:
     """The name of a picture's file."""
-    return f"{drawn.name.removeprefix('bench-')}.svg"
+    name, label = drawn.name.removeprefix("bench-"), benchmark.label()
+    return f"{label}.svg" if name == label else f"{label}-{name}.svg"
 
 
 def markdown(benchmark: type[Benchmark], found: Sequence[Record], link: str, charts: Sequence[Chart]) -> str:
@@ -60,7 +61,7 @@ def markdown(benchmark: type[Benchmark], found: Sequence[Record], link: str, cha
     places |= dict.fromkeys(told for r in found if (told := conditions(r)))
     lines += [*(f"- {place}" for place in places), ""]
     for chart in charts:
-        lines += [f"![{chart.title}]({file_of(chart)})", "", chart.caption, ""]
+        lines += [f"![{chart.title}]({picture_of(benchmark, chart)})", "", chart.caption, ""]
     for table in benchmark.tables(found):
         lines += [f"## {table.title}", "", _markdown_row(table.head)]
         lines += ["|---|" + "---:|" * (len(table.head) - 1), *map(_markdown_row, table.rows), ""]

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from zoo.benchmarks import studies
+from zoo.benchmarks import page, studies
 from zoo.benchmarks.studies import recipes, state_tracking, time_to_solve
 from zoo.benchmarks.studies.harness import Study
+from zoo.report import bench, records
+from zoo.report.benchmark import in_order
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 MODULES = [importlib.import_module(f"{studies.__name__}.{m.name}") for m in pkgutil.iter_modules(studies.__path__)]
 STUDIES: dict[str, Study] = {m.STUDY.name: m.STUDY for m in MODULES if hasattr(m, "STUDY")}
-BENCHMARKS = ("decode", "long-context", "mad", "memory", "throughput")
+BENCHMARKS = {cls.label(): cls for cls in in_order()}
 
 
 def read(name):
@@ -31,13 +33,22 @@ def rows_of_recipes():
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_page_is_made_from_its_data(name):
     assert (RESULTS / f"{name}.md").read_text() == STUDIES[name].markdown(read(name))
-    assert (RESULTS / f"{name}.svg").exists() == (STUDIES[name].svg is not None)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_page_of_a_benchmark_is_made_from_its_records(name):
+    found = records.read(RESULTS / "data" / f"{name}.jsonl")
+    charts = bench.charts_of(BENCHMARKS[name], found, bench.rows_of(found))
+    text = page.markdown(BENCHMARKS[name], found, f"data/{name}.jsonl", charts)
+    assert (RESULTS / f"{name}.md").read_text() == text
 
 
 def test_every_page_has_its_data_its_command_and_its_place_in_the_index():
     """What no command in the tree can make again is not there."""
     made = {*STUDIES, *BENCHMARKS}
-    assert {path.stem for path in RESULTS.glob("*.*")} == {*made, "README"}
+    assert {path.stem for path in RESULTS.glob("*.md")} == {*made, "README"}
+    shown = {name for path in RESULTS.glob("*.md") for name in re.findall(r"!\[.*\]\((.*)\)", path.read_text())}
+    assert {path.name for path in RESULTS.glob("*.*") if path.suffix != ".md"} == shown
     assert {path.stem for path in (RESULTS / "data").iterdir()} == made
     index = (RESULTS / "README.md").read_text()
     assert set(re.findall(r"\]\((\S+?)\.md\)", index)) - {"../benchmarks"} == made
