@@ -16,16 +16,21 @@ import torch.nn.functional as F
 
 import zoo
 from zoo.core.errors import UsageError, UsageWarning
-from zoo.ops import native
+from zoo.ops import gated_mlp, native, plain_norm  # noqa: F401  (they declare kernels)
+from zoo.ops.bridge import OPERATORS
 from zoo.ops.common import logged_forms
+from zoo.ops.kernel import Kernel
 from zoo.training import doctor
 
 needs_compiler = pytest.mark.skipif(native.why_not() is not None, reason=f"no kernels here: {native.why_not()}")
 
 
+PROBE = Kernel("probe")
+
+
 def probed(x: torch.Tensor) -> list[torch.Tensor]:
     out = [torch.full_like(x, torch.nan) for _ in range(4)]
-    native.load("probe").probe_functions(x, *out, len(x))
+    PROBE("probe_functions", (x,), out, len(x))
     return out
 
 
@@ -54,30 +59,55 @@ def test_elementary_functions_far_out():
 @pytest.mark.parametrize("n", [1, 15, 16, 65, 100])
 @pytest.mark.parametrize("k", [1, 7, 64])
 def test_products(m, n, k):
-    library = native.load("probe")
     a, b, c = torch.randn(m, k), torch.randn(k, n), torch.full((m, n), torch.nan)
-    library.probe_product(a, b, c, m, n, k, 0, 1)
+    PROBE("probe_product", (a, b), (c,), m, n, k, 0, 1)
     torch.testing.assert_close(c, a @ b, rtol=1e-5, atol=1e-5)
     added = torch.randn(m, n)
     expected = added + 0.5 * a @ b
-    library.probe_product(a.T.contiguous(), b, added, m, n, k, 1, 1)
+    PROBE("probe_product", (a.T.contiguous(), b), (added,), m, n, k, 1, 1)
     torch.testing.assert_close(added, expected, rtol=1e-5, atol=1e-5)
     x, out = torch.randn(m, n), torch.full((n, m), torch.nan)
-    library.probe_product(x, x, out, m, n, k, 2, 1)
+    PROBE("probe_product", (x, x), (out,), m, n, k, 2, 1)
     assert torch.equal(out, x.T)
 
 
 @needs_compiler
 def test_threads_are_those_of_torch():
     count = torch.zeros(1, dtype=torch.int64)
-    native.load("probe").probe_threads(count)
+    PROBE("probe_threads", (), (count,))
     assert count.item() == torch.get_num_threads()
 
 
-def test_serves_float32_on_the_cpu_alone():
-    assert "torch.float64" in (native.serves(torch.zeros(1, dtype=torch.float64)) or "")
-    assert "meta" in (native.serves(torch.zeros(1, device="meta")) or "")
-    assert native.serves(torch.zeros(1), None) == native.why_not()
+def test_kernels_take_their_dtypes_on_the_cpu_alone():
+    assert PROBE.why_not(torch.zeros(1, dtype=torch.float64)) == "it computes in float32, the inputs are torch.float64"
+    assert "meta" in (PROBE.why_not(torch.zeros(1, device="meta")) or "")
+    assert PROBE.why_not(torch.zeros(1), None, torch.zeros(1, dtype=torch.int64)) == native.why_not()
+
+
+@needs_compiler
+def test_calls_are_typed():
+    x, out = torch.ones(3), torch.zeros(3)
+    with pytest.raises(
+        TypeError, match="probe_functions reads 1 tensors, writes 4 and takes 1 numbers; it was given 1, 3"
+    ):
+        PROBE("probe_functions", (x,), (out, out, out), 3)
+    wrong = {"float64": out.double(), "meta": out.to("meta"), r"strides \(2,\)": torch.zeros(6)[::2]}
+    for why, tensor in wrong.items():
+        with pytest.raises(TypeError, match=f"takes a contiguous tensor of torch.float32 on the CPU.*{why}"):
+            PROBE("probe_functions", (x,), (out, out, out, tensor), 3)
+
+
+@needs_compiler
+def test_sizes_on_which_python_and_cpp_disagree_are_refused(tmp_path):
+    """Buffers have the sizes that Python believes: with another chunk the kernel would write beyond them."""
+    source = (native.SOURCES / "mlstm.cpp").read_text()
+    changed = tmp_path / "mlstm.cpp"
+    changed.write_text(source.replace("C = 64", "C = 32"))
+    kernel = Kernel(changed, sizes=native.SIZES["mlstm"])
+    with pytest.warns(UsageWarning, match="mlstm is left out"):
+        assert kernel.why_not() == "mlstm.cpp and its declaration disagree: C = 32 (in Python 64)"
+    with pytest.raises(native.Unavailable, match="C = 32"):
+        kernel("mlstm_forward", (), ())
 
 
 @pytest.mark.parametrize(
@@ -229,7 +259,7 @@ def test_a_kernel_that_cannot_be_built_is_left_out_alone(cache, monkeypatch, nam
         assert native.why_not(name) == "out of order"
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it is said once
-        assert native.serves(torch.zeros(1), kernel=name) == "out of order"
+        assert Kernel(name, sizes=native.SIZES[name]).why_not(torch.zeros(1)) == "out of order"
         assert native.why_not() is None
 
 
@@ -247,13 +277,14 @@ def test_every_mixer_runs_in_plain_pytorch_without_its_kernels(cache, monkeypatc
         zoo.ops.scan(x, x, backend="compiled")
 
 
-@pytest.mark.parametrize("name", [k for k in KERNELS if k != "probe"])
-def test_every_kernel_is_asked_for_before_it_is_loaded(name):
-    sources = [path.read_text() for path in native.SOURCES.parent.glob("*.py")]
-    using = [text for text in sources if f'load("{name}")' in text or f'form_of("{name}"' in text]
-    assert using
-    asked = (f'kernel="{name}"', f'serves("{name}"')
-    assert any(words in text for text in sources for words in asked)
+def test_every_kernel_is_declared():
+    assert native.SIZES.keys() >= set(KERNELS)
+
+
+def test_every_operator_has_second_derivatives():
+    assert len(OPERATORS) > 10
+    for operator in OPERATORS.values():
+        assert operator.plain or operator.again, operator.name
 
 
 @needs_compiler

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.core.errors import UsageError, unknown
-from zoo.ops import common, native
+from zoo.ops import common
 from zoo.ops.adapters import causal_conv1d as adapter
+from zoo.ops.bridge import Operator
 from zoo.ops.common import blank
 from zoo.ops.derivatives import gradients_of, guarded, once
+from zoo.ops.kernel import Call, Kernel, Strided
 
+KERNEL = Kernel("causal_conv1d")
 ACTIVATIONS = (None, "silu")
 FEW_STEPS = 1  # decoding
 LEGEND = "x (B, T, D); weight (D, W); bias (D,); state (B, W - 1, D); lengths (B,) whole numbers; resets (B, T) bool."
@@ -73,7 +77,7 @@ def causal_conv1d(
     bias = None if bias is None else bias.to(dtype)
     offers = {
         "causal_conv1d": lambda: adapter.why_not(x, weight, lengths, resets),
-        "compiled": lambda: native.serves(inputs, kernel="causal_conv1d"),
+        "compiled": lambda: KERNEL.why_not(inputs),
     }
     chosen = common.choose_form("causal_conv1d", backend, T, FEW_STEPS, offers)
     if chosen == "compiled":
@@ -184,87 +188,37 @@ def _kept(x: Tensor, keep: Tensor | None, w: int) -> Tensor:
     return x if keep is None else x * keep[:, w, :, None]
 
 
-@torch.library.custom_op("zoo::causal_conv1d", mutates_args=(), device_types="cpu")
-def compiled_conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: Tensor,
-    resets: Tensor | None,
-    lengths: Tensor | None,
-    silu: bool,
-) -> tuple[Tensor, Tensor]:
-    """Everything in one pass over x: `kernels/causal_conv1d.cpp`."""
-    pointer, arguments, sizes = _arguments(x, weight, bias, state, resets, lengths, silu)
-    y, last = x.new_empty(x.shape), torch.empty_like(state, memory_format=torch.contiguous_format)
-    library = native.load("causal_conv1d")
-    library.causal_conv1d_forward(pointer.data_ptr(), *arguments, y, last, sizes, torch.get_num_threads())
+def _conv_forward(call: Call, x, weight, bias, state, resets, lengths, silu) -> tuple[Tensor, Tensor]:
+    """Everything in one pass over x."""
+    x, *numbers = _as_it_lies(x, weight, silu)
+    y, last = x.new_empty(x.shape), torch.empty_like(state)
+    call("causal_conv1d_forward", (Strided(x), weight, bias, state, resets, lengths), (y, last), *numbers)
     return y, last
 
 
-@compiled_conv.register_fake
-def _(x, weight, bias, state, resets, lengths, silu):
-    return x.new_empty(x.shape), state.new_empty(state.shape)
-
-
-def _arguments(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: Tensor,
-    resets: Tensor | None,
-    lengths: Tensor | None,
-    silu: bool,
-) -> tuple[Tensor, list[Tensor | None], Tensor]:
-    """x with its channels side by side, the other arguments of both kernels, and their sizes."""
+def _as_it_lies(x: Tensor, weight: Tensor, silu: bool) -> tuple[Any, ...]:
+    """x with its channels side by side, and the sizes that both functions of the kernel take."""
     x = x if x.stride(2) == 1 else x.contiguous()
-    others = [t if t is None else t.contiguous() for t in (weight, bias, state, resets, lengths)]
-    return x, others, torch.tensor([*x.shape, weight.shape[1], x.stride(0), x.stride(1), silu], device="cpu")
+    return x, *x.shape, weight.shape[1], x.stride(0), x.stride(1), silu, torch.get_num_threads()
 
 
-@torch.library.custom_op("zoo::causal_conv1d_backward", mutates_args=(), device_types="cpu")
-def compiled_backward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: Tensor,
-    resets: Tensor | None,
-    lengths: Tensor | None,
-    d_y: Tensor,
-    d_last: Tensor,
-    silu: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, weight, bias (there or not) and state."""
-    pointer, arguments, sizes = _arguments(x, weight, bias, state, resets, lengths, silu)
+def _conv_backward(call: Call, x, weight, bias, state, resets, lengths, silu, d_y, d_last) -> tuple[Tensor, ...]:
+    x, *numbers = _as_it_lies(x, weight, silu)
     (B, _, D), W = x.shape, weight.shape[1]
-    d_x, d_state, d_taps = x.new_empty(x.shape), state.new_empty(state.shape), x.new_empty(B, W + 1, D)
-    native.load("causal_conv1d").causal_conv1d_backward(
-        *(pointer.data_ptr(), *arguments, d_y.contiguous(), d_last.contiguous()),
-        *(d_x, d_taps, d_state, sizes, torch.get_num_threads()),
-    )
+    d_x, d_taps, d_state = x.new_empty(x.shape), x.new_empty(B, W + 1, D), torch.empty_like(state)
+    reads = (Strided(x), weight, bias, state, resets, lengths, d_y, d_last)
+    call("causal_conv1d_backward", reads, (d_x, d_taps, d_state), *numbers)
     taps = d_taps.sum(0)
     return d_x, taps[:W].flip(0).T.contiguous(), taps[W].clone(), d_state
 
 
-@compiled_backward.register_fake
-def _(x, weight, bias, state, resets, lengths, d_y, d_last, silu):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), x.new_empty(x.shape[2]), state.new_empty(state.shape)
-
-
-def _setup(ctx, inputs, output):
-    *tensors, silu = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.silu = silu
-    ctx.set_materialize_grads(False)
-
-
-@once(lambda ctx, *gradients: gradients_of(_plain, (*ctx.saved_tensors, ctx.silu), gradients))
-def _backward(ctx, d_y, d_last):
-    x, weight, bias, state, resets, lengths = ctx.saved_tensors
-    d_y = x.new_zeros(x.shape) if d_y is None else d_y
-    d_last = torch.zeros_like(state) if d_last is None else d_last
-    d_x, d_weight, d_bias, d_state = compiled_backward(x, weight, bias, state, resets, lengths, d_y, d_last, ctx.silu)
-    return d_x, d_weight, None if bias is None else d_bias, d_state, None, None, None
-
-
-compiled_conv.register_autograd(_backward, setup_context=_setup)
+compiled_conv = Operator(
+    KERNEL,
+    """causal_conv1d(Tensor x, Tensor weight, Tensor? bias, Tensor state, Tensor? resets, Tensor? lengths, bool silu)
+    -> (Tensor y, Tensor last)""",
+    _conv_forward,
+    _conv_backward,
+    gradients="x weight bias state",
+    plain=_plain,
+    strided="x",
+)

@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.core.errors import UsageError, unknown
-from zoo.ops import common, native
+from zoo.ops import common
+from zoo.ops.bridge import Operator
 from zoo.ops.common import blank
-from zoo.ops.derivatives import gradients_of, once
+from zoo.ops.kernel import Call, Kernel
 
+KERNEL = Kernel("cfc")
 MODES = ("default", "no_gate", "pure")
 FEW_STEPS = 1  # decoding
 LEGEND = (
@@ -109,13 +111,15 @@ def cfc(
         padding = ~common.valid_steps(lengths, T)
         x, resets = blank(x, padding), None if resets is None else resets & ~padding
         spans = None if spans is None else blank(spans, padding)
-    offers = {"compiled": lambda: native.serves(x, state, kernel="cfc")}
+    offers = {"compiled": lambda: KERNEL.why_not(x, state)}
     if common.choose_form("cfc", backend, T, FEW_STEPS, offers, ("reference",)) == "reference":
         h, state = _reference(x, state, matrices, biases, constants, spans, lengths, resets, mode, activation)
     else:
-        parts = [x, state, *matrices, *biases, *constants] + ([] if spans is None else [spans])
-        keep = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
-        h, state, _ = _compiled(x, state, matrices, biases, constants, spans, lengths, resets, mode, activation, keep)
+        weights = torch.cat([matrix.flatten() for matrix in matrices])
+        rows = torch.cat(biases) if biases else None
+        widths = [H, *(len(matrix) for matrix in matrices)]
+        tau, level = constants or (None, None)
+        h, state, _ = _cfc(x, state, weights, rows, tau, level, spans, lengths, resets, widths, mode, activation)
     return h.to(inputs.dtype), state
 
 
@@ -186,139 +190,64 @@ def _update(a: Tensor, width: int, span: Tensor | None, constants: Sequence[Tens
     return torch.addcmul(f, g, s) if mode == "no_gate" else torch.lerp(f, g, s)
 
 
-@torch.library.custom_op("zoo::cfc", mutates_args=())
-def _compiled(
-    x: Tensor,
-    state: Tensor,
-    matrices: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    constants: Sequence[Tensor],
-    spans: Tensor | None,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    mode: str,
-    activation: str,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(
+    call: Call, x, state, weights, biases, tau, level, spans, lengths, resets, widths, mode, activation, keep
+) -> tuple[Tensor | None, ...]:
     """h (B, T, H), the last state and, to `keep` for the backward pass, every layer's pre-activations (B, T, *)."""
-    h, last, saved = _empty(x, state, matrices, keep)
-    native.load("cfc").cfc_forward(
-        x.contiguous(), _joined(matrices), _joined(biases) if biases else None, *_shape(matrices),
-        *(constants or (None, None)), state.contiguous(), *_packing(spans, lengths, resets),
-        h, last, saved if keep else None, *_numbers(x, mode, activation),
-    )  # fmt: skip
+    h, last = x.new_empty(*x.shape[:2], state.shape[1]), torch.empty_like(state)
+    saved = x.new_empty(*x.shape[:2], sum(widths[1:])) if keep else None
+    reads = (x, weights, biases, torch.tensor(widths, device="cpu"), tau, level, state, spans, lengths, resets)
+    call("cfc_forward", reads, (h, last, saved), *_numbers(x, widths, mode, activation))
     return h, last, saved
 
 
-def _empty(x: Tensor, state: Tensor, matrices: Sequence[Tensor], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    h = x.new_empty(*x.shape[:2], state.shape[1])
-    return h, torch.empty_like(state, memory_format=torch.contiguous_format), _pre_activations(x, matrices, keep)
-
-
-def _pre_activations(x: Tensor, matrices: Sequence[Tensor], keep: bool) -> Tensor:
-    return x.new_empty(*x.shape[:2], sum(len(w) for w in matrices) if keep else 0)
-
-
-def _joined(weights: Sequence[Tensor]) -> Tensor:
-    """All weights in one block of memory."""
-    return torch.cat([w.flatten() for w in weights])
-
-
-def _shape(matrices: Sequence[Tensor]) -> tuple[Tensor, int]:
-    """Widths of the state and of every layer, and the number of layers."""
-    return torch.tensor([matrices[0].shape[1], *(len(w) for w in matrices)], device="cpu"), len(matrices)
-
-
-def _packing(*fields: Tensor | None) -> list[Tensor | None]:
-    return [None if field is None else field.contiguous() for field in fields]
-
-
-def _numbers(x: Tensor, mode: str, activation: str) -> tuple[int, ...]:
+def _numbers(x: Tensor, widths: Sequence[int], mode: str, activation: str) -> tuple[int, ...]:
     B, T, _ = x.shape
-    return B, T, MODES.index(mode), list(ACTIVATIONS).index(activation), min(B, torch.get_num_threads())
+    kinds = MODES.index(mode), list(ACTIVATIONS).index(activation)
+    return len(widths) - 1, B, T, *kinds, min(B, torch.get_num_threads())
 
 
-@_compiled.register_fake
-def _(x, state, matrices, biases, constants, spans, lengths, resets, mode, activation, keep):
-    return _empty(x, state, matrices, keep)
-
-
-@torch.library.custom_op("zoo::cfc_backward", mutates_args=())
-def _compiled_backward(
-    d_h: Tensor,
-    d_last: Tensor,
-    saved: Tensor,
-    matrices: Sequence[Tensor],
-    constants: Sequence[Tensor],
-    spans: Tensor | None,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    mode: str,
-    activation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of all pre-activations (B, T, *), of the first state, of tau and level (2, B, H), of the timespans."""
-    d, d_state, d_constants, d_spans = _empty_gradients(d_last, saved, constants, spans)
-    d_state.copy_(d_last)
-    d_constants.zero_()
-    native.load("cfc").cfc_backward(
-        d_h.contiguous(), _joined(matrices), *_shape(matrices), *(constants or (None, None)),
-        *_packing(spans, lengths, resets), saved, d, d_state, *(d_constants if len(constants) else (None, None)),
-        None if spans is None else d_spans.zero_(), *_numbers(d_h, mode, activation),
-    )  # fmt: skip
-    return d, d_state, d_constants, d_spans
-
-
-def _empty_gradients(d_last: Tensor, saved: Tensor, constants: Sequence[Tensor], spans: Tensor | None):
-    d_state = torch.empty_like(d_last, memory_format=torch.contiguous_format)
-    d_spans = saved.new_empty(saved.shape[:2] if spans is not None else 0)
-    return torch.empty_like(saved), d_state, d_last.new_empty(len(constants), *d_last.shape), d_spans
-
-
-@_compiled_backward.register_fake
-def _(d_h, d_last, saved, matrices, constants, spans, lengths, resets, mode, activation):
-    return _empty_gradients(d_last, saved, constants, spans)
-
-
-def _keep_for_backward(ctx, inputs, output):
-    x, state, matrices, biases, constants, spans, lengths, resets, mode, activation, _ = inputs
-    h, _, saved = output
-    ctx.n_layers, ctx.names = len(matrices), (mode, activation)
-    ctx.save_for_backward(x, state, h, saved, spans, lengths, resets, *matrices, *biases, *constants)
-
-
-def _lists(ctx, rest: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Matrices, biases (one less) and constants, from all of them in a row."""
-    n = ctx.n_layers
-    return rest[:n], rest[n : 2 * n - 1], rest[2 * n - 1 :]
-
-
-def _backward_again(ctx, *d: Tensor):
-    x, state, _, _, spans, lengths, resets, *rest = ctx.saved_tensors
-    inputs = (x, state, *_lists(ctx, rest), spans, lengths, resets, *ctx.names)
-    return *gradients_of(_reference, inputs, d[:2]), None
-
-
-@common.without_autocast
-@once(_backward_again)
-def _backward(ctx, d_h: Tensor, d_last: Tensor, _):
-    _, state, h, saved, spans, lengths, resets, *rest = ctx.saved_tensors
-    matrices, _, constants = _lists(ctx, rest)
-    d, d_state, d_constants, d_spans = _compiled_backward(
-        d_h, d_last, saved, matrices, constants, spans, lengths, resets, *ctx.names
-    )
+def _backward(
+    call: Call, state, weights, tau, level, spans, lengths, resets, widths, mode, activation, h, saved, d_h, d_last
+) -> tuple[Tensor | None, ...]:
+    d, d_state = torch.empty_like(saved), d_last.clone()
+    d_spans = None if spans is None else torch.zeros_like(spans)
+    d_tau, d_level = (None if x is None else torch.zeros_like(state) for x in (tau, level))
+    reads = (d_h, weights, torch.tensor(widths, device="cpu"), tau, level, spans, lengths, resets, saved)
+    call("cfc_backward", reads, (d, d_state, d_tau, d_level, d_spans), *_numbers(d_h, widths, mode, activation))
     before = torch.cat([state[:, None], h[:, :-1]], 1)
     below = before if resets is None else blank(before, resets)
-    d_matrices, d_biases, at = [], [], 0
-    for weight in matrices:
-        d_layer = d[..., at : at + len(weight)].flatten(0, 1)
-        d_matrices.append(d_layer.T @ below.flatten(0, 1))
+    d_weights, d_biases, at = [], [], 0
+    for width in widths[1:]:
+        d_layer = d[..., at : at + width].flatten(0, 1)
+        d_weights.append((d_layer.T @ below.flatten(0, 1)).flatten())
         if at:
             d_biases.append(d_layer.sum(0))
-        below = ACTIVATIONS[ctx.names[1]](saved[..., at : at + len(weight)])
-        at += len(weight)
-    d_x = d[..., : len(matrices[0])]
-    d_spans = None if spans is None else d_spans
-    return d_x, d_state, d_matrices, d_biases, list(d_constants.sum(1)), d_spans, *5 * [None]
+        below = ACTIVATIONS[activation](saved[..., at : at + width])
+        at += width
+    d_tau, d_level = (None if x is None else x.sum(0) for x in (d_tau, d_level))
+    d_rows = torch.cat(d_biases) if d_biases else None
+    return d[..., : widths[1]].contiguous(), d_state, torch.cat(d_weights), d_rows, d_tau, d_level, d_spans
 
 
-_compiled.register_autograd(_backward, setup_context=_keep_for_backward)
+def _plain(
+    x, state, weights, biases, tau, level, spans, lengths, resets, widths, mode, activation
+) -> tuple[Tensor, Tensor]:
+    """The operator `zoo::cfc` in plain PyTorch."""
+    shapes = list(zip(widths[1:], widths[:-1], strict=True))
+    matrices = [w.view(shape) for w, shape in zip(weights.split([m * n for m, n in shapes]), shapes, strict=True)]
+    rows = [] if biases is None else list(biases.split(widths[2:]))
+    constants = [] if tau is None else [tau, level]
+    return _reference(x, state, matrices, rows, constants, spans, lengths, resets, mode, activation)
+
+
+_cfc = Operator(
+    KERNEL,
+    """cfc(Tensor x, Tensor state, Tensor weights, Tensor? biases, Tensor? tau, Tensor? level, Tensor? spans,
+    Tensor? lengths, Tensor? resets, int[] widths, str mode, str activation, bool keep)
+    -> (Tensor h, Tensor last, Tensor saved)""",
+    _forward,
+    _backward,
+    gradients="x state weights biases tau level spans",
+    plain=_plain,
+)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.ops import common, native
-from zoo.ops._delta import compiled_delta
+from zoo.ops import common
+from zoo.ops._delta import KERNEL, compiled_delta
 from zoo.ops.adapters import flash_linear_attention
 from zoo.ops.common import LEGEND, Heads, blank, from_chunks, to_chunks, valid_steps
 from zoo.ops.delta_rule import unit_lower_inverse
@@ -64,7 +64,7 @@ def dplr(
     chunk = common.chunk_length(chunk_size, CHUNK, v.shape[1])
     offers = {
         "fla": lambda: flash_linear_attention.why_not(v, q.shape[-1], chosen=backend == "fla"),
-        "compiled": lambda: native.serves(heads.v, kernel="delta"),
+        "compiled": lambda: KERNEL.why_not(heads.v),
     }
     form = common.choose_form("dplr", backend, v.shape[1], FEW_STEPS, offers)
     if form == "reference":

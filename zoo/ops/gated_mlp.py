@@ -18,10 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.ops import native
+from zoo.ops.bridge import Operator
 from zoo.ops.common import log_form
-from zoo.ops.derivatives import gradients_of, once
 from zoo.ops.gated_norm import FEW_NUMBERS
+from zoo.ops.kernel import Call, Kernel, suffix
 
+LANES, ROWS = 16, 96  # of the kernel: what widths are padded to, and rows of a block
+DTYPES = (torch.float32, torch.bfloat16)
+KERNEL = Kernel("gated_mlp", sizes={"WIDEST": LANES, "ROWS": ROWS}, dtypes=DTYPES)
+PRODUCT = Kernel("silu_product", dtypes=DTYPES)
 FEW_ROWS = 128  # up to here packing the weights costs more than it saves
 
 Packed = dict[tuple[Any, ...], tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]]
@@ -66,8 +71,7 @@ def gated_mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, *, along_time: 
         and (autocast or all(w.dtype == x.dtype for w in weights))
     ):
         log_form("gated_mlp", "compiled")
-        keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))
-        return compiled(x, *weights, along_time, keep)[0]
+        return compiled(x, *weights, along_time)[0]
     log_form("gated_mlp", "plain")
     return _plain(x, gate, up, down, along_time)
 
@@ -82,7 +86,7 @@ def why_not(x: Tensor, *weights: Tensor, along_time: bool = False) -> str | None
     """Why the compiled kernel does not take this call, None where it does."""
     if x.numel() // max(x.shape[-2 if along_time else -1], 1) <= FEW_ROWS:
         return "few rows: packing the weights would take longer than the products"
-    refused = native.serves(x, *weights, kernel="gated_mlp", bfloat16=True)
+    refused = KERNEL.why_not(x, *weights)
     if refused is None and x.dtype == torch.bfloat16 and not _has_bfloat16():
         return "this CPU has no avx512_bf16, or has better (amx_bf16)"
     return refused
@@ -91,7 +95,7 @@ def why_not(x: Tensor, *weights: Tensor, along_time: bool = False) -> str | None
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up; in one pass over memory where there are compiled kernels."""
     alike = gate.shape == up.shape and gate.dtype == up.dtype
-    if alike and gate.numel() > FEW_NUMBERS and native.serves(gate, up, kernel="silu_product", bfloat16=True) is None:
+    if alike and gate.numel() > FEW_NUMBERS and PRODUCT.why_not(gate, up) is None:
         return compiled_product(gate, up)
     return F.silu(gate) * up
 
@@ -106,11 +110,10 @@ def _cpu_has_bfloat16() -> bool:
     if native.has_flag("amx_bf16"):  # oneDNN's products, in tiles, are several times as fast
         return False
     found = torch.zeros(1, dtype=torch.int64, device="cpu")
-    native.load("gated_mlp").gated_mlp_has_bfloat16(found)
+    KERNEL("gated_mlp_has_bfloat16", (), (found,))
     return bool(found.item())
 
 
-LANES, ROWS = 16, 96  # of the kernel: what widths are padded to, and rows of a block
 CHUNK = 6  # blocks, the least whose weight gradients are summed before they go to memory
 
 
@@ -156,125 +159,74 @@ class _Sizes:
         return self.blocks * ROWS // self.pair * (2 * self.columns + 3 * self.hidden)
 
 
-def _pack(x: Tensor, sizes: _Sizes, weights: tuple[Tensor, ...], back: bool) -> tuple[Tensor, Tensor]:
+def _pack(call: Call, x: Tensor, sizes: _Sizes, weights: tuple[Tensor, ...], back: bool) -> tuple[Tensor, Tensor]:
     """(gate and up, down) in the kernel's order; the same ones again within `constant_weights`."""
-    known = _packed.get()
-    key = (*((w.data_ptr(), w.dtype, w.shape, w.stride()) for w in weights), sizes.pair, back)
+    known = _packed.get() if call is KERNEL else None
+    key = () if known is None else (*((w.data_ptr(), w.dtype, w.shape, w.stride()) for w in weights), sizes.pair, back)
     if known is not None and key in known:
         return known[key][1]
     gate_up, down = (weights[0].new_empty(n, dtype=torch.float32) for n in sizes.packed(back))
-    contiguous = [w.float().contiguous() for w in weights]
-    native.form_of("gated_mlp", "pack", x)(
-        torch.tensor(sizes.shape, device="cpu"), *contiguous, gate_up, down, int(back)
-    )
+    wide = [w.float().contiguous() for w in weights]
+    call(f"gated_mlp_pack_{suffix(x)}", wide, (gate_up, down), *sizes.shape, back)
     if known is not None:
         known[key] = weights, (gate_up, down)  # the weights too: what is freed gives its address to others
     return gate_up, down
 
 
-@torch.library.custom_op("zoo::gated_mlp", mutates_args=(), device_types="cpu")
-def compiled(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, along_time: bool, keep: bool) -> tuple[Tensor, Tensor]:
-    """`kernels/gated_mlp.cpp`: y, and where `keep` what the backward pass reads, in the kernel's order."""
-    x, sizes = x.contiguous(), _Sizes(x, gate, along_time)
-    packed = _pack(x, sizes, (gate, up, down), False)
-    y, saved = torch.empty_like(x), x.new_empty(sizes.saved() if keep else 0)
-    native.form_of("gated_mlp", "forward", x)(
-        torch.tensor(sizes.shape, device="cpu"), x, *packed, y, saved if keep else None
-    )
+def _forward(call: Call, x, gate, up, down, along_time, keep) -> tuple[Tensor, Tensor | None]:
+    """y, and where `keep` what the backward pass reads, in the kernel's order."""
+    sizes = _Sizes(x, gate, along_time)
+    packed = _pack(call, x, sizes, (gate, up, down), False)
+    y, saved = torch.empty_like(x), x.new_empty(sizes.saved()) if keep else None
+    call(f"gated_mlp_forward_{suffix(x)}", (x, *packed), (y, saved), *sizes.shape)
     return y, saved
 
 
-@compiled.register_fake
-def _(x, gate, up, down, along_time, keep):
-    return x.new_empty(x.shape), x.new_empty(_Sizes(x, gate, along_time).saved() if keep else 0)
+def _backward(call: Call, x, gate, up, down, along_time, saved, d_y) -> tuple[Tensor, ...]:
+    sizes = _Sizes(x, gate, along_time)
+    packed = _pack(call, x, sizes, (gate, up, down), True)
+    d_x, scratch = torch.empty_like(x), _scratch(sizes.scratch()) if call is KERNEL else None
+    d_weights = [gate.new_empty(sizes.hidden, sizes.columns, dtype=torch.float32) for _ in range(3)]
+    reads, writes = (x, d_y, saved, *packed), (d_x, *d_weights, scratch)
+    call(f"gated_mlp_backward_{suffix(x)}", reads, writes, *sizes.shape, sizes.blocks)
+    d_gate, d_up, d_down = (d[: gate.shape[0], : gate.shape[1]].to(gate.dtype) for d in d_weights)
+    return d_x, d_gate, d_up, d_down.t()
 
 
-@torch.library.custom_op("zoo::gated_mlp_backward", mutates_args=(), device_types="cpu")
-def compiled_backward(
-    x: Tensor, gate: Tensor, up: Tensor, down: Tensor, saved: Tensor, d_y: Tensor, along_time: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x and of the weights, these in float32."""
-    x, d_y, sizes = x.contiguous(), d_y.contiguous(), _Sizes(x, gate, along_time)
-    packed = _pack(x, sizes, (gate, up, down), True)
-    d_x, d_weights = torch.empty_like(x), _padded(gate, sizes)
-    shape, scratch = torch.tensor(sizes.shape, device="cpu"), _scratch(sizes.scratch())
-    native.form_of("gated_mlp", "backward", x)(shape, x, d_y, saved, *packed, d_x, *d_weights, scratch, sizes.blocks)
-    return d_x, *_unpadded(d_weights, gate)
+def _plain_operator(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, along_time: bool) -> Tensor:
+    return _plain(x, gate.to(x.dtype), up.to(x.dtype), down.to(x.dtype), along_time)
 
 
-def _padded(gate: Tensor, sizes: _Sizes) -> list[Tensor]:
-    """Room for the weights' gradients as the kernel writes them."""
-    return [gate.new_empty(sizes.hidden, sizes.columns, dtype=torch.float32) for _ in range(3)]
+compiled = Operator(
+    KERNEL,
+    """gated_mlp(Tensor x, Tensor gate, Tensor up, Tensor down, bool along_time, bool keep)
+    -> (Tensor y, Tensor saved)""",
+    _forward,
+    _backward,
+    gradients="x gate up down",
+    plain=_plain_operator,
+    strided="gate up down",
+    scope=_packed,
+)
 
 
-def _unpadded(padded: list[Tensor], gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    d_gate, d_up, d_down = (w[: gate.shape[0], : gate.shape[1]] for w in padded)
-    return d_gate, d_up, d_down.t()
-
-
-@compiled_backward.register_fake
-def _(x, gate, up, down, saved, d_y, along_time):
-    return x.new_empty(x.shape), *_unpadded(_padded(gate, _Sizes(x, gate, along_time)), gate)
-
-
-def _setup(ctx, inputs, output):
-    *tensors, ctx.along_time, _ = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.known = _packed.get()
-    ctx.set_materialize_grads(False)
-
-
-def _backward_again(ctx, d_y, _):
-    *tensors, _ = ctx.saved_tensors
-    dtype = tensors[0].dtype
-
-    def plain(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        return _plain(x, gate.to(dtype), up.to(dtype), down.to(dtype), ctx.along_time)
-
-    return *gradients_of(plain, tensors, [d_y]), None, None
-
-
-@once(_backward_again)
-def _backward(ctx, d_y, _):
-    if d_y is None:
-        return (None,) * 6
-    token = _packed.set(ctx.known)
-    try:
-        x, *weights, saved = ctx.saved_tensors  # once: checkpoints give them no second time
-        d_x, *d_weights = compiled_backward(x, *weights, saved, d_y, ctx.along_time)
-        return d_x, *(d.to(w.dtype) for d, w in zip(d_weights, weights, strict=True)), None, None
-    finally:
-        _packed.reset(token)
-
-
-compiled.register_autograd(_backward, setup_context=_setup)
-
-
-@torch.library.custom_op("zoo::silu_product", mutates_args=(), device_types="cpu")
-def compiled_product(gate: Tensor, up: Tensor) -> Tensor:
-    gate, up = gate.contiguous(), up.contiguous()
+def _product_forward(call: Call, gate: Tensor, up: Tensor) -> Tensor:
     y = torch.empty_like(gate)
-    native.form_of("silu_product", "forward", gate)(gate, up, y, gate.numel())
+    call(f"silu_product_forward_{suffix(gate)}", (gate, up), (y,), gate.numel())
     return y
 
 
-@torch.library.custom_op("zoo::silu_product_backward", mutates_args=(), device_types="cpu")
-def compiled_product_backward(gate: Tensor, up: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor]:
-    gate, up, d_y = gate.contiguous(), up.contiguous(), d_y.contiguous()
+def _product_backward(call: Call, gate: Tensor, up: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor]:
     d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
-    native.form_of("silu_product", "backward", gate)(gate, up, d_y, d_gate, d_up, gate.numel())
+    call(f"silu_product_backward_{suffix(gate)}", (gate, up, d_y), (d_gate, d_up), gate.numel())
     return d_gate, d_up
 
 
-compiled_product.register_fake(lambda gate, up: gate.new_empty(gate.shape))
-compiled_product_backward.register_fake(lambda gate, up, d_y: (gate.new_empty(gate.shape), up.new_empty(up.shape)))
-
-
-@once(lambda ctx, d_y: gradients_of(lambda gate, up: F.silu(gate) * up, ctx.saved_tensors, d_y))
-def _product_backward(ctx, d_y):
-    return compiled_product_backward(*ctx.saved_tensors, d_y)
-
-
-compiled_product.register_autograd(
-    _product_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
+compiled_product = Operator(
+    PRODUCT,
+    "silu_product(Tensor gate, Tensor up) -> Tensor y",
+    _product_forward,
+    _product_backward,
+    gradients="gate up",
+    plain=lambda gate, up: F.silu(gate) * up,
 )

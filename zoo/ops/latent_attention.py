@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from zoo.core.errors import UsageError, unknown
-from zoo.ops import common, native
+from zoo.ops import common
 from zoo.ops.attention import INITIAL_CAPACITY, KVCache, Settings, append, attend, decode, first_cache, in_order_of_time
 from zoo.ops.common import blank, log_form, valid_steps
 from zoo.ops.derivatives import traced
+from zoo.ops.kernel import Kernel
 
+KERNEL = Kernel("latent_attention")
 BACKENDS = ("auto", "reference", "chunked", "sdpa")
 LEGEND = (
     "q (B, T, H, N + P); latent (B, T, r); key (B, T, P); expand (G, N + V, r) with G dividing H; lengths (B,) whole "
@@ -148,7 +150,7 @@ def decode_latents(q: Tensor, cache: LatentCache, r: int, settings: Settings) ->
     kv = cache.kv
     learns = torch.is_grad_enabled() and (q.requires_grad or kv.requires_grad)
     plain = settings.backend != "auto" or learns or torch.compiler.is_compiling()
-    if plain or native.serves(q, kv, kernel="latent_attention") is not None:
+    if plain or KERNEL.why_not(q, kv) is not None:
         return decode(q, _as_one_head(cache, r), settings)
     log_form("attention", "compiled")
     (B, rows, W), H, threads = kv.shape, q.shape[2], torch.get_num_threads()
@@ -156,7 +158,7 @@ def decode_latents(q: Tensor, cache: LatentCache, r: int, settings: Settings) ->
     parts = max(1, min(-(-threads // B), rows // ROWS_A_THREAD))
     o, total = q.new_empty(B, parts, H, r), q.new_empty(B, parts, H)
     q = (q * settings.scale).contiguous()
-    native.load("latent_attention").latent_decode(q, kv, held, o, total, B, rows, H, W, r, parts, threads)
+    KERNEL("latent_decode", (q, kv, held), (o, total), B, rows, H, W, r, parts, threads)
     return torch.einsum("bphr, bph -> bhr", o, total.softmax(1)).unsqueeze(1) if parts > 1 else o
 
 

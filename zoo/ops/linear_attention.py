@@ -10,12 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.ops import common, native
+from zoo.ops import common
 from zoo.ops.adapters import flash_linear_attention, mamba_ssm
+from zoo.ops.bridge import Operator
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.decay import pair_decays, pair_scores
-from zoo.ops.derivatives import gradients_of, guarded, once, transformed
+from zoo.ops.derivatives import guarded, once, transformed
+from zoo.ops.kernel import Call, Kernel, Strided
 
+KERNEL = Kernel("linear_attention")
 CHUNK, WIDE_CHUNK = 32, 64  # for K up to 32, and above: the work between chunks grows with K, that inside with C
 FEW_STEPS, COMPILED_FEW_STEPS = 8, 1  # up to here the step form is faster than the chunked, the compiled one
 
@@ -53,7 +56,7 @@ def linear_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     default = CHUNK if q.shape[-1] <= 32 else WIDE_CHUNK
     chunk = common.chunk_length(chunk_size, default, v.shape[1])
-    refused = native.serves(heads.v, kernel="linear_attention")
+    refused = KERNEL.why_not(heads.v)
     few_steps = FEW_STEPS if refused else COMPILED_FEW_STEPS
     offers = {
         "fla": lambda: flash_linear_attention.why_not(v, q.shape[-1], chosen=backend == "fla"),
@@ -211,38 +214,19 @@ def _compiled(heads: Heads, scale: float) -> tuple[Tensor, Tensor]:
     if g is not None:
         g = g.flatten(2, 3)
         g = g.squeeze(-1) if g.shape[-1] == 1 else g
-    inputs = (q, k, v.flatten(2, 3), g, state.flatten(1, 2))
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    o, last, _ = compiled_linear_attention(*inputs, resets, scale, keep)
+    o, last, _ = compiled_linear_attention(q, k, v.flatten(2, 3), g, state.flatten(1, 2), resets, scale)
     return o.unflatten(2, v.shape[2:4]), last.unflatten(1, v.shape[2:4])
 
 
-@torch.library.custom_op("zoo::linear_attention", mutates_args=(), device_types="cpu")
-def compiled_linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    state: Tensor,
-    resets: Tensor | None,
-    scale: float,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(call: Call, q, k, v, g, state, resets, scale, keep) -> tuple[Tensor | None, ...]:
     """o, the last state, and where `keep` every SEGMENT-th one before it, for the backward pass."""
     q, k, v = _rows(q), _rows(k), _rows(v)
-    g, state, resets = _whole(g), state.contiguous(), _whole(resets)
-    o, last, saved = _outputs(q, v, state, keep)
-    native.load("linear_attention").linear_attention_forward(
-        *(q.data_ptr(), k.data_ptr(), v.data_ptr(), g, state, resets, o, last, saved if keep else None),
-        *(g is not None and g.ndim == 4, _sizes(q, k, v), scale),
-    )
-    return o, last, saved
-
-
-def _outputs(q: Tensor, v: Tensor, state: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    n_saved = (v.shape[1] - 1) // _segment(q, v) if keep else 0
     B, H, K, V = state.shape
-    return v.new_empty(v.shape), torch.empty_like(state), v.new_empty(B, H, n_saved, K, V)
+    o, last = v.new_empty(v.shape), torch.empty_like(state)
+    saved = v.new_empty(B, H, (v.shape[1] - 1) // _segment(q, v), K, V) if keep else None
+    reads = (Strided(q), Strided(k), Strided(v), g, state, resets)
+    call("linear_attention_forward", reads, (o, last, saved), *_numbers(q, k, v, g, _parts(q, v)), scale)
+    return o, last, saved
 
 
 def _segment(q: Tensor, v: Tensor) -> int:
@@ -255,10 +239,6 @@ def _rows(x: Tensor) -> Tensor:
     return x if close else x.contiguous()
 
 
-def _whole(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
-
-
 def _parts(q: Tensor, v: Tensor) -> int:
     """Tasks that the heads of a group are cut into: enough for all threads, their states small enough for the cache."""
     (B, _, G, K), (H, V) = q.shape, v.shape[2:]
@@ -266,64 +246,22 @@ def _parts(q: Tensor, v: Tensor) -> int:
     return min(H // G, max(-(-torch.get_num_threads() // (B * G)), -(-(H // G) * state // CACHE)))
 
 
-def _sizes(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _numbers(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, parts: int) -> list[int]:
     strides = (x.stride(axis) for x in (q, k, v) for axis in (0, 1))
-    B, T, G, K = q.shape
-    return torch.tensor([B, T, G, v.shape[2], K, v.shape[3], _parts(q, v), _segment(q, v), *strides], device="cpu")
+    (B, T, G, K), (H, V) = q.shape, v.shape[2:]
+    return [B, T, G, H, K, V, parts, _segment(q, v), *strides, g is not None and g.ndim == 4]
 
 
-@compiled_linear_attention.register_fake
-def _(q, k, v, g, state, resets, scale, keep):
-    return _outputs(q, v, state, keep)
-
-
-@torch.library.custom_op("zoo::linear_attention_backward", mutates_args=(), device_types="cpu")
-def compiled_backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    state: Tensor,
-    resets: Tensor | None,
-    saved: Tensor,
-    d_o: Tensor,
-    d_last: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, g (empty where there is none) and state."""
+def _backward(call: Call, q, k, v, g, state, resets, saved, d_o, d_last, scale) -> tuple[Tensor | None, ...]:
     q, k, v = _rows(q), _rows(k), _rows(v)
-    g, state, resets = _whole(g), state.contiguous(), _whole(resets)
-    d_q, d_k, d_v, d_g, d_state = _gradients(q, k, v, g, state)
-    parts = _parts(q, v)
-    d_qs, d_ks = (x.new_empty(parts, *x.shape) if parts > 1 else x for x in (d_q, d_k))
-    native.load("linear_attention").linear_attention_backward(
-        *(q.data_ptr(), k.data_ptr(), v.data_ptr(), g, state, resets, saved, d_o.contiguous(), d_last.contiguous()),
-        *(d_qs, d_ks, d_v, None if g is None else d_g, d_state),
-        *(g is not None and g.ndim == 4, _sizes(q, k, v), scale),
-    )
-    if parts > 1:
-        torch.sum(d_qs, 0, out=d_q)
-        torch.sum(d_ks, 0, out=d_k)
-    return d_q, d_k, d_v, d_g, d_state
-
-
-def _gradients(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     d_q, d_k, d_v, d_state = (x.new_empty(x.shape) for x in (q, k, v, state))
-    return d_q, d_k, d_v, v.new_empty(0 if g is None else g.shape), d_state
-
-
-@compiled_backward.register_fake
-def _(q, k, v, g, state, resets, saved, d_o, d_last, scale):
-    return _gradients(q, k, v, g, state)
-
-
-def _setup(ctx, inputs, output):
-    *tensors, scale, _ = inputs
-    ctx.save_for_backward(*tensors, output[2])
-    ctx.scale = scale
-    ctx.set_materialize_grads(False)
+    d_g, parts = None if g is None else torch.empty_like(g), _parts(q, v)
+    if parts > 1:
+        d_q, d_k = (x.new_empty(parts, *x.shape) for x in (q, k))
+    reads = (Strided(q), Strided(k), Strided(v), g, state, resets, saved, d_o, d_last)
+    writes = (d_q, d_k, d_v, d_g, d_state)
+    call("linear_attention_backward", reads, writes, *_numbers(q, k, v, g, parts), scale)
+    return (d_q.sum(0), d_k.sum(0), d_v, d_g, d_state) if parts > 1 else writes
 
 
 def _plain(q, k, v, g, state, resets, scale) -> tuple[Tensor, Tensor]:
@@ -335,13 +273,13 @@ def _plain(q, k, v, g, state, resets, scale) -> tuple[Tensor, Tensor]:
     return o.flatten(2, 3), state.flatten(1, 2)
 
 
-@once(lambda ctx, *d: (*gradients_of(_plain, (*ctx.saved_tensors[:6], ctx.scale), d[:2]), None))
-def _backward(ctx, d_o, d_last, _):
-    q, k, v, g, state, resets, saved = ctx.saved_tensors
-    d_o = v.new_zeros(v.shape) if d_o is None else d_o
-    d_last = torch.zeros_like(state) if d_last is None else d_last
-    d_q, d_k, d_v, d_g, d_state = compiled_backward(q, k, v, g, state, resets, saved, d_o, d_last, ctx.scale)
-    return d_q, d_k, d_v, None if g is None else d_g, d_state, None, None, None
-
-
-compiled_linear_attention.register_autograd(_backward, setup_context=_setup)
+compiled_linear_attention = Operator(
+    KERNEL,
+    """linear_attention(Tensor q, Tensor k, Tensor v, Tensor? g, Tensor state, Tensor? resets, float scale, bool keep)
+    -> (Tensor o, Tensor last, Tensor saved)""",
+    _forward,
+    _backward,
+    gradients="q k v g state",
+    plain=_plain,
+    strided="q k v",
+)

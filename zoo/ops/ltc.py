@@ -15,17 +15,18 @@ with pull = weight * reversal.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from zoo.core.errors import UsageError
-from zoo.ops import common, native
+from zoo.ops import common
+from zoo.ops.bridge import Operator
 from zoo.ops.common import blank
-from zoo.ops.derivatives import gradients_of, once
+from zoo.ops.kernel import Call, Kernel
 
+KERNEL = Kernel("ltc")
 FEW_STEPS = 1  # decoding
 AT_ONCE = 1 << 22  # synapses of inputs that the step form computes at a time
 LEGEND = (
@@ -103,13 +104,11 @@ def ltc(
         padding = ~common.valid_steps(lengths, T)
         inputs, resets = blank(inputs, padding), None if resets is None else resets & ~padding
         spans = None if spans is None else blank(spans, padding)
-    offers = {"compiled": lambda: native.serves(inputs, state, kernel="ltc")}
+    offers = {"compiled": lambda: KERNEL.why_not(inputs, state)}
     if common.choose_form("ltc", backend, T, FEW_STEPS, offers, ("reference",)) == "reference":
         v, state = _reference(inputs, state, outer, between, cell, spans, lengths, resets, unfolds, epsilon)
     else:
-        parts = [inputs, state, outer, between, cell] + ([] if spans is None else [spans])
-        keep = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
-        v, state, _ = _compiled(inputs, state, outer, between, cell, spans, lengths, resets, unfolds, epsilon, keep)
+        v, state, _ = _ltc(inputs, state, outer, between, cell, spans, lengths, resets, unfolds, epsilon)
     return v.to(x.dtype), state
 
 
@@ -163,97 +162,34 @@ def _reference(
     return torch.stack(steps, 1), v
 
 
-@torch.library.custom_op("zoo::ltc", mutates_args=())
-def _compiled(
-    x: Tensor,
-    state: Tensor,
-    sensory: Tensor,
-    inner: Tensor,
-    cell: Tensor,
-    spans: Tensor | None,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    unfolds: int,
-    epsilon: float,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(call: Call, x, state, sensory, inner, cell, spans, lengths, resets, unfolds, epsilon, keep):
     """v (B, T, N), the last state and, to `keep` for the backward pass, potentials and sums (B, T, unfolds, 3, N)."""
-    v, last, saved = _empty(x, state, unfolds, keep)
-    native.load("ltc").ltc_forward(
-        x.contiguous(), sensory.contiguous(), inner.contiguous(), *cell, state.contiguous(),
-        *_packing(spans, lengths, resets), v, last, saved if keep else None,
-        *x.shape, state.shape[1], unfolds, epsilon,
-    )  # fmt: skip
+    (B, T, P), N = x.shape, state.shape[1]
+    v, last, saved = x.new_empty(B, T, N), torch.empty_like(state), x.new_empty(B, T, unfolds, 3, N) if keep else None
+    reads = (x, sensory, inner, *cell, state, spans, lengths, resets)
+    call("ltc_forward", reads, (v, last, saved), B, T, P, N, unfolds, epsilon)
     return v, last, saved
 
 
-def _empty(x: Tensor, state: Tensor, unfolds: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    (B, T, _), N = x.shape, state.shape[1]
-    last = torch.empty_like(state, memory_format=torch.contiguous_format)
-    return x.new_empty(B, T, N), last, x.new_empty(B, T, unfolds, 3, N if keep else 0)
-
-
-def _packing(*fields: Tensor | None) -> list[Tensor | None]:
-    return [None if field is None else field.contiguous() for field in fields]
-
-
-@_compiled.register_fake
-def _(x, state, sensory, inner, cell, spans, lengths, resets, unfolds, epsilon, keep):
-    return _empty(x, state, unfolds, keep)
-
-
-@torch.library.custom_op("zoo::ltc_backward", mutates_args=())
-def _compiled_backward(
-    d_v: Tensor,
-    d_last: Tensor,
-    saved: Tensor,
-    x: Tensor,
-    sensory: Tensor,
-    inner: Tensor,
-    cell: Tensor,
-    spans: Tensor | None,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    epsilon: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, the first state, both sets of synapses, the cell's constants and the timespans."""
+def _backward(
+    call: Call, x, sensory, inner, cell, spans, lengths, resets, epsilon, saved, d_v, d_last
+) -> tuple[Tensor | None, ...]:
     unfolds, N, n_blocks = saved.shape[2], saved.shape[4], min(len(x), torch.get_num_threads())
-    d_x, d_cell = torch.zeros_like(x, memory_format=torch.contiguous_format), cell.new_zeros(n_blocks, *cell.shape)
+    d_x, d_cell = torch.zeros_like(x), cell.new_zeros(n_blocks, *cell.shape)
     d_sensory, d_inner = (s.new_zeros(n_blocks, *s.shape) for s in (sensory, inner))
-    d_state, d_spans = d_last.clone(memory_format=torch.contiguous_format), d_x.new_zeros(_spans_shape(x, spans))
-    native.load("ltc").ltc_backward(
-        d_v.contiguous(), x.contiguous(), sensory.contiguous(), inner.contiguous(), *cell,
-        *_packing(spans, lengths, resets), saved, d_state, d_x, d_sensory, d_inner, d_cell,
-        None if spans is None else d_spans, *x.shape, N, unfolds, epsilon, n_blocks,
-    )  # fmt: skip
+    d_state, d_spans = d_last.clone(), None if spans is None else torch.zeros_like(spans)
+    reads = (x, sensory, inner, *cell, spans, lengths, resets, saved)
+    writes = (d_state, d_x, d_sensory, d_inner, d_cell, d_spans)
+    call("ltc_backward", (d_v, *reads), writes, *x.shape, N, unfolds, epsilon, n_blocks)
     return d_x, d_state, d_sensory.sum(0), d_inner.sum(0), d_cell.sum(0), d_spans
 
 
-def _spans_shape(x: Tensor, spans: Tensor | None) -> Sequence[int]:
-    return (0,) if spans is None else x.shape[:2]
-
-
-@_compiled_backward.register_fake
-def _(d_v, d_last, saved, x, sensory, inner, cell, spans, lengths, resets, epsilon):
-    likes = (torch.empty_like(p, memory_format=torch.contiguous_format) for p in (x, d_last, sensory, inner, cell))
-    return *likes, x.new_empty(_spans_shape(x, spans))
-
-
-def _keep_for_backward(ctx, inputs, output):
-    *tensors, ctx.unfolds, ctx.epsilon, _ = inputs
-    ctx.save_for_backward(*tensors, output[2])
-
-
-def _backward_again(ctx, *d: Tensor):
-    inputs = (*ctx.saved_tensors[:-1], ctx.unfolds, ctx.epsilon)
-    return *gradients_of(_reference, inputs, d[:2]), None
-
-
-@once(_backward_again)
-def _backward(ctx, d_v: Tensor, d_last: Tensor, _):
-    x, _, *given, saved = ctx.saved_tensors  # once: checkpoints give them no second time
-    *gradients, d_spans = _compiled_backward(d_v, d_last, saved, x, *given, ctx.epsilon)
-    return *gradients, None if given[3] is None else d_spans, *5 * [None]
-
-
-_compiled.register_autograd(_backward, setup_context=_keep_for_backward)
+_ltc = Operator(
+    KERNEL,
+    """ltc(Tensor x, Tensor state, Tensor sensory, Tensor inner, Tensor cell, Tensor? spans, Tensor? lengths,
+    Tensor? resets, int unfolds, float epsilon, bool keep) -> (Tensor v, Tensor last, Tensor saved)""",
+    _forward,
+    _backward,
+    gradients="x state sensory inner cell spans",
+    plain=_reference,
+)

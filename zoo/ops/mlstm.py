@@ -13,12 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.ops import common, native
+from zoo.ops import common
+from zoo.ops.bridge import Operator
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.derivatives import gradients_of, once
+from zoo.ops.kernel import Call, Kernel
 
 CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: the work between chunks grows with K, that inside with C
-KERNEL_CHUNK = 64  # C in kernels/mlstm.cpp
+KERNEL_CHUNK = 64  # of the compiled form
+KERNEL = Kernel("mlstm", sizes={"C": KERNEL_CHUNK})
 FEW_STEPS = 8  # up to here the step form is the faster one
 EPS = 1e-6
 SHUT = -1e4  # of a log gate that is fully shut: its exponential is zero beside any other, and sums of it stay exact
@@ -86,7 +89,7 @@ def mlstm(
     gates = _gates(heads, log_i, log_f, n, m, lengths)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     chunk = common.chunk_length(chunk_size, CHUNK if q.shape[-1] <= 64 else WIDE_CHUNK, v.shape[1])
-    offers = {"compiled": lambda: native.serves(heads.v, kernel="mlstm")}
+    offers = {"compiled": lambda: KERNEL.why_not(heads.v)}
     form = common.choose_form("mlstm", backend, v.shape[1], FEW_STEPS, offers)
     if form == "compiled":
         h, last = _compiled(heads, gates, scale, eps)
@@ -292,90 +295,50 @@ def _by_chunks(q, k, v, log_i, log_f, m, since, until, total, state, keep, eps) 
 def _compiled(heads: Heads, gates: Gates, scale: float, eps: float) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """The chunked form in C++: a head's chunks stay in the nearest cache, and inputs are read where they lie."""
     q, k, v, _, _, C, resets = heads
-    parts = [q, k, v.flatten(2, 3), *(x.flatten(2, 3) for x in gates[:2]), *(x.flatten(1, 2) for x in (C, *gates[2:]))]
-    keep = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
-    h, C, n, m = _kernel(*parts, resets, scale, eps, keep)[:4]
-    C, n, m = (leaf.unflatten(1, v.shape[2:4]) for leaf in (C, n, m))
+    steps, state = [x.flatten(2, 3) for x in (v, *gates[:2])], [x.flatten(1, 2) for x in (C, *gates[2:])]
+    h, *last = _mlstm(q, k, *steps, *state, resets, scale, eps)[:4]
+    C, n, m = (leaf.unflatten(1, v.shape[2:4]) for leaf in last)
     return h.unflatten(2, v.shape[2:4]), (C, n, m)
 
 
-@torch.library.custom_op("zoo::mlstm", mutates_args=(), device_types="cpu")
-def _kernel(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_i: Tensor,
-    log_f: Tensor,
-    C: Tensor,
-    n: Tensor,
-    m: Tensor,
-    resets: Tensor | None,
-    scale: float,
-    eps: float,
-    keep: bool,
-) -> list[Tensor]:
+def _forward(call: Call, q, k, v, log_i, log_f, C, n, m, resets, scale, eps, keep) -> tuple[Tensor | None, ...]:
     """h and the last C, n, m; for the backward pass m and n^T q of all steps, and, with `keep`, C, n, m by chunk."""
-    out = _outputs(q, v, keep)
-    for last, first in zip(out[1:4], (C, n, m), strict=True):
-        last.copy_(first)
-    h, C, n, m, m_all, norm, *kept = out
-    native.load("mlstm").mlstm_forward(
-        *(x.contiguous() for x in (q, k, v, log_i, log_f)), None if resets is None else resets.contiguous(),
-        C, n, m, h, m_all, norm, *(kept if keep else (None, None, None)), *_sizes(q, v), scale, eps,
-    )  # fmt: skip
-    return out
-
-
-def _outputs(q: Tensor, v: Tensor, keep: bool) -> list[Tensor]:
-    B, T, H, V, _, K = *v.shape, *q.shape[2:]
-    n_chunks = -(-T // KERNEL_CHUNK) if keep else 0
-    state = ((B, H, K, V), (B, H, K), (B, H))
-    kept = ((B, H, n_chunks, K, V), (B, H, n_chunks, K), (B, H, n_chunks))
-    return [v.new_empty(shape) for shape in (v.shape, *state, (B, T, H), (B, T, H), *kept)]
-
-
-def _sizes(q: Tensor, v: Tensor) -> tuple[int, ...]:
     (B, T, H, V), (G, K) = v.shape, q.shape[2:]
-    return B, T, G, H // G, K, V
+    state = [x.clone() for x in (C, n, m)]
+    steps = [v.new_empty(shape) for shape in (v.shape, (B, T, H), (B, T, H))]
+    kept = [v.new_empty(B, H, -(-T // KERNEL_CHUNK), *x.shape[2:]) if keep else None for x in state]
+    reads, writes = (q, k, v, log_i, log_f, resets), (*state, *steps, *kept)
+    call("mlstm_forward", reads, writes, B, T, G, H // G, K, V, scale, eps)
+    return steps[0], *state, *steps[1:], *kept
 
 
-@_kernel.register_fake
-def _(q, k, v, log_i, log_f, C, n, m, resets, scale, eps, keep):
-    return _outputs(q, v, keep)
-
-
-@torch.library.custom_op("zoo::mlstm_backward", mutates_args=(), device_types="cpu")
-def _kernel_backward(
-    d_out: list[Tensor],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_i: Tensor,
-    log_f: Tensor,
-    resets: Tensor | None,
-    saved: list[Tensor],
-    scale: float,
-    eps: float,
-) -> list[Tensor]:
-    """Gradients of q, k, v, log_i, log_f, C, n and m, given those of h, C, n and m."""
-    inputs = [x.contiguous() for x in (q, k, v, log_i, log_f)]
-    d_state = [torch.empty_like(d, memory_format=torch.contiguous_format).copy_(d) for d in d_out[1:]]
-    d_inputs = [torch.zeros_like(x) for x in inputs]
-    native.load("mlstm").mlstm_backward(
-        *inputs, None if resets is None else resets.contiguous(), *saved, d_out[0].contiguous(), *d_state, *d_inputs,
-        *_sizes(q, v), scale, eps,
-    )  # fmt: skip
-    return [*d_inputs, *d_state]
-
-
-@_kernel_backward.register_fake
-def _(d_out, q, k, v, log_i, log_f, resets, saved, scale, eps):
-    return [x.new_empty(x.shape) for x in (q, k, v, log_i, log_f, *d_out[1:])]
-
-
-def _save(ctx, inputs, output):
-    *tensors, ctx.scale, ctx.eps, ctx.keep = inputs
-    ctx.save_for_backward(*tensors, output[0], *output[4:])
+def _backward(
+    call: Call,
+    q,
+    k,
+    v,
+    log_i,
+    log_f,
+    resets,
+    h,
+    m_all,
+    norm,
+    C_kept,
+    n_kept,
+    m_kept,
+    d_h,
+    d_last_C,
+    d_last_n,
+    d_last_m,
+    scale,
+    eps,
+) -> tuple[Tensor, ...]:
+    (B, T, H, V), (G, K) = v.shape, q.shape[2:]
+    d_state = [d.clone() for d in (d_last_C, d_last_n, d_last_m)]
+    d_steps = [torch.zeros_like(x) for x in (q, k, v, log_i, log_f)]
+    reads = (q, k, v, log_i, log_f, resets, h, m_all, norm, C_kept, n_kept, m_kept, d_h)
+    call("mlstm_backward", reads, (*d_state, *d_steps), B, T, G, H // G, K, V, scale, eps)
+    return *d_steps, *d_state
 
 
 def _plain(q, k, v, log_i, log_f, C, n, m, resets, scale, eps) -> list[Tensor]:
@@ -387,17 +350,13 @@ def _plain(q, k, v, log_i, log_f, C, n, m, resets, scale, eps) -> list[Tensor]:
     return [h.flatten(2, 3), *(x.flatten(1, 2) for x in last)]
 
 
-def _backward_again(ctx, d_out):
-    inputs = (*ctx.saved_tensors[:9], ctx.scale, ctx.eps)  # once: checkpoints give them no second time
-    return *gradients_of(_plain, inputs, list(d_out[:4])), None
-
-
-@once(_backward_again)
-def _backward(ctx, d_out):
-    assert ctx.keep
-    q, k, v, log_i, log_f, _, _, _, resets, *saved = ctx.saved_tensors
-    gradients = _kernel_backward(list(d_out[:4]), q, k, v, log_i, log_f, resets, saved, ctx.scale, ctx.eps)
-    return (*gradients, None, None, None, None)
-
-
-_kernel.register_autograd(_backward, setup_context=_save)
+_mlstm = Operator(
+    KERNEL,
+    """mlstm(Tensor q, Tensor k, Tensor v, Tensor log_i, Tensor log_f, Tensor C, Tensor n, Tensor m, Tensor? resets,
+    float scale, float eps, bool keep) -> (Tensor h, Tensor last_C, Tensor last_n, Tensor last_m, Tensor m_all,
+    Tensor norm, Tensor C_kept, Tensor n_kept, Tensor m_kept)""",
+    _forward,
+    _backward,
+    gradients="q k v log_i log_f C n m",
+    plain=_plain,
+)

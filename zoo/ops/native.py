@@ -1,9 +1,10 @@
-"""Compiled CPU kernels: C++ sources shipped with the package, built once by the system's compiler.
+"""Compiled CPU kernels: C++ sources, built once by the system's compiler.
 
-A source `kernels/NAME.cpp` holds `extern "C"` functions over raw pointers, so that it compiles in a second and depends
-on no version of torch. The library is kept in the user's cache folder under a name made of its sources, the compiler
-and the CPU, and beside it its size and digest: what does not agree with them is built again and never loaded. Loops run
-in parallel through the OpenMP pool that torch has loaded already, with torch's own number of threads.
+A source, `kernels/NAME.cpp` or a file of the user's own, holds `extern "C"` functions over raw pointers, so that it
+compiles in a second and depends on no version of torch (`kernels/kernel.h` has its conventions). The library is kept in
+the user's cache folder under a name made of its sources, the compiler and the CPU, and beside it its size and digest:
+what does not agree with them is built again and never loaded. Loops run in parallel through the OpenMP pool that torch
+has loaded already, with torch's own number of threads.
 
 A kernel that cannot be built or loaded is left out alone: its op runs in plain PyTorch, which one warning says, and
 `zoo doctor`.
@@ -30,12 +31,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from filelock import FileLock
-from torch import Tensor
 
 from zoo.core.errors import UsageWarning
 from zoo.ops.derivatives import transformed
@@ -47,7 +46,8 @@ FLAGS = (
     *("-Wno-psabi", "-Wno-attributes"),
 )
 OPTIONAL = ("-mprefer-vector-width=512", "-march=native", "-fopenmp")  # left out in turn where a compiler knows none
-Argument = Tensor | int | float | None
+SIZES: dict[str, dict[str, int]] = {}
+"""The constants of every declared source on which Python relies, by the source as it was declared."""
 
 
 class Unavailable(RuntimeError):
@@ -91,66 +91,88 @@ def _why_not(kernel: str) -> str | None:
     try:
         load(kernel)
     except Unavailable as error:
-        what = "There are no compiled kernels" if kernel == "probe" else f"The compiled kernel {kernel} is left out"
+        name = path_of(kernel).stem
+        what = "There are no compiled kernels" if name == "probe" else f"The compiled kernel {name} is left out"
         warnings.warn(f"{what}, plain PyTorch runs instead: {error}", UsageWarning, stacklevel=2)
         return str(error)
     return None
 
 
 class Library:
-    """The functions of one compiled source: `library.name(*arguments)`.
-
-    Tensors (contiguous, on the CPU) are passed as pointers, None as a null pointer, whole numbers and bools as
-    int64_t, floats as double.
+    """One compiled source, loaded.
 
     Raises:
-        OSError: the file is no library, or lacks one of `functions`.
+        OSError: the file is no library, or lacks one of `functions` or its signature.
     """
 
     def __init__(self, path: pathlib.Path, functions: list[str]):
         self._library = ctypes.CDLL(str(path))
-        if missing := [name for name in functions if not hasattr(self._library, name)]:
+        names = (name for function in functions for name in (function, f"{function}_signature"))
+        if missing := [name for name in names if not hasattr(self._library, name)]:
             raise OSError(f"the library lacks {missing[0]}")
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        function = getattr(self._library, name)
-        function.restype = None
+    def function(self, name: str) -> Any:
+        """As ctypes has it."""
+        return getattr(self._library, name)
 
-        def call(*arguments: Argument) -> None:
-            function(*map(_argument, arguments))
+    def signature(self, name: str) -> str:
+        """The letters of a function's parameters, see `kernels/kernel.h`."""
+        signature = getattr(self._library, f"{name}_signature")
+        signature.restype = ctypes.c_char_p
+        return signature().decode()
 
-        setattr(self, name, call)
-        return call
+    def sizes(self) -> dict[str, int]:
+        """The constants that the source exports, by name."""
+        if not hasattr(self._library, "zoo_sizes"):
+            return {}
+        sizes, found = self._library.zoo_sizes, {}
+        sizes.restype = ctypes.POINTER(_Size)
+        for size in sizes():
+            if size.name is None:
+                break
+            found[size.name.decode()] = size.value
+        return found
 
 
-def _argument(value: Argument) -> Any:
-    if isinstance(value, Tensor):
-        assert value.is_contiguous(), "kernels read contiguous memory"
-        assert value.device.type == "cpu", "kernels read the CPU's memory"
-        return ctypes.c_void_p(value.data_ptr())
-    if value is None:
-        return ctypes.c_void_p(None)
-    return ctypes.c_double(value) if isinstance(value, float) else ctypes.c_int64(value)
+class _Size(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_char_p), ("value", ctypes.c_int64))
+
+
+def path_of(source: str) -> pathlib.Path:
+    """The file of a source that is named, or given by its path."""
+    return pathlib.Path(source) if source.endswith(".cpp") else SOURCES / f"{source}.cpp"
 
 
 @functools.cache
-def load(name: str) -> Library:
-    """The library built from `kernels/{name}.cpp`, compiled where it has not been yet.
+def load(source: str) -> Library:
+    """The library built from a source, compiled where it has not been yet.
+
+    Args:
+        source: NAME for `kernels/NAME.cpp`, or a path that ends in .cpp.
 
     Raises:
-        Unavailable: no compiler, no folder to write to, or a source that does not compile.
+        Unavailable: no compiler, no folder to write to, a source that does not compile, or one whose constants are not
+            those on which Python relies.
     """
+    path = path_of(source)
+    library = _library(path)
+    if (found := library.sizes()) != (wanted := SIZES.get(source, {})):
+        pairs = {name: (found.get(name), wanted.get(name)) for name in found | wanted}
+        told = ", ".join(f"{name} = {a} (in Python {b})" for name, (a, b) in pairs.items() if a != b)
+        raise Unavailable(f"{path.name} and its declaration disagree: {told}")
+    return library
+
+
+def _library(source: pathlib.Path) -> Library:
     command = _compiler()
     if command is None:
         raise Unavailable("no C++ compiler found (install g++ or clang, or name one in CXX)")
     try:
-        source = SOURCES / f"{name}.cpp"
-        texts = [text.read_text(encoding="utf-8") for text in (source, *sorted(SOURCES.glob("*.h")))]
+        headers = [header for folder in {SOURCES: 0, source.parent: 0} for header in sorted(folder.glob("*.h"))]
+        texts = [text.read_text(encoding="utf-8") for text in (source, *headers)]
         parts = [_version(*command), *command[1:], *FLAGS, *OPTIONAL, _cpu(), *texts]
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
-        path, functions = folder() / f"{name}-{digest}.so", exported(texts[0])
+        path, functions = folder() / f"{source.stem}-{digest}.so", exported(texts[0])
         if _whole(path):
             return Library(path, functions)
         with FileLock(path.with_suffix(".lock")):
@@ -166,7 +188,7 @@ def load(name: str) -> Library:
             return library
     except (OSError, NotImplementedError) as error:  # the latter where a file system knows no locks
         told = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise Unavailable(f"{told}: {getattr(error, 'filename', None) or name}") from error
+        raise Unavailable(f"{told}: {getattr(error, 'filename', None) or source.stem}") from error
 
 
 @functools.cache
@@ -243,7 +265,7 @@ def _build(compiler: list[str], source: pathlib.Path, library: pathlib.Path) -> 
             unlinked, out = pathlib.Path(scratch, "kernel.o"), pathlib.Path(scratch, library.name)
             compiling = [f for f in flags if f != "-shared"]
             undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-            done = run(*compiling, "-c", str(source), "-o", str(unlinked))
+            done = run(*compiling, f"-I{SOURCES}", "-c", str(source), "-o", str(unlinked))
             if done.returncode == 0:
                 done = run("-shared", *undefined, str(unlinked), "-o", str(out))
             if done.returncode == 0:
@@ -318,25 +340,6 @@ def _cpu() -> str:
 def has_flag(flag: str) -> bool:
     """Whether the CPU says that it has the feature `flag`."""
     return flag in _cpu().split()
-
-
-def serves(*tensors: Tensor | None, kernel: str = "probe", double: bool = False, bfloat16: bool = False) -> str | None:
-    """Why a compiled kernel cannot take these inputs, or None where it can.
-
-    Kernels take float32 on the CPU. With `double` any floating type is allowed, since the caller widens its inputs to
-    float32 or float64 first; with `bfloat16` the kernel has a form of its own for it."""
-    reads = (torch.float32, torch.bfloat16) if bfloat16 else (torch.float32,)
-    for tensor in tensors:
-        if tensor is not None and tensor.device.type != "cpu":
-            return f"it runs on the CPU, the inputs are on {tensor.device}"
-        if tensor is not None and tensor.is_floating_point() and tensor.dtype not in reads and not double:
-            return f"it computes in float32, the inputs are {tensor.dtype}"
-    return why_not(kernel)
-
-
-def form_of(library: str, function: str, x: Tensor) -> Callable[..., None]:
-    """The form for x's dtype of a kernel that has one for float32 and one for bfloat16."""
-    return getattr(load(library), f"{library}_{function}_{'bfloat16' if x.dtype == torch.bfloat16 else 'float'}")
 
 
 def build_all() -> tuple[dict[str, float], dict[str, str]]:

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from zoo.core.errors import UsageError
-from zoo.ops import common, native
+from zoo.ops import common
+from zoo.ops.bridge import Operator
 from zoo.ops.common import blank
 from zoo.ops.derivatives import once, transformed
+from zoo.ops.kernel import Call, Kernel, suffix
 
+KERNEL = Kernel("scan", dtypes=(torch.float32, torch.float64))
 CHUNK = 16
 FEW_STEPS = 2  # decoding
 Scan = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -56,9 +59,10 @@ def scan(
     dtype = common.state_dtype(a, b)
     common.check_dtypes("scan", state, dtype, a=a, b=b)
     chunk = common.chunk_length(chunk_size, CHUNK, n_steps)
-    form = common.choose_form("scan", backend, n_steps, FEW_STEPS, {"compiled": lambda: serves("scan", b)})
-
     decay, inputs = a.to(dtype), b.to(dtype)
+    offers = {"compiled": lambda: KERNEL.why_not(inputs)}
+    form = common.choose_form("scan", backend, n_steps, FEW_STEPS, offers)
+
     state = inputs.new_zeros(b.shape[0], *b.shape[2:]) if state is None else state
     if resets is not None:
         decay = blank(decay, resets)
@@ -73,14 +77,6 @@ def scan(
     else:
         h, state = _Chunks.apply(decay, inputs, state, chunk)
     return (h if lengths is None else blank(h, padding)).to(b.dtype), state
-
-
-def serves(kernel: str, *tensors: Tensor) -> str | None:
-    """Why the compiled form cannot take these inputs; None where it can."""
-    for tensor in tensors:
-        if tensor.device.type != "cpu":
-            return f"it runs on the CPU, the inputs are on {tensor.device}"
-    return native.why_not(kernel)
 
 
 def _reference(a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,9 +99,10 @@ def _gradients(a: Tensor, state: Tensor, h: Tensor, g: Tensor) -> tuple[Tensor, 
     return torch.cat([(g[:, 0] * state)[:, None], g[:, 1:] * h[:, :-1]], 1), g, a[:, 0] * g[:, 0]
 
 
-def _again(ctx, d_h: Tensor, d_last: Tensor, *, form: Scan) -> tuple[Tensor, Tensor, Tensor]:
+def _again(
+    a: Tensor, state: Tensor, h: Tensor, d_h: Tensor, d_last: Tensor, *, form: Scan
+) -> tuple[Tensor, Tensor, Tensor]:
     """The backward pass of both forms by a scan that can be differentiated in turn."""
-    a, state, h = ctx.saved_tensors
     return _gradients(a, state, h, _adjoint(_reference if transformed() else form, a, d_h, d_last))
 
 
@@ -124,7 +121,7 @@ class _Chunks(torch.autograd.Function):
 
     @staticmethod
     @common.without_autocast
-    @once(lambda ctx, *d: (*_again(ctx, *d, form=lambda *inputs: _Chunks.apply(*inputs, ctx.chunk)), None))
+    @once(lambda ctx, *d: (*_again(*ctx.saved_tensors, *d, form=lambda *x: _Chunks.apply(*x, ctx.chunk)), None))
     def backward(ctx, d_h: Tensor, d_last: Tensor):
         a, state, h = ctx.saved_tensors
         return *_gradients(a, state, h, adjoint_chunks(a, d_h, d_last, ctx.chunk)), None
@@ -166,53 +163,30 @@ def adjoint_chunks(a: Tensor, d_h: Tensor, d_last: Tensor, chunk: int) -> Tensor
     return _adjoint(lambda a, b, state: (scan_chunks(a, b, state, chunk), state), a, d_h, d_last)
 
 
-@torch.library.custom_op("zoo::scan", mutates_args=(), device_types="cpu")
-def compiled_scan(a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The C++ form: every block of channels runs through time on its own."""
-    a, b, state = a.contiguous(), b.contiguous(), state.contiguous()
+def _scan_forward(call: Call, a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     h, last = torch.empty_like(b), torch.empty_like(state)
-    function = getattr(native.load("scan"), f"forward_{suffix(b)}")
-    function(a, b, state, h, last, *_sizes(b))
+    call(f"scan_forward_{suffix(b)}", (a, b, state), (h, last), *_sizes(b))
     return h, last
 
 
-@torch.library.custom_op("zoo::scan_backward", mutates_args=(), device_types="cpu")
-def _compiled_backward(
-    a: Tensor, state: Tensor, h: Tensor, d_h: Tensor, d_last: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = [x.contiguous() for x in (a, h, state, d_h, d_last)]
-    outputs = torch.empty_like(inputs[0]), torch.empty_like(inputs[1]), torch.empty_like(inputs[2])
-    function = getattr(native.load("scan"), f"backward_{suffix(h)}")
-    function(*inputs, *outputs, *_sizes(h))
-    return outputs
+def _scan_backward(call: Call, a: Tensor, h: Tensor, state: Tensor, d_h: Tensor, d_last: Tensor) -> tuple[Tensor, ...]:
+    gradients = torch.empty_like(a), torch.empty_like(h), torch.empty_like(state)
+    call(f"scan_backward_{suffix(h)}", (a, h, state, d_h, d_last), gradients, *_sizes(h))
+    return gradients
 
 
-@compiled_scan.register_fake
-def _(a, b, state):
-    return b.new_empty(b.shape), state.new_empty(state.shape)
+def _scan_again(a: Tensor, state: Tensor, h: Tensor, d_h: Tensor, d_last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _again(a, state, h, d_h, d_last, form=compiled_scan)
 
 
-@_compiled_backward.register_fake
-def _(a, state, h, d_h, d_last):
-    return a.new_empty(a.shape), h.new_empty(h.shape), state.new_empty(state.shape)
-
-
-def _setup(ctx, inputs, output):
-    a, _, state = inputs
-    ctx.save_for_backward(a, state, output[0])
-
-
-@once(lambda ctx, *d: _again(ctx, *d, form=compiled_scan))
-def _backward(ctx, d_h, d_last):
-    return _compiled_backward(*ctx.saved_tensors, d_h, d_last)
-
-
-compiled_scan.register_autograd(_backward, setup_context=_setup)
-
-
-def suffix(x: Tensor) -> str:
-    """The end of the name of the C++ function for x's dtype."""
-    return "f64" if x.dtype == torch.float64 else "f32"
+compiled_scan = Operator(  # every block of channels runs through time on its own
+    KERNEL,
+    "scan(Tensor a, Tensor b, Tensor state) -> (Tensor h, Tensor last)",
+    _scan_forward,
+    _scan_backward,
+    gradients="a b state",
+    again=_scan_again,
+)
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:

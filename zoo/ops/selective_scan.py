@@ -15,14 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.core.errors import UsageError
-from zoo.ops import common, native
+from zoo.ops import common
 from zoo.ops.adapters import mamba_ssm
+from zoo.ops.bridge import Operator
 from zoo.ops.common import blank
 from zoo.ops.derivatives import gradients_of, guarded, once
-from zoo.ops.scan import adjoint_chunks, scan_chunks, serves, suffix
+from zoo.ops.kernel import Call, Kernel, suffix
+from zoo.ops.scan import adjoint_chunks, scan_chunks
 
 CHUNK, INNER_CHUNK = 32, 8
-KERNEL_CHUNK, KERNEL_GROUP = 32, 128  # those of the C++ source: steps between kept states, channels that share a sum
+KERNEL_CHUNK, KERNEL_GROUP = 32, 128  # those of the kernel: steps between kept states, channels that share a sum
+KERNEL = Kernel(
+    "selective_scan", sizes={"CHUNK": KERNEL_CHUNK, "GROUP": KERNEL_GROUP}, dtypes=(torch.float32, torch.float64)
+)
 FEW_STEPS = 1  # decoding
 LEGEND = (
     "u, delta, z (B, T, D); A (D, N); B, C (B, T, N); D, delta_bias (D,); state (B, D, N); lengths (B,) whole "
@@ -80,15 +85,14 @@ def selective_scan(
     dtype = common.state_dtype(u, delta, A, B, C)
     common.check_dtypes("selective_scan", state, dtype, u=u, **given)
     chunk = common.chunk_length(chunk_size, CHUNK, n_steps)
-    offers = {
-        "mamba_ssm": lambda: mamba_ssm.why_not_scan(u, state, resets),
-        "compiled": lambda: serves("selective_scan", u),
-    }
-    form = common.choose_form("selective_scan", backend, n_steps, FEW_STEPS, offers)
-
     inputs: dict[str, Any] = {
         name: None if tensor is None else tensor.to(dtype) for name, tensor in {"u": u, **given}.items()
     }
+    offers = {
+        "mamba_ssm": lambda: mamba_ssm.why_not_scan(u, state, resets),
+        "compiled": lambda: KERNEL.why_not(*inputs.values()),
+    }
+    form = common.choose_form("selective_scan", backend, n_steps, FEW_STEPS, offers)
     if lengths is not None:  # a padded step has dt = 0: it leaves the state as it is
         padding = ~common.valid_steps(lengths, n_steps)
         inputs |= {name: None if inputs[name] is None else blank(inputs[name], padding) for name in "uBCz"}
@@ -107,8 +111,7 @@ def selective_scan(
         return (y if lengths is None else blank(y, padding)).to(u.dtype), state
     state = u.new_zeros(batch, width, n_states, dtype=dtype) if state is None else state
     if form == "compiled":
-        keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs.values(), state) if x is not None)
-        y, state, _ = compiled_selective_scan(*inputs.values(), state, resets, delta_softplus, keep)
+        y, state, _ = compiled_selective_scan(*inputs.values(), state, resets, delta_softplus)
     else:
         y, state = _plain(**inputs, state=state, resets=resets, softplus=delta_softplus, form=form, chunk=chunk)
     return (y if lengths is None else blank(y, padding)).to(u.dtype), state
@@ -188,92 +191,40 @@ class _Chunks(torch.autograd.Function):
         return d_dt, d_x, d_A, d_B, d_C, d_state, None, None
 
 
-@torch.library.custom_op("zoo::selective_scan", mutates_args=(), device_types="cpu")
-def compiled_selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    state: Tensor,
-    resets: Tensor | None,
-    softplus: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The C++ form: y, the last state, and, where `keep`, the states before every KERNEL_CHUNK-th step."""
-    inputs = _contiguous(u, delta, A, B, C, D, z, delta_bias, state, resets)
-    y, last, kept = torch.empty_like(inputs[0]), torch.empty_like(inputs[8]), _kept(u, A, keep)
-    function = getattr(native.load("selective_scan"), f"forward_{suffix(u)}")
-    function(*inputs, *u.shape, A.shape[1], softplus, y, last, kept if keep else None)
+def _forward(
+    call: Call, u, delta, A, B, C, D, z, delta_bias, state, resets, softplus, keep
+) -> tuple[Tensor | None, ...]:
+    """y, the last state, and, where `keep`, the states before every KERNEL_CHUNK-th step."""
+    (batch, n_steps, width), n_states = u.shape, A.shape[1]
+    y, last = torch.empty_like(u), torch.empty_like(state)
+    kept = u.new_empty(batch, -(-n_steps // KERNEL_CHUNK), n_states, width) if keep else None
+    reads = (u, delta, A, B, C, D, z, delta_bias, state, resets)
+    call(f"selective_scan_forward_{suffix(u)}", reads, (y, last, kept), *u.shape, n_states, softplus)
     return y, last, kept
 
 
-@torch.library.custom_op("zoo::selective_scan_backward", mutates_args=(), device_types="cpu")
-def _compiled_backward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    state: Tensor,
-    resets: Tensor | None,
-    softplus: bool,
-    kept: Tensor,
-    d_y: Tensor,
-    d_last: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of u, delta, A, B, C, D, z, delta_bias and state; of those that are None, something to drop."""
-    inputs = _contiguous(u, delta, A, B, C, D, z, delta_bias, state, resets)
+def _backward(
+    call: Call, u, delta, A, B, C, D, z, delta_bias, state, resets, softplus, kept, d_y, d_last
+) -> tuple[Tensor | None, ...]:
     (batch, n_steps, width), n_states = u.shape, A.shape[1]
-    d_u, d_delta, d_z, d_state = (torch.empty_like(inputs[i]) for i in (0, 1, 0, 8))
+    d_u, d_delta, d_state = (torch.empty_like(x) for x in (u, delta, state))
+    d_z = None if z is None else torch.empty_like(z)
     d_B, d_C = u.new_empty(2, -(-width // KERNEL_GROUP), batch, n_steps, n_states)
     d_A = u.new_zeros(batch, width, n_states, dtype=torch.float64)
     d_D, d_bias = u.new_zeros(2, batch, width, dtype=torch.float64)
-    outputs = (d_u, d_delta, d_z if z is not None else None, d_state, d_B, d_C, d_A, d_D, d_bias)
-    function = getattr(native.load("selective_scan"), f"backward_{suffix(u)}")
-    function(*inputs, batch, n_steps, width, n_states, softplus, *_contiguous(kept, d_y, d_last), *outputs)
+    reads = (u, delta, A, B, C, D, z, delta_bias, state, resets, kept, d_y, d_last)
+    writes = (d_u, d_delta, d_z, d_state, d_B, d_C, d_A, d_D, d_bias)
+    call(f"selective_scan_backward_{suffix(u)}", reads, writes, *u.shape, n_states, softplus)
     d_A, d_D, d_bias, d_B, d_C = (x.sum(0).to(u.dtype) for x in (d_A, d_D, d_bias, d_B, d_C))
     return d_u, d_delta, d_A, d_B, d_C, d_D, d_z, d_bias, d_state
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Any]:
-    return [None if x is None else x.contiguous() for x in tensors]
-
-
-def _kept(u: Tensor, A: Tensor, keep: bool) -> Tensor:
-    batch, n_steps, width = u.shape
-    return u.new_empty(batch, -(-n_steps // KERNEL_CHUNK) if keep else 0, A.shape[1], width)
-
-
-@compiled_selective_scan.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, state, resets, softplus, keep):
-    return u.new_empty(u.shape), state.new_empty(state.shape), _kept(u, A, keep)
-
-
-@_compiled_backward.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, state, resets, softplus, kept, d_y, d_last):
-    width = u.new_empty(u.shape[2])
-    like = (u, delta, A, B, C, width, u, width, state)
-    return tuple(x.new_empty(x.shape) for x in like)
-
-
-def _setup(ctx, inputs, output):
-    *tensors, ctx.softplus, _ = inputs
-    ctx.save_for_backward(*tensors, output[2])
-
-
-@once(lambda ctx, *d: (*gradients_of(_plain, (*ctx.saved_tensors[:-1], ctx.softplus), d[:2]), None))
-def _backward(ctx, d_y, d_last, _):
-    *inputs, kept = ctx.saved_tensors
-    grads = _compiled_backward(*inputs, ctx.softplus, kept, d_y, d_last)
-    grads = [None if x is None else g for x, g in zip(inputs[:9], grads, strict=True)]
-    return *grads, None, None, None
-
-
-compiled_selective_scan.register_autograd(_backward, setup_context=_setup)
+compiled_selective_scan = Operator(
+    KERNEL,
+    """selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias,
+    Tensor state, Tensor? resets, bool softplus, bool keep) -> (Tensor y, Tensor last, Tensor kept)""",
+    _forward,
+    _backward,
+    gradients="u delta A B C D z delta_bias state",
+    plain=_plain,
+)

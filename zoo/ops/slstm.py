@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.core.errors import UsageError
-from zoo.ops import common, native
+from zoo.ops import common
+from zoo.ops.bridge import Operator
 from zoo.ops.common import blank
-from zoo.ops.derivatives import gradients_of, once
+from zoo.ops.kernel import Call, Kernel
 
+KERNEL = Kernel("slstm")
 FEW_STEPS = 1  # decoding
 LEGEND = "gates (B, T, 4, H, D); weight (H, 4, D, D); state 4 times (B, H, D); lengths (B,); resets (B, T) bool."
 
@@ -69,12 +71,11 @@ def slstm(
     inputs, weight = gates.to(dtype), weight.to(dtype)
     if state is None:
         state = SLSTMState(*(inputs.new_zeros(B, H, D) for _ in SLSTMState._fields))
-    offers = {"compiled": lambda: native.serves(inputs, kernel="slstm")}
+    offers = {"compiled": lambda: KERNEL.why_not(inputs)}
     if common.choose_form("slstm", backend, T, FEW_STEPS, offers, ("reference",)) == "reference":
         h, state = _reference(inputs, weight, state, lengths, resets)
     else:
-        keep = torch.is_grad_enabled() and any(x.requires_grad for x in (inputs, weight, *state))
-        h, *last, _ = _kernel(inputs, weight, *state, lengths, resets, keep)
+        h, *last, _ = _slstm(inputs, weight, *state, lengths, resets)
         state = SLSTMState(*last)
     return h.to(gates.dtype), state
 
@@ -110,79 +111,42 @@ def _reference(
     )
 
 
-@torch.library.custom_op("zoo::slstm", mutates_args=(), device_types="cpu")
-def _kernel(
-    gates: Tensor,
-    weight: Tensor,
-    h: Tensor,
-    c: Tensor,
-    n: Tensor,
-    m: Tensor,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    keep: bool,
-) -> list[Tensor]:
+def _forward(call: Call, gates, weight, h, c, n, m, lengths, resets, keep) -> tuple[Tensor | None, ...]:
     """Outputs, the last h, c, n, m and, to `keep` for the backward pass, what every step came to (B, T, H, 7, D)."""
-    out = _outputs(gates, keep)
-    outputs, *last, saved = out
-    for leaf, first in zip(last, (h, c, n, m), strict=True):
-        leaf.copy_(first)
-    native.load("slstm").slstm_forward(
-        gates.contiguous(), weight.flatten(1, 2).mT.contiguous(), *_packing(lengths, resets),
-        *last, outputs, saved if keep else None, *_sizes(gates),
-    )  # fmt: skip
-    return out
-
-
-def _outputs(gates: Tensor, keep: bool) -> list[Tensor]:
     B, T, _, H, D = gates.shape
-    shapes = [(B, T, H, D), *4 * [(B, H, D)], (B, T if keep else 0, H, 7, D)]
-    return [gates.new_empty(shape) for shape in shapes]
+    state = [x.clone() for x in (h, c, n, m)]
+    outputs, saved = gates.new_empty(B, T, H, D), gates.new_empty(B, T, H, 7, D) if keep else None
+    reads = (gates, weight.flatten(1, 2).mT.contiguous(), lengths, resets)
+    call("slstm_forward", reads, (*state, outputs, saved), B, T, H, D, torch.get_num_threads())
+    return outputs, *state, saved
 
 
-def _packing(lengths: Tensor | None, resets: Tensor | None) -> list[Tensor | None]:
-    return [None if lengths is None else lengths.contiguous(), None if resets is None else resets.contiguous()]
-
-
-def _sizes(gates: Tensor) -> tuple[int, ...]:
+def _backward(
+    call: Call,
+    gates,
+    weight,
+    h,
+    c,
+    n,
+    lengths,
+    resets,
+    outputs,
+    saved,
+    d_outputs,
+    d_last_h,
+    d_last_c,
+    d_last_n,
+    d_last_m,
+) -> tuple[Tensor, ...]:
     B, T, _, H, D = gates.shape
-    return B, T, H, D, torch.get_num_threads()
-
-
-@_kernel.register_fake
-def _(gates, weight, h, c, n, m, lengths, resets, keep):
-    return _outputs(gates, keep)
-
-
-@torch.library.custom_op("zoo::slstm_backward", mutates_args=(), device_types="cpu")
-def _kernel_backward(
-    d_out: list[Tensor],
-    gates: Tensor,
-    weight: Tensor,
-    c: Tensor,
-    n: Tensor,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    saved: Tensor,
-) -> list[Tensor]:
-    """Gradients of gates, h, c, n and m, given those of the outputs and of the last h, c, n and m."""
-    d_gates = torch.empty_like(gates, memory_format=torch.contiguous_format)
-    d_state = [torch.empty_like(d, memory_format=torch.contiguous_format).copy_(d) for d in d_out[1:]]
-    native.load("slstm").slstm_backward(
-        weight.contiguous(), *_packing(lengths, resets), c.contiguous(), n.contiguous(), saved,
-        d_out[0].contiguous(), *d_state, d_gates, *_sizes(gates),
-    )  # fmt: skip
-    return [d_gates, *d_state]
-
-
-@_kernel_backward.register_fake
-def _(d_out, gates, weight, c, n, lengths, resets, saved):
-    return [x.new_empty(x.shape) for x in (gates, *d_out[1:])]
-
-
-def _save(ctx, inputs, output):
-    *tensors, ctx.keep = inputs
-    ctx.save_for_backward(*tensors, output[0], output[-1])
+    d_gates, d_state = torch.empty_like(gates), [d.clone() for d in (d_last_h, d_last_c, d_last_n, d_last_m)]
+    reads = (weight, lengths, resets, c, n, saved, d_outputs)
+    call("slstm_backward", reads, (*d_state, d_gates), B, T, H, D, torch.get_num_threads())
+    before = torch.cat([h[:, None], outputs[:, :-1]], 1)  # a padded step's is not the state, but has no gradient
+    if resets is not None:
+        before = blank(before, resets)
+    d_weight = d_gates.permute(3, 2, 4, 0, 1).flatten(3).flatten(1, 2) @ before.permute(2, 0, 1, 3).flatten(1, 2)
+    return d_gates, d_weight.view_as(weight), *d_state
 
 
 def _plain(gates, weight, h, c, n, m, lengths, resets) -> list[Tensor]:
@@ -191,16 +155,12 @@ def _plain(gates, weight, h, c, n, m, lengths, resets) -> list[Tensor]:
     return [outputs, *last]
 
 
-@once(lambda ctx, d: (*gradients_of(_plain, ctx.saved_tensors[:8], list(d[:5])), None))
-def _backward(ctx, d_out):
-    assert ctx.keep
-    gates, weight, h, c, n, _, lengths, resets, outputs, saved = ctx.saved_tensors
-    d_gates, *d_state = _kernel_backward(list(d_out[:5]), gates, weight, c, n, lengths, resets, saved)
-    before = torch.cat([h[:, None], outputs[:, :-1]], 1)  # a padded step's is not the state, but has no gradient
-    if resets is not None:
-        before = blank(before, resets)
-    d_weight = d_gates.permute(3, 2, 4, 0, 1).flatten(3).flatten(1, 2) @ before.permute(2, 0, 1, 3).flatten(1, 2)
-    return d_gates, d_weight.view_as(weight), *d_state, None, None, None
-
-
-_kernel.register_autograd(_backward, setup_context=_save)
+_slstm = Operator(
+    KERNEL,
+    """slstm(Tensor gates, Tensor weight, Tensor h, Tensor c, Tensor n, Tensor m, Tensor? lengths, Tensor? resets,
+    bool keep) -> (Tensor outputs, Tensor last_h, Tensor last_c, Tensor last_n, Tensor last_m, Tensor saved)""",
+    _forward,
+    _backward,
+    gradients="gates weight h c n m",
+    plain=_plain,
+)

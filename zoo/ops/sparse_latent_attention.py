@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from zoo.core.errors import UsageError, unknown
-from zoo.ops import common, native
+from zoo.ops import common
 from zoo.ops.attention import (
     INITIAL_CAPACITY,
     SCORES_LIMIT,
@@ -32,6 +32,7 @@ from zoo.ops.attention import (
 )
 from zoo.ops.common import blank, log_form, state_dtype, valid_steps
 from zoo.ops.derivatives import TRANSFORMED, gradients_of, once, traced, transformed
+from zoo.ops.kernel import Kernel
 from zoo.ops.latent_attention import (
     ROWS_A_THREAD,
     LatentCache,
@@ -42,6 +43,7 @@ from zoo.ops.latent_attention import (
     per_group,
 )
 
+KERNEL = Kernel("index_scores")
 BACKENDS = ("auto", "reference", "chunked")
 LEGEND = (
     "q (B, T, H, N + P); latent (B, T, r); key (B, T, P); expand (G, N + V, r) with G dividing H; index of q "
@@ -228,13 +230,13 @@ def _cached_scores(index: Index, key: Tensor, most: int, settings: Settings) -> 
     """`index_scores` of single queries (B, 1, J, E) and the first `most` rows of the cached keys (B, rows, E)."""
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (key, *index))
     plain = settings.backend != "auto" or learns or torch.compiler.is_compiling()
-    if plain or native.serves(index.q, key, index.weight, kernel="index_scores") is not None:
+    if plain or KERNEL.why_not(index.q, key, index.weight) is not None:
         return index_scores(index.q, key[:, :most].to(index.q.dtype), index.weight)
     log_form("sparse_latent_attention", "compiled")
     (B, rows, E), J, threads = key.shape, index.q.shape[2], torch.get_num_threads()
     parts = max(1, min(-(-threads // B), most // ROWS_A_THREAD))
     scores, (q, weight) = key.new_empty(B, 1, most), (x.contiguous() for x in (index.q, index.weight))
-    native.load("index_scores").index_scores(q, key, weight, scores, B, rows, most, J, E, parts, threads)
+    KERNEL("index_scores", (q, key, weight), (scores,), B, rows, most, J, E, parts, threads)
     return scores
 
 

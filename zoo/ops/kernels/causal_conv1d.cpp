@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernel.h"
 #include "simd.h"
 
 namespace {
@@ -40,12 +41,12 @@ struct Task {
     const Shape& s;
     int64_t row, first, n, steps;  // steps: the valid ones
     const float *x, *state;
-    const uint8_t* resets;
+    const bool* resets;
     std::vector<float> taps;  // (W + 1, n): the present step's first; the bias
     mutable Rows rows;
 
     Task(const Shape& s, int64_t row, int64_t first, int64_t n, const float* x, const float* weight, const float* bias,
-         const float* state, const uint8_t* resets, const int64_t* lengths)
+         const float* state, const bool* resets, const int64_t* lengths)
         : s(s), row(row), first(first), n(n), taps((s.W + 1) * n), rows(s.W) {
         steps = lengths ? std::max<int64_t>(0, std::min(lengths[row], s.T)) : s.T;
         this->x = x + row * s.x_row + first, this->state = state + row * (s.W - 1) * s.D + first;
@@ -174,23 +175,25 @@ void for_tasks(const Shape& s, int64_t threads, const Run& run) {
 }  // namespace
 
 extern "C" void causal_conv1d_forward(const float* x, const float* weight, const float* bias, const float* state,
-                                      const uint8_t* resets, const int64_t* lengths, float* y, float* last,
-                                      const int64_t* sizes, int64_t threads) {
-    Shape s;
-    std::memcpy(&s, sizes, sizeof(s));
+                                      const bool* resets, const int64_t* lengths, float* y, float* last,
+                                      int64_t B, int64_t T, int64_t D, int64_t W, int64_t x_row,
+                                      int64_t x_step, int64_t silu, int64_t threads) {
+    const Shape s{B, T, D, W, x_row, x_step, silu};
     for_tasks(s, threads, [&](int64_t row, int64_t first, int64_t n) {
         forward(s, Task(s, row, first, n, x, weight, bias, state, resets, lengths), y, last);
     });
 }
+ZOO_EXPORT(causal_conv1d_forward)
 
 extern "C" void causal_conv1d_backward(const float* x, const float* weight, const float* bias, const float* state,
-                                       const uint8_t* resets, const int64_t* lengths, const float* d_y,
+                                       const bool* resets, const int64_t* lengths, const float* d_y,
                                        const float* d_last, float* d_x, float* d_taps, float* d_state,
-                                       const int64_t* sizes, int64_t threads) {
-    Shape s;
-    std::memcpy(&s, sizes, sizeof(s));
+                                       int64_t B, int64_t T, int64_t D, int64_t W, int64_t x_row,
+                                      int64_t x_step, int64_t silu, int64_t threads) {
+    const Shape s{B, T, D, W, x_row, x_step, silu};
     for_tasks(s, threads, [&](int64_t row, int64_t first, int64_t n) {
         const Task task(s, row, first, n, x, weight, bias, state, resets, lengths);
         backward(s, task, d_y, d_last, d_x, d_taps, d_state);
     });
 }
+ZOO_EXPORT(causal_conv1d_backward)

@@ -6,6 +6,7 @@
 // caller's, one matmul each.
 #include <vector>
 
+#include "kernel.h"
 #include "matmul.h"
 
 namespace {
@@ -154,9 +155,9 @@ float heads_backward(int64_t mode, int64_t H, const float* heads, const float* s
 // levels alike. saved (B, T, sum of the levels' widths) or null: pre-activations, the last level as heads_forward leaves
 // it. steps (B): valid ones. Padded steps give zeros.
 extern "C" void cfc_forward(const float* inputs, const float* weights, const float* biases, const int64_t* widths,
-                            int64_t n_levels, const float* tau, const float* level, const float* state,
-                            const float* spans, const int64_t* steps, const bool* resets, float* out, float* last,
-                            float* saved, int64_t B, int64_t T, int64_t mode, int64_t activation, int64_t n_blocks) {
+                            const float* tau, const float* level, const float* state, const float* spans,
+                            const int64_t* steps, const bool* resets, float* out, float* last, float* saved,
+                            int64_t n_levels, int64_t B, int64_t T, int64_t mode, int64_t activation, int64_t n_blocks) {
     const int64_t H = widths[0];
     std::vector<Panels> layers;
     int64_t S = 0, widest = 0;
@@ -204,13 +205,14 @@ extern "C" void cfc_forward(const float* inputs, const float* weights, const flo
         }
     }
 }
+ZOO_EXPORT(cfc_forward)
 
 // d (B, T, sum of widths): gradients of all pre-activations. d_state comes in as that of the last state and leaves as
 // that of the first. d_tau, d_level (B, H) and d_spans (B, T) are zero or null.
-extern "C" void cfc_backward(const float* d_out, const float* weights, const int64_t* widths, int64_t n_levels,
+extern "C" void cfc_backward(const float* d_out, const float* weights, const int64_t* widths,
                              const float* tau, const float* level, const float* spans, const int64_t* steps,
                              const bool* resets, const float* saved, float* d, float* d_state, float* d_tau,
-                             float* d_level, float* d_spans, int64_t B, int64_t T, int64_t mode, int64_t activation,
+                             float* d_level, float* d_spans, int64_t n_levels, int64_t B, int64_t T, int64_t mode, int64_t activation,
                              int64_t n_blocks) {
     const int64_t H = widths[0];
     std::vector<Panels> layers;
@@ -262,3 +264,4 @@ extern "C" void cfc_backward(const float* d_out, const float* weights, const int
         }
     }
 }
+ZOO_EXPORT(cfc_backward)

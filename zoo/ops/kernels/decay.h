@@ -102,7 +102,7 @@ struct HeadDecays {
     float total;
 
     // Where a reset is marked all before it is forgotten; g null for no decay, resets null for none.
-    void fill(const float* g, int64_t stride, const uint8_t* resets, int64_t n) {
+    void fill(const float* g, int64_t stride, const bool* resets, int64_t n) {
         float sums[C] = {}, start = 0;  // of g over j + 1 .. i, and from the block's first step to i
         for (int64_t i = 0; i < C; ++i) {
             float step = i < n && g ? g[i * stride] : 0.0f;
@@ -132,7 +132,7 @@ struct ChannelDecays {
           until_end(scratch.take(C * width)),
           total(scratch.take(width)) {}
 
-    void fill(const float* g, int64_t stride, const uint8_t* resets, int64_t n, int64_t K) {
+    void fill(const float* g, int64_t stride, const bool* resets, int64_t n, int64_t K) {
         const int64_t width = padded(K);
         load_block(step, C, g, stride, n, K);
         for (int64_t d = 0; d < width; d += BLOCK_LANES) {

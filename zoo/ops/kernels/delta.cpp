@@ -14,6 +14,7 @@
 //
 // All blocks in memory are filled up with zeros to multiples of STEPS rows and columns.
 #include "decay.h"
+#include "kernel.h"
 
 namespace {
 
@@ -131,9 +132,9 @@ template <bool SHIFTED>
 // What one call gives and wants. Absent: null. Gradients of q and k have `parts` times G groups, to be summed.
 struct Call {
     const float *q, *k, *v, *a, *b, *beta, *g, *state;
-    const unsigned char* resets;
+    const bool* resets;
     float *o, *last, *states;
-    const float *d_o, *d_last;
+    const float *kept, *d_o, *d_last;  // kept: `states` of the forward pass
     float *d_q, *d_k, *d_v, *d_a, *d_b, *d_beta, *d_g, *d_state;
     int64_t B, T, G, H, K, V, C, parts;
     float scale;
@@ -412,7 +413,7 @@ struct Head {
             for (int64_t d = 0; d < call.V; ++d) P[i * V + d] = call.d_last[mine + i * call.V + d];
         for (int64_t chunk = call.chunks() - 1; chunk >= 0; --chunk) {
             enter(chunk);
-            std::memcpy(S, call.states + (index * call.chunks() + chunk) * K * V, K * V * sizeof(float));
+            std::memcpy(S, call.kept + (index * call.chunks() + chunk) * K * V, K * V * sizeof(float));
             fetch(of_head(call.d_o, call.V), call.H * call.V, call.V, 1.0f, d_o, V);
             solve();
             solve_backward();
@@ -639,31 +640,39 @@ void backward(const Call& call) {
 
 }  // namespace
 
-// `sizes`: B, T, G, H, K, V, C, parts, and whether g is one decay a channel. With a and b: DPLR.
-static Call sized(const int64_t* sizes, double scale) {
+static Call sized(int64_t B, int64_t T, int64_t G, int64_t H, int64_t K, int64_t V, int64_t C, int64_t parts,
+                  double scale) {
     Call call{};
-    int64_t* fields[] = {&call.B, &call.T, &call.G, &call.H, &call.K, &call.V, &call.C, &call.parts};
-    for (int64_t* field : fields) *field = *sizes++;
+    call.B = B, call.T = T, call.G = G, call.H = H, call.K = K, call.V = V, call.C = C, call.parts = parts;
     call.scale = static_cast<float>(scale);
     return call;
 }
 
+// C: steps a chunk. With a and b: DPLR, with one decay a channel.
 extern "C" void delta_forward(const float* q, const float* k, const float* v, const float* beta, const float* a,
-                              const float* b, const float* g, const float* state, const unsigned char* resets, float* o,
-                              float* last, float* states, const int64_t* sizes, double scale) {
-    Call call = sized(sizes, scale);
+                              const float* b, const float* g, const float* state, const bool* resets, float* o,
+                              float* last, float* states, int64_t B, int64_t T, int64_t G, int64_t H, int64_t K,
+                              int64_t V, int64_t C, int64_t per_channel, double scale) {
+    Call call = sized(B, T, G, H, K, V, C, 1, scale);
     call.q = q, call.k = k, call.v = v, call.beta = beta, call.a = a, call.b = b, call.g = g, call.state = state;
     call.resets = resets, call.o = o, call.last = last, call.states = states;
-    a ? forward<true, true>(call) : sizes[8] ? forward<true, false>(call) : forward<false, false>(call);
+    a ? forward<true, true>(call) : per_channel ? forward<true, false>(call) : forward<false, false>(call);
 }
+ZOO_EXPORT(delta_forward)
 
+// d_q and d_k have `parts` times G groups, to be summed.
 extern "C" void delta_backward(const float* q, const float* k, const float* v, const float* beta, const float* a,
-                               const float* b, const float* g, const unsigned char* resets, float* states,
+                               const float* b, const float* g, const bool* resets, const float* states,
                                const float* d_o, const float* d_last, float* d_q, float* d_k, float* d_v, float* d_beta,
-                               float* d_a, float* d_b, float* d_g, float* d_state, const int64_t* sizes, double scale) {
-    Call call = sized(sizes, scale);
+                               float* d_a, float* d_b, float* d_g, float* d_state, int64_t B, int64_t T, int64_t G,
+                               int64_t H, int64_t K, int64_t V, int64_t C, int64_t parts, int64_t per_channel,
+                               double scale) {
+    Call call = sized(B, T, G, H, K, V, C, parts, scale);
     call.q = q, call.k = k, call.v = v, call.beta = beta, call.a = a, call.b = b, call.g = g, call.resets = resets;
-    call.states = states, call.d_o = d_o, call.d_last = d_last, call.d_q = d_q, call.d_k = d_k, call.d_v = d_v;
+    call.kept = states, call.d_o = d_o, call.d_last = d_last, call.d_q = d_q, call.d_k = d_k, call.d_v = d_v;
     call.d_beta = d_beta, call.d_a = d_a, call.d_b = d_b, call.d_g = d_g, call.d_state = d_state;
-    a ? backward<true, true>(call) : sizes[8] ? backward<true, false>(call) : backward<false, false>(call);
+    a ? backward<true, true>(call) : per_channel ? backward<true, false>(call) : backward<false, false>(call);
 }
+ZOO_EXPORT(delta_backward)
+
+ZOO_SIZES({"STEPS", STEPS})

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <vector>
 
+#include "kernel.h"
 #include "matmul.h"
 
 #if defined(__AVX512BF16__)
@@ -414,36 +415,41 @@ void pack_backward(const Shape& s, const float* gate, const float* up, const flo
     pack<E>(K, H, z.units, padded, down_out, [=](int64_t p, int64_t c) { return down[p * H + c]; });
 }
 
-Shape shape_of(const int64_t* s) { return {s[0], s[1], s[2], s[3], s[4], s[5], s[6]}; }
-
 }  // namespace
 
-#define FORMS(name, E)                                                                                                  \
-    extern "C" void gated_mlp_pack_##name(const int64_t* s, const float* gate, const float* up, const float* down,      \
-                                          float* gate_up_out, float* down_out, int64_t back) {                         \
-        (back ? pack_backward<E> : pack_forward<E>)(shape_of(s), gate, up, down, gate_up_out, down_out);                \
-    }                                                                                                                   \
-    extern "C" void gated_mlp_forward_##name(const int64_t* s, const E::Number* x, const float* gate_up,                \
-                                             const float* down, E::Number* y, E::Number* saved) {                       \
-        forward<E>(shape_of(s), x, gate_up, down, y, saved);                                                            \
-    }                                                                                                                   \
-    extern "C" void gated_mlp_backward_##name(const int64_t* s, const E::Number* x, const E::Number* d_y,               \
-                                              const E::Number* saved, const float* gate_up, const float* down,          \
-                                              E::Number* d_x, float* d_gate, float* d_up, float* d_down, float* scratch, \
+#define SHAPE                                                                                                          \
+    int64_t outer, int64_t inner, int64_t outer_stride, int64_t row_stride, int64_t column_stride, int64_t width,      \
+        int64_t hidden
+#define GATHERED {outer, inner, outer_stride, row_stride, column_stride, width, hidden}
+#define FORMS(name, E)                                                                                                 \
+    extern "C" void gated_mlp_pack_##name(const float* gate, const float* up, const float* down, float* gate_up_out,   \
+                                          float* down_out, SHAPE, int64_t back) {                                      \
+        (back ? pack_backward<E> : pack_forward<E>)(GATHERED, gate, up, down, gate_up_out, down_out);                  \
+    }                                                                                                                  \
+    ZOO_EXPORT(gated_mlp_pack_##name)                                                                                  \
+    extern "C" void gated_mlp_forward_##name(const E::Number* x, const float* gate_up, const float* down,              \
+                                             E::Number* y, E::Number* saved, SHAPE) {                                  \
+        forward<E>(GATHERED, x, gate_up, down, y, saved);                                                              \
+    }                                                                                                                  \
+    ZOO_EXPORT(gated_mlp_forward_##name)                                                                               \
+    extern "C" void gated_mlp_backward_##name(const E::Number* x, const E::Number* d_y, const E::Number* saved,        \
+                                              const float* gate_up, const float* down, E::Number* d_x, float* d_gate,  \
+                                              float* d_up, float* d_down, float* scratch, SHAPE,                       \
                                               int64_t chunk_blocks) {                                                  \
-        backward<E>(shape_of(s), x, d_y, saved, down, gate_up, d_x, d_gate, d_up, d_down, scratch, chunk_blocks);       \
-    }
+        backward<E>(GATHERED, x, d_y, saved, down, gate_up, d_x, d_gate, d_up, d_down, scratch, chunk_blocks);         \
+    }                                                                                                                  \
+    ZOO_EXPORT(gated_mlp_backward_##name)
 
 FORMS(float, Single)
 #if defined(__AVX512BF16__)
 FORMS(bfloat16, Half)
+constexpr int64_t BFLOAT16 = 1;
+#else
+constexpr int64_t BFLOAT16 = 0;
 #endif
 
+ZOO_SIZES({"WIDEST", WIDEST}, {"ROWS", ROWS})
+
 // Whether products of bfloat16 are compiled in.
-extern "C" void gated_mlp_has_bfloat16(int64_t* out) {
-#if defined(__AVX512BF16__)
-    *out = 1;
-#else
-    *out = 0;
-#endif
-}
+extern "C" void gated_mlp_has_bfloat16(int64_t* out) { *out = BFLOAT16; }
+ZOO_EXPORT(gated_mlp_has_bfloat16)

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernel.h"
 #include "simd.h"
 
 namespace {
@@ -70,6 +71,7 @@ extern "C" void gated_norm_forward(const float* x, const float* z, const float* 
         for (int64_t i = 0; i < n; ++i) out[i] = w[i] * (u[i] * r) * (s.gate_first ? 1.0f : gate[i]);
     });
 }
+ZOO_EXPORT(gated_norm_forward)
 
 // d_weight (tasks, width): a sum over the rows of each task.
 extern "C" void gated_norm_backward(const float* x, const float* z, const float* weight, const float* d_y, float* d_x,
@@ -98,3 +100,6 @@ extern "C" void gated_norm_backward(const float* x, const float* z, const float*
         if (d_z) std::copy(slope, slope + n, d_z + at);
     });
 }
+ZOO_EXPORT(gated_norm_backward)
+
+ZOO_SIZES({"ROWS", ROWS})

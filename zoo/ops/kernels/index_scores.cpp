@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernel.h"
 #include "matmul.h"
 
 namespace {
@@ -42,3 +43,4 @@ extern "C" void index_scores(const float* q, const float* key, const float* weig
              weight + b * J, score + b * S);
     }
 }
+ZOO_EXPORT(index_scores)

@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "kernel.h"
 #include "matmul.h"
 
 namespace {
@@ -68,3 +69,4 @@ extern "C" void latent_decode(const float* q, const float* kv, const int64_t* he
              kv + b * N * W, o + task * H * r, total + task * H);
     }
 }
+ZOO_EXPORT(latent_decode)

@@ -11,6 +11,7 @@
 // decay is one a head, and the gradients of q and k are summed over them. The backward pass goes over segments of
 // blocks, each from its saved state.
 #include "decay.h"
+#include "kernel.h"
 
 namespace {
 
@@ -27,13 +28,6 @@ struct Shape {
     int64_t wide_v() const { return padded(V); }
     int64_t saved() const { return (T - 1) / segment; }
 };
-
-Shape shape(const int64_t* sizes, double scale) {
-    Shape s;
-    std::memcpy(&s, sizes, 14 * sizeof(int64_t));
-    s.scale = static_cast<float>(scale);
-    return s;
-}
 
 // The heads of one task.
 struct Task {
@@ -55,7 +49,7 @@ struct PerHead : HeadDecays<C> {
     bool ones = false;  // neither decay nor reset
     static int64_t floats(int64_t width) { return width; }
     PerHead(Scratch& scratch, int64_t width) : whole(scratch.take(width)), width(width) {}
-    void read(const float* g, const uint8_t* resets, const Shape& s, int64_t row, int64_t t, int64_t head, int64_t n) {
+    void read(const float* g, const bool* resets, const Shape& s, int64_t row, int64_t t, int64_t head, int64_t n) {
         if (ones) return;
         this->fill(g ? g + (row * s.T + t) * s.H + head : nullptr, s.H, resets ? resets + row * s.T + t : nullptr, n);
         std::fill(whole, whole + width, this->total);
@@ -76,7 +70,7 @@ struct PerChannel : ChannelDecays {
     static constexpr bool CHANNEL = true;
     float* whole;
     PerChannel(Scratch& scratch, int64_t width) : ChannelDecays(scratch, width), whole(total) {}
-    void read(const float* g, const uint8_t* resets, const Shape& s, int64_t row, int64_t t, int64_t head, int64_t n) {
+    void read(const float* g, const bool* resets, const Shape& s, int64_t row, int64_t t, int64_t head, int64_t n) {
         fill(g + ((row * s.T + t) * s.H + head) * s.K, s.H * s.K, resets ? resets + row * s.T + t : nullptr, n, s.K);
     }
     const float* since(const float* x, float* out, int64_t width) const { return rows(x, since_start, out, width); }
@@ -99,7 +93,7 @@ void scores(const PerChannel& decays, const float*, const float* q, const float*
 
 template <typename Decays>
 void forward(const Shape& s, const float* q, const float* k, const float* v, const float* g, const float* state,
-             const uint8_t* resets, float* o, float* last, float* saved) {
+             const bool* resets, float* o, float* last, float* saved) {
     constexpr int64_t C = Decays::STEPS;
     const int64_t K = s.wide_k(), V = s.wide_v(), heads = (s.H / s.G + s.parts - 1) / s.parts;
 #pragma omp parallel
@@ -233,7 +227,7 @@ void add(const float* x, float* sum, int64_t n) {
 
 template <typename Decays>
 void backward(const Shape& s, const float* q, const float* k, const float* v, const float* g, const float* state,
-              const uint8_t* resets, const float* saved, const float* d_o, const float* d_last, float* d_q, float* d_k,
+              const bool* resets, const float* saved, const float* d_o, const float* d_last, float* d_q, float* d_k,
               float* d_v, float* d_g, float* d_state) {
     constexpr int64_t C = Decays::STEPS;
     const int64_t K = s.wide_k(), V = s.wide_v(), heads = (s.H / s.G + s.parts - 1) / s.parts, blocks = s.segment / C;
@@ -353,19 +347,28 @@ using Heads = PerHead<32>;
 
 }  // namespace
 
+// q, k and v lie in memory with the strides q_row and so on.
 extern "C" void linear_attention_forward(const float* q, const float* k, const float* v, const float* g,
-                                         const float* state, const uint8_t* resets, float* o, float* last,
-                                         float* saved, int64_t per_channel, const int64_t* sizes, double scale) {
-    const Shape s = shape(sizes, scale);
+                                         const float* state, const bool* resets, float* o, float* last, float* saved,
+                                         int64_t B, int64_t T, int64_t G, int64_t H, int64_t K, int64_t V,
+                                         int64_t parts, int64_t segment, int64_t q_row, int64_t q_step, int64_t k_row,
+                                         int64_t k_step, int64_t v_row, int64_t v_step, int64_t per_channel,
+                                         double scale) {
+    const Shape s{B, T, G, H, K, V, parts, segment, q_row, q_step, k_row, k_step, v_row, v_step, float(scale)};
     (per_channel ? forward<PerChannel> : forward<Heads>)(s, q, k, v, g, state, resets, o, last, saved);
 }
+ZOO_EXPORT(linear_attention_forward)
 
+// d_q and d_k (parts, B, T, G, K), to be summed.
 extern "C" void linear_attention_backward(const float* q, const float* k, const float* v, const float* g,
-                                          const float* state, const uint8_t* resets, const float* saved,
-                                          const float* d_o, const float* d_last, float* d_q, float* d_k, float* d_v,
-                                          float* d_g, float* d_state, int64_t per_channel, const int64_t* sizes,
-                                          double scale) {
-    const Shape s = shape(sizes, scale);
+                                          const float* state, const bool* resets, const float* saved, const float* d_o,
+                                          const float* d_last, float* d_q, float* d_k, float* d_v, float* d_g,
+                                          float* d_state, int64_t B, int64_t T, int64_t G, int64_t H, int64_t K,
+                                          int64_t V, int64_t parts, int64_t segment, int64_t q_row, int64_t q_step,
+                                          int64_t k_row, int64_t k_step, int64_t v_row, int64_t v_step,
+                                          int64_t per_channel, double scale) {
+    const Shape s{B, T, G, H, K, V, parts, segment, q_row, q_step, k_row, k_step, v_row, v_step, float(scale)};
     (per_channel ? backward<PerChannel> : backward<Heads>)(s, q, k, v, g, state, resets, saved, d_o, d_last, d_q, d_k,
                                                            d_v, d_g, d_state);
 }
+ZOO_EXPORT(linear_attention_backward)

@@ -5,6 +5,7 @@
 // parameters stream through once per unfold and sums over sources stay in registers. Rows of the batch go in parallel.
 #include <vector>
 
+#include "kernel.h"
 #include "matmul.h"
 
 namespace {
@@ -141,6 +142,7 @@ extern "C" void ltc_forward(const float* x, const float* sensory, const float* i
         }
     }
 }
+ZOO_EXPORT(ltc_forward)
 
 // d_state comes in as the gradient of the last state and leaves as that of the first. d_x (B, T, P) and d_spans (B, T)
 // are zero (or null); d_sensory, d_inner and d_cell (n_blocks, 3, N: leak, rest, capacity) are zero, one set a block.
@@ -214,3 +216,4 @@ extern "C" void ltc_backward(const float* d_out, const float* x, const float* se
         between.add_to(inner_total, d_inner + block * PARTS * N * N);
     }
 }
+ZOO_EXPORT(ltc_backward)

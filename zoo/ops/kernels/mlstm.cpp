@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernel.h"
 #include "matmul.h"
 
 namespace {
@@ -166,6 +167,7 @@ extern "C" void mlstm_forward(const float* q, const float* k, const float* v, co
             }
     }
 }
+ZOO_EXPORT(mlstm_forward)
 
 // d_memory, d_normaliser, d_m hold the gradients of the last state and get those of the first one; the other gradients
 // are written, d_q and d_k added to.
@@ -288,3 +290,6 @@ extern "C" void mlstm_backward(const float* q, const float* k, const float* v, c
                 }
     }
 }
+ZOO_EXPORT(mlstm_backward)
+
+ZOO_SIZES({"C", C})

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "kernel.h"
 #include "simd.h"
 
 namespace {
@@ -90,11 +91,13 @@ void backward(const T* y, const T* d_y, const float* inverse, T* d_x, int64_t ou
         forward(reinterpret_cast<const T*>(x), reinterpret_cast<T*>(y), inverse, outer, n, inner,                      \
                 static_cast<float>(eps));                                                                              \
     }                                                                                                                  \
+    ZOO_EXPORT(plain_norm_forward_##name)                                                                              \
     extern "C" void plain_norm_backward_##name(const Given* y, const Given* d_y, const float* inverse, Given* d_x,     \
                                                int64_t outer, int64_t n, int64_t inner) {                              \
         backward(reinterpret_cast<const T*>(y), reinterpret_cast<const T*>(d_y), inverse, reinterpret_cast<T*>(d_x),   \
                  outer, n, inner);                                                                                     \
-    }
+    }                                                                                                                  \
+    ZOO_EXPORT(plain_norm_backward_##name)
 
 FORMS(float, float, float)
 FORMS(bfloat16, zoo::Brief, uint16_t)

@@ -1,4 +1,5 @@
 // The least that a kernel needs: that it compiles, loads and finds torch's OpenMP.
+#include "kernel.h"
 #include "matmul.h"
 
 extern "C" void probe_threads(int64_t* out) {
@@ -9,6 +10,7 @@ extern "C" void probe_threads(int64_t* out) {
         *out += 1;
     }
 }
+ZOO_EXPORT(probe_threads)
 
 extern "C" void probe_functions(const float* x, float* e, float* t, float* s, float* l, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
@@ -18,6 +20,7 @@ extern "C" void probe_functions(const float* x, float* e, float* t, float* s, fl
         l[i] = zoo::log_sigmoid(x[i]);
     }
 }
+ZOO_EXPORT(probe_functions)
 
 extern "C" void probe_product(const float* a, const float* b, float* c, int64_t m, int64_t n, int64_t k, int64_t kind,
                               int64_t repeats) {
@@ -27,3 +30,4 @@ extern "C" void probe_product(const float* a, const float* b, float* c, int64_t 
         if (kind == 2) zoo::transposed(m, n, a, n, c, m);
     }
 }
+ZOO_EXPORT(probe_product)

@@ -4,6 +4,7 @@
 // writing memory takes longer than that costs.
 #include <algorithm>
 
+#include "kernel.h"
 #include "simd.h"
 
 namespace {
@@ -60,13 +61,15 @@ void backward(const T* a, const T* h, const T* state, const T* d_h, const T* d_l
 }  // namespace
 
 #define FUNCTIONS(T, NAME)                                                                                          \
-    extern "C" void forward_##NAME(const T* a, const T* b, const T* state, T* h, T* last, int64_t B, int64_t steps, \
+    extern "C" void scan_forward_##NAME(const T* a, const T* b, const T* state, T* h, T* last, int64_t B, int64_t steps, \
                                    int64_t D) {                                                                     \
         forward(a, b, state, h, last, B, steps, D);                                                                 \
     }                                                                                                               \
-    extern "C" void backward_##NAME(const T* a, const T* h, const T* state, const T* d_h, const T* d_last, T* d_a,  \
+    ZOO_EXPORT(scan_forward_##NAME)                                                                                 \
+    extern "C" void scan_backward_##NAME(const T* a, const T* h, const T* state, const T* d_h, const T* d_last, T* d_a,  \
                                     T* d_b, T* d_state, int64_t B, int64_t steps, int64_t D) {                      \
         backward(a, h, state, d_h, d_last, d_a, d_b, d_state, B, steps, D);                                         \
-    }
-FUNCTIONS(float, f32)
-FUNCTIONS(double, f64)
+    }                                                                                                               \
+    ZOO_EXPORT(scan_backward_##NAME)
+FUNCTIONS(float, float)
+FUNCTIONS(double, double)

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernel.h"
 #include "simd.h"
 
 namespace {
@@ -155,8 +156,8 @@ struct Channels {
     Vec<T> dt(Vec<T> raw) const { return in.use_softplus ? softplus<T>(raw) : raw; }
     bool reset(int64_t t) const { return in.resets && in.resets[row * in.steps + t]; }
     // The states kept before chunk c: (batch, chunks, N, D).
-    T* kept(T* checkpoints, int64_t c, int64_t k) const {
-        return checkpoints + ((row * in.chunks() + c) * in.N + k) * in.width + from;
+    int64_t kept(int64_t c, int64_t k) const {
+        return ((row * in.chunks() + c) * in.N + k) * in.width + from;
     }
 };
 
@@ -175,7 +176,7 @@ void forward(const Inputs<T>& in, T* y, T* last, T* checkpoints) {
                 here.gather(in.state + row * in.width * N, h.data());
                 for (int64_t t = 0; t < in.steps; ++t) {
                     if (checkpoints && t % CHUNK == 0)
-                        for (int64_t k = 0; k < N; ++k) store<T>(here.kept(checkpoints, t / CHUNK, k), h[k], here.n);
+                        for (int64_t k = 0; k < N; ++k) store<T>(checkpoints + here.kept(t / CHUNK, k), h[k], here.n);
                     if (here.reset(t)) std::fill(h.begin(), h.end(), Vec<T>{});
                     const T *B = in.B + (row * in.steps + t) * N, *C = in.C + (row * in.steps + t) * N;
                     const Vec<T> u = load(in.u + here.at(t), here.n), dt = here.dt(here.raw_delta(t)), x = dt * u;
@@ -216,7 +217,7 @@ struct Backward {
         : in(in), N(in.N), A(N), g(GROUP / LANES<T> * N), h((CHUNK + 1) * N), a(CHUNK * N), d_A(N), d_B(CHUNK * N),
           d_C(CHUNK * N), dt(CHUNK), u(CHUNK), d_o(CHUNK), scratch(CHUNK * N * LANES<T> / 2) {}
 
-    void run(int64_t row, int64_t group, T* checkpoints, const T* d_y, const T* d_last, const Gradients<T>& out) {
+    void run(int64_t row, int64_t group, const T* checkpoints, const T* d_y, const T* d_last, const Gradients<T>& out) {
         const int64_t first = group * (GROUP / LANES<T>), end = std::min(first + GROUP / LANES<T>, in.blocks());
         for (int64_t block = first; block < end; ++block)
             Channels<T>(in, row, block).gather(d_last + row * in.width * N, g.data() + (block - first) * N);
@@ -238,10 +239,10 @@ struct Backward {
     }
 
     // The chunk's states and decays once more; the gradient of o from that of y.
-    void again(const Channels<T>& here, int64_t c, int64_t start, int64_t steps, T* checkpoints, const T* d_y,
+    void again(const Channels<T>& here, int64_t c, int64_t start, int64_t steps, const T* checkpoints, const T* d_y,
                const Gradients<T>& out) {
         here.gather(in.A, A.data(), static_cast<T>(LOG2E));
-        for (int64_t k = 0; k < N; ++k) h[k] = load<T>(here.kept(checkpoints, c, k), here.n);
+        for (int64_t k = 0; k < N; ++k) h[k] = load<T>(checkpoints + here.kept(c, k), here.n);
         for (int64_t i = 0; i < steps; ++i) {
             const int64_t t = start + i, at = here.at(t);
             const T *B = in.B + (here.row * in.steps + t) * N, *C = in.C + (here.row * in.steps + t) * N;
@@ -304,7 +305,7 @@ struct Backward {
 };
 
 template <typename T>
-void backward(const Inputs<T>& in, T* checkpoints, const T* d_y, const T* d_last, const Gradients<T>& out) {
+void backward(const Inputs<T>& in, const T* checkpoints, const T* d_y, const T* d_last, const Gradients<T>& out) {
     const int64_t groups = (in.width + GROUP - 1) / GROUP;
 #pragma omp parallel if (in.batch * in.steps * in.width * in.N > SMALL)
     {
@@ -318,17 +319,23 @@ void backward(const Inputs<T>& in, T* checkpoints, const T* d_y, const T* d_last
 
 }  // namespace
 
-#define INPUTS(T)                                                                                                   \
-    const T *u, const T *delta, const T *A, const T *B, const T *C, const T *D, const T *z, const T *bias,          \
-        const T *state, const bool *resets, int64_t batch, int64_t steps, int64_t width, int64_t N, int64_t softplus
+#define INPUTS(T)                                                                                                      \
+    const T *u, const T *delta, const T *A, const T *B, const T *C, const T *D, const T *z, const T *bias,             \
+        const T *state, const bool *resets
+#define NUMBERS int64_t batch, int64_t steps, int64_t width, int64_t N, int64_t softplus
 #define GATHERED {u, delta, A, B, C, D, z, bias, state, resets, batch, steps, width, N, softplus}
-#define FUNCTIONS(T, NAME)                                                                                          \
-    extern "C" void forward_##NAME(INPUTS(T), T* y, T* last, T* checkpoints) {                                      \
-        forward<T>(GATHERED, y, last, checkpoints);                                                                 \
-    }                                                                                                               \
-    extern "C" void backward_##NAME(INPUTS(T), T* checkpoints, const T* d_y, const T* d_last, T* d_u, T* d_delta,   \
-                                    T* d_z, T* d_state, T* d_B, T* d_C, double* d_A, double* d_D, double* d_bias) { \
-        backward<T>(GATHERED, checkpoints, d_y, d_last, {d_u, d_delta, d_z, d_state, d_B, d_C, d_A, d_D, d_bias});  \
-    }
-FUNCTIONS(float, f32)
-FUNCTIONS(double, f64)
+#define FUNCTIONS(T, NAME)                                                                                             \
+    extern "C" void selective_scan_forward_##NAME(INPUTS(T), T* y, T* last, T* checkpoints, NUMBERS) {                 \
+        forward<T>(GATHERED, y, last, checkpoints);                                                                    \
+    }                                                                                                                  \
+    ZOO_EXPORT(selective_scan_forward_##NAME)                                                                          \
+    extern "C" void selective_scan_backward_##NAME(INPUTS(T), const T* checkpoints, const T* d_y, const T* d_last,     \
+                                                   T* d_u, T* d_delta, T* d_z, T* d_state, T* d_B, T* d_C,             \
+                                                   double* d_A, double* d_D, double* d_bias, NUMBERS) {                \
+        backward<T>(GATHERED, checkpoints, d_y, d_last, {d_u, d_delta, d_z, d_state, d_B, d_C, d_A, d_D, d_bias});     \
+    }                                                                                                                  \
+    ZOO_EXPORT(selective_scan_backward_##NAME)
+FUNCTIONS(float, float)
+FUNCTIONS(double, double)
+
+ZOO_SIZES({"CHUNK", CHUNK}, {"GROUP", GROUP})

@@ -1,6 +1,7 @@
 // silu(gate) * up and its gradients, number by number, of float32 or bfloat16.
 #include <algorithm>
 
+#include "kernel.h"
 #include "simd.h"
 
 namespace {
@@ -34,11 +35,13 @@ void backward(const T* gate, const T* up, const T* d_y, T* d_gate, T* d_up, int6
     extern "C" void silu_product_forward_##name(const Given* gate, const Given* up, Given* y, int64_t n) {             \
         forward(reinterpret_cast<const T*>(gate), reinterpret_cast<const T*>(up), reinterpret_cast<T*>(y), n);         \
     }                                                                                                                  \
+    ZOO_EXPORT(silu_product_forward_##name)                                                                            \
     extern "C" void silu_product_backward_##name(const Given* gate, const Given* up, const Given* d_y, Given* d_gate,  \
                                                  Given* d_up, int64_t n) {                                             \
         backward(reinterpret_cast<const T*>(gate), reinterpret_cast<const T*>(up), reinterpret_cast<const T*>(d_y),    \
                  reinterpret_cast<T*>(d_gate), reinterpret_cast<T*>(d_up), n);                                         \
-    }
+    }                                                                                                                  \
+    ZOO_EXPORT(silu_product_backward_##name)
 
 FORMS(float, float, float)
 FORMS(bfloat16, zoo::Brief, uint16_t)

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernel.h"
 #include "matmul.h"
 
 namespace {
@@ -133,6 +134,7 @@ extern "C" void slstm_forward(const float* gates, const float* weights, const in
         }
     }
 }
+ZOO_EXPORT(slstm_forward)
 
 // turned: the weights (H, 4 D, D). d_h0, d_c, d_n, d_m hold the gradients of the last state and get those of the first;
 // c0, n0 are the first state's.
@@ -181,3 +183,4 @@ extern "C" void slstm_backward(const float* turned, const int64_t* lengths, cons
         }
     }
 }
+ZOO_EXPORT(slstm_backward)
