@@ -110,7 +110,7 @@ class FormalLanguage(Task):
         return lengths
 
     def _instances(self, length: int) -> float:
-        """Different strings of a length; of bracketed expressions, at least so many."""
+        """The number of different strings of a length; for bracketed expressions, a lower bound."""
         c = self.config
         if c.language != "modular_arithmetic":
             return float(2 * c.max_step + 1 if c.language == "cycle_nav" else 2) ** length
@@ -169,7 +169,7 @@ class FormalLanguage(Task):
         return tokens
 
     def _values(self, inputs: strings.Tokens) -> tuple[strings.Tokens, NDArray[np.bool_]]:
-        """The answer after each token, and where it may be asked for."""
+        """The answer after each token, and the positions where it can be a target."""
         c = self.config
         inside = inputs > 0
         if c.language == "parity":

@@ -99,7 +99,7 @@ class FuzzyRecall(MADTask):
         return Batch(torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets), {"value_size": size})
 
     def _rows(self, row_keys: random.Keys, *, train: bool) -> strings.Tokens:
-        """(n, L + 1) tokens from keys (n,); those that are asked for are raised by V."""
+        """(n, L + 1) tokens from keys (n,); V is added to those that are targets."""
         c, n = self.config, len(row_keys)
         k, v = c.k_motif_size, c.v_motif_size
         least = 1 if train else k

@@ -102,7 +102,7 @@ class LongContext(Task):
     reference_length = 1
     """Tokens of one reference of an answer."""
     has_depth = False
-    """Whether the first reference of a file's question tells how deep its needle lies."""
+    """Whether the first reference of a file's question shows the depth of its needle."""
     figure = "contained"
     """The published figure."""
 
@@ -310,7 +310,7 @@ class Haystack(LongContext):
         """Needles of each row, in the order of `chains`, from keys (n,)."""
 
     def require_instances(self, contents: float, what: str) -> None:
-        """Raises UsageError where so many different needles and questions, with their places, are too few rows."""
+        """Raises UsageError if this number of needles and questions, with their places, makes too few rows."""
         depth, least = self.config.depth, self._shortest - self.question_length - self.answer_length + 1
         places = (least - self.needle_length * len(self.chains)) // self.unit
         spread = depth[1] - depth[0] if isinstance(depth, tuple) else depth is None

@@ -223,7 +223,7 @@ class MQAR(Task):
         return random.mix(code).reshape(values.shape).sum(1)  # a sum of hashes does not see the order
 
     def problems(self, batch: Batch) -> Tensor:
-        """Sets of pairs, in whatever order they are shown and asked for."""
+        """Sets of pairs, in any order of the pairs and of the queries."""
         names = np.empty(len(batch.inputs), dtype=np.uint64)
         for pairs in set(self._choices):
             rows = (batch.slices["n_pairs"] == pairs).cpu().numpy()
@@ -279,7 +279,7 @@ class MQAR(Task):
         return figures
 
     def _history(self, inputs: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether the keys asked for at positions (n, n_pairs) were updated, and the values that came first."""
+        """Whether the keys queried at positions (n, n_pairs) were updated, and their first values."""
         width, pairs = self._width, at.shape[1]
         context = self._context(pairs)
         block = inputs[:, : pairs * width].view(-1, 1, pairs, width)

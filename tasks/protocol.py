@@ -1,4 +1,4 @@
-"""What a task is: rows that can be drawn again at will, and an exact score."""
+"""The contract of tasks: rows that can be drawn again, and an exact score."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Task(ABC):
         return _summary(figures, batch.slices)
 
     def problems(self, batch: Batch) -> Tensor:
-        """(n,) int64 names of the problems that rows ask: of one name where the task's own symmetry turns one into the
+        """(n,) int64 names of the problems of the rows: equal if the task's own symmetry turns one problem into the
         other.
 
         Errors are estimated over problems: rows of one name prove no more than one of them. By default rows are one
@@ -162,12 +162,12 @@ class Task(ABC):
     # ---- answers in the making
 
     def asked(self, batch: Batch) -> Tensor:
-        """(n, L) bool: the cells that are to be answered, which are scored and not known."""
+        """(n, L) bool: the cells to be answered, which are scored and not known."""
         scored = batch.targets != IGNORE
         return scored if self.blank is None else scored & (batch.inputs == self.blank)
 
     def question(self, batch: Batch, row: int = 0) -> Sketch:
-        """One row before any of it is answered; by default its answer with every cell hidden."""
+        """One row before the first answer; by default its answer with every cell hidden."""
         return self.sketch(batch, row, batch.inputs, self.asked(batch))
 
     def sketch(self, batch: Batch, row: int, tokens: Tensor, hidden: Tensor) -> Sketch:

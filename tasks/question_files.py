@@ -45,7 +45,7 @@ class Question(NamedTuple):
     Attributes:
         line: where it begins.
         prompt: all that is given.
-        question: what is asked, where the file says so.
+        question: the text of the question, if the file has one.
         references: what the answer should contain.
         depth: the share of the prompt's characters before the first reference, 0 where it holds none.
     """

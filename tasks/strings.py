@@ -62,7 +62,7 @@ def length_bucket(lengths: Tokens) -> Tokens:
 
 
 def answers_at(values: Tokens, asked: NDArray[np.bool_], answers: Answers) -> Tokens:
-    """Targets (n, L): `values` where they are asked for, or at the last such position of each row only."""
+    """Targets (n, L): `values` at all positions that have an answer, or only at the last such position of each row."""
     if answers == "last":
         after = np.cumsum(asked[:, ::-1], axis=1)[:, ::-1]
         asked = asked & (after == 1)
@@ -99,7 +99,7 @@ def columns(lines: Mapping[str, Sequence[str]], width: int = 100) -> str:
 def named(
     batch: Batch, row: int, predictions: Tensor | None, name: Callable[[int], str]
 ) -> tuple[list[str], list[str], list[str] | None]:
-    """Inputs, targets ("" where nothing is asked) and predictions of a row, each token by its name."""
+    """Inputs, targets ("" where there is none) and predictions of a row, each token by its name."""
     targets = ["" if target == IGNORE else name(target) for target in batch.targets[row].tolist()]
     said = None if predictions is None else [name(p) for p in predictions[row].tolist()]
     return [name(token) for token in batch.inputs[row].tolist()], targets, said
@@ -108,7 +108,7 @@ def named(
 def picture(
     inputs: Sequence[str], targets: Sequence[str], predictions: Sequence[str] | None, titles: tuple[str, str]
 ) -> str:
-    """A row as columns: inputs over targets ("" where nothing is asked) over predictions, wrong ones marked `!`."""
+    """A row as columns: inputs over targets ("" where there is none) over predictions, wrong ones marked `!`."""
     lines = {titles[0]: list(inputs), titles[1]: list(targets)}
     if predictions is not None:
         pairs = zip(targets, predictions, strict=True)

@@ -44,7 +44,7 @@ State = Any
 
 
 class Place(NamedTuple):
-    """Where a mixer stands in its model: for inits that depend on depth, and for words that inherit causality.
+    """The place of a mixer in its model, for inits that depend on depth and for words that inherit causality.
 
     Attributes:
         layer: number of sequence mixers before this one's block (a channel mixer belongs to the block before it).
@@ -60,18 +60,18 @@ class Place(NamedTuple):
 
 
 class Traits(NamedTuple):
-    """What a mixer cannot do, and what it needs beyond its inputs. The defaults: it keeps every law and needs nothing.
+    """What a mixer cannot do, and what it needs beyond its inputs. By default it keeps every law and needs nothing.
 
     Attributes:
-        not_compilable: why `torch.compile(fullgraph=True)` does not work, or None where it does.
-        couples_rows: why the results of a row depend on the other rows of its batch, within a tolerance. Law 3 and the
-            laws that need it (9, 10, selected rows of a state) are not checked then, and `flops_per_token` are the
+        not_compilable: why `torch.compile(fullgraph=True)` does not work, or None if it does.
+        couples_rows: why the results of a row depend on the other rows of its batch, within a tolerance. Then law 3 and
+            the laws that need it (9, 10, selected rows of a state) are not checked, and `flops_per_token` is the
             least number of FLOPs.
-        work_varies: why the work of a step depends on the values of its input. `flops_per_token` are then the largest
+        work_varies: why the work of a step depends on the values of its input. Then `flops_per_token` is the largest
             number of FLOPs.
-        reads_timespans: whether it works in continuous time, by `context.timespans`.
-        takes_length: whether it has weights for every step, by its option `length`, or else for as many as
-            `place.length` says.
+        reads_timespans: whether the mixer works in continuous time and reads `context.timespans`.
+        takes_length: whether the mixer has weights for every step. The number of steps is its option `length`, or
+            `place.length`.
     """
 
     not_compilable: str | None = None
@@ -86,15 +86,15 @@ _OLD_TRAITS = {"compiles": "not_compilable"}  # what a trait was called as an at
 
 @dataclass(eq=False)
 class Context:
-    """What one pass shares with all layers of a model; made anew for every forward.
+    """What all layers of a model share in one pass. The model makes a new one for every forward.
 
     Attributes:
         lengths: (B,) whole numbers, number of valid steps of each row of a right-padded batch; all of them by default.
-        resets: (B, T) bool, true where a packed document starts: nothing before that step is seen from it on.
+        resets: (B, T) bool, true where a packed document starts: from this step on, no earlier step is visible.
         timespans: (B, T) time since the previous step, for continuous-time mixers; 1 by default.
-        shared: named tensors that one layer leaves for later ones.
-        losses: auxiliary losses, each a scalar tensor, to be added to the objective's.
-        metrics: figures worth logging, each a scalar tensor.
+        shared: named tensors that one layer stores for later ones.
+        losses: auxiliary losses, each a scalar tensor, which are added to the loss of the objective.
+        metrics: figures to log, each a scalar tensor.
     """
 
     lengths: Tensor | None = None
@@ -106,11 +106,11 @@ class Context:
 
 
 class Admitted(Context):
-    """A context that has come through a door: within, its fields are looked at no more."""
+    """A context whose fields have been checked; inner layers do not check them again."""
 
 
 def admit(who: str, context: Context | None, batch_size: int, n_steps: int, device: torch.device) -> Admitted:
-    """The context of a pass over (B, T) steps, its fields checked, whole numbers as int64; it shares what is gathered.
+    """The checked context of a pass over (B, T) steps, whole numbers as int64; it shares losses, metrics and tensors.
 
     Raises:
         UsageError: a field that does not fit the pass.
@@ -130,7 +130,7 @@ def admit(who: str, context: Context | None, batch_size: int, n_steps: int, devi
 
 
 def check_state(who: str, module: Any, state: State, batch_size: int, dtype: torch.dtype) -> None:
-    """Raises a `UsageError` unless `state` is like those of `module.init_state`, for this batch."""
+    """Raises a `UsageError` unless `state` has the form of those of `module.init_state`, for this batch."""
     form = module.__dict__.get("_state_form")
     if form is None or not fits(form, state, batch_size, dtype):
         form = module.__dict__["_state_form"] = form_of(module.init_state)  # anew: parts may have been exchanged
@@ -158,8 +158,8 @@ class Mixer(nn.Module, ABC):
     """Mixes a sequence over time (`kind` "sequence") or over channels (`kind` "channel").
 
     A subclass declares its options once, in a nested frozen `Config(Options)`, and enters the registry with
-    `@register("name")`. A concrete mixer is final. What `forward` is given has been checked: x (B, T, D) with B and T
-    at least 1, a state like those of `init_state`, and a context that fits them.
+    `@register("name")`. A concrete mixer is final. The arguments of `forward` have been checked: x (B, T, D) with B and
+    T at least 1, a state of the form of `init_state`, and a context that fits them.
     """
 
     name: ClassVar[str]
@@ -171,7 +171,7 @@ class Mixer(nn.Module, ABC):
     d_model: int
     place: Place
     length: int
-    """Of a mixer whose traits say `takes_length`: how many steps it has weights for."""
+    """Number of steps that the mixer has weights for, if its traits say `takes_length`."""
     causal: bool = True
     """Whether the outputs depend on no later input. A mixer that is not causal has no state."""
 
@@ -213,7 +213,7 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
-        """Mixes x (B, T, D), T >= 1, from `state` (rest by default; consumed) to ((B, T, D), next state)."""
+        """Mix x (B, T, D), T >= 1, from `state` (by default at rest; consumed). Returns ((B, T, D), next state)."""
 
     def step(self, x_t: Tensor, state: State, context: Context | None = None) -> tuple[Tensor, State]:
         """`forward` at T = 1: x_t (B, D) to ((B, D), next state). Fields of `context` keep their T axis (of 1)."""
@@ -234,23 +234,23 @@ class Mixer(nn.Module, ABC):
                 init(weight)
 
     def after_step(self) -> None:
-        """Called after every optimizer step: for what a mixer learns by a rule of its own and not by a gradient.
+        """Called after every optimizer step, for what a mixer learns by a rule instead of a gradient.
 
-        It may change buffers (which checkpoints keep, if persistent), from what training passes left in others.
+        It may change buffers (checkpoints store them if they are persistent), from values that training passes stored.
         """
 
     @abstractmethod
     def flops_per_token(self, context_length: int) -> int:
-        """Matmul FLOPs (multiply-add = 2) of the step of the reference form that brings one row's context to
-        `context_length` tokens, the new one included."""
+        """Matmul FLOPs (multiply-add = 2) of one step of the reference form, for one row whose context has
+        `context_length` tokens with the new one."""
 
     def state_bytes(self, batch_size: int, context_length: int, dtype: torch.dtype) -> int:
-        """Bytes of `init_state(batch_size, capacity=context_length, dtype=dtype)`, computed without memory for it."""
+        """Bytes of `init_state(batch_size, capacity=context_length, dtype=dtype)`, computed without allocating it."""
         return tree_bytes(self.init_state(batch_size, capacity=context_length, device="meta", dtype=dtype))
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
-        """Option sets for the laws: the defaults, and every option off its default at least once."""
+        """Sets of options for the laws: the defaults, and every option with another value at least once."""
         return [{}]
 
 
@@ -265,12 +265,12 @@ MIN_WIDTH, MAX_WIDTH = 16, 2**20
 
 
 def derive_heads(d_model: int, head_dim: int = 64) -> int:
-    """The most heads of at least `head_dim` channels that divide `d_model`, for configs that name no number."""
+    """The largest number of heads of at least `head_dim` channels that divides `d_model`, the default of configs."""
     return next(n for n in range(max(1, d_model // head_dim), 0, -1) if d_model % n == 0)
 
 
 def first_parameter_like(module: nn.Module, device: Any, dtype: torch.dtype | None) -> tuple[Any, torch.dtype]:
-    """(device, dtype), taken from the module's first floating-point parameter where not given."""
+    """(device, dtype), by default those of the module's first floating-point parameter."""
     parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
     if parameter is None:
         return device, dtype or torch.get_default_dtype()
@@ -288,7 +288,7 @@ def tree_bytes(tree: Any) -> int:
 
 
 def fork(state: State) -> State:
-    """A copy of `state` to branch from: consuming one leaves the other as it is."""
+    """A copy of `state`: consuming one does not change the other."""
     return tree_map(torch.clone, state)
 
 
@@ -303,7 +303,7 @@ def select(state: State, rows: Tensor | Sequence[int]) -> State:
 
 
 def join(states: Sequence[State]) -> State:
-    """One state holding the rows of all, in order. Buffers of unequal capacity are padded with zeros."""
+    """One state with the rows of all states, in order. Buffers of unequal capacity are padded with zeros."""
     if not states:
         raise ValueError("join needs at least one state.")
 
@@ -327,7 +327,7 @@ def canonical(state: State) -> State:
     """The written part of a state in time order: two states of the same past compare equal.
 
     A state type whose tensors have unwritten rows or a rotated order defines `canonical(self)`; all others are
-    canonical as they stand.
+    canonical as they are.
     """
     if hasattr(state, "canonical"):
         return state.canonical()
@@ -353,7 +353,7 @@ def document_positions(start: Tensor, length: int, resets: Tensor | None) -> Ten
 
 
 def next_position(positions: Tensor, start: Tensor, lengths: Tensor | None) -> Tensor:
-    """Steps of the current document seen after a pass, (B,): 1 + the position of each row's last valid step.
+    """Number of steps of the current document after a pass, (B,): 1 + the position of each row's last valid step.
 
     Args:
         positions: (B, T) as from `document_positions`.

@@ -13,7 +13,7 @@ _DRAWN = 4_000_000  # clusters drawn at a time, so that many of them need no mor
 
 
 class Interval(NamedTuple):
-    """Where a mean lies, with the confidence that was asked for."""
+    """The interval of a mean, at a given confidence."""
 
     low: float
     high: float

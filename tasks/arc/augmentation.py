@@ -28,7 +28,7 @@ class Augmentations(NamedTuple):
         return turn(self.colours[number][grid], int(self.turns[number]))
 
     def undo(self, number: int, grid: Grid) -> Grid:
-        """What `apply` made something of."""
+        """The grid before `apply`."""
         return np.argsort(self.colours[number]).astype(np.uint8)[turn_back(grid, int(self.turns[number]))]
 
 

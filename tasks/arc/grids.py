@@ -19,7 +19,7 @@ TURNS = 8
 
 
 class Pair(NamedTuple):
-    """What is given and what it becomes."""
+    """A grid and the grid that the rule makes of it."""
 
     question: Grid
     answer: Grid
@@ -31,7 +31,7 @@ class Puzzle(NamedTuple):
     Attributes:
         name: its name in its set.
         train: the demonstrations.
-        test: the pairs whose answers are asked for.
+        test: the pairs whose answers the model must find.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Small made puzzles, for trying things out: a few families of simple rules. They are not ARC's."""
+"""Small made puzzles, for trials: a few families of simple rules. They are not ARC's."""
 
 from __future__ import annotations
 

@@ -262,7 +262,7 @@ class Arc(Task):
         return draw_grids(dict(zip(["input", "answer", f"predicted: {_verdict(grids)}"], grids, strict=False)))
 
     def question(self, batch: Batch, row: int = 0) -> Sketch:
-        """The grid that is given."""
+        """The input grid."""
         grid = self._grids(batch, row)[0]
         return Sketch(grid.shape[1], tuple(cell("given", colour + FIRST) for colour in grid.ravel().tolist()))
 

@@ -48,7 +48,7 @@ class Ballot(NamedTuple):
     guesses: list[Guess]
 
     def solved(self, guesses: int = 2) -> bool:
-        """Whether the answer is among the first so many guesses."""
+        """Whether the answer is among the first `guesses` guesses."""
         return any(_key(guess.grid) == _key(self.answer) for guess in self.guesses[:guesses])
 
 

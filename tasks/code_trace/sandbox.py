@@ -14,7 +14,7 @@ which of them this system has):
 What is kept out by the kernel, whatever the file does, be it native code: opening, reading or changing any file,
 sockets, new processes and threads, signals and other reach to processes. What is not: the file may use up its time,
 memory and output, end its own process, and lie about its own trace, which is read as JSON, checked, and never executed.
-A fault of the kernel itself is not held.
+A fault of the kernel itself is not contained.
 
 Where there is no such filter (macOS, other processors, a kernel without it) only the third holds, which is the
 interpreter's own and can be outwitted. A file is refused there, unless `ZOO_TRUST` names it (several, separated by

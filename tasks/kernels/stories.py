@@ -14,7 +14,7 @@ _MOST_TRIES = 10_000
 
 @compiled
 def tell(keys, sizes, question, people, places, things, facts, needed, asked, answers):
-    """Fill the rows of zeroed arrays with a story each, told again until the question has an answer.
+    """Fill each row of zeroed arrays with a story, drawn again until the question has an answer.
 
     Args:
         keys: (n,) one for each row.

@@ -1,4 +1,4 @@
-"""What can be asked of puzzles: their solutions, difficulty, minimality, and whether two are one in disguise."""
+"""Properties of puzzles: their solutions, difficulty, minimality, and whether two are equal up to symmetry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Solved(NamedTuple):
 
     Attributes:
         solutions: (n, cells) uint8, the first solution found, zeros where there is none.
-        n_solutions: (n,) int64, never more than was asked for.
+        n_solutions: (n,) int64, at most `limit`.
         guesses: (n,) int64, the digits tried where naked and hidden singles force nothing: the difficulty.
     """
 
@@ -27,7 +27,7 @@ class Solved(NamedTuple):
 
 
 def solve(puzzles: ArrayLike, *, limit: int = 2) -> Solved:
-    """Solve puzzles (n, cells), 0 for blank, counting solutions up to `limit` (2 tells "one" from "several").
+    """Solve puzzles (n, cells), 0 for blank, counting solutions up to `limit` (2 distinguishes one from several).
 
     Depth-first search on bit sets: naked and hidden singles are placed until none is left, then the cell with the
     fewest digits is tried. With the default limit the guesses include those that prove the solution to be the only one.

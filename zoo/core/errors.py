@@ -12,7 +12,7 @@ class UsageError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on through no wrong input: a full disk, a loss that is not finite. Its text is one line."""
+    """A run that cannot continue though its input is right: a full disk, a loss that is not finite. One line."""
 
 
 class UsageWarning(UserWarning):

@@ -30,7 +30,7 @@ collecting: ContextVar[bool] = ContextVar("collecting", default=False)
 
 
 class Origin(NamedTuple):
-    """A file, or a module by its name, that registers words: as it was given, and the digest of what it held then."""
+    """A file, or a module by its name, that registers words: its name as given, and the digest of its contents then."""
 
     path: str
     sha256: str | None

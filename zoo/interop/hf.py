@@ -219,7 +219,7 @@ def _weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 class _Folder(Mapping[str, Tensor]):
-    """The weights of a checkpoint folder by name, each read when asked for.
+    """The weights of a checkpoint folder by name, each read on access.
 
     Files may be links, as in the hub's cache, but those that an index names have to lie in the folder.
 

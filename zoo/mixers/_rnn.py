@@ -1,4 +1,4 @@
-"""What the recurrent cells that torch itself has (lstm, gru) share: the layer around the cell, and packed rows."""
+"""Shared by the recurrent cells that torch has too (lstm, gru): the layer around the cell, and packed rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RNNState = TypeVar("RNNState", bound=tuple)
 
 
 class TorchCell(Mixer):
-    """A cell with the parameters of torch's own layer, under the same names. A subclass gives the rest of it.
+    """A cell with the parameters of torch's own layer, under the same names. A subclass adds the rest.
 
     n_gates: blocks of the weights; state_type: a NamedTuple of (B, d_hidden), h first. Forms are functions of
     (x, state, weights, lengths, resets) that return h of all steps and the last state.
@@ -93,8 +93,8 @@ def by_document(
 ) -> tuple[Tensor, RNNState]:
     """`run(x, state, lengths)` on every document as a row of its own, for cells that know no resets.
 
-    The first document of a row goes on from the state unless it starts one. A state is a NamedTuple of (B, d), or `()`
-    where there is none and outputs are as wide as inputs.
+    The first document of a row continues from the state, unless a document starts there. A state is a NamedTuple of (B,
+    d), or `()` where there is none and outputs are as wide as inputs.
     """
     B, T, _ = x.shape
     lengths = x.new_full((B,), T, dtype=torch.long) if lengths is None else lengths

@@ -126,7 +126,7 @@ def _at_first(x: Tensor, n: int) -> Tensor:
 
 
 def _packing(context: Context | None, n: int) -> dict[str, Any]:
-    """What the op over n T steps is told about lengths and documents."""
+    """The op's arguments for lengths and documents, over n T steps."""
     packed = packing(context)
     if packed.get("lengths") is not None:
         packed["lengths"] = packed["lengths"] * n

@@ -23,7 +23,7 @@ CONVOLUTIONS = ("auto", "reference", "chunked", "compiled", "causal_conv1d")
 
 
 def conv_backend(backend: Backend) -> Backend:
-    """The form of a mixer's short convolution: that of its main op where there is such a one."""
+    """The form of a mixer's short convolution: that of its main op if the convolution has it."""
     return backend if backend in CONVOLUTIONS else "auto"
 
 
@@ -33,12 +33,12 @@ def main_backend(backend: Backend) -> Backend:
 
 
 def packing(context: Context | None) -> dict[str, Any]:
-    """What every op is told about rows of unequal length and packed documents."""
+    """The arguments of every op for rows of unequal length and packed documents."""
     return {} if context is None else {"lengths": context.lengths, "resets": context.resets}
 
 
 def precise(x: Tensor) -> Tensor:
-    """x in the dtype of recurrent states, for what does not bear rounding: step sizes, decays, norms."""
+    """x in the dtype of recurrent states, for values that need precision: step sizes, decays, norms."""
     return x.to(recurrent_dtype(x.dtype))
 
 

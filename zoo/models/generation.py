@@ -122,7 +122,7 @@ def generate(*given: Any, **options: Any) -> Tensor | list[Tensor]:
 def stream(*given: Any, **options: Any) -> Iterator[NewTokens]:
     """As `generate`, but an iterator: each step's tokens as soon as they are chosen.
 
-    A row's stop token is its last. Wrong input is refused at once, not when the first token is asked for. The model is
+    A row's stop token is its last. Wrong input is refused at once, not at the first token. The model is
     in evaluation mode from the first token until the iterator ends or is closed; of several at once, until the last of
     them does, and then every module has its own mode back.
     """

@@ -47,8 +47,8 @@ class Thought(NamedTuple):
     Attributes:
         hidden: (B, T, D), the answer at the places of the tokens, which `logits` reads.
         halt: (B,) float32 logit of "the answer is right".
-        go_on: (B,) float32 logit of "it pays to go on", for halting by Q-learning.
-        state: to go on from; no gradient passes through it.
+        go_on: (B,) float32 logit of the value of continuing, for halting by Q-learning.
+        state: the state to continue from; no gradient passes through it.
     """
 
     hidden: Tensor
@@ -166,7 +166,7 @@ class RecursiveModel(Ends):
 
         Args:
             tokens: (B, T) int64.
-            state: to go on from; by default `init_state`.
+            state: the state to continue from; by default `init_state`.
             context: of the pass; its `lengths` count tokens. The losses it gets are means over the applications of f
                 that learn.
             puzzles: (B,) int64 numbers of the puzzles, 0 by default; not read where there is no puzzle embedding, as

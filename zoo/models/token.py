@@ -1,4 +1,4 @@
-"""The token model: tokens through the backbone once, with a state to go on from."""
+"""The token model: tokens through the backbone once, and the next state."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ModelState(NamedTuple):
 
 @final
 class TokenModel(Ends):
-    """Token ids (B, T) to logits (B, T, vocab_size), with a state to go on from.
+    """Token ids (B, T) to logits (B, T, vocab_size), and the next state.
 
     A model that is not causal takes no state and returns `()`.
     """

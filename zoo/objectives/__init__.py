@@ -1,4 +1,4 @@
-"""How a model is taught and read out."""
+"""How a model is trained, and how its answer is computed."""
 
 from zoo.objectives.base import Objective, create_objective, list_objectives, register
 

@@ -1,4 +1,4 @@
-"""What an objective is: how a model is taught a task, and how its answer is read out.
+"""The contract of objectives: how a model is trained on a task, and how its answer is computed.
 
 An objective stands between a task's rows and a model's tokens. It encodes rows (in a background thread, on the CPU),
 yields the losses of one batch, one per optimizer step, and turns a model into predictions in the task's own
@@ -59,7 +59,7 @@ class Encoded(NamedTuple):
 
 @dataclass
 class Update:
-    """One optimizer step's worth of teaching.
+    """The loss of one optimizer step.
 
     Attributes:
         loss: scalar to differentiate.
@@ -86,7 +86,7 @@ class Update:
 
 
 class Frame(NamedTuple):
-    """Answers as they stand after one step of finding them, in the task's coordinates, on the CPU.
+    """The answers after one step of solving, in the task's coordinates, on the CPU.
 
     Attributes:
         tokens: (n, L) int64 token ids; the row's input where a cell is hidden or not scored.
@@ -100,7 +100,7 @@ class Frame(NamedTuple):
 
 
 class Objective(ABC):
-    """A way of teaching and reading out; final classes enter the registry with `@register("name")`.
+    """A way to train a model and compute its answers; final classes enter the registry with `@register("name")`.
 
     Args:
         config: its options.
@@ -165,12 +165,12 @@ class Objective(ABC):
         """
 
     def passes(self, model: nn.Module, batch: Batch) -> int:
-        """How many passes through the model the answers of these rows take at most: tokens, unmaskings, thoughts."""
+        """Largest number of passes of the model for the answers of these rows: tokens, unmasking passes, steps."""
         return 1
 
     @abstractmethod
     def solve(self, model: nn.Module, batch: Batch) -> Iterator[Frame]:
-        """The answers after every step of finding them; the last are those of `predict`.
+        """The answers after every step of solving; the last are those of `predict`.
 
         Without gradients, in evaluation mode. No answer depends on the other rows: what is drawn at random comes from
         the row's own stream (`zoo.objectives.draws`).
@@ -214,12 +214,12 @@ def create_objective(spec: Any, task: Task, *, causal: bool = True, **options: A
 
 
 def last_of(items: Iterable[T]) -> T:
-    """The last of one or more items, holding no other."""
+    """The last of one or more items, without keeping the others."""
     return deque(items, maxlen=1).pop()
 
 
 class Answered(NamedTuple):
-    """Rows with their answers filled in, of which the last L tokens say what the task's L targets ask.
+    """Rows with their answers filled in; the last L tokens correspond to the task's L targets.
 
     Attributes:
         tokens: (n, T) int64.
@@ -233,7 +233,7 @@ class Answered(NamedTuple):
 
 
 def appended(batch: Batch, separator: int | None = None) -> Answered:
-    """Each row, the separator where there is one, and the row again with its answers: T = 2 L or 2 L + 1."""
+    """Each row, the separator if there is one, and the row again with its answers: T = 2 L or 2 L + 1."""
     asked = batch.targets != IGNORE
     answer = torch.where(asked, batch.targets, batch.inputs)
     between = [] if separator is None else [torch.full_like(answer[:, :1], separator)]
@@ -242,7 +242,7 @@ def appended(batch: Batch, separator: int | None = None) -> Answered:
 
 
 def answered(task: Task, batch: Batch) -> Answered:
-    """Rows for a model that looks both ways at them: `appended`, unless the answers are a text that the row says.
+    """Rows for a bidirectional model: `appended`, unless the answers are a text within the row.
 
     That (`Task.continues`) is answered where the row says it, at the step after the one that asks: T = L + 1.
     """

@@ -1,4 +1,4 @@
-"""Deep supervision: a recursive model is taught at every step of its thinking, and learns when to stop."""
+"""Deep supervision: a recursive model is trained at every supervision step, and learns when to stop."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ class DeepSupervision(Objective):
 
     @torch.no_grad()
     def solve(self, model: Any, batch: Batch) -> Iterator[Frame]:
-        """The answers after every supervision step, with their halting values; of the start that is the favourite."""
+        """The answers after every supervision step, with their halting values, for the start that `vote` prefers."""
         kept: tuple[Tensor, Tensor, Tensor] | None = None
         with evaluation_mode(model):
             for thoughts in self.attempts(model, self.encode(batch).to(model.answer_init.device)):
@@ -240,14 +240,14 @@ class DeepSupervision(Objective):
         return torch.where((batch.targets != IGNORE).to(answer.device), answer, batch.inputs.to(answer.device))
 
     def worth(self, model: Any, recent: Sequence[Thought]) -> Tensor:
-        """How much the vote thinks of the answers that the latest steps came to, (n,)."""
+        """The score by which `vote` compares the answers of the latest steps, (n,)."""
         if self.config.vote == "halt":
             return recent[-1].halt
         logits = torch.stack([at_least_float32(model.logits(thought.hidden)) for thought in recent])
         return -logits.diff(dim=0).norm(dim=-1).mean((0, 2))
 
     def attempts(self, model: Any, data: Encoded) -> Iterator[Iterator[Thought]]:
-        """The thoughts from each start; a row's random starts are its own, in any batch."""
+        """The thoughts from each start; the random starts of a row do not depend on the batch."""
         is_random = self.config.starts > 1 or self.config.random_start
         draws = RowDraws.of(data) if is_random else None
         for attempt in range(self.config.starts):
@@ -260,7 +260,7 @@ class DeepSupervision(Objective):
     def thoughts(
         self, model: Any, tokens: Tensor, state: RecursiveState | None = None, *, puzzles: Tensor | None = None
     ) -> Iterator[Thought]:
-        """`model.think` step after step, each going on from the last."""
+        """`model.think` step after step, each from the state of the last."""
         for _ in range(self.config.eval_steps or model.recursion.max_steps):
             thought = model.think(tokens, state, puzzles=puzzles)
             state = thought.state

@@ -1,4 +1,4 @@
-"""Masked diffusion: tokens are hidden at random and guessed from both sides; answers are unmasked bit by bit."""
+"""Masked diffusion: random tokens are masked and predicted from both sides; answers are unmasked step by step."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class MaskedDiffusion(Objective):
         guidance: float = Field(default=0.0, ge=0)
 
         def unmasking(self) -> Unmasking:
-            """The sampler's share of the options."""
+            """The options of the sampler."""
             return Unmasking(**{k: getattr(self, k) for k in Unmasking._fields})
 
     step_name = "pass"
@@ -265,7 +265,7 @@ class MaskedDiffusion(Objective):
         generator: torch.Generator | RowDraws | None = None,
         how: Unmasking | None = None,
     ) -> Iterator[Tensor]:
-        """Answers step by step, each row's as if it were alone.
+        """Answers step by step; each row is computed as if it were alone.
 
         Rows have blocks and steps of their own, by the number of their cells; a pass of the model serves a step of all.
 
@@ -302,7 +302,7 @@ class MaskedDiffusion(Objective):
                 yield tokens
 
     def _guided(self, model: Any, tokens: Tensor, cells: Tensor, timespans: Tensor | None, how: Unmasking) -> Tensor:
-        """Logits (n, T, vocab of the task), with guidance where it is asked for."""
+        """Logits (n, T, vocab of the task), with guidance if it is set."""
         everywhere = torch.arange(tokens.numel(), device=tokens.device)
         logits, _ = self._logits(model, tokens, everywhere, timespans)
         if how.guidance:

@@ -100,7 +100,7 @@ class NextToken(Objective):
 
     @torch.no_grad()
     def solve(self, model: nn.Module, batch: Batch) -> Iterator[Frame]:
-        """The answers after every token that was said; after a single step where all are predicted at once."""
+        """The answers after every generated token, or after a single step if all cells are predicted at once."""
         cells = batch.targets != IGNORE
         if not self.reads_back:
             yield Frame(self.evaluate(model, batch)[0], torch.zeros_like(cells))

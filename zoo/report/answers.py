@@ -17,7 +17,7 @@ from zoo.tasks.protocol import Split
 SPLIT: Split = "validation"
 EXAMPLE = 0
 MOST, SECONDS = 40, 90
-"""How many models are asked at most, and for how long in all."""
+"""Largest number of models that are run, and the time for all of them."""
 
 
 class Answer(NamedTuple):
@@ -32,7 +32,7 @@ class Answer(NamedTuple):
 
 
 def answers(runs: Sequence[Run], rows: Sequence[Row]) -> list[Answer]:
-    """The answers of runs that still hold their weights, or say why a model was not asked; in the order of the runs."""
+    """The answer of each run that still has its weights, or why its model was not run; in the order of the runs."""
     found: list[Answer] = []
     end = time.monotonic() + SECONDS
     for run, row in zip(runs, rows, strict=True):

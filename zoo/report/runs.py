@@ -128,7 +128,7 @@ def load_runs(paths: Sequence[str | Path], told: Told | None = None) -> list[Run
 
     Args:
         paths: run folders, or folders of run folders (up to `DEPTH` levels down).
-        told: called with a line for each run folder that is damaged or another program's, which is then left out.
+        told: called with a line for each run folder that is damaged or belongs to another program; it is skipped.
 
     Raises:
         UsageError: nothing given, nothing there, not a run folder; without `told`, a damaged file.

@@ -1,4 +1,4 @@
-"""Scores by slice: by length, number of pairs, difficulty, or whatever else a task tells apart."""
+"""Scores by slice: by length, number of pairs, difficulty, or other slices of the task."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def in_order(values: Collection[str]) -> list[str]:
 
 
 def slice_scores(run: Run, name: str) -> dict[str, float]:
-    """Accuracy by value of one slice, as far as the run tells."""
+    """Accuracy by value of one slice, if the run has it."""
     slices = run.scores()[0].get("slices")
     by_value = slices.get(name) if isinstance(slices, dict) else None
     if not isinstance(by_value, dict):

@@ -20,7 +20,7 @@ def gather(paths: Sequence[str | Path], told: Told) -> tuple[list[Run], list[Rec
 
     Args:
         paths: run folders, files of `zoo bench`, or folders of either (up to `DEPTH` levels down).
-        told: called with a line for whatever is damaged or another program's, which is then left out.
+        told: called with a line for each file that is damaged or belongs to another program; it is skipped.
 
     Raises:
         UsageError: nothing given, nothing there, or nothing left.

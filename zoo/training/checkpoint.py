@@ -1,4 +1,4 @@
-"""Checkpoints: folders that appear whole, are verified when read, and carry all that a run needs to go on.
+"""Checkpoints: folders that appear whole, are verified when read, and have all that a run needs to continue.
 
 checkpoints/step_300/weights.safetensors    the model
                      average.safetensors    the running average, where `train.ema` is set
@@ -58,7 +58,7 @@ class Manifest(BaseModel):
         step: batches trained.
         best: the step of the best weights so far.
         files: its files.
-        config: that of the run, as its `config.yaml` held it; older checkpoints have none.
+        config: the config of the run, as in its `config.yaml`; older checkpoints have none.
     """
 
     model_config = ConfigDict(strict=True)

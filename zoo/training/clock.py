@@ -20,7 +20,7 @@ class Clock:
         self._lap, self._lap_tokens, self._paused = time.perf_counter(), tokens, 0.0
 
     def seconds(self) -> float:
-        """Since the start of the training, all told."""
+        """Seconds since the start of the training, over all processes of the run."""
         return time.perf_counter() - self._start
 
     @contextlib.contextmanager

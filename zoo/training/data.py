@@ -71,7 +71,7 @@ class Stream:
         return data
 
     def _again(self, start: int, n: int, rows: int) -> Tensor:
-        """(n,) which of so many rows stand at places start, start + 1, ... of the stream."""
+        """(n,) which of the rows are at places start, start + 1, ... of the stream."""
         epochs = range(start // rows, (start + n - 1) // rows + 1)
         orders = [_order(self.seed, epoch, rows) for epoch in epochs]
         skip = start - epochs[0] * rows

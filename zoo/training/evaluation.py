@@ -27,7 +27,7 @@ HELD_OUT_SEED = 0
 
 
 class Stopped(Exception):
-    """An evaluation that was asked to end early."""
+    """An evaluation that was ended early."""
 
 
 def held_out(task: Task, split: Any, n: int, *, start: int = 0, seed: int = HELD_OUT_SEED) -> Batch:

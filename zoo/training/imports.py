@@ -1,4 +1,4 @@
-"""The files of the user's own that a run needs: noted in its folder, and asked for by name where it is read.
+"""The files of the user's own that a run needs: recorded in its folder, and named when they are missing.
 
 Only `ZOO_IMPORT` has a file imported, never what a run folder says: a folder may come from a stranger.
 """

@@ -30,7 +30,7 @@ def find_checkpoint(path: Path, which: str = "best") -> Path:
         which: "best", "last", or the name of one, such as "step_300".
 
     Raises:
-        UsageError: there is none, or it is damaged; which other one could be asked for.
+        UsageError: there is none, or it is damaged; the error names another one that could be read.
     """
     check_path(path)
     if checkpoint.is_checkpoint(path):
@@ -85,7 +85,7 @@ def load(path: str | Path, which: str = "best") -> Ends:
 
     Raises:
         UsageError: no such run, or a checkpoint that is missing, damaged or another model's. No other one is read in
-            its place; the error names one that could be asked for.
+            its place; the error names one that could be read.
     """
     return load_from(path, which)[0]
 

@@ -1,4 +1,4 @@
-"""Training: batches in, checkpoints and a result out; stopped at any moment it goes on to the same bits."""
+"""Training: batches in, checkpoints and a result out. A run that is stopped at any moment resumes to the same bits."""
 
 from __future__ import annotations
 

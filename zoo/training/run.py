@@ -119,7 +119,7 @@ class RunFolder:
         write_atomic(path, yaml_text.dump(dict(config)).encode())
 
     def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        """Refuses to go on with a config that is not the run's own."""
+        """Refuse to continue with a config other than the run's."""
         keys = [k for k in differing(old, new) if k not in BOOKKEEPING]
         if not keys:
             return

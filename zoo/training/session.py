@@ -134,7 +134,7 @@ class Session:
         checkpoint.prune(folder, self.config.keep)
 
     def resume(self, folder: Path, say: Callable[[str], None], carries: Callable[[Carry, Ends], bool]) -> None:
-        """Go on from the newest checkpoint that is whole, or stay at the start where there is none.
+        """Continue from the newest complete checkpoint, or stay at the start if there is none.
 
         Args:
             folder: of the checkpoints.

@@ -1,4 +1,4 @@
-"""Ctrl-C and its like: asked for at any time, obeyed between two steps."""
+"""Signals such as Ctrl-C: they may arrive at any time, and training stops between two steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IMPATIENT_SECONDS = 1.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """A training stopped by a signal, after its checkpoint was written; its text says how to go on."""
+    """A training stopped by a signal, after its checkpoint was written; its text says how to continue."""
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
@@ -21,7 +21,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """The signal that asked for an end, once there is one."""
+    """The signal that stops the training, if one has arrived."""
 
     number: int | None = None
 

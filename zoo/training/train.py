@@ -38,7 +38,7 @@ def train(
         experiment: a recipe's name, a YAML file, a run folder, a mapping or an `Experiment`.
         overrides: dotted keys and values, such as `{"train.steps": 500}`.
         variant: which of a recipe's variants.
-        resume: insist that there is a run to go on from.
+        resume: fail unless a checkpoint exists.
         fresh: delete the run that the folder holds and start over.
         quiet: print nothing.
 
