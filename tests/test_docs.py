@@ -16,8 +16,9 @@ import typer
 import yaml
 
 import zoo
-import zoo.benchmarks.command
 import zoo.cli
+from zoo.benchmarks.command import bench
+from zoo.report.benchmark import benchmarks
 from zoo.recipes import list_recipes
 from zoo.tasks.protocol import list_tasks
 
@@ -161,11 +162,13 @@ def help_texts(command):
         yield from help_texts(inner)
 
 
-def test_no_page_and_no_help_has_a_retired_phrase(site):
+def test_no_page_and_no_help_has_a_retired_phrase(site, capsys):
     texts = {page.relative_to(site).as_posix(): page.read_text() for page in site.rglob("*.md")}
     texts = {name: text for name, text in texts.items() if not name.startswith("results/")}  # written by code
-    for name, app in {"zoo --help": zoo.cli.app, "zoo bench --help": zoo.benchmarks.command.app}.items():
-        texts[name] = "\n".join(help_texts(typer.main.get_command(app)))
+    texts["zoo --help"] = "\n".join(help_texts(typer.main.get_command(zoo.cli.app)))
+    for command in [(), *[(name,) for name in benchmarks.names()]]:
+        bench([*command, "--help"])
+        texts[" ".join(["zoo bench", *command])] = " ".join(capsys.readouterr().out.split())
     found = {}
     for name, text in texts.items():
         prose = re.sub(r"^ *```.*?^ *```|`[^`\n]*`|^## Measured$.*", "", text, flags=re.S | re.M)
