@@ -99,19 +99,20 @@ def shared(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[WORD|PATTERN]...", help='Such as mamba2 "short_conv mha" "*attention"; every mixer if none.'
+            metavar="[WORD|PATTERN]...",
+            help='Layers to measure, such as mamba2 "short_conv mha" "*attention". Default: every mixer.',
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="float32, bfloat16 (autocast), or auto.")] = "float32",
-    threads: Annotated[int | None, typer.Option(help="CPU threads, by default torch's choice.")] = None,
-    no_peers: Annotated[bool, typer.Option("--no-peers", help="Leave out the public layers.")] = False,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Precision: float32, bfloat16 (autocast), or auto.")] = "float32",
+    threads: Annotated[int | None, typer.Option(help="Number of CPU threads. Default: torch's choice.")] = None,
+    no_peers: Annotated[bool, typer.Option("--no-peers", help="Do not measure the public layers.")] = False,
     imports: Annotated[
-        list[str] | None, typer.Option("--import", help="A file or module that registers mixers.")
+        list[str] | None, typer.Option("--import", help="Import mixers from this file or module.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Keep records, a page and a plot in this folder.")] = None,
-    pages: Annotated[Path | None, typer.Option(help="Put the page and the plot into this folder instead.")] = None,
-    missing: Annotated[bool, typer.Option("--missing", help="Only what the folder has no records of.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write records, a page and a plot to this folder.")] = None,
+    pages: Annotated[Path | None, typer.Option(help="Write the page and the plot to this folder instead.")] = None,
+    missing: Annotated[bool, typer.Option("--missing", help="Measure only layers without records in --out.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a line of JSON for each record instead of tables.")
     ] = False,
@@ -218,7 +219,7 @@ def bench(arguments: Sequence[str]) -> Any:
     app = typer.Typer(
         name="zoo bench",
         cls=Commands,
-        help="Measure mixers, patterns of them, and public layers beside them.",
+        help="Measure mixers and patterns, beside public layers.",
         add_completion=False,
         rich_markup_mode=None,
     )

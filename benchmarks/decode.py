@@ -193,12 +193,14 @@ class Decode(Benchmark):
     """
 
     class Config(BenchmarkOptions):
-        width: Widths = option("128", "Widths, by commas.")
-        context: Lengths = option("1K,4K,16K,64K,256K,1M", "Contexts, by commas.")
-        batch_size: Count = option(1, "Rows read and decoded at once.")
-        drift: int | None = option(None, "Steps to follow in float32 beside float64.", least=100, most=MOST_TOKENS)
-        budget: Seconds = option(60.0, "Seconds of reading, for the longest context.")
-        repeats: Runs = option(200, "Most single steps of a cell.")
+        width: Widths = option("128", "Widths, separated by commas.")
+        context: Lengths = option("1K,4K,16K,64K,256K,1M", "Lengths of the context, separated by commas.")
+        batch_size: Count = option(1, "Number of rows.")
+        drift: int | None = option(
+            None, "Compare this number of single steps in float32 with float64.", least=100, most=MOST_TOKENS
+        )
+        budget: Seconds = option(60.0, "Seconds for reading the longest context.")
+        repeats: Runs = option(200, "Largest number of single steps for a figure.")
 
     title = "Prefill and decoding"
     order = 3

@@ -287,18 +287,20 @@ class LongContext(Benchmark):
     """
 
     class Config(BenchmarkOptions):
-        preset: str | None = option(None, f"Settings that small models learn in seconds: {', '.join(PRESETS)}.")
-        task: str = option("niah", "A task whose rows have a length to be varied.")
-        set: Pairs = option({}, "An option of the task.")
-        layers: str = option("2*({mixer} swiglu)", "The model's pattern, {mixer} for what is measured.")
+        preset: str | None = option(None, f"Settings with which small models learn in seconds: {', '.join(PRESETS)}.")
+        task: str = option("niah", "A task with an option for the length of its rows.")
+        set: Pairs = option({}, "Option of the task.")
+        layers: str = option("2*({mixer} swiglu)", "Pattern of the model; {mixer} is replaced by each mixer.")
         width: Width = option(64, "Width of the model.")
-        length: Count = option(64, "Of training rows.")
-        times: Lengths = option("1,2,4,8,16,32,64", "Lengths of tests, in that of training, by commas.")
-        rows: Count = option(256, "Of a test.")
-        tokens: Count = option(16384, "Tokens of a batch of tests; its size follows.")
-        train: Training = option({}, "Such as lr=1e-3.")
-        seeds: Seeds = option(1, "Trainings of each, from seed 0 on: the spread is theirs.")
-        budget: Seconds = option(60.0, "Seconds of a training, and of a test.")
+        length: Count = option(64, "Length of training rows.")
+        times: Lengths = option(
+            "1,2,4,8,16,32,64", "Lengths of test rows as multiples of --length, separated by commas."
+        )
+        rows: Count = option(256, "Rows of each test.")
+        tokens: Count = option(16384, "Tokens of a test batch, from which its number of rows follows.")
+        train: Training = option({}, "Option of the training, such as lr=1e-3.")
+        seeds: Seeds = option(1, "Number of seeds, from 0, over which the spread is shown.")
+        budget: Seconds = option(60.0, "Seconds for each training, and for each test.")
 
         @model_validator(mode="before")
         @classmethod

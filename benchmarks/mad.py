@@ -176,17 +176,17 @@ class MAD(Benchmark):
     """
 
     class Config(BenchmarkOptions):
-        task: tuple[str, ...] = option((), "Only this task; may be repeated.")
-        variations: bool = option(False, "Beside the baselines, every variation.")
-        share: Share = option(0.01, "Of the published training, such as 0.01.")
-        layers: str = option("2*({mixer} swiglu)", "The model's pattern, {mixer} for what is measured.")
+        task: tuple[str, ...] = option((), "Only this task. May be repeated.")
+        variations: bool = option(False, "Also the published variations of each task.")
+        share: Share = option(0.01, "Share of the published training, such as 0.01.")
+        layers: str = option("2*({mixer} swiglu)", "Pattern of the model; {mixer} is replaced by each mixer.")
         width: Width = option(128, "Width of the model.")
-        batch_size: Count = option(BATCH, "Rows of a batch of training.")
-        lr: Numbers = option("1e-3", "Learning rates to choose from, by commas.")
-        weight_decay: Numbers = option("0", "Weight decays to choose from, by commas.")
-        train: Training = option({}, "Such as lr=1e-3.")
-        seeds: Seeds = option(1, "Trainings of each, from seed 0 on: the spread is theirs.")
-        budget: Seconds = option(60.0, "Seconds of a training.")
+        batch_size: Count = option(BATCH, "Rows of a training batch.")
+        lr: Numbers = option("1e-3", "Learning rates to choose from, separated by commas.")
+        weight_decay: Numbers = option("0", "Weight decays to choose from, separated by commas.")
+        train: Training = option({}, "Option of the training, such as lr=1e-3.")
+        seeds: Seeds = option(1, "Number of seeds, from 0, over which the spread is shown.")
+        budget: Seconds = option(60.0, "Seconds for each training.")
 
     title = "MAD"
     peers = False

@@ -167,12 +167,12 @@ class Memory(Benchmark):
     """
 
     class Config(BenchmarkOptions):
-        width: Widths = option("128", "Widths, by commas.")
-        length: Lengths = option("1K,4K,16K", "Lengths of training steps, by commas.")
-        context: Lengths = option("1K,4K,16K,64K,256K,1M", "Contexts, by commas.")
+        width: Widths = option("128", "Widths, separated by commas.")
+        length: Lengths = option("1K,4K,16K", "Lengths of training rows, separated by commas.")
+        context: Lengths = option("1K,4K,16K,64K,256K,1M", "Lengths of the context, separated by commas.")
         batch_size: Count = option(1, "Rows of a training step.")
-        budget: Seconds = option(20.0, "Seconds of a process that measures a training step.")
-        repeats: Runs = option(3, "Processes for each training step.")
+        budget: Seconds = option(20.0, "Seconds for each process that measures a training step.")
+        repeats: Runs = option(3, "Number of processes that measure each training step.")
 
     title = "Memory"
     order = 2

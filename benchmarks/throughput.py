@@ -99,12 +99,12 @@ class Throughput(Benchmark):
     """
 
     class Config(BenchmarkOptions):
-        width: Widths = option("128", "Widths, by commas.")
-        length: Lengths = option("256,1K,4K", "Lengths, by commas.")
-        tokens: Count = option(4096, "Tokens of a batch; its size follows.")
-        compile: bool = option(False, "By torch.compile too.")
-        budget: Seconds = option(5.0, "Seconds of a cell, and the most that one run may take.")
-        repeats: Runs = option(9, "Most runs of a cell.")
+        width: Widths = option("128", "Widths, separated by commas.")
+        length: Lengths = option("256,1K,4K", "Lengths of rows, separated by commas.")
+        tokens: Count = option(4096, "Tokens of a batch, from which its number of rows follows.")
+        compile: bool = option(False, "Also measure torch.compile.")
+        budget: Seconds = option(5.0, "Seconds for each figure, and the longest time of one run.")
+        repeats: Runs = option(9, "Largest number of runs for a figure.")
 
     title = "Throughput"
     order = 1

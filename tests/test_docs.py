@@ -18,8 +18,8 @@ import yaml
 import zoo
 import zoo.cli
 from zoo.benchmarks.command import bench
-from zoo.report.benchmark import benchmarks
 from zoo.recipes import list_recipes
+from zoo.report.benchmark import benchmarks
 from zoo.tasks.protocol import list_tasks
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
