@@ -357,6 +357,10 @@ def main(arguments: list[str] | None = None) -> None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is tried there
         reason = error.strerror or type(error).__name__
         _fail(f"Cannot write the output: {reason}." if error.filename is None else f"{error.filename}: {reason}.", 1)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "zoo":
+            raise
+        _fail(f"The package {error.name!r} is missing; pip install sequence-zoo brings it.", 1)
     except (MemoryError, RuntimeError) as error:
         from zoo.core.errors import RunError
 

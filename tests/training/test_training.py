@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import zoo
 from zoo.core.run_files import read_metrics, read_whole_config
 from zoo.training.evaluation import decode_rate, evaluate_run
+from zoo.training.events import EventFile
 from zoo.training.loop import Trainer
 from zoo.training.recipes import read_experiment
 from zoo.training.train import train
@@ -200,6 +202,45 @@ def test_tensorboard_reads_the_events(recipe):
     lines = [line for line in read_metrics(result.path) if line["split"] == "validation"]
     found = [(e.step, e.value) for e in events.Scalars("validation/loss")]
     assert found == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in lines]
+
+
+def test_events_are_those_that_tensorboard_writes(tmp_path):
+    """Byte by byte, for zeros, negative and huge numbers and what is no number too."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    strange = {
+        "a": -0.0,
+        "b": math.nan,
+        "c": math.inf,
+        "d": 1e300,
+        "e": -1e300,
+        "f": 2**62,
+        "é" * 100: 3e-46,
+        "g": True,
+    }
+    lines = [
+        {"step": 0, "split": "train", "seconds": 0.0, "loss": 1.5, "text": "left out", "lr": None},
+        {"step": 300_000, "split": "validation", "seconds": 12.25, **strange},
+        {"step": -5, "split": "test", "seconds": -1.0},
+    ]
+    events = EventFile(tmp_path / "ours")
+    with open(tmp_path / "theirs", "wb") as file:
+        writer = RecordWriter(file)
+        writer.write(Event(wall_time=0.0, file_version="brain.Event:2").SerializeToString())
+        for line in lines:
+            events.add(line)
+            scalars = {f"{line['split']}/{k}": v for k, v in line.items() if isinstance(v, int | float)}
+            values = [
+                Summary.Value(tag=tag, simple_value=value)
+                for tag, value in scalars.items()
+                if not tag.endswith(("/step", "/seconds"))
+            ]
+            event = Event(wall_time=line["seconds"], step=line["step"], summary=Summary(value=values))
+            writer.write(event.SerializeToString())
+    events.close()
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
 def test_lines_where_there_is_no_terminal(recipe, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -9,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torchdiffeq import odeint, odeint_adjoint
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
@@ -94,6 +94,7 @@ class NeuralODE(Mixer):
             if name in c.changed():
                 raise UsageError(f"neural_ode: {name} has no effect with solver={c.solver!r}.")
         if not fixed or c.adjoint:
+            library()
             why = "torchdiffeq checks its inputs by value, and adaptive steps depend on the data."
             self.traits = self.traits._replace(not_compilable=why)
         if not fixed:
@@ -158,9 +159,9 @@ class NeuralODE(Mixer):
         if transformed():
             raise UsageError(LIBRARY)
         if not c.adjoint:
-            return odeint(lambda s, h: span * f(h), h, unit[[0, -1]], **given)[1]
+            return library().odeint(lambda s, h: span * f(h), h, unit[[0, -1]], **given)[1]
         times = (span,) if isinstance(span, Tensor) else ()
-        after = odeint_adjoint(
+        after = library().odeint_adjoint(
             lambda s, h: span * f(h), h, unit[[0, -1]], adjoint_params=(*f.parameters, *times), **given
         )[1]
         return once_only(after, ADJOINT)
@@ -174,12 +175,32 @@ class NeuralODE(Mixer):
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
-        return [
+        cases: list[dict[str, Any]] = [
             {},
             {"d_hidden": 24, "f_units": 20, "f_layers": 2, "solver": "midpoint", "substeps": 2},
-            {"f_layers": 0, "solver": "euler", "substeps": 3, "adjoint": True},
-            {"d_hidden": 16, "solver": "dopri5", "rtol": 1e-7, "atol": 1e-8},
         ]
+        if importlib.util.find_spec("torchdiffeq") is not None:
+            cases += [
+                {"f_layers": 0, "solver": "euler", "substeps": 3, "adjoint": True},
+                {"d_hidden": 16, "solver": "dopri5", "rtol": 1e-7, "atol": 1e-8},
+            ]
+        return cases
+
+
+def library() -> Any:
+    """torchdiffeq, which solves by dopri5 and by the adjoint equation.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import torchdiffeq
+    except ImportError:
+        told = 'pip install "sequence-zoo[ode]", or take a fixed-step solver without adjoint'
+        raise UsageError(
+            f"neural_ode: adjoint=True and solver='dopri5' need the package torchdiffeq: {told}."
+        ) from None
+    return torchdiffeq
 
 
 class Drift:

@@ -18,12 +18,14 @@ from zoo.ops import native
 from zoo.tasks.code_trace import sandbox
 from zoo.training import machine
 
-FUSED = {
+PACKAGES = {
     "triton": "kernels on GPUs",
     "fla": "flash-linear-attention: linear attention, delta rule, RWKV-7",
     "mamba_ssm": "Mamba kernels",
     "causal_conv1d": "short convolutions",
     "numba": "puzzle generators",
+    "torchdiffeq": "solver=dopri5 and adjoint=True of neural_ode",
+    "tokenizers": "text in the tokens of a tokenizer.json",
 }
 SIZES = (128, 512, 2048)
 
@@ -47,7 +49,7 @@ def examine() -> dict[str, Any]:
         "compiler": native.compiler() or shutil.which("cl"),
         "kernels": kernels(),
         "traced_files": traced_files(),
-        "packages": {name: {"for": what, **package(name)} for name, what in FUSED.items()},
+        "packages": {name: {"for": what, **package(name)} for name, what in PACKAGES.items()},
         "matmul_gflops": {
             f"{device.type} {dtype}": {str(n): round(matmul_rate(device, dtype, n), 1) for n in SIZES}
             for dtype in ("float32", "bfloat16")
