@@ -30,6 +30,7 @@ from zoo.report.units import MISSING, count, size
 
 WARM, SLOWEST = 8, 2.0
 KEPT = 1000
+RESIDENT = Path("/proc/self/statm")  # on Linux
 DRIFT = ("error", "state_error", "rounding")
 
 
@@ -125,6 +126,10 @@ class Decoding:
         layer = reader.layer
         if grows(layer):
             raise NoFigure(NOT_OFFERED, "its state grows with the context")
+        if self.request.device == "mps":
+            raise NoFigure(NOT_OFFERED, "MPS has no float64 to compare with")
+        if self.request.device == "cpu" and not RESIDENT.exists():
+            raise NoFigure(NOT_OFFERED, "only Linux tells a process how much memory it uses")
         x = torch.randn(1, n_steps, self.width, generator=torch.Generator().manual_seed(0))
         x = x.to(self.request.device)
         state, kept, resident = layer.init_state(1), [], 0
@@ -171,7 +176,7 @@ def used_bytes(device: str) -> int:
     """Memory in use now: of the allocator on a GPU, else resident in this process."""
     if device == "cuda":
         return torch.cuda.memory_allocated()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int(RESIDENT.read_text().split()[1]) * 4096
 
 
 PREFILL = Curve("tokens_per_second", RATE, "context", CONTEXT, {"part": "prefill"}, "prefill")

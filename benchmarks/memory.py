@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -64,7 +63,10 @@ def training_peak(request: Request, subject: Subject, width: int, length: int, b
             Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
     before = machine.peak_memory(device)
     step(length)
-    return machine.peak_memory(device) - before
+    after = machine.peak_memory(device)
+    assert before is not None
+    assert after is not None
+    return after - before
 
 
 def _child(pipe: Connection, threads: int, name: str, imports: Sequence[str], rest: dict[str, Any]) -> None:
@@ -85,6 +87,8 @@ def _child(pipe: Connection, threads: int, name: str, imports: Sequence[str], re
 @functools.cache
 def _processes() -> Any:
     """Processes that come with torch and the zoo loaded, and nothing computed."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # on Windows
+        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["zoo.benchmarks.memory"])
     return context
@@ -189,8 +193,8 @@ class Memory(Benchmark):
 
     def cells(self, request: Request) -> Iterator[Record]:
         config = self.config
-        if not Path("/proc/self/status").exists() and request.device == "cpu":
-            raise UsageError(f"bench memory: {os.name} does not tell the peak memory of a process; Linux and GPUs do.")
+        if (why := machine.no_peak_memory(torch.device(request.device))) is not None:
+            raise UsageError(f"bench memory: {why}.")
         request.check(config.width, max(*config.length, *config.context))
         asked = {"repeats": request.repeats}
         for width in config.width:

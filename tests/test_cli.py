@@ -404,6 +404,33 @@ def test_help(zoo):
         assert zoo(command, "--help")[0] == 0
 
 
+NOT_INSTALLED = {
+    "numba": (
+        ["show", "sudoku", "size=4"],
+        1,
+        "'numba' is missing; pip install sequence-zoo brings it.",
+    ),
+    "torchdiffeq": (
+        ["train", "one.yaml", "model.pattern=neural_ode(adjoint=True)"],
+        2,
+        'pip install "sequence-zoo[ode]"',
+    ),
+    "tokenizers": (["generate", "damaged", "--prompt", "a"], 2, 'pip install "sequence-zoo[text]"'),
+}
+
+
+@pytest.mark.parametrize("package", NOT_INSTALLED)
+def test_what_is_not_installed_is_named_in_one_line(zoo, monkeypatch, published, package):
+    command, expected, told = NOT_INSTALLED[package]
+    monkeypatch.setitem(sys.modules, package, None)
+    for name in [name for name in sys.modules if name.startswith("zoo.tasks.kernels.")]:
+        monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delattr(sys.modules["zoo.tasks.kernels"], name.rpartition(".")[2], raising=False)
+    status, out, err = zoo(*command)
+    assert (status, out, err.count("\n")) == (expected, "", 1)
+    assert told in err
+
+
 LIGHT = {
     "help": ["--help"],
     "version": ["--version"],

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.core.errors import UsageError
+from zoo.ops.common import widest
 
 DRAWS = 64  # of a row's generator at a time
 
@@ -62,13 +63,13 @@ class Choice(NamedTuple):
         return (index if ids is None else ids.gather(1, index)).squeeze(1)
 
     def distribution(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What is sampled from: float64 weights (B, n), and the tokens (B, n) they belong to, None for all in order."""
+        """What is sampled from: weights (B, n), wide, and the tokens (B, n) they belong to, None for all in order."""
         ids = None
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             logits, ids = logits.topk(self.top_k)
         elif self.top_p is not None:
             logits, ids = logits.sort(descending=True, stable=True)
-        logits = logits.double()
+        logits = logits.to(widest(logits.device))
         p = torch.softmax((logits - logits.amax(-1, keepdim=True)) / self.temperature, -1)
         if self.top_p is not None and self.top_p < 1:
             kept = p.cumsum(-1) - p < self.top_p
@@ -109,14 +110,14 @@ class Streams:
             seeds = [seed for g in generator for seed in _seeds(g, 1)]
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.device = device
-        self.block = torch.empty(n_rows, 0, dtype=torch.float64, device=device)
+        self.block = torch.empty(n_rows, 0, dtype=widest(device), device=device)
         self.used = 0
 
     def draw(self) -> Tensor:
-        """The next number of every row, (B,) float64 in [0, 1)."""
+        """The next number of every row, (B,) in [0, 1)."""
         if self.used == self.block.shape[1]:
             drawn = [torch.rand(DRAWS, generator=g, dtype=torch.float64) for g in self.generators]
-            self.block, self.used = torch.stack(drawn).to(self.device), 0
+            self.block, self.used = torch.stack(drawn).to(self.block.dtype).to(self.device), 0
         self.used += 1
         return self.block[:, self.used - 1]
 

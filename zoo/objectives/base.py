@@ -77,9 +77,11 @@ class Update:
 
     def figures(self) -> dict[str, float]:
         """`accuracy` averaged per row and `exact`, as `Task.score` defines them, and the further metrics."""
-        right = (self.logits.detach().argmax(-1) == self.targets).double()
-        scored = torch.bincount(self.rows).double()
-        hits = torch.bincount(self.rows, right, len(scored))[scored > 0]
+        # On the CPU, as not every device has float64.
+        right = (self.logits.detach().argmax(-1) == self.targets).cpu().double()
+        rows = self.rows.cpu()
+        scored = torch.bincount(rows).double()
+        hits = torch.bincount(rows, right, len(scored))[scored > 0]
         scored = scored[scored > 0]
         figures = {"accuracy": (hits / scored).mean().item(), "exact": (hits == scored).double().mean().item()}
         return figures | {k: v.detach().float().item() for k, v in self.metrics.items()}

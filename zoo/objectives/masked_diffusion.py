@@ -27,6 +27,7 @@ from zoo.objectives.base import (
     register,
 )
 from zoo.objectives.draws import RowDraws
+from zoo.ops.common import widest
 from zoo.protocol import Context
 from zoo.tasks.protocol import IGNORE, Batch, Task
 
@@ -229,7 +230,7 @@ class MaskedDiffusion(Objective):
         rows_masked = rows[masked]
         if worth is None:
             worth = (cells > 0) / (cells > 0).sum()
-        if device.type == "mps":  # which has no float64
+        if widest(device) is torch.float32:
             weight, worth = weight.float(), worth.float()
         share = (weight.to(device) * worth.to(device) / cells.clamp(min=1))[rows_masked]
         return Noisy(tokens, data.positions[masked], data.targets[masked], rows_masked, share)

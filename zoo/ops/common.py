@@ -35,6 +35,11 @@ def state_dtype(*inputs: Tensor) -> torch.dtype:
 _log: ContextVar[dict[str, set[str]] | None] = ContextVar("forms", default=None)
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on devices that have no float64 (MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @contextlib.contextmanager
 def logged_forms() -> Iterator[dict[str, set[str]]]:
     """Within it, the forms that every op runs in eager mode gather in the yielded mapping of op to forms."""

@@ -195,7 +195,7 @@ def _chunked(
 
 def _wide(x: Tensor) -> Tensor:
     """x in float64, in which exponents are summed; in float32 where the device has no other."""
-    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+    return x.to(common.widest(x.device))
 
 
 def _stabilisers(log_i: Tensor, log_f: Tensor, m: Tensor, resets: Tensor | None) -> Tensor:

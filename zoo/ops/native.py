@@ -80,6 +80,8 @@ def why_not(kernel: str = "probe") -> str | None:
     where torch.compile is tracing the caller."""
     if os.environ.get("ZOO_KERNELS", "").lower() in ("off", "0"):
         return "switched off by ZOO_KERNELS"
+    if os.name == "nt":
+        return "they are built on Linux and macOS only"
     if transformed():  # torch would take a tangent of zero for one that an op does not tell
         return "forward-mode differentiation and torch.func are none of a kernel's"
     return _why_not("probe") or _why_not(kernel)

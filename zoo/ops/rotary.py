@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from zoo.ops.common import widest
+
 
 def rotary_width(head_dim: int, fraction: float = 1.0) -> int:
     """Number of leading channels that are rotated: the largest even number within `fraction` of them."""
@@ -92,7 +94,7 @@ def rotary_table(
     Returns:
         cos, sin (..., T, width / 2), float64 (float32 on devices without it): far positions need the digits.
     """
-    dtype = torch.float32 if positions.device.type == "mps" else torch.float64
+    dtype = widest(positions.device)
     angle = positions[..., None].to(dtype) * frequencies(width, base, scaling, device=positions.device, dtype=dtype)
     cos, sin = angle.cos(), angle.sin()
     if scaling is None:

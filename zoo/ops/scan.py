@@ -16,7 +16,7 @@ from torch import Tensor
 from zoo.core.errors import UsageError
 from zoo.ops import common
 from zoo.ops.bridge import Operator
-from zoo.ops.common import blank
+from zoo.ops.common import blank, widest
 from zoo.ops.derivatives import once, transformed
 from zoo.ops.kernel import Call, Kernel, suffix
 
@@ -141,7 +141,7 @@ def scan_chunks(a: Tensor, b: Tensor, state: Tensor, chunk: int) -> Tensor:
     if missing:
         a, b = (torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], 1) for x in (a, b))
     a, b = a.unflatten(1, (-1, chunk)), b.unflatten(1, (-1, chunk))
-    wide = b.dtype if b.device.type == "mps" else torch.float64
+    wide = widest(b.device)
     total, after = a[:, :-1, 0].to(wide, copy=True), b[:, :-1, 0].to(wide, copy=True)
     for i in range(1, chunk):
         total.mul_(a[:, :-1, i])

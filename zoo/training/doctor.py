@@ -49,6 +49,7 @@ def examine() -> dict[str, Any]:
         "compiler": native.compiler() or shutil.which("cl"),
         "kernels": kernels(),
         "traced_files": traced_files(),
+        "peak_memory": {"why": machine.no_peak_memory(device)},
         "packages": {name: {"for": what, **package(name)} for name, what in PACKAGES.items()},
         "matmul_gflops": {
             f"{device.type} {dtype}": {str(n): round(matmul_rate(device, dtype, n), 1) for n in SIZES}
@@ -89,12 +90,11 @@ def package(name: str) -> dict[str, Any]:
 def matmul_rate(device: torch.device, dtype: str, n: int, seconds: float = 0.2) -> float:
     """Billions of operations per second of (n, n) @ (n, n): the best of some, as others may be at work here."""
     a = torch.randn(n, n, device=device).to(getattr(torch, dtype))
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     best, end = float("inf"), time.perf_counter() + seconds
     while True:  # at least once, however busy the machine
         started = time.perf_counter()
         a @ a
-        wait()
+        machine.synchronize(device)
         best = min(best, time.perf_counter() - started)
         if time.perf_counter() >= end:
             break
@@ -113,6 +113,7 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("compiler", facts["compiler"] or "none found: train.compile=true needs one (install gcc)"),
         ("kernels", _kernels(facts["kernels"])),
         ("traced files", _traced_files(facts["traced_files"])),
+        ("peak memory", facts["peak_memory"]["why"] or "measured"),
     ]
     for dtype, rates in facts["matmul_gflops"].items():
         found.append((f"matmul {dtype}", ", ".join(f"{r:,.1f} GFLOP/s at {n}" for n, r in rates.items())))

@@ -20,7 +20,7 @@ from zoo.tasks import random
 from zoo.tasks.protocol import IGNORE, Batch, Task, check_split, exactly, names_of
 from zoo.training.data import split_rows
 from zoo.training.loading import open_run
-from zoo.training.machine import autocast
+from zoo.training.machine import autocast, synchronize
 
 HELD_OUT_SEED = 0
 """Runs of all seeds are scored on the same rows."""
@@ -102,7 +102,7 @@ def answered(
             with autocast(precision, device):
                 predicted, loss = objective.evaluate(model, part)
             predictions.append(predicted)
-            losses.append(loss.double().cpu())
+            losses.append(loss.cpu().double())
             weights.append((part.targets != IGNORE).sum())
     weight = torch.stack(weights).double()
     return Answers(torch.cat(predictions), ((torch.stack(losses) * weight).sum() / weight.sum()).item())
@@ -156,8 +156,7 @@ def decode_rate(model: Any, context_length: int, *, steps: int = 64, seconds: fl
 
 
 def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter()
 
 

@@ -1,8 +1,8 @@
 """TensorBoard's view of a run: its event file, written without the package, in the thread of the training.
 
 A file is a row of records: 8 bytes of length, their checksum, a message of the protocol buffer `Event`, its checksum.
-`Event` has wall_time = 1 (double), step = 2 (int64), file_version = 3 (string) and summary = 5, a message of values = 1,
-each a message of tag = 1 (string) and simple_value = 2 (float).
+`Event` has wall_time = 1 (double), step = 2 (int64), file_version = 3 (string) and summary = 5. That is a message whose
+values = 1 are messages of tag = 1 (string) and simple_value = 2 (float).
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ def run_zoo(arguments: Sequence[str]) -> int:
 
     def forward(number: int, frame: object) -> None:
         asked.append(number)
-        child.send_signal(number)  # a child that got the terminal's own Ctrl-C takes this one as the same
+        if os.name != "nt" or number == signal.SIGTERM:  # Windows has Ctrl-C for a whole console only
+            child.send_signal(number)  # a child that got the terminal's own Ctrl-C takes this one as the same
 
     old = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import platform
 import subprocess
@@ -16,6 +17,7 @@ import torch
 import zoo
 from zoo.core.errors import UsageError
 
+STATUS = Path("/proc/self/status")  # on Linux
 PACKAGES = ("torch", "numpy", "triton", "flash-linear-attention", "mamba-ssm", "causal-conv1d", "numba")
 
 
@@ -57,15 +59,34 @@ def autocast(precision: str, device: torch.device) -> Any:
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def peak_memory(device: torch.device) -> int:
-    """Largest memory so far in bytes: of the allocator on a GPU, else of the process."""
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def no_peak_memory(device: torch.device) -> str | None:
+    """Why `peak_memory` gives no figure for a device here; None where it does."""
+    if device.type == "mps":
+        return "not measured: MPS keeps no largest figure"
+    if device.type == "cpu" and not STATUS.exists() and importlib.util.find_spec("resource") is None:
+        return f"not measured: {platform.system()} does not tell a process its own"
+    return None
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Largest memory so far in bytes: of the allocator on a GPU, else of the process; None where it is not told."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if no_peak_memory(device) is not None:
+        return None
     with contextlib.suppress(OSError):  # getrusage would also count the parent that started this process
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    import resource
+    import resource  # where there is one
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -190,7 +190,7 @@ class Experiment(Options, label="experiment"):
 
     @model_validator(mode="after")
     def _fits(self) -> Experiment:
-        if "/" in self.name or self.name in ("", ".", ".."):
+        if Path(self.name).name != self.name or self.name in ("", ".."):
             raise UsageError(
                 f"name={quoted(self.name)} is not allowed: it should be the name of a folder (out= takes a path)."
             )

@@ -113,7 +113,7 @@ def read_recipe(source: str | Path) -> dict[str, Any]:
     if not is_run(path) and path.is_dir():
         raise UsageError(no_run(path))
     if not path.exists():
-        if path.suffix in (".yaml", ".yml") or "/" in str(source):
+        if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
             told = f"it does not exist or holds no {CONFIG}"
             raise UsageError(f"{source} is neither a recipe file nor a run folder: {told}.")
         raise unknown("recipe", str(source), list_recipes())
