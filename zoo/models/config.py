@@ -18,17 +18,17 @@ class Recursion(Options, label="model.recursion"):
     """How a recursive model is applied, see `zoo.models.recursive.RecursiveModel`.
 
     Attributes:
-        cycles: T, of which only the last passes gradients.
-        updates: n, of the latents in a cycle.
-        latents: number of latents; 0 for one feature that is answer and latent at once. With more than one they
-            take turns, and the network reads their sum.
-        outer: pattern of a network of its own for the answer (HRM); by default the same network serves both.
-        gradient: through all of the last cycle, or through the last update of either (HRM).
-        max_steps: supervision steps that a puzzle gets in training, and by default in evaluation.
-        prefix: P, places before the tokens for what is learned of each puzzle.
-        n_puzzles: number of puzzles, each with an embedding of its own.
-        puzzle_width: numbers learned of each, by default D.
-        recompute: keep no activations within an application of the network: a fifth more time, memory for one layer.
+        cycles: T; only the last cycle passes gradients.
+        updates: n, updates of the latents in a cycle.
+        latents: number of latents; 0 for one feature that is both answer and latent. Several latents are updated in
+            turn, and the network reads their sum.
+        outer: pattern of a second network for the answer (HRM); by default one network updates both.
+        gradient: through all of the last cycle, or only through the last update of latent and answer (HRM).
+        max_steps: largest number of supervision steps for a puzzle in training, and by default in evaluation.
+        prefix: P, places before the tokens for the puzzle embedding.
+        n_puzzles: number of puzzles; each has an embedding.
+        puzzle_width: numbers of a puzzle embedding, by default D.
+        recompute: store no activations within an application of the network: a fifth more time, memory for one layer.
     """
 
     cycles: int = Field(default=3, ge=1)
@@ -47,38 +47,38 @@ class ModelConfig(Options, label="model"):
     """A token model.
 
     Attributes:
-        pattern: the layer pattern; YAML lists become their text.
-        d_model: width D, even, from 16.
+        pattern: the layer pattern; YAML lists are converted to text.
+        d_model: width D, even, at least 16.
         vocab_size: number of token ids.
-        causal: read left to right only.
-        norm: of every step and before the head, unless a word says otherwise.
-        placement: of the norms, unless a word says otherwise.
+        causal: read only from left to right.
+        norm: the norm of every step and before the head; a word may set another.
+        placement: placement of the norms; a word may set another.
         norm_eps: epsilon of the norms.
-        norm_axis: what the norms of the steps run along, unless a word says otherwise.
-        in_scale: factor on what the mixers read, unless a word says otherwise.
-        out_scale: factor on what the mixers give, unless a word says otherwise.
-        residual_scale: factor on the stream that a step adds to, unless a word says otherwise.
-        residual: what carries the stream past the mixers: one sum, or several streams that mix, as hyper-connections or
-            as manifold-constrained ones (mHC).
-        residual_streams: how many there are then.
-        residual_dynamic: whether each token has weights of its own for them.
-        positions: added to the embedding; attention words bring rotary positions of their own.
-        max_len: number of positions that `positions="learned"` has, and that words with weights for every
-            step have weights for; the usual length of a recursive model, the places of its puzzles included.
-        tie_embeddings: the head uses the embedding's weights.
+        norm_axis: axis of the norms of the steps; a word may set another.
+        in_scale: factor on the inputs of the mixers; a word may set another.
+        out_scale: factor on the outputs of the mixers; a word may set another.
+        residual_scale: factor on the stream that a step adds to; a word may set another.
+        residual: the residual stream: one sum, or several mixed streams, as hyper-connections or manifold-constrained
+            hyper-connections (mHC).
+        residual_streams: number of these streams.
+        residual_dynamic: whether the weights of these streams depend on the token.
+        positions: positions added to the embedding; attention words also have rotary positions.
+        max_len: number of positions of `positions="learned"` and of words with weights for every step; for a recursive
+            model its usual length, with the places of the puzzle embedding.
+        tie_embeddings: the head shares the weights of the embedding.
         embedding_scale: factor on the embedding.
-        embedding_norm: a norm right after the embedding (RWKV).
+        embedding_norm: a norm directly after the embedding (RWKV).
         time_feature: add a learned function of the time since the previous token, `context.timespans`, to the
-            embedding: for mixers that do not read it themselves.
-        decoder: an MLP that predicts every token of a row from the features of its last, for tasks of the layout
+            embedding, for mixers that do not read the timespans.
+        decoder: an MLP that predicts every token of a row from the features of the last token, for tasks of the layout
             `reconstruct`.
-        dropout: probability, after the embedding.
+        dropout: probability of dropout after the embedding.
         head_bias: a bias on the head.
         logit_scale: factor on the logits.
-        logit_softcap: c in c * tanh(logits / c), after that factor.
-        recursion: makes it a recursive model, taught by deep supervision; {} takes the defaults.
-        published: the published config that a family's model was made from, in its own keys, which `zoo.to_hf` writes
-            as long as the other options are still those of that config.
+        logit_softcap: c in c * tanh(logits / c), after `logit_scale`.
+        recursion: options of a recursive model, which is trained by deep supervision; {} takes the defaults.
+        published: the published config of a family's model, with its own keys. `zoo.to_hf` writes this config if the
+            other options still agree with it.
     """
 
     pattern: str

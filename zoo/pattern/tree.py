@@ -16,13 +16,13 @@ Norm = Literal["rmsnorm", "rmsnorm_zero_centred", "rmsnorm_plain", "layernorm", 
 
 
 class StepOptions(Options, label="a step"):
-    """How a word stands in the residual stream; what is None is the model's default.
+    """The residual step of a word; None means the model's default.
 
     Attributes:
-        placement: where the norm stands: "pre", before the mixer; "post", after the sum; "sandwich", on both sides of
+        placement: place of the norm: "pre", before the mixer; "post", after the sum; "sandwich", on both sides of
             the mixer; "output", after the mixer only (OLMo 2).
         norm: the normalisation; the weights of "rmsnorm_zero_centred" are 1 + w (Gemma), "rmsnorm_plain" has none.
-        norm_axis: what it runs along: the channels of a step, or the steps of a channel (non-causal models).
+        norm_axis: axis of the norm: the channels of a step, or the steps of a channel (non-causal models).
         in_scale: factor on the mixer's input.
         out_scale: factor on the mixer's output.
         residual_scale: factor on the stream that the output is added to (DeepNorm).

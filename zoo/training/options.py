@@ -28,7 +28,7 @@ class Target(Options, label="train.target"):
 
     Attributes:
         metric: a figure of the task's score, or "loss".
-        value: the training ends once validation reaches it, from below, or from above where it is the loss.
+        value: training ends when validation reaches this value (for the loss: falls to this value).
     """
 
     metric: str = "accuracy"
@@ -46,29 +46,30 @@ class TrainConfig(Options, label="train"):
     Attributes:
         steps: number of batches.
         batch_size: rows of a batch.
-        rows: training rows, which come again in another order once all have been seen; by default every row is new.
-        seed: of the initial weights, of the stream of training rows and of dropout.
-        optimizer: adamw, or muon for the hidden matrices with AdamW for the rest.
+        rows: number of training rows, which repeat in another order each epoch; by default every row is new.
+        seed: seed of the initial weights, of the stream of training rows and of dropout.
+        optimizer: adamw; or muon for the hidden matrices and AdamW for the rest.
         lr: peak learning rate.
-        muon_lr: that of the Muon group, by default `lr` (its updates are scaled to the size of AdamW's).
-        puzzle_lr: that of what a recursive model learns of each puzzle, which then moves by the sign of its gradient,
-            and decays, in the steps that use it; by default it is trained as the rest.
-        weight_decay: decoupled; not on norms, biases, decays and embeddings.
-        decay_all: on those too.
-        beta1: of AdamW.
-        beta2: of AdamW.
-        eps: of AdamW.
-        momentum: of Muon.
-        clip: largest norm of the gradient; None leaves it.
-        schedule: after the warm-up, cosine to the end; wsd holds and falls linearly over the last `decay_steps`.
-        warmup_steps: linear warm-up.
-        decay_steps: of wsd, by default a fifth of the steps.
-        final_lr: learning rate to which the schedule falls, as a share of the peak; the last step is a step above it.
-        ema: decay of the running average of the weights, which evaluation then reads.
-        ema_warmup: forget the first steps faster, for runs of less than some 9,000 steps; false has one decay from the
-            start (TRM).
-        device: auto takes cuda, then mps, then cpu.
-        precision: bfloat16 is autocast; auto takes it on GPUs and CPUs with hardware for it.
+        muon_lr: learning rate of the Muon group, by default `lr` (its updates are scaled to the size of AdamW's).
+        puzzle_lr: learning rate of the puzzle embeddings of a recursive model. An embedding then moves by the sign of
+            its gradient, and decays, in the steps that use it; by default it is trained like all other weights.
+        weight_decay: decoupled weight decay; not on norms, biases, decays and embeddings.
+        decay_all: weight decay on these too.
+        beta1: beta1 of AdamW.
+        beta2: beta2 of AdamW.
+        eps: epsilon of AdamW.
+        momentum: momentum of Muon.
+        clip: largest norm of the gradient; None does not clip.
+        schedule: the learning rate after the warm-up: cosine to the end; constant; or wsd, which is constant and then
+            falls linearly over the last `decay_steps`.
+        warmup_steps: steps of linear warm-up.
+        decay_steps: falling steps of wsd, by default a fifth of the steps.
+        final_lr: learning rate at the end of the schedule, as a share of the peak; the last step is one step before it.
+        ema: decay of the running average of the weights; evaluation then uses the average.
+        ema_warmup: a faster decay in the first steps, for runs of less than about 9,000 steps; false has a constant
+            decay (TRM).
+        device: auto chooses cuda, else mps, else cpu.
+        precision: bfloat16 is autocast; auto chooses bfloat16 on GPUs and CPUs with hardware for it.
         compile: compile the layers with torch.compile.
         threads: CPU threads, by default torch's choice.
         eval_every: steps between evaluations on validation.
@@ -76,12 +77,12 @@ class TrainConfig(Options, label="train"):
         test_rows: test rows, read once at the end with the best weights.
         eval_batch_size: rows evaluated at once, by default `batch_size`.
         metric: the validation figure that selects the best weights, by default the target's or accuracy.
-        target: ends the training once reached.
-        time_budget: seconds of training after which it ends.
+        target: a figure on validation that ends the training.
+        time_budget: seconds after which training ends.
         log_every: steps between training lines in metrics.jsonl.
         checkpoint_every: steps between checkpoints.
         checkpoint_seconds: seconds between checkpoints.
-        keep: number of latest checkpoints kept, beside the best.
+        keep: number of latest checkpoints to keep, beside the best.
     """
 
     steps: int = Field(default=1000, ge=1, le=NEVER)
@@ -145,17 +146,17 @@ BOOKKEEPING = {"train.keep", "train.checkpoint_every", "train.checkpoint_seconds
 class Experiment(Options, label="experiment"):
     """One training run.
 
-    What task and objective need is filled into the model where it is left out: `vocab_size`, `max_len` where there are
-    weights for every position, `recursion.n_puzzles` where there are places for what is learned of each puzzle, and,
-    where the task has irregular times that no mixer of the pattern reads, `time_feature`; a task of the layout
-    `reconstruct` brings the `decoder`.
+    Options of the model that task and objective need are filled in if they are not given: `vocab_size`; `max_len`, if
+    there are weights for every position; `recursion.n_puzzles`, if there are places for a puzzle embedding;
+    `time_feature`, if the task has irregular times that no mixer of the pattern reads; `decoder`, for a task of the
+    layout `reconstruct`.
 
     Attributes:
-        name: its name, and by default that of its folder.
+        name: the name of the run, and by default of its folder.
         out: the run folder, by default `runs/<name>`.
         task: a name, or a mapping of `name` and options.
-        model: a pattern, a family-size, or a mapping of model options with `pattern` or `family`, and `n_parameters` in
-            place of `d_model` for the largest width that fits this number of parameters.
+        model: a pattern, a family-size, or a mapping of model options with `pattern` or `family`. With `n_parameters`
+            instead of `d_model`, the width is the largest that fits this number of parameters.
         objective: a name, or a mapping of `name` and options.
         train: options of `TrainConfig`.
     """
