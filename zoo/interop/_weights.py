@@ -69,7 +69,7 @@ def unpickle(path: Path) -> dict[str, Tensor]:
 
 
 def _refuse_long(path: Path, stream: IO[bytes], pickles: int) -> None:
-    """Raise where so many pickles, one behind the other, have more steps than weights take: each may make an object."""
+    """Raise if these consecutive pickles have more steps than weights need: each step may create an object."""
     steps = chain.from_iterable(pickletools.genops(stream) for _ in range(pickles))
     if sum(1 for _ in islice(steps, MOST_STEPS + 1)) > MOST_STEPS:
         raise UsageError(f"{shown(path)} cannot be read: its pickle has more than {MOST_STEPS:,} steps.")

@@ -53,14 +53,14 @@ DTYPES = {
 def from_hf(
     source: nn.Module | str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> Ends:
-    """A published model with its weights.
+    """Load a published model with its weights.
 
     Args:
         source: a model of transformers, which is copied, or the path of a checkpoint folder: `config.json` beside
             `model.safetensors` or `pytorch_model.bin` (read with `weights_only=True`), or shards of either and their
-            index. The stack without its head (`Qwen3Model`) will do where the config ties the head to the embedding.
-        dtype: of all weights; by default each keeps its own.
-        device: where the weights go.
+            index. The stack without its head (`Qwen3Model`) is enough if the config ties the head to the embedding.
+        dtype: dtype of all weights; by default each keeps its own.
+        device: device of the weights.
 
     Raises:
         UsageError: an architecture, an option or a quantisation that is not supported, weights that are missing, not
@@ -103,15 +103,15 @@ def to_hf(model: Ends, folder: str | Path, *, shard_bytes: int = 5_000_000_000) 
     """Write `config.json` and the weights of a family's model as transformers reads them.
 
     Args:
-        model: made by `from_hf` or from a `family-size`; its options are still the family's.
+        model: a model from `from_hf` or from a `family-size`, with unchanged options.
         folder: a folder that does not exist or is empty.
-        shard_bytes: the most that one file holds; larger models get several and an index.
+        shard_bytes: largest size of one file; larger models have several files and an index.
 
     Returns:
         The folder.
 
     Raises:
-        UsageError: a model that is not of a family, or no more; a folder that holds files or cannot be written.
+        UsageError: a model that is not, or no longer, of a family; a folder that contains files or cannot be written.
     """
     if not isinstance(model, Ends):
         raise UsageError(f"to_hf takes a model of the zoo, not a {type(model).__name__}.")

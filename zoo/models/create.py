@@ -26,7 +26,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def create_model(spec: str | Pattern | Mapping[str, Any] | ModelConfig | Sequence[Any], **options: Any) -> Ends:
-    """A model from a pattern, a family-size name, or a config.
+    """Create a model from a pattern, a family-size name, or a config.
 
     Args:
         spec: `"4*(mamba2 swiglu)"`, `"mamba2-tiny"`, a mapping of model options, or a `ModelConfig`.

@@ -12,17 +12,17 @@ from zoo.pattern import swap as swap_words
 
 
 def swap(spec: Any, words: Mapping[str, str]) -> Any:
-    """A pattern or a config with words replaced: `swap("gqa mlp", {"gqa": "mla"})`.
+    """Replace words in a pattern or a config: `swap("gqa mlp", {"gqa": "mla"})`.
 
     Args:
         spec: a pattern as text or data, which gives text, or as a `Pattern`, which gives one; a `ModelConfig`, a
             mapping of model options, or a family-size (`"llama3-tiny"`), which give a `ModelConfig`. That of a family
             keeps `published`, which says where it came from; `zoo.to_hf` no longer writes such a model, and names what
             differs. `n_parameters` in the mapping takes the width at which the new model has no more.
-        words: names of words, and the word that each gives way to, with its options. Step options stay.
+        words: names of words, and for each the word that replaces it, with options. Step options are kept.
 
     Raises:
-        UsageError: a name that the pattern does not hold, or an unknown replacement.
+        UsageError: a name that is not in the pattern, or an unknown replacement.
     """
     if is_family(spec) or (isinstance(spec, Mapping) and {"pattern", "family"} & spec.keys()):
         config, budget = read_spec(spec)

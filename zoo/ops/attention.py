@@ -49,7 +49,7 @@ class KVCache(NamedTuple):
     length: Tensor
 
     def canonical(self) -> KVCache:
-        """Only the keys still held, oldest first, trimmed to the longest row."""
+        """Only the stored keys, oldest first, trimmed to the longest row."""
         return in_order_of_time(self)
 
 
@@ -58,7 +58,7 @@ Cache = TypeVar("Cache", bound=NamedTuple)
 
 
 def in_order_of_time(cache: Cache) -> Cache:
-    """Only the rows still held, oldest first, trimmed to the longest row of the batch."""
+    """Only the stored rows, oldest first, trimmed to the longest row of the batch."""
     *buffers, length = cache
     N = buffers[0].shape[1]
     held = length.clamp(max=N)
@@ -162,7 +162,7 @@ class Settings(NamedTuple):
     backend: str
 
     def form(self, sdpa: bool, *, sinks: bool = False) -> str:
-        """The form that was asked for; under "auto" sdpa if that is the better one and can serve, else chunked.
+        """The chosen form; under "auto" sdpa if it is available and better, else chunked.
 
         Args:
             sdpa: whether it is the better one.

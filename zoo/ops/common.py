@@ -66,7 +66,7 @@ def choose_form(
     offers: Mapping[str, Callable[[], str | None]] = MappingProxyType({}),
     plain: Sequence[str] = PLAIN,
 ) -> str:
-    """The name of the form that runs: the one asked for, or the best that serves.
+    """The name of the form that runs: the chosen one, or the best available one.
 
     Args:
         op: name of the op, for messages and the log of forms.

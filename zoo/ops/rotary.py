@@ -58,7 +58,7 @@ def frequencies(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """(width / 2,) angles a step: base ** (-2 i / width), or what `scaling` makes of them."""
+    """(width / 2,) angles a step: base ** (-2 i / width), or those scaled by `scaling`."""
     if scaling is not None and scaling.kind == "ntk" and width > 2:
         base *= scaling.factor ** (width / (width - 2))
     frequency = base ** (torch.arange(0, width, 2, device=device, dtype=dtype) / -max(width, 1))

@@ -1,7 +1,7 @@
 """The selective scan of Mamba (Gu and Dao 2023, arXiv 2312.00752, section 3.2 and algorithm 2).
 
 A bank of N decaying states for each channel, whose step size, input and read-out vectors depend on the input. The
-states of all steps, (B, T, D, N), are never held at once: every form but the step-by-step one keeps those at the
+states of all steps, (B, T, D, N), are never stored at once: every form but the step-by-step one keeps those at the
 boundaries of chunks, and makes the others again in the backward pass.
 """
 

@@ -80,7 +80,7 @@ class SparseLatentCache(NamedTuple):
 
 
 class Index(NamedTuple):
-    """What the indexer makes of T steps: q (B, T, J, E), key (B, T, E), weight (B, T, J)."""
+    """The indexer's projections of T steps: q (B, T, J, E), key (B, T, E), weight (B, T, J)."""
 
     q: Tensor
     key: Tensor
@@ -323,7 +323,7 @@ def _piece(
 
 
 def _block(inputs: Sequence[Tensor], seen: Tensor, top_k: int | None, align: bool) -> tuple[Tensor, Tensor]:
-    """q (B, G, C, R, K) against k, v (B, G, S, ...): o (B, G, C, R, V) and the divergence (B, C), zero if not asked."""
+    """q (B, G, C, R, K) against k, v (B, G, S, ...): o (B, G, C, R, V) and the divergence (B, C), or zero."""
     q, k, v, *index = inputs
     dtype, shape, chosen, scores = state_dtype(q), q.shape[2:4], seen, None
     chooses = top_k is not None and top_k < k.shape[2]

@@ -33,10 +33,10 @@ def wraps(cls: type[Mixer]) -> bool:
 def create_mixer(
     spec: str | Mapping[str, Any] | Options, d_model: int, *, place: Place = Place(), **options: Any
 ) -> Mixer:
-    """A mixer from one word (`"gqa(n_kv_heads=2)"`), a mapping with the key `name`, or its config.
+    """Create a mixer from one word (`"gqa(n_kv_heads=2)"`), a mapping with the key `name`, or its config.
 
     Raises:
-        UsageError: unknown mixer or option, wrong type, or a width the options cannot hold.
+        UsageError: unknown mixer or option, wrong type, or a width that does not fit the options.
     """
     config = mixer_config(spec, **options)
     if (

@@ -21,7 +21,7 @@ setting. `zoo bench` writes all keys; of a file from elsewhere only the first th
     slices      {name of slice: {value as text: {name of figure: number}}}, else {}
     chance      the accuracy on 2,048 test rows of always giving the answer that is most frequent in validation rows;
                 null where nothing is answered
-    conditions  what else was asked for: budget in seconds, repeats, test rows, seeds, learning rates
+    conditions  other settings: budget in seconds, repeats, test rows, seeds, learning rates
     laws        the checks that the subject passed in the same process before anything was measured
     n_parameters, precision ("float32" | "bfloat16"), threads, device ("cpu" or the GPU's name)
     backends    {op: [forms that ran]}, as in a run's `result.json`

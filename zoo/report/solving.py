@@ -1,6 +1,6 @@
 """A puzzle while it is solved: in a terminal, as a filmstrip, as an animation, and as parts of a page.
 
-All draw the same scene: squares, strokes and words. Cells that are new, wrong or still to be found are told apart by
+All draw the same scene: squares, strokes and words. Cells that are new, wrong or still to be found are distinguished by
 marks as well as by colours, and the colours by their lightness too.
 """
 

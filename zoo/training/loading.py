@@ -76,7 +76,7 @@ def _whole(path: Path, others: Iterable[str]) -> Path:
 
 
 def load(path: str | Path, which: str = "best") -> Ends:
-    """The model of a run, on the CPU in evaluation mode: its best weights by validation, or the last.
+    """Load the model of a run, on the CPU in evaluation mode: its best weights by validation, or the last.
 
     Args:
         path: a run folder, or one of its checkpoints.

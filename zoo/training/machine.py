@@ -77,7 +77,7 @@ def no_peak_memory(device: torch.device) -> str | None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Largest memory so far in bytes: of the allocator on a GPU, else of the process; None where it is not told."""
+    """Largest memory so far in bytes: of the allocator on a GPU, else of the process; None if not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if no_peak_memory(device) is not None:

@@ -31,15 +31,15 @@ def train(
 ) -> Result:
     """Train one experiment into its run folder.
 
-    A run that the folder already holds is resumed, to the same bits as if it had never stopped; a finished run is
-    returned as it is. The caller's random states, Python's, numpy's and torch's, are afterwards as they were before.
+    If the folder contains a run, it is resumed, to the same bits as if it had never stopped; a finished run is
+    returned unchanged. The caller's random states (of Python, numpy and torch) are restored afterwards.
 
     Args:
         experiment: a recipe's name, a YAML file, a run folder, a mapping or an `Experiment`.
         overrides: dotted keys and values, such as `{"train.steps": 500}`.
-        variant: which of a recipe's variants.
+        variant: the variant of a recipe.
         resume: fail unless a checkpoint exists.
-        fresh: delete the run that the folder holds and start over.
+        fresh: delete the existing run in the folder and start again.
         quiet: print nothing.
 
     Raises:

@@ -41,7 +41,7 @@ class Family:
         defaults: the values that transformers gives to keys which a published config leaves out.
         ignored: regular expressions for names in checkpoints that hold nothing of their own (tables of positions).
         bare: the class of the stack without its head; by default after `architecture`, which follows the usage.
-        marker: a key that tells its configs apart where they give neither `architectures` nor `model_type`.
+        marker: a key that identifies its configs if they have neither `architectures` nor `model_type`.
         surplus: which of a checkpoint's names belong to parts beyond the model, such as layers that predict further
             tokens; they are left aside.
     """
@@ -112,7 +112,7 @@ class Family:
         return self.bare or HEADS.sub("Model", self.architecture)
 
     def _understood(self, read: Callable[..., Any], *given: Any) -> Any:
-        """What `read` makes of a config whose values may be of any type."""
+        """The result of `read` for a config whose values may have any type."""
         try:
             return read(*given)
         except UsageError:

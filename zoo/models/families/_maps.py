@@ -113,7 +113,7 @@ def within(ours: str, theirs: str, maps: Iterable[Map]) -> Iterable[Map]:
 
 
 def also_named(maps: Iterable[Map], name: Callable[[str], str]) -> Iterable[Map]:
-    """The same maps, for checkpoints that have what `name` makes of the names of theirs, too."""
+    """The same maps, which also read checkpoints whose names are changed by `name`."""
     for m in maps:
         yield replace(m, others=tuple(map(name, m.theirs)))
 

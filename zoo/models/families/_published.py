@@ -86,7 +86,7 @@ class Published:
         return None if value is None or float(value) >= LARGEST else float(value)
 
     def refuse_unread(self, options: Mapping[str, Any] | None = None) -> None:
-        """Raise where the config sets keys that nobody asked for and that may change the result.
+        """Raise if the config sets keys that were never read and that may change the result.
 
         Args:
             options: of the model that was read, by which it settles some of them itself.

@@ -1,4 +1,4 @@
-"""Other people's GPU kernels, one file per library, imported when first asked for.
+"""Other people's GPU kernels, one file per library, imported on first use.
 
 Every adapter has `why_not(...)`, which says in one line why it cannot serve a call (None where it can), and functions
 in the terms of our own ops: the same arguments, shapes and signs.

@@ -22,7 +22,7 @@ def why_not(x: Tensor, d_key: int, *, chosen: bool) -> str | None:
     """Why it cannot take x (an input as the caller gave it) and keys of width `d_key`.
 
     Args:
-        chosen: it was asked for by name, so that TF32 is welcome.
+        chosen: the form was chosen by name, so TF32 is allowed.
     """
     if (why := off_device(x) or missing("fla", "fla.ops", "flash-linear-attention")) is not None:
         return why

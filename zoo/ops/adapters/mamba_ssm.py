@@ -62,7 +62,7 @@ def selective_scan(
 
 
 class _Closed(torch.autograd.Function):
-    """A last state through which no gradient can pass, said aloud where one is asked for."""
+    """A last state through which no gradient can pass: a backward pass through it is an error."""
 
     @staticmethod
     def forward(ctx, state: Tensor, y: Tensor) -> Tensor:
