@@ -197,6 +197,18 @@ class Task(ABC):
         return str(token)
 
 
+def split_rows(batch: Batch, size: int) -> list[Batch]:
+    """A batch cut into batches of `size` rows, the last one shorter."""
+    return [take(batch, slice(i, i + size)) for i in range(0, len(batch.inputs), size)]
+
+
+def take(batch: Batch, rows: slice | Tensor) -> Batch:
+    """The rows that an index picks."""
+    slices = {k: v[rows] for k, v in batch.slices.items()}
+    inputs, targets, _, *rest = batch
+    return Batch(inputs[rows], targets[rows], slices, *(None if t is None else t[rows] for t in rest))
+
+
 def exactly(batch: Batch, predictions: Tensor) -> Tensor:
     """(n,) bool, the rows with every scored position right."""
     return ((predictions == batch.targets) | (batch.targets == IGNORE)).all(1)

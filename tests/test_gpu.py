@@ -9,21 +9,21 @@ pytest -m "gpu and not slow" -rs
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable
 from typing import Any
 
-import laws
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import Case
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from zoo.core.errors import UsageError
-from zoo.laws import error
+from zoo.laws import TOLERANCE as LAW_TOLERANCE
+from zoo.laws import cases_of, error, noise
+from zoo.laws.judge import WIDTH
 from zoo.ops import causal_conv1d, delta_rule, dplr, linear_attention, mlstm, scan, selective_scan
+from zoo.ops.choices import fixed_choices
 from zoo.protocol import mixers
 
 GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
@@ -97,7 +97,7 @@ def outcome(op: str, leaves: dict[str, Tensor], device: str, dtype: torch.dtype,
     wide = torch.promote_types(dtype, torch.float32)
     held = {n: x.to(device, wide if n == "state" else dtype).requires_grad_() for n, x in leaves.items()}
     o, _ = function(**held, **options, backend=backend)
-    weight = laws.noise(*o.shape, device=device).to(o)
+    weight = noise(*o.shape, device=device).to(o)
     return [x.double().cpu() for x in (o, *torch.autograd.grad(o, list(held.values()), weight))]
 
 
@@ -135,21 +135,21 @@ def test_ops(op, decay, dtype, device, T, backend):
 @DEVICES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("name", mixers.names())
-def test_mixers(name, dtype, device, monkeypatch):
-    monkeypatch.setattr(sys.modules[laws.choose.__module__], "choose", laws.choice_by_place)
-    case = Case(mixers[name], mixers[name].law_cases()[0])
-    start = case.build(dtype)
+def test_mixers(name, dtype, device):
+    start = cases_of(mixers[name])[0].build(dtype)
 
     def results(device: str, dtype: torch.dtype) -> list[Tensor]:
         mixer = copy.deepcopy(start).to(device, dtype)
-        x = laws.noise(2, 70, laws.WIDTH, device=device).to(dtype).requires_grad_()
+        x = noise(2, 70, WIDTH, device=device).to(dtype).requires_grad_()
         y, state = mixer(x)
-        weight = laws.noise(*y.shape, device=device).to(y)
+        weight = noise(*y.shape, device=device).to(y)
         (gradient,) = torch.autograd.grad(y, x, weight)
         if not mixer.causal:
             return [t.double().cpu() for t in (y, gradient)]
         stepped, after = mixer.step(x[:, 0].detach(), tree_map(torch.detach, state))
         return [t.double().cpu() for t in (y, gradient, stepped, *tree_leaves(after))]
 
-    for a, e in zip(results(device, dtype), results("cpu", torch.float64), strict=True):
-        assert error(a, e, floor=0.05) <= laws.TOLERANCE[dtype]
+    with fixed_choices():
+        pairs = list(zip(results(device, dtype), results("cpu", torch.float64), strict=True))
+    for a, e in pairs:
+        assert error(a, e, floor=0.05) <= LAW_TOLERANCE[dtype]

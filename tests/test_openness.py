@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 import warnings
 
-import laws
 import pytest
 import torch
-from laws import assert_close_gradients
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import zoo
-from zoo.laws import assert_close, noise, off_inits
+from zoo.laws import assert_close, assert_close_gradients, noise, off_inits
+from zoo.laws.openness import adapted, layers_of
 from zoo.ops.modules import bare
 from zoo.protocol import Context
 
@@ -61,8 +60,8 @@ def test_hooks_fire(name):
 def test_adapters(name):
     """An adapter around every linear layer and embedding, those of a tied head too, is a change of its weight."""
     model, expected = build(name), build(name)
-    merged = laws.layers_of(expected)
-    found = laws.adapted(model)
+    merged = layers_of(expected)
+    found = adapted(model)
     logits, loss = logits_and_loss(model)
     with torch.no_grad():
         for layer, adapter in zip(merged.values(), found, strict=True):

@@ -295,6 +295,30 @@ def bench(context: typer.Context) -> int | None:
 
 
 @app.command()
+def laws(
+    words: Annotated[list[str], typer.Argument(metavar="WORD...", help="Mixers: names, or words with options.")],
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    law: Annotated[list[str] | None, typer.Option(help="Only this law, by name or number; may be repeated.")] = None,
+    thorough: Annotated[bool, typer.Option("--all", help="Every case in every precision, with every setting.")] = False,
+    times: Annotated[bool, typer.Option("--times", help="Print the processor seconds of every law.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check mixers against the laws, a line for each law; the exit status is 1 where one is broken."""
+    from zoo.laws.judge import lines, verdicts
+
+    found = verdicts(words, laws=law, device=device, thorough=thorough)
+    if as_json:
+        data = [verdict.data() for verdict in found]
+        print(json.dumps(data, indent=1))
+        raise typer.Exit(int(not all(each["holds"] for each in data)))
+    status = 0
+    for line, holds in lines(found, times=times):
+        print(line, flush=True)
+        status = status or int(not holds)
+    raise typer.Exit(status)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Show what this machine and installation support."""
     from zoo.training.doctor import examine, lines

@@ -4,7 +4,7 @@ Shape legend: B batch, T time, D model width, H heads, G groups of keys (G divid
 width of a head, W convolution width.
 
 A mixer maps (B, T, D) to (B, T, D) and takes its past as an explicit state, so that the same code serves training,
-chunked prefill and step-by-step decoding. Tested for every mixer (`tests/test_laws.py`):
+chunked prefill and step-by-step decoding. Checked for every mixer (`zoo/laws`):
 
 1. Chunk consistency: cutting a sequence anywhere and carrying the state changes neither outputs nor final state.
 2. Causality: no output of a causal mixer depends on a later input.
@@ -20,6 +20,7 @@ chunked prefill and step-by-step decoding. Tested for every mixer (`tests/test_l
    numbers may be of any integer type.
 12. Openness: hooks fire, adapters and pruning take effect on every layer; checkpointing changes no gradient.
 13. Second derivatives, forward mode and `torch.func` are right, or refused by name.
+14. Batch-mates: loss and answers of a row depend neither on the batch size of an evaluation nor on the other rows.
 """
 
 from __future__ import annotations

@@ -36,9 +36,8 @@ from zoo.objectives.deep_supervision import WINDOW, DeepSupervision
 from zoo.report import static
 from zoo.report.charts import Axis, Chart, Panel, Row, Series
 from zoo.statistics import clustered_interval
-from zoo.tasks.protocol import IGNORE, Batch
+from zoo.tasks.protocol import IGNORE, Batch, split_rows
 from zoo.training import machine
-from zoo.training.data import split_rows
 from zoo.training.evaluation import held_out
 from zoo.training.loading import OpenRun, open_run
 from zoo.training.options import Experiment

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import zoo
+from zoo.laws import batch_mates
 from zoo.objectives import create_objective, list_objectives
 from zoo.objectives.draws import RowDraws, row_names
 from zoo.tasks import create_task
-from zoo.training.data import split_rows, take
+from zoo.tasks.protocol import split_rows, take
 from zoo.training.evaluation import answered, evaluate, evaluate_run, held_out
 from zoo.training.generating import answer_example
 from zoo.training.solving import solve_run
@@ -72,27 +73,7 @@ def test_every_objective_is_tried():
 def test_rows_are_answered_alone(name, spec, options, named):
     model, chosen = parts(name, spec, options)
     rows = held_out(chosen.task, "test", 10) if named else chosen.task.sample(10, split="test", seed=0)
-    whole = answered(model, chosen, rows, batch_size=10)
-    for size in (1, 3):
-        found = answered(model, chosen, rows, batch_size=size)
-        assert torch.equal(found.predictions, whole.predictions)
-        assert found.loss == pytest.approx(whole.loss, rel=1e-9)
-    order = torch.randperm(10, generator=torch.Generator().manual_seed(1))
-    mixed = answered(model, chosen, take(rows, order), batch_size=4)
-    assert torch.equal(mixed.predictions, whole.predictions[order])
-    assert mixed.loss == pytest.approx(whole.loss, rel=1e-9)
-    others = take(chosen.task.sample(12, split="train", seed=5), slice(3, 12))  # other company
-    for row in (0, 7):
-        alone = take(rows, slice(row, row + 1))
-        said, loss = chosen.evaluate(model, alone)
-        beside = torch.cat([alone.inputs, others.inputs]), torch.cat([alone.targets, others.targets])
-        together = alone._replace(inputs=beside[0], targets=beside[1], slices={}, streams=None)
-        if named:
-            together = together._replace(streams=torch.cat([alone.streams, row_names(chosen.encode(others))]))
-        assert torch.equal(chosen.predict(model, together)[0], said[0])
-        assert torch.equal(chosen.predict(model, alone), said)
-        assert torch.equal(said[0], whole.predictions[row])
-        assert loss.isfinite()
+    batch_mates(model, chosen, rows, take(chosen.task.sample(12, split="train", seed=5), slice(3, 12)))
 
 
 @pytest.mark.parametrize(("name", "spec", "options"), CASES[::3], ids=lambda v: v if isinstance(v, str) else None)

@@ -12,7 +12,7 @@ import torch
 import zoo
 from zoo import tasks
 from zoo.objectives import create_objective, list_objectives
-from zoo.training.data import take
+from zoo.tasks.protocol import take
 from zoo.training.evaluation import decode_rate, evaluate, evaluate_run, held_out
 from zoo.training.generating import answer_example
 from zoo.training.solving import solve, solve_run

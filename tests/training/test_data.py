@@ -9,8 +9,9 @@ import torch
 
 from zoo import tasks
 from zoo.objectives import create_objective
+from zoo.tasks.protocol import split_rows
 from zoo.training import data
-from zoo.training.data import Stream, split_rows
+from zoo.training.data import Stream
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from zoo.ops.attention import (
     in_order_of_time,
     sight_of,
 )
+from zoo.ops.choices import to_choose_by
 from zoo.ops.common import blank, log_form, state_dtype, valid_steps
 from zoo.ops.derivatives import TRANSFORMED, gradients_of, once, traced, transformed
 from zoo.ops.kernel import Kernel
@@ -186,7 +187,7 @@ def choose(scores: Tensor, seen: Tensor, top_k: int) -> Tensor:
         seen: (B or 1, T, S) bool.
         top_k: less than S.
     """
-    scores = scores.detach().masked_fill(~seen, -torch.inf)
+    scores = to_choose_by(scores.detach(), seen).masked_fill(~seen, -torch.inf)
     least = scores.topk(top_k, sorted=False).values.amin(-1, keepdim=True)
     above, equal = scores > least, (scores == least) & seen
     room = top_k - above.sum(-1, keepdim=True)

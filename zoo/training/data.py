@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.objectives.base import Encoded, Objective
 from zoo.tasks import random
-from zoo.tasks.protocol import Batch, Task
+from zoo.tasks.protocol import Batch, Task, split_rows, take
 
 TOKENS_AHEAD = 65536  # rows are drawn in chunks of about so many tokens, since small draws cost as much as large ones
 MOST_BATCHES = 16
@@ -91,15 +91,3 @@ class Stream:
 def _order(seed: int, epoch: int, rows: int) -> NDArray[np.int64]:
     """In which order an epoch shows its rows."""
     return random.permutation(random.fold(random.row_keys("train", seed, epoch, 1), _ORDER), rows)
-
-
-def split_rows(batch: Batch, size: int) -> list[Batch]:
-    """A batch cut into batches of `size` rows, the last one shorter."""
-    return [take(batch, slice(i, i + size)) for i in range(0, len(batch.inputs), size)]
-
-
-def take(batch: Batch, rows: slice | Tensor) -> Batch:
-    """The rows that an index picks."""
-    slices = {k: v[rows] for k, v in batch.slices.items()}
-    inputs, targets, _, *rest = batch
-    return Batch(inputs[rows], targets[rows], slices, *(None if t is None else t[rows] for t in rest))

@@ -17,8 +17,7 @@ from zoo.objectives.base import Objective
 from zoo.objectives.draws import row_names
 from zoo.statistics import clustered_interval
 from zoo.tasks import random
-from zoo.tasks.protocol import IGNORE, Batch, Task, check_split, exactly, names_of
-from zoo.training.data import split_rows
+from zoo.tasks.protocol import IGNORE, Batch, Task, check_split, exactly, names_of, split_rows
 from zoo.training.loading import open_run
 from zoo.training.machine import autocast, synchronize
 
