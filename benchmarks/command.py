@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from zoo.benchmarks import page
 from zoo.benchmarks.cells import Request
+from zoo.benchmarks.options import BenchmarkOptions
 from zoo.benchmarks.subjects import choose, peers
 from zoo.benchmarks.tables import notes
 from zoo.core.errors import UsageError
@@ -138,6 +139,8 @@ def requested(benchmark: Benchmark, options: dict[str, Any]) -> Request:
     at = machine.choose_device(options["device"])
     subjects = [*choose(options["words"] or ()), *(peers() if benchmark.peers and not options["no_peers"] else [])]
     config = benchmark.config
+    if not isinstance(config, BenchmarkOptions):
+        raise UsageError(f"The Config of the benchmark {benchmark.name!r} should be a subclass of BenchmarkOptions.")
     repeats = getattr(config, "repeats", 1)
     precision = machine.choose_precision(precision, at)
     return Request(subjects, at.type, precision, config.budget, repeats, tuple(imports))

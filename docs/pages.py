@@ -26,6 +26,7 @@ import zoo
 from zoo import protocol
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
+from zoo.listing import listing
 from zoo.models.config import ModelConfig, Recursion
 from zoo.objectives.base import objectives
 from zoo.pattern import make_word, parse, to_text
@@ -33,7 +34,6 @@ from zoo.protocol import Mixer, Place, mixers
 from zoo.recipes import list_recipes, recipe_about
 from zoo.report.units import size
 from zoo.tasks.protocol import registry as tasks
-from zoo.training.listing import listing
 from zoo.training.options import Target, TrainConfig
 
 DOCS = Path(__file__).resolve().parent

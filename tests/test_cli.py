@@ -16,10 +16,10 @@ import torch
 import zoo as installed
 from zoo import create_model, from_hf, load, to_hf
 from zoo.cli import LISTS, main
+from zoo.listing import KINDS
 from zoo.models.create import model_config
 from zoo.objectives import create_objective
 from zoo.tasks import create_task
-from zoo.training.listing import KINDS
 
 RECIPE = """
 task: {name: mqar, vocab_size: 64, seq_len: 16, n_pairs: 2}

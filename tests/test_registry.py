@@ -23,13 +23,13 @@ from zoo.core.errors import UsageError, UsageWarning
 from zoo.core.imports import import_source
 from zoo.core.options import Options
 from zoo.core.registry import Registry
+from zoo.listing import listing
 from zoo.models.families import families
 from zoo.objectives.base import create_objective, objectives
 from zoo.pattern import mixer_config, mixer_of
 from zoo.protocol import Context, Mixer, Place, derive_heads, mixers
 from zoo.tasks.protocol import create_task
 from zoo.tasks.protocol import registry as tasks
-from zoo.training.listing import listing
 
 
 @pytest.fixture

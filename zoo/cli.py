@@ -52,7 +52,7 @@ def zoo_(
     """Train, compare and recombine sequence models."""
 
 
-LISTS = ("mixers", "models", "tasks", "objectives", "recipes")
+LISTS = ("mixers", "models", "tasks", "objectives", "recipes", "benchmarks")
 
 
 @app.command("list")
@@ -61,8 +61,8 @@ def list_(
     pattern: Annotated[str, typer.Argument(help="Names to list, as a shell pattern.")] = "*",
     as_json: Json = False,
 ) -> None:
-    """List mixers, models, tasks, objectives or recipes."""
-    from zoo.training.listing import listing
+    """List mixers, models, tasks, objectives, recipes or benchmarks."""
+    from zoo.listing import listing
 
     _print_listing(listing(what, pattern), as_json)
 

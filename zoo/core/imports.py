@@ -149,6 +149,7 @@ _MOVED = {
     "zoo.registry": "zoo.protocol for mixers, register and derive_heads, and zoo.pattern for the rest,",
     "zoo.benchmarks.records": "zoo.report.records",
     "zoo.report.measurements": "zoo.report.records",
+    "zoo.training.listing": "zoo.listing",
     **{f"zoo.models.token.{name}": f"zoo.models.config.{name}" for name in ("ModelConfig", "Recursion")},
     **{f"zoo.models.token.{name}": f"zoo.{name}" for name in ("create_model", "list_models", "swap")},
     "zoo.models.token.model_config": "zoo.models.create.model_config",

@@ -127,6 +127,7 @@ class Benchmark(ABC):
 
 
 benchmarks: Registry[type[Benchmark]] = Registry("benchmark", "zoo.benchmarks", base=Benchmark)
+register = benchmarks.register
 
 
 def in_order() -> list[type[Benchmark]]:

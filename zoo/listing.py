@@ -13,10 +13,11 @@ from zoo.objectives.base import objectives
 from zoo.pattern import list_mixers, parse
 from zoo.protocol import mixers
 from zoo.recipes import list_recipes, recipe_about
+from zoo.report.benchmark import in_order
 from zoo.tasks.protocol import registry as tasks
 from zoo.training.recipes import read_recipe
 
-KINDS = ("mixers", "models", "tasks", "objectives", "recipes")
+KINDS = ("mixers", "models", "tasks", "objectives", "recipes", "benchmarks")
 
 
 def listing(what: str, pattern: str = "*") -> list[dict[str, Any]]:
@@ -33,6 +34,9 @@ def listing(what: str, pattern: str = "*") -> list[dict[str, Any]]:
         return [{"name": n, "layout": tasks[n].layout, "about": _about(tasks[n])} for n in tasks.names(pattern)]
     if what == "objectives":
         return [{"name": n, "about": _about(objectives[n])} for n in objectives.names(pattern)]
+    if what == "benchmarks":
+        shown = fnmatch.filter([cls.label() for cls in in_order()], pattern)
+        return [{"name": cls.label(), "about": _about(cls)} for cls in in_order() if cls.label() in shown]
     if what == "models":
         return [_model(n) for n in families.names(pattern)]
     names = fnmatch.filter(list_recipes(), pattern)
