@@ -32,6 +32,7 @@ from zoo.objectives.base import objectives
 from zoo.pattern import make_word, parse, to_text
 from zoo.protocol import Mixer, Place, mixers
 from zoo.recipes import list_recipes, recipe_about
+from zoo.report.benchmark import in_order
 from zoo.report.units import size
 from zoo.tasks.protocol import registry as tasks
 from zoo.training.options import Target, TrainConfig
@@ -145,7 +146,8 @@ def options(config: type) -> list[str]:
     rows = []
     for name, field in fields.items():
         default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
-        rows.append([f"`{name}`", cell(type_name(field.annotation)), cell(default), cell(meanings.get(name, ""))])
+        meaning = field.description or meanings.get(name, "")
+        rows.append([f"`{name}`", cell(type_name(field.annotation)), cell(default), cell(meaning)])
     return table(["option", "type", "default", "meaning"], rows)
 
 
@@ -422,6 +424,14 @@ def recipe_pages() -> Iterator[tuple[str, str]]:
     yield "recipes.md", "\n".join([about, *table(["recipe", "what it is"], rows), *hidden])
 
 
+def benchmark_page() -> Iterator[tuple[str, str]]:
+    """How to read benchmarks, and the options of each."""
+    lines = [(DOCS / "benchmarks.md").read_text(encoding="utf-8"), "## Options", ""]
+    for cls in in_order():
+        lines += [f"### `zoo bench {cls.label()}`", "", first_sentence(cls.__doc__), "", *options(cls.Config)]
+    yield "benchmarks.md", "\n".join(lines)
+
+
 # ---- the rest
 
 
@@ -485,6 +495,7 @@ MAKERS: tuple[Callable[[], Iterator[tuple[str, str]]], ...] = (
     objective_pages,
     model_page,
     recipe_pages,
+    benchmark_page,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import re
 import sys
@@ -12,8 +13,21 @@ import torch
 
 import zoo
 from zoo import cli, laws
-from zoo.benchmarks import cells, command, long_context, mad, memory, states, subjects, tables, throughput, training
+from zoo.benchmarks import (
+    cells,
+    command,
+    long_context,
+    mad,
+    memory,
+    options,
+    states,
+    subjects,
+    tables,
+    throughput,
+    training,
+)
 from zoo.benchmarks.page import markdown
+from zoo.core.errors import UsageWarning
 from zoo.mixers.attention_parts import AttentionWord
 from zoo.pattern import list_mixers
 from zoo.protocol import mixers, tree_bytes
@@ -539,3 +553,37 @@ def test_weights_that_do_not_fit_are_not_made(capsys):
     *_, last = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert last["status"] == "no memory"
     assert "GB" in last["why"]
+
+
+LACKING = """
+from zoo.benchmarks import Benchmark, BenchmarkOptions, option, register
+
+
+@register("without_tables")
+class WithoutTables(Benchmark):
+    class Config(BenchmarkOptions):
+        pass
+
+    def cells(self, request):
+        yield from ()
+
+
+class Taken(BenchmarkOptions):
+    out: str = option("", "An option that zoo bench has.")
+"""
+
+
+def test_a_benchmark_that_lacks_something_is_refused_alone(tmp_path, monkeypatch, capsys):
+    assert set(inspect.signature(command.shared).parameters) == options.SHARED
+    (tmp_path / "own.py").write_text(LACKING)
+    monkeypatch.setenv("ZOO_IMPORT", str(tmp_path / "own.py"))
+    with pytest.warns(UsageWarning) as warned:
+        assert bench("--help") == 2
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line.startswith("  ")] == [
+        "throughput", "memory", "decode", "long-context", "mad"
+    ]  # fmt: skip
+    first, second = (str(warning.message) for warning in warned)
+    assert "'without_tables'" in first
+    assert "it lacks tables" in first
+    assert "cannot be called 'out'" in second

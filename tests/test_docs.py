@@ -245,7 +245,7 @@ def test_the_worked_examples_run_as_they_are_told(tmp_path):
     assert lines[0].startswith("git clone")
     assert lines[1].startswith("make demo")
     mixer = lines[[line.startswith("cp ") for line in lines].index(True) :]
-    others = [*typed("A task"), *typed("An objective")]
+    others = [*typed("A task"), *typed("An objective"), *typed("A benchmark")]
     (tmp_path / "docs").symlink_to(DOCS)
     copied = mixer.pop(0).split()
     assert copied[0] == "cp"
@@ -271,6 +271,8 @@ def test_the_worked_examples_run_as_they_are_told(tmp_path):
     assert "short_conv fading_memory" in report
     assert "Pareto" in report
     assert (tmp_path / "runs/focal/result.json").exists()
+    assert "--distance <str>" in done.stdout  # zoo bench reach --help
+    assert (tmp_path / "runs/bench/reach.svg").exists()
     # new files have their pages without an edit
     assert "| [`fading_memory`](../words/fading_memory.md) |" in done.stdout
     assert "| any | 262,146 |" in done.stdout
