@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import traceback
 
 import pytest
 import typer
@@ -18,6 +19,8 @@ import yaml
 import zoo
 import zoo.cli
 from zoo.benchmarks.command import bench
+from zoo.ops._delta import KERNEL
+from zoo.ops.kernel import Kernel
 from zoo.recipes import list_recipes
 from zoo.report.benchmark import benchmarks
 from zoo.tasks.protocol import list_tasks
@@ -76,6 +79,48 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site") / "pages"
     pages.write(folder)
     return folder
+
+
+def test_the_floors_of_the_picture_are_those_of_the_import_contract():
+    contracts = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["name"] == "layers")
+    picture = re.search(r"## The floors\n.*?```\n(.*?)```", (DOCS / "concepts.md").read_text(), re.S)[1]
+    drawn = [set(re.findall(r"zoo/(\w+)", line)) for line in picture.splitlines() if line.startswith("zoo/")]
+    assert [floor - {"tasks"} for floor in drawn] == [set(re.findall(r"zoo\.(\w+)", layer)) for layer in layers]
+
+
+def test_the_way_of_tokens_is_the_stack_at_the_doors_of_the_kernel(tmp_path, monkeypatch):
+    way = (
+        (DOCS / "concepts.md")
+        .read_text()
+        .partition("<!-- begin: the way of tokens -->")[2]
+        .partition("<!-- end -->")[0]
+    )
+    there, back = (block.splitlines() for block in re.findall(r"```\n(.*?)```", way, re.S))
+    for file, function in (line.split()[:2] for line in there + back):
+        define = r"\b{}\(" if file.endswith(".cpp") else r"def {}\("
+        assert re.search(define.format(function), (DOCS.parent / file).read_text()), f"{file} has no {function}"
+    if reason := KERNEL.why_not():
+        pytest.skip(reason)
+    stacks = {}
+
+    def door(kernel, function, *arguments):
+        here = pathlib.Path(zoo.__file__).parents[1]
+        frames = [(pathlib.Path(frame.filename), frame.name) for frame in traceback.extract_stack()]
+        own = [(file.relative_to(here).as_posix(), name) for file, name in frames if here / "zoo" in file.parents]
+        stacks.setdefault(function, own)
+        return opened(kernel, function, *arguments)
+
+    opened = Kernel.__call__
+    monkeypatch.setattr(Kernel, "__call__", door)
+    cut = ["train.steps=1", "train.eval_rows=2", "train.test_rows=2", "task.seq_len=16", f"out={tmp_path / 'run'}"]
+    with pytest.raises(SystemExit) as ended:
+        zoo.cli.main(["train", "start", "model.pattern=gated_deltanet swiglu", *cut, "--quiet"])
+    assert ended.value.code == 0
+    written = [[tuple(line.split()[:2]) for line in block if not line.startswith(" ")] for block in (there, back)]
+    assert stacks["delta_forward"] == written[0]
+    backward = stacks["delta_backward"]
+    assert backward[backward.index(written[1][0]) :] == written[1]
 
 
 def test_everything_registered_has_a_page(site):
