@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 
 import zoo
-from zoo.backbone import Backbone, PlainRMSNorm, make_norm
+from zoo.backbone import Backbone
+from zoo.norms import make_norm
+from zoo.norms.layer import LayerNorm
+from zoo.norms.none import NoNorm
 from zoo.pattern import StepOptions, parse
-from zoo.protocol import Context, Place
+from zoo.protocol import Context, Place, norms
 
 D, EPS = 16, 1e-5
 
@@ -48,7 +51,7 @@ def test_post_norm_by_hand(x):
     stack = backbone('swiglu(placement="post", norm="layernorm")')
     (step,) = stack.steps
     norm = step.norm_out
-    assert isinstance(step.norm_in, torch.nn.Identity)
+    assert isinstance(step.norm_in, NoNorm)
     close(stack(x)[0], F.layer_norm(x + step.mixers[0](x)[0], (D,), norm.weight, norm.bias, EPS))
 
 
@@ -62,7 +65,7 @@ def test_sandwich_norm_by_hand(x):
 def test_a_word_overrides_the_defaults():
     stack = backbone('swiglu swiglu(placement="post")', defaults=StepOptions(placement="sandwich", norm="layernorm"))
     assert [step.placement for step in stack.steps] == ["sandwich", "post"]
-    assert all(isinstance(step.norm_out, torch.nn.LayerNorm) for step in stack.steps)
+    assert all(isinstance(step.norm_out, LayerNorm) for step in stack.steps)
 
 
 def test_scales_by_hand(x):
@@ -186,12 +189,13 @@ def test_mixers_are_listed_in_order_without_their_insides():
 
 
 def test_time_norm_by_hand(x):
-    close(PlainRMSNorm(EPS, dim=1).double()(x), x / (x.square().mean(1, keepdim=True) + EPS).sqrt())
+    norm = make_norm("rmsnorm_plain", D, EPS, axis="time")
+    close(norm(x), x / (x.square().mean(1, keepdim=True) + EPS).sqrt())
     stack = backbone('swiglu(norm_axis="time")', causal=False)
-    close(stack(x)[0], x + stack.steps[0].mixers[0](PlainRMSNorm(EPS, dim=1)(x))[0])
+    close(stack(x)[0], x + stack.steps[0].mixers[0](norm(x))[0])
 
 
-@pytest.mark.parametrize("kind", ["rmsnorm", "rmsnorm_zero_centred", "layernorm", "none"])
+@pytest.mark.parametrize("kind", norms.names())
 def test_norms_keep_the_dtype(kind):
     norm = make_norm(kind, D).bfloat16()
     assert norm(torch.ones(1, 2, D, dtype=torch.bfloat16)).dtype == torch.bfloat16
@@ -215,7 +219,7 @@ def test_norms_keep_the_dtype(kind):
         (
             'swiglu(norm_axis="time", norm="layernorm")',
             {"causal": False},
-            r'offered for norm="rmsnorm", not .layernorm.',
+            r'offered for norm="rmsnorm" or "rmsnorm_plain", not .layernorm.',
         ),
         (
             'shortcut(swiglu(placement="post"), swiglu)',

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import zoo
 from zoo.pattern import (
+    NormText,
     Parallel,
     Pattern,
     Repeat,
@@ -27,7 +28,7 @@ from zoo.pattern import (
     to_text,
 )
 from zoo.pattern.grammar import MAX_STEPS
-from zoo.protocol import mixers
+from zoo.protocol import mixers, norms
 
 settings.register_profile("zoo", deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 settings.load_profile("zoo")
@@ -80,7 +81,9 @@ def values(annotation: Any, limits: dict[str, Any]) -> st.SearchStrategy[Any]:
 
 def options_of(model: type) -> st.SearchStrategy[dict[str, Any]]:
     fields = {
-        name: values(f.annotation, {} if f.annotation is bool else bounds(f.metadata))
+        name: st.sampled_from(norms.names())
+        if f.annotation == NormText | None
+        else values(f.annotation, {} if f.annotation is bool else bounds(f.metadata))
         for name, f in model.model_fields.items()
         if name not in getattr(model, "positional", ())
     }

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
-from zoo.ops.plain_norm import plain_norm
-from zoo.pattern import Norm, Parallel, Pattern, Shortcut, StepOptions, Word, create_mixer, mixer_of
-from zoo.protocol import Context, Mixer, Place, State, recurrent_dtype
+from zoo.norms import NORM_EPS, make_norm
+from zoo.pattern import Parallel, Pattern, Shortcut, StepOptions, Word, create_mixer, mixer_of
+from zoo.protocol import Context, Mixer, Place, State
 from zoo.residual import Connection, Residual
 
-NORM_EPS = 1e-5
 OF_THE_STEP = ("placement", "norm", "norm_axis", "residual_scale")  # the others are a word's own
 
 
@@ -92,7 +90,7 @@ class ShortcutStep(nn.Module):
     body does, with the weights of the body's first norm where it shares that, and writes to those that the body gives.
     """
 
-    def __init__(self, branch: Step, body: Backbone, own_norm: bool):
+    def __init__(self, branch: Step, body: Backbone, d_model: int, own_norm: bool):
         super().__init__()
         if branch.placement == "post":
             raise UsageError('The branch of a shortcut takes placement="pre", "sandwich" or "output", not "post".')
@@ -101,7 +99,7 @@ class ShortcutStep(nn.Module):
         shares = not own_norm and branch.placement in before
         self.shares_norm = shares and isinstance(first, Step) and first.placement in before
         if self.shares_norm:
-            branch.norm_in = nn.Identity()
+            branch.norm_in = make_norm("none", d_model)
 
     def forward(self, x: Tensor, states: Any, context: Context) -> tuple[Tensor, tuple[State, State]]:
         branch_state, body_state = (None, None) if states is None else states
@@ -124,7 +122,7 @@ class Backbone(nn.Module):
         causal: whether outputs may depend on earlier inputs only.
         defaults: step options for words that do not set them.
         norm_eps: epsilon of the norms.
-        residual: the residual operator.
+        residual: the residual kind, with its options.
         length: number of steps that the model is made for, or None.
         place: of the first mixer, where this is the body of a shortcut.
         connections: of the steps, where this is the body of a shortcut.
@@ -141,14 +139,14 @@ class Backbone(nn.Module):
         causal: bool = True,
         defaults: StepOptions = StepOptions(),
         norm_eps: float = NORM_EPS,
-        residual: Residual = Residual(),
+        residual: str | Mapping[str, Any] = "plain",
         length: int | None = None,
         place: Place | None = None,
         connections: Iterator[Connection] | None = None,
     ):
         super().__init__()
-        self.causal, self.residual = causal, residual
-        connecting = residual.connections(d_model, norm_eps) if connections is None else connections
+        self.causal, self.residual = causal, Residual.of(residual)
+        connecting = self.residual.connections(d_model, norm_eps) if connections is None else connections
         n_layers = sum(_is_sequence(w) for w in pattern.words())
         layer = place.layer if place else 0
         total = place.n_layers if place else max(n_layers, 1)
@@ -178,7 +176,7 @@ class Backbone(nn.Module):
                         "The branch of a shortcut takes no residual_scale: it is added to the body's stream."
                     )
                 own_norm = bool({"norm", "norm_axis"} & given)
-                self.steps.append(ShortcutStep(branch, body, own_norm))
+                self.steps.append(ShortcutStep(branch, body, d_model, own_norm))
                 seen += sum(_is_sequence(w) for w in (node.branch, *node.body.words()))
                 continue
             words = node.words if isinstance(node, Parallel) else (node,)
@@ -230,41 +228,3 @@ def _check_causality(mixer: Any, word: Word, place: Place) -> None:
         raise UsageError(
             f"{word.name} reads left to right only, but the model has causal=False: write bidirectional({word.name})."
         )
-
-
-class PlainRMSNorm(nn.Module):
-    """RMS normalisation of (B, T, D) along the axis `dim`, without weights."""
-
-    def __init__(self, eps: float, dim: int = -1):
-        super().__init__()
-        self.eps, self.dim = eps, dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        return plain_norm(x, dim=self.dim, eps=self.eps)
-
-
-class ZeroCentredRMSNorm(nn.Module):
-    """x / rms(x) * (1 + w), w zero at first (Gemma: weight decay then draws the factor to one)."""
-
-    def __init__(self, d_model: int, eps: float):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.zeros(d_model))
-
-    def forward(self, x: Tensor) -> Tensor:
-        dtype = recurrent_dtype(x.dtype)
-        return (F.rms_norm(x.to(dtype), x.shape[-1:], eps=self.eps) * (1 + self.weight.to(dtype))).to(x.dtype)
-
-
-def make_norm(kind: Norm, d_model: int, eps: float = NORM_EPS, axis: str = "channels") -> nn.Module:
-    """A normalisation layer on (B, T, D)."""
-    if kind == "none":
-        return nn.Identity()
-    if axis == "time":
-        if kind not in ("rmsnorm", "rmsnorm_plain"):
-            raise UsageError(f'norm_axis="time" is offered for norm="rmsnorm", not {kind!r}.')
-        return PlainRMSNorm(eps, dim=1)
-    if kind == "rmsnorm_plain":
-        return PlainRMSNorm(eps)
-    norms = {"rmsnorm": nn.RMSNorm, "rmsnorm_zero_centred": ZeroCentredRMSNorm, "layernorm": nn.LayerNorm}
-    return norms[kind](d_model, eps=eps)

@@ -261,6 +261,36 @@ mixers: Registry[type[Mixer]] = Registry(
 register = mixers.register
 """Class decorator `@register("name")`."""
 
+
+class Norm(nn.Module, ABC):
+    """Normalises the residual stream (B, T, ..., D): at a step, before the head, or after the embedding.
+
+    A subclass declares its options, where it has any, in a nested frozen `Config(Options)`, and enters the registry
+    with `@norms.register("name")`.
+
+    Args:
+        d_model: D.
+        config: its options.
+        eps: `norm_eps` of the model.
+        axis: what it runs along, one of `axes`: the "channels" of a step, or the steps of a channel, "time".
+    """
+
+    class Config(Options):
+        """None."""
+
+    name: ClassVar[str]
+    axes: ClassVar[tuple[str, ...]] = ("channels",)
+
+    def __init__(self, d_model: int, config: Options, *, eps: float, axis: str = "channels"):
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """x, normed, in its dtype."""
+
+
+norms: Registry[type[Norm]] = Registry("norm", "zoo.norms", base=Norm)
+
 MIN_WIDTH, MAX_WIDTH = 16, 2**20
 """The range of D, which is even."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -15,10 +16,11 @@ import zoo
 from zoo.core import imports as sources
 from zoo.core.errors import UsageError, UsageWarning
 from zoo.objectives.base import objectives
-from zoo.protocol import mixers
+from zoo.protocol import mixers, norms
+from zoo.residual import residuals
 from zoo.tasks.protocol import registry as tasks
 from zoo.training.evaluation import evaluate_run
-from zoo.training.imports import IMPORTED
+from zoo.training.imports import IMPORTED, MODEL_KINDS
 from zoo.training.train import train
 
 FILES = {
@@ -43,16 +45,57 @@ from zoo.objectives.next_token import NextToken
 class OwnTeaching(NextToken):
     'The next token.'
 """,
+    "own_norm.py": """
+import torch
+from torch import nn
+import zoo.norms
+from zoo.core.options import Options
+from zoo.protocol import Norm
+@zoo.norms.register("own_tanh")
+class OwnTanh(Norm):
+    'tanh(alpha x).'
+    class Config(Options):
+        alpha: float = 0.5
+    def __init__(self, d_model, config, *, eps, axis="channels"):
+        super().__init__(d_model, config, eps=eps, axis=axis)
+        self.alpha = nn.Parameter(torch.full((d_model,), config.alpha))
+    def forward(self, x):
+        return torch.tanh(self.alpha * x)
+""",
+    "own_residual.py": """
+import torch
+from torch import nn
+import zoo.residual
+from zoo.core.options import Options
+@zoo.residual.register("own_gate")
+class OwnGate(zoo.residual.Connection):
+    'x + share y.'
+    class Config(Options):
+        share: float = 1.0
+    def __init__(self, d_model, config, *, index, eps):
+        super().__init__(d_model, config, index=index, eps=eps)
+        self.share = nn.Parameter(torch.full((d_model,), config.share))
+    def forward(self, stream):
+        return stream, stream, None
+    def write(self, stream, y, weights):
+        return stream + self.share * y
+    def flops_per_token(self):
+        return 0
+""",
 }
 OVERRIDES = {
     "own_mixer.py": {"model.pattern": "short_conv own_mlp"},
     "own_task.py": {"task.name": "own_recall"},
     "own_objective.py": {"objective": "own_teaching"},
+    "own_norm.py": {"model.pattern": 'short_conv mlp(norm="own_tanh(alpha=0.25)")', "model.norm": "own_tanh"},
+    "own_residual.py": {"model.residual": "own_gate", "model.residual_share": 0.5},
 }
 WORDS = {
     "own_mixer.py": ("mixer", "own_mlp"),
     "own_task.py": ("task", "own_recall"),
     "own_objective.py": ("objective", "own_teaching"),
+    "own_norm.py": ("norm", "own_tanh"),
+    "own_residual.py": ("residual kind", "own_gate"),
 }
 
 
@@ -61,8 +104,8 @@ def forgetting(monkeypatch):
     """Forgets what files have registered, as a new process would."""
 
     def forget():
-        for registered in (mixers, tasks, objectives):
-            for name in ("own_mlp", "own_recall", "own_teaching"):
+        for registered in (mixers, tasks, objectives, norms, residuals):
+            for _, name in WORDS.values():
                 registered._classes.pop(name, None)
                 registered._refused.pop(name, None)
             registered._imported = None
@@ -105,7 +148,7 @@ def test_a_run_names_the_files_that_it_needs(trained, monkeypatch, file, tmp_pat
     assert json.loads((folder / IMPORTED).read_text()) == [{"kind": kind, "name": name, "path": file, "sha256": digest}]
     shutil.copy(tmp_path / file, folder / file)  # which nobody imports
     told = re.escape(f"{folder} needs the {kind} {name!r} of {file}: set ZOO_IMPORT={file}.")
-    uses = [use for use in USES if use != "load" or kind == "mixer"]
+    uses = [use for use in USES if use != "load" or kind in MODEL_KINDS]
     for use in uses:
         with pytest.raises(UsageError, match=told) as refusal:
             USES[use](folder)
@@ -168,3 +211,22 @@ def test_what_cannot_be_read_of_it_is_told_and_no_more(trained, content):
     with pytest.warns(UsageWarning) as said:
         zoo.load(folder)
     assert all("\n" not in str(warning.message) for warning in said)
+
+
+def test_a_norm_and_a_residual_kind_of_a_file_have_options(monkeypatch, tmp_path, forgetting):
+    files = ("own_norm.py", "own_residual.py")
+    for file in files:
+        (tmp_path / file).write_text(FILES[file])
+    monkeypatch.setenv("ZOO_IMPORT", os.pathsep.join(str(tmp_path / file) for file in files))
+    pattern = 'mlp(norm="own_tanh(alpha=0.25)") glu'
+    forms = ({"residual": "own_gate(share=0.5)"}, {"residual": "own_gate", "residual_share": 0.5})
+    models = [zoo.create_model(pattern, d_model=16, vocab_size=5, norm="own_tanh", **form) for form in forms]
+    assert models[0].config == models[1].config
+    first, second = models[0].backbone.steps
+    assert (first.norm_in.alpha == 0.25).all()
+    assert (second.norm_in.alpha == 0.5).all()
+    assert (second.connection.share == 0.5).all()
+    with pytest.raises(UsageError, match=r"Unknown option of own_tanh 'alfa'. Did you mean 'alpha'\?"):
+        zoo.create_model('mlp(norm="own_tanh(alfa=0.25)")', d_model=16, vocab_size=5)
+    with pytest.raises(UsageError, match='residual_share needs residual="own_gate"; "plain" has no such option'):
+        zoo.create_model("mlp", d_model=16, vocab_size=5, residual_share=0.5)

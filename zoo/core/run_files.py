@@ -65,7 +65,16 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{shown(path)} is damaged: {error}") from None
     if not isinstance(config, dict) or not config.keys() & {"task", "model"}:
         raise UsageError(f"{shown(path)} is damaged, or not a run's: it should be a mapping of {', '.join(SECTIONS)}.")
-    return config
+    return as_written_now(config)
+
+
+def as_written_now(sections: dict[str, Any]) -> dict[str, Any]:
+    """The sections of a config as this version writes them: of a plain residual no number of streams, which had no
+    effect."""
+    model = sections.get("model")
+    if not isinstance(model, Mapping) or model.get("residual") != "plain":
+        return sections
+    return {**sections, "model": {k: v for k, v in model.items() if k not in ("residual_streams", "residual_dynamic")}}
 
 
 def read_whole_config(folder: Path) -> dict[str, Any]:

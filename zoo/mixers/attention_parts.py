@@ -7,14 +7,13 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.ops.rotary import RopeScaling, rotary_table
-from zoo.protocol import Context, Mixer, State, document_positions, recurrent_dtype
+from zoo.protocol import Context, Mixer, State, document_positions
 
 
 class RopeOptions(Options):
@@ -93,12 +92,6 @@ def angles(
     start = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     positions = document_positions(start, x.shape[1], context.resets)
     return cos[0, positions], sin[0, positions]
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x normed along its last axis, in float32 at least, times `weight`."""
-    dtype = recurrent_dtype(x.dtype)
-    return (F.rms_norm(x.to(dtype), x.shape[-1:], eps=eps) * weight.to(dtype)).to(x.dtype)
 
 
 class AttentionWord(Mixer):

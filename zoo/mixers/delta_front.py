@@ -10,16 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
-from zoo.mixers.parts import (
-    CausalConv,
-    GatedRMSNorm,
-    conv_backend,
-    init_projections,
-    main_backend,
-    precise,
-    project,
-    whole,
-)
+from zoo.mixers.parts import CausalConv, conv_backend, init_projections, main_backend, precise, project, whole
+from zoo.norms import GatedRMSNorm
 from zoo.ops import delta_rule
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 

@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.core.options import Options
-from zoo.mixers.parts import Backend, GatedRMSNorm, init_projections, packing, precise, project, whole
+from zoo.mixers.parts import Backend, init_projections, packing, precise, project, whole
+from zoo.norms import GatedRMSNorm
 from zoo.ops import linear_attention
 from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers.parts import Backend, GatedRMSNorm, init_projections, packing, precise, project
+from zoo.mixers.parts import Backend, init_projections, packing, precise, project
+from zoo.norms import GatedRMSNorm
 from zoo.ops import linear_attention
 from zoo.ops.common import owned
 from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register

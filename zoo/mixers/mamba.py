@@ -14,7 +14,6 @@ from zoo.core.options import Options
 from zoo.mixers.parts import (
     Backend,
     CausalConv,
-    GatedRMSNorm,
     check_range,
     conv_backend,
     main_backend,
@@ -24,6 +23,7 @@ from zoo.mixers.parts import (
     step_bias,
     whole,
 )
+from zoo.norms import GatedRMSNorm
 from zoo.ops import selective_scan
 from zoo.ops.modules import bare
 from zoo.parameters import set_rule

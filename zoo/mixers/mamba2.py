@@ -16,7 +16,6 @@ from zoo.core.options import Options
 from zoo.mixers.parts import (
     Backend,
     CausalConv,
-    GatedRMSNorm,
     check_range,
     conv_backend,
     log_rates,
@@ -27,6 +26,7 @@ from zoo.mixers.parts import (
     step_bias,
     whole,
 )
+from zoo.norms import GatedRMSNorm
 from zoo.ops import linear_attention
 from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.ops import causal_conv1d
-from zoo.ops.gated_norm import gated_norm
 from zoo.ops.modules import bare
 from zoo.protocol import Context, Place, recurrent_dtype
 
@@ -94,25 +93,6 @@ class CausalConv(nn.Module):
         return batch_size, size - 1, width
 
 
-class GatedRMSNorm(nn.Module):
-    """RMS norm of each of `n_groups` parts of the last axis, with a gate: norm(x) * silu(z), or norm(x * silu(z)).
-
-    Works in float32 at least and returns that.
-    """
-
-    def __init__(self, width: int, *, n_groups: int = 1, eps: float = 1e-5, norm_before_gate: bool = True):
-        super().__init__()
-        self.n_groups, self.eps, self.norm_before_gate = n_groups, eps, norm_before_gate
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
-        x = precise(x)
-        z = None if z is None else z.to(x.dtype)
-        return gated_norm(
-            x, z, self.weight, n_groups=self.n_groups, eps=self.eps, norm_before_gate=self.norm_before_gate
-        )
-
-
 def step_bias(n: int, low: float = 1e-3, high: float = 1e-1, floor: float = 1e-4) -> Tensor:
     """Biases b whose step sizes softplus(b) are log-uniform in [low, high] (Gu and Dao 2023, section 3.6)."""
     dt = torch.exp(torch.rand(n) * (math.log(high) - math.log(low)) + math.log(low)).clamp(min=floor)
@@ -135,9 +115,3 @@ def init_projections(in_proj: nn.Linear, out_proj: nn.Linear, place: Place) -> N
     for layer in (in_proj, out_proj):
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
-
-
-def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """x / sqrt(|x|^2 + eps) along the last axis, in float32 at least."""
-    x = precise(x)
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)

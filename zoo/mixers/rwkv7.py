@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers.parts import Backend, l2_norm, packing, precise
+from zoo.mixers.parts import Backend, packing, precise
+from zoo.norms import l2_norm
 from zoo.ops import dplr
 from zoo.ops.modules import widely
 from zoo.ops.token_shift import token_shift

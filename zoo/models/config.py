@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
-from zoo.backbone import NORM_EPS
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.pattern import Norm, Placement, StepOptions, from_data, mixer_of, parse
+from zoo.norms import NORM_EPS
+from zoo.pattern import NormText, Placement, StepOptions, from_data, mixer_of, parse, read_named
 from zoo.protocol import MAX_WIDTH, MIN_WIDTH
-from zoo.residual import ResidualKind
+from zoo.residual import ResidualText, residuals
 
 
 class Recursion(Options, label="model.recursion"):
@@ -59,9 +61,8 @@ class ModelConfig(Options, label="model"):
         out_scale: factor on the outputs of the mixers; a word may set another.
         residual_scale: factor on the stream that a step adds to; a word may set another.
         residual: the residual stream: one sum, or several mixed streams, as hyper-connections or manifold-constrained
-            hyper-connections (mHC).
-        residual_streams: number of these streams.
-        residual_dynamic: whether the weights of these streams depend on the token.
+            hyper-connections (mHC). Its own options follow in brackets, `residual="mhc(streams=2, dynamic=False)"`; a
+            key of each, `residual_streams=2`, means the same.
         positions: positions added to the embedding; attention words also have rotary positions.
         max_len: number of positions of `positions="learned"` and of words with weights for every step; for a recursive
             model its usual length, with the places of the puzzle embedding.
@@ -85,16 +86,14 @@ class ModelConfig(Options, label="model"):
     d_model: int = Field(default=128, ge=MIN_WIDTH, le=MAX_WIDTH, multiple_of=2)
     vocab_size: int = Field(ge=1, le=2**31)
     causal: bool = True
-    norm: Norm = "rmsnorm"
+    norm: NormText = "rmsnorm"
     placement: Placement = "pre"
     norm_eps: float = Field(default=NORM_EPS, gt=0)
     norm_axis: Literal["channels", "time"] = "channels"
     in_scale: float = 1.0
     out_scale: float = 1.0
     residual_scale: float = 1.0
-    residual: ResidualKind = "plain"
-    residual_streams: int = Field(default=4, ge=2)
-    residual_dynamic: bool = True
+    residual: ResidualText = "plain"
     positions: Literal["none", "learned", "sinusoidal"] = "none"
     max_len: int | None = Field(default=None, ge=1)
     tie_embeddings: bool = False
@@ -120,13 +119,37 @@ class ModelConfig(Options, label="model"):
     def _as_recursion(cls, value: Any) -> Any:
         return Recursion.of(value)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_residual_options(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """The options of a residual kind, written as `residual_streams=3`, as those of `residual`."""
+        written = {
+            k: k.removeprefix("residual_") for k in data if k.startswith("residual_") and k not in cls.model_fields
+        }
+        kinds = {n: residuals[n].Config.model_fields for n in residuals.names()} if written else {}
+        written = {k: option for k, option in written.items() if any(option in fields for fields in kinds.values())}
+        if not written:
+            return data
+        name, config = read_named(residuals, data.get("residual", "plain"))
+        options = config.changed()
+        for key, option in written.items():
+            owners = [n for n, fields in kinds.items() if option in fields]
+            if name in owners:
+                options[option] = data[key]
+            elif any(data[key] != kinds[n][option].default for n in owners):  # written in full, it has no effect
+                needed = " or ".join(f'"{n}"' for n in owners)
+                raise UsageError(f'{key} needs residual={needed}; "{name}" has no such option.')
+        return {k: v for k, v in data.items() if k not in written} | {"residual": {"name": name, **options}}
+
+    @model_serializer(mode="wrap")
+    def _with_residual_options_spelt_out(self, dump: Callable[[ModelConfig], dict[str, Any]]) -> dict[str, Any]:
+        name, config = read_named(residuals, self.residual)
+        spelt = {"residual": name, **{f"residual_{k}": v for k, v in config.model_dump(mode="json").items()}}
+        pairs = (spelt.items() if key == "residual" else [(key, value)] for key, value in dump(self).items())
+        return dict(itertools.chain.from_iterable(pairs))
+
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> ModelConfig:
-        unused = [k for k in ("residual_streams", "residual_dynamic") if k in self.changed()]
-        if self.residual == "plain" and unused:
-            raise UsageError(
-                f'{unused[0]} needs residual="hyper_connections" or "mhc"; a plain residual has one stream.'
-            )
         if self.decoder and self.recursion is not None:
             raise UsageError("A recursive model takes no decoder.")
         if self.embedding_norm and self.norm == "none":

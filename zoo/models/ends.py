@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.backbone import Backbone, make_norm
+from zoo.backbone import Backbone
 from zoo.core.errors import UsageError
 from zoo.models import generation
 from zoo.models.config import ModelConfig
+from zoo.norms import make_norm
 from zoo.ops.modules import bare
 from zoo.pattern import parse
 from zoo.protocol import Context, Mixer, State, first_parameter_like
-from zoo.residual import Residual
 
 
 def make_backbone(config: ModelConfig, pattern: str) -> Backbone:
@@ -27,7 +27,7 @@ def make_backbone(config: ModelConfig, pattern: str) -> Backbone:
         causal=config.causal,
         defaults=config.step_options(),
         norm_eps=config.norm_eps,
-        residual=Residual(config.residual, config.residual_streams, config.residual_dynamic),
+        residual=config.residual,
         length=config.max_len,
     )
 

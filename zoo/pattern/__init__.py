@@ -3,9 +3,10 @@
 from zoo.pattern.changes import replaced, swap
 from zoo.pattern.data import from_data, to_data
 from zoo.pattern.grammar import parse, parse_word
+from zoo.pattern.named import Named, read_named
 from zoo.pattern.tree import (
     Node,
-    Norm,
+    NormText,
     Parallel,
     Pattern,
     Placement,
@@ -20,8 +21,9 @@ from zoo.pattern.tree import (
 from zoo.pattern.words import create_mixer, list_mixers, mixer_config
 
 __all__ = [
+    "Named",
     "Node",
-    "Norm",
+    "NormText",
     "Parallel",
     "Pattern",
     "Placement",
@@ -37,6 +39,7 @@ __all__ = [
     "mixer_of",
     "parse",
     "parse_word",
+    "read_named",
     "replaced",
     "swap",
     "to_data",

@@ -15,71 +15,17 @@ form (options in order of declaration). `to_data` and `from_data` do the same fo
 
 from __future__ import annotations
 
-import itertools
-import json
-import re
 from typing import Any
 
 from zoo.core.errors import UsageError
+from zoo.pattern.literals import Reader
 from zoo.pattern.tree import Node, Parallel, Pattern, Repeat, Shortcut, Word, make_word
 from zoo.protocol import mixers
 
-_TOKEN = re.compile(
-    r"""\s*(?:(?P<number>[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?)|(?P<name>[A-Za-z_]\w*)"""
-    r"""|(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?P<mark>[*()|,=\[\]]))"""
-)
-_CONSTANTS = {"True": True, "False": False, "None": None}
 MAX_STEPS = 10_000
-MAX_DEPTH = 100
 
 
-class _Parser:
-    def __init__(self, text: str):
-        self.text = text
-        self.tokens: list[tuple[str, str, int]] = []
-        at, end = 0, len(text.rstrip())
-        while at < end:
-            match = _TOKEN.match(text, at)
-            if match is None:
-                raise UsageError(f"Pattern {text!r}: {text[at:].lstrip()[0]!r} is not part of a pattern.")
-            kind = str(match.lastgroup)
-            self.tokens.append((kind, match[kind], match.start(kind)))
-            at = match.end()
-        self.at = 0
-        if (depth := self.depth()) > MAX_DEPTH:
-            raise UsageError(f"Pattern {text[:40]!r}... is nested {depth:,} deep; at most {MAX_DEPTH} is allowed.")
-
-    def depth(self) -> int:
-        marks = (token for kind, token, _ in self.tokens if kind == "mark")
-        return max(itertools.accumulate((token in "([") - (token in ")]") for token in marks), default=0)
-
-    def peek(self, offset: int = 0) -> tuple[str, str]:
-        i = self.at + offset
-        return self.tokens[i][:2] if i < len(self.tokens) else ("end", "")
-
-    def adjacent(self) -> bool:
-        """Whether the next token follows the last one without a space: `word(` opens options, `word (` a group."""
-        _, last, start = self.tokens[self.at - 1]
-        return self.at < len(self.tokens) and self.tokens[self.at][2] == start + len(last)
-
-    def accept(self, mark: str) -> bool:
-        if self.peek() == ("mark", mark):
-            self.at += 1
-            return True
-        return False
-
-    def expect(self, mark: str, after: str) -> None:
-        if not self.accept(mark):
-            raise self.error(f"{mark!r} is missing {after}")
-
-    def error(self, what: str) -> UsageError:
-        if self.at < len(self.tokens):
-            _, token, position = self.tokens[self.at]
-            where = f"at {token!r} (character {position + 1})"
-        else:
-            where = "at its end"
-        return UsageError(f"Pattern {self.text!r}: {what}, {where}.")
-
+class _Parser(Reader):
     def pattern(self) -> Pattern:
         nodes: list[Node] = []
         while self.peek()[0] != "end" and self.peek() not in (("mark", ")"), ("mark", ",")):
@@ -129,60 +75,20 @@ class _Parser:
         if kind != "name":
             raise self.error("a mixer's name is missing")
         self.at += 1
-        config_class = mixers[name].Config
-        options: dict[str, Any] = {}
-        positional = list(getattr(config_class, "positional", ()))
-        if self.adjacent() and self.accept("("):
-            while not self.accept(")"):
-                if self.peek()[0] == "name" and self.peek(1) != ("mark", "="):
-                    if not positional:
-                        raise self.error(f"{name} takes options as name=value only")
-                    options[positional.pop(0)] = self.word()
-                else:
-                    key, value = self.option(name)
-                    if key in options:
-                        raise self.error(f"option {key!r} of {name} is given twice")
-                    options[key] = value
-                if not self.accept(","):
-                    self.expect(")", f"to close {name}(")
-                    break
+        positional = list(getattr(mixers[name].Config, "positional", ()))
+
+        def take(options: dict[str, Any]) -> bool:
+            if self.peek()[0] != "name" or self.peek(1) == ("mark", "="):
+                return False
+            if not positional:
+                raise self.error(f"{name} takes options as name=value only")
+            options[positional.pop(0)] = self.word()
+            return True
+
+        options = self.options(name, take)
         if positional:
             raise self.error(f"{name} wraps a word: {name}({', '.join(positional)})")
         return make_word(name, options)
-
-    def option(self, word: str) -> tuple[str, Any]:
-        kind, key = self.peek()
-        if kind != "name":
-            raise self.error(f"the name of an option of {word} is missing")
-        self.at += 1
-        self.expect("=", f"after the option {key}")
-        return key, self.literal()
-
-    def literal(self) -> Any:
-        kind, token = self.peek()
-        if self.accept("["):
-            items = []
-            while not self.accept("]"):
-                items.append(self.literal())
-                if not self.accept(","):
-                    self.expect("]", "to close [")
-                    break
-            return tuple(items)
-        if kind == "name" and token not in _CONSTANTS:
-            raise self.error(f'{token!r} is not a value (text is quoted: "{token}")')
-        if kind not in ("number", "text", "name"):
-            raise self.error("a value is missing")
-        self.at += 1
-        if kind == "name":
-            return _CONSTANTS[token]
-        if kind == "number":
-            return int(token) if re.fullmatch(r"[-+]?\d+", token) else float(token)
-        if token[0] == "'":
-            token = '"' + token[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
-        try:
-            return json.loads(token)
-        except ValueError:
-            raise self.error(f"{token} is not a text") from None
 
 
 def parse(text: str) -> Pattern:
@@ -191,7 +97,7 @@ def parse(text: str) -> Pattern:
     Raises:
         UsageError: what is wrong and where, in one line.
     """
-    parser = _Parser(text)
+    parser = _Parser(text, "Pattern")
     pattern = parser.pattern()
     if parser.peek()[0] != "end":
         raise parser.error("nothing is open that this could close")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from zoo.core.errors import UsageError, unknown
 from zoo.core.options import Options
-from zoo.protocol import Mixer, mixers
+from zoo.pattern.literals import literal_text
+from zoo.pattern.named import read_named
+from zoo.protocol import Mixer, mixers, norms
 
 Placement = Literal["pre", "post", "sandwich", "output"]
-Norm = Literal["rmsnorm", "rmsnorm_zero_centred", "rmsnorm_plain", "layernorm", "none"]
+NormText = Annotated[str, BeforeValidator(lambda value: read_named(norms, value).text)]
+"""A norm, with its options if it has any."""
 
 
 class StepOptions(Options, label="a step"):
@@ -22,6 +26,7 @@ class StepOptions(Options, label="a step"):
         placement: place of the norm: "pre", before the mixer; "post", after the sum; "sandwich", on both sides of
             the mixer; "output", after the mixer only (OLMo 2).
         norm: the normalisation; the weights of "rmsnorm_zero_centred" are 1 + w (Gemma), "rmsnorm_plain" has none.
+            Options of a norm follow in brackets: `norm="my_norm(scale=2.0)"`.
         norm_axis: axis of the norm: the channels of a step, or the steps of a channel (non-causal models).
         in_scale: factor on the mixer's input.
         out_scale: factor on the mixer's output.
@@ -29,7 +34,7 @@ class StepOptions(Options, label="a step"):
     """
 
     placement: Placement | None = None
-    norm: Norm | None = None
+    norm: NormText | None = None
     norm_axis: Literal["channels", "time"] | None = None
     in_scale: float | None = None
     out_scale: float | None = None
@@ -137,19 +142,11 @@ def mixer_of(config: Options) -> type[Mixer]:
     raise UsageError(f"{type(config).__qualname__} is the config of no registered mixer.")
 
 
-def _literal(value: Any) -> str:
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(_literal, value)) + "]"
-    return repr(value)
-
-
 def _word_text(word: Word) -> str:
     positional = getattr(type(word.config), "positional", ())
     options = {**word.config.given(), **word.step.given()}
     arguments = [_word_text(getattr(word.config, name)) for name in positional]
-    arguments += [f"{k}={_literal(v)}" for k, v in options.items() if k not in positional]
+    arguments += [f"{k}={literal_text(v)}" for k, v in options.items() if k not in positional]
     return word.name + (f"({', '.join(arguments)})" if arguments else "")
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from zoo.core.errors import UsageError, closest
 from zoo.core.readers import check_path
-from zoo.core.run_files import is_run, read_config, read_metrics, read_result
+from zoo.core.run_files import as_written_now, is_run, read_config, read_metrics, read_result
 from zoo.report.units import number
 from zoo.training.options import BOOKKEEPING
 
@@ -285,6 +285,6 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def _load(folder: Path) -> Run:
-    config, result = read_config(folder), read_result(folder)
+    config, result = read_config(folder), as_written_now(read_result(folder))
     name = result.get("name") or config.get("name") or folder.resolve().name
     return Run(folder, printable(name), config, result, read_metrics(folder))

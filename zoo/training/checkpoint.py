@@ -21,17 +21,18 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor, nn
 
 from zoo.core.errors import UsageError, quoted
 from zoo.core.files import sync_folder, write_bytes, writing
 from zoo.core.readers import read_bytes
+from zoo.core.run_files import as_written_now
 
 WEIGHTS, AVERAGE, TRAINING, MANIFEST = "weights.safetensors", "average.safetensors", "training.pt", "manifest.json"
 FORMAT = 1
@@ -66,7 +67,7 @@ class Manifest(BaseModel):
     step: NonNegativeInt
     best: NonNegativeInt | None
     files: dict[Literal["weights.safetensors", "average.safetensors", "training.pt"], File]
-    config: dict[str, Any] | None = None
+    config: Annotated[dict[str, Any], AfterValidator(as_written_now)] | None = None
 
 
 def save(

@@ -18,14 +18,19 @@ from zoo.core.readers import read_json, shown
 from zoo.core.registry import Registry
 from zoo.core.run_files import IMPORTED
 from zoo.objectives.base import objectives
-from zoo.pattern import parse
-from zoo.protocol import mixers
+from zoo.pattern import parse, read_named
+from zoo.protocol import mixers, norms
+from zoo.residual import residuals
 from zoo.tasks.protocol import registry as tasks
 
 if TYPE_CHECKING:
     from zoo.training.fit import Parts
 
-KINDS: dict[str, Registry[Any]] = {registry.kind: registry for registry in (tasks, objectives, mixers)}
+KINDS: dict[str, Registry[Any]] = {
+    registry.kind: registry for registry in (tasks, objectives, mixers, norms, residuals)
+}
+MODEL_KINDS = (mixers.kind, norms.kind, residuals.kind)
+"""Of what a model is made of, without its task or its teaching."""
 _MOST_BYTES = 2**20
 
 
@@ -33,8 +38,13 @@ def needed(parts: Parts) -> list[dict[str, Any]]:
     """The words of an experiment that files outside the package register: kind, name, path as given, and digest."""
     recursion = parts.model.recursion
     patterns = [parts.model.pattern, recursion.outer if recursion is not None else None]
-    words = sorted({word for pattern in patterns if pattern for word in parse(pattern).names()})
+    trees = [parse(pattern) for pattern in patterns if pattern]
+    words = sorted({name for tree in trees for name in tree.names()})
+    of_steps = {word.step.norm for tree in trees for word in tree.words() if word.step.norm is not None}
+    normed = sorted({read_named(norms, norm).name for norm in {parts.model.norm, *of_steps}})
     used = [("task", parts.task.name), ("objective", parts.objective.name), *(("mixer", word) for word in words)]
+    used += [("norm", name) for name in normed]
+    used += [(residuals.kind, read_named(residuals, parts.model.residual).name)]
     found = [(kind, name, KINDS[kind].origin(name)) for kind, name in used]
     return [{"kind": kind, "name": name, **origin._asdict()} for kind, name, origin in found if origin is not None]
 

@@ -94,7 +94,7 @@ def load(path: str | Path, which: str = "best") -> Ends:
 def load_from(path: str | Path, which: str = "best") -> tuple[Ends, Path]:
     """As `load`, with the checkpoint that was read."""
     found = find_checkpoint(Path(path), which)
-    imports.check(run_of(found), ("mixer",))
+    imports.check(run_of(found), imports.MODEL_KINDS)
     config = read_whole_config(run_of(found))
     model = create_model(config["model"])
     checkpoint.load_weights(model, checkpoint.read_weights(found), found)

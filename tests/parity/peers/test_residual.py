@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import DeepseekV4Config
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HyperConnection
 
-from zoo.residual import HyperConnections, ManifoldHyperConnections, Residual
+from zoo.residual import Residual
+from zoo.residual.hyper_connections import HyperConnections, ManifoldHyperConnections
 
 D, TOLERANCE = 24, 1e-9
 over_sizes = pytest.mark.parametrize("n", [2, 3, 4])
@@ -29,7 +30,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 
 def copied(theirs: hyper_connections.HyperConnections, index: int) -> HyperConnections:
     """Ours with the weights of theirs, whose norm has no epsilon."""
-    ours = HyperConnections(D, theirs.num_residual_streams, index, 0.0, dynamic=True)
+    ours = HyperConnections(D, HyperConnections.Config(streams=theirs.num_residual_streams), index=index, eps=0.0)
     weights = {
         "static": torch.cat([theirs.static_alpha, theirs.static_beta[:, None]], 1),
         "weight": torch.cat([theirs.dynamic_alpha_fn.T, theirs.dynamic_beta_fn[None]]),
@@ -43,7 +44,7 @@ def copied(theirs: hyper_connections.HyperConnections, index: int) -> HyperConne
 def test_first_weights_are_the_packages(n):
     for index in range(2 * n):
         theirs = hyper_connections.HyperConnections(n, dim=D, layer_index=index)
-        ours = HyperConnections(D, n, index, 0.0, dynamic=True)
+        ours = HyperConnections(D, HyperConnections.Config(streams=n), index=index, eps=0.0)
         expected = copied(theirs, index).float().state_dict()
         assert ours.state_dict().keys() == expected.keys()
         assert all(torch.equal(value, expected[name]) for name, value in ours.state_dict().items())
@@ -63,7 +64,7 @@ def test_hyper_connections_against_the_package(n):
         h, add = peer(stream)
         stream = add(branch(h))
     theirs = reduce(stream)
-    residual = Residual("hyper_connections", n)
+    residual = Residual.of(f"hyper_connections(streams={n})")
     wide = residual.widen(x)
     for connection, branch in zip(ours, branches, strict=True):
         h, mixed, weights = connection(wide)
@@ -82,7 +83,7 @@ def test_mhc_against_deepseek_v4(n):
     torch.manual_seed(0)
     for p in theirs.parameters():
         nn.init.normal_(p, std=0.5)
-    ours = ManifoldHyperConnections(D, n, 0, 1e-5, dynamic=True)
+    ours = ManifoldHyperConnections(D, ManifoldHyperConnections.Config(streams=n), index=0, eps=1e-5)
     ours.load_state_dict(dict(zip(("weight", "bias", "scale"), theirs.parameters(), strict=True)))
     streams, y = torch.randn(2, 5, n, D, requires_grad=True), torch.randn(2, 5, D)
     post, comb, collapsed = theirs(streams)

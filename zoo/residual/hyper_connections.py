@@ -1,27 +1,26 @@
-"""How the steps of a model read its residual stream and write to it, token by token: one stream, or several that mix.
+"""Several residual streams that mix.
 
-A step reads h (B, T, D) from the stream and adds its result y (B, T, D). With one stream, h = x and
-x + y is the next one. Hyper-connections widen the stream to H (B, T, n, D), n copies at first; every step has weights
-for what it reads, for how the streams mix, and for what it writes to each of them:
+Hyper-connections widen the stream to H (B, T, n, D), n copies at first; every step has weights for what it reads, for
+how the streams mix, and for what it writes to each of them:
 
     h = sum_i read_i H_i        H'_j = sum_i mixing_ij H_i + write_j y
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from abc import abstractmethod
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from zoo.core.options import Options
 from zoo.ops.common import without_autocast
 from zoo.parameters import set_rule
 from zoo.protocol import recurrent_dtype
-
-ResidualKind = Literal["plain", "hyper_connections", "mhc"]
+from zoo.residual.connection import Connection, register
 
 SMALL = 0.01
 """The first factor on the part of the weights that depends on the token."""
@@ -30,41 +29,36 @@ FAR = -4.0
 """The first logit of the weight between two streams, against 0 for that of a stream with itself."""
 
 
-class Connection(nn.Module, ABC):
-    """The residual operator of one step."""
+class Streams(Connection):
+    """Several streams (B, T, n, D) with the weights that a subclass makes."""
 
-    @abstractmethod
-    def forward(self, stream: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """The stream to (h (B, T, D), the stream without what the step adds, what `write` needs)."""
+    class Config(Options):
+        """The options.
 
-    @abstractmethod
-    def write(self, stream: Tensor, y: Tensor, weights: Any) -> Tensor:
-        """The stream with a step's output y (B, T, D) added, from the last two results of `forward`."""
+        Attributes:
+            streams: n.
+            dynamic: whether the weights depend on the token.
+        """
 
-    @abstractmethod
-    def flops_per_token(self) -> int:
-        """Matmul FLOPs, multiply-add = 2."""
+        streams: int = Field(default=4, ge=2)
+        dynamic: bool = True
 
+    def __init__(self, d_model: int, config: Any, *, index: int, eps: float):
+        super().__init__(d_model, config, index=index, eps=eps)
+        self.d_model, self.n_streams, self.eps = d_model, config.streams, eps
 
-class Plain(Connection):
-    """One stream (B, T, D): x + y."""
+    @classmethod
+    def widen(cls, x: Tensor, config: Any) -> Tensor:
+        return x[..., None, :].expand(*x.shape[:-1], config.streams, x.shape[-1])
 
-    def forward(self, stream: Tensor) -> tuple[Tensor, Tensor, None]:
-        return stream, stream, None
+    @classmethod
+    def narrow(cls, stream: Tensor, config: Any) -> Tensor:
+        """The mean of the streams.
 
-    def write(self, stream: Tensor, y: Tensor, weights: None) -> Tensor:
-        return stream + y
-
-    def flops_per_token(self) -> int:
-        return 0
-
-
-class _Mixing(Connection):
-    """Streams (B, T, n, D) with the weights that a subclass makes."""
-
-    def __init__(self, d_model: int, n_streams: int, eps: float):
-        super().__init__()
-        self.d_model, self.n_streams, self.eps = d_model, n_streams, eps
+        The papers take the sum, which is the same under the norm before the head; the mean also starts models without
+        that norm as those of one stream.
+        """
+        return stream.mean(-2)
 
     @abstractmethod
     def weights(self, streams: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,7 +80,9 @@ class _Mixing(Connection):
         return self.projection_flops() + 2 * self.n_streams * (1 + self.n_streams) * self.d_model
 
 
-class HyperConnections(_Mixing):
+@final
+@register("hyper_connections")
+class HyperConnections(Streams):
     """Hyper-connections (Zhu et al. 2024, arXiv 2409.19606): weights of their own and, if dynamic, of each token.
 
     weights = static + scale * tanh(W rms_norm(H_i)) for each stream i, with W zero and the scales 0.01 at first, when
@@ -94,14 +90,15 @@ class HyperConnections(_Mixing):
     stream. The static weights are not decayed.
     """
 
-    def __init__(self, d_model: int, n_streams: int, index: int, eps: float, *, dynamic: bool):
-        super().__init__(d_model, n_streams, eps)
+    def __init__(self, d_model: int, config: Any, *, index: int, eps: float):
+        super().__init__(d_model, config, index=index, eps=eps)
+        n_streams = self.n_streams
         read = F.one_hot(torch.tensor([index % n_streams], device="cpu"), n_streams).T
         static = torch.cat([read, torch.eye(n_streams, device="cpu"), torch.ones(n_streams, 1, device="cpu")], 1)
         self.static = _parameter(static)
         set_rule(self, "static", weight_decay=False)
-        self.weight = nn.Parameter(torch.zeros(n_streams + 2, d_model)) if dynamic else None
-        self.scale = nn.Parameter(torch.full((2,), SMALL)) if dynamic else None
+        self.weight = nn.Parameter(torch.zeros(n_streams + 2, d_model)) if config.dynamic else None
+        self.scale = nn.Parameter(torch.full((2,), SMALL)) if config.dynamic else None
 
     def weights(self, streams: Tensor) -> tuple[Tensor, Tensor]:
         found: Tensor = self.static.clone()  # a module gives no view of its own parameter
@@ -115,7 +112,9 @@ class HyperConnections(_Mixing):
         return 0 if self.weight is None else 2 * self.n_streams * self.weight.numel()
 
 
-class ManifoldHyperConnections(_Mixing):
+@final
+@register("mhc")
+class ManifoldHyperConnections(Streams):
     """Manifold-constrained hyper-connections, mHC (Xie et al. 2025, arXiv 2512.24880).
 
     logits = bias + scale * W rms_norm([H_1 ... H_n]); read = sigmoid, write = 2 sigmoid, and the mixing is doubly
@@ -124,14 +123,15 @@ class ManifoldHyperConnections(_Mixing):
     to alike, so that the network is that of one stream at first.
     """
 
-    def __init__(self, d_model: int, n_streams: int, index: int, eps: float, *, dynamic: bool):
-        super().__init__(d_model, n_streams, eps)
+    def __init__(self, d_model: int, config: Any, *, index: int, eps: float):
+        super().__init__(d_model, config, index=index, eps=eps)
+        n_streams = self.n_streams
         far = FAR * (1 - torch.eye(n_streams, device="cpu"))
         read = torch.logit(far.softmax(-1)[index % n_streams])
         self.bias = _parameter(torch.cat([read, torch.zeros(n_streams, device="cpu"), far.flatten()]))
         set_rule(self, "bias", weight_decay=False)
-        self.weight = nn.Parameter(torch.zeros(len(self.bias), n_streams * d_model)) if dynamic else None
-        self.scale = nn.Parameter(torch.full((3,), SMALL)) if dynamic else None
+        self.weight = nn.Parameter(torch.zeros(len(self.bias), n_streams * d_model)) if config.dynamic else None
+        self.scale = nn.Parameter(torch.full((3,), SMALL)) if config.dynamic else None
 
     def weights(self, streams: Tensor) -> tuple[Tensor, Tensor]:
         n = self.n_streams
@@ -147,43 +147,6 @@ class ManifoldHyperConnections(_Mixing):
 
     def projection_flops(self) -> int:
         return 0 if self.weight is None else 2 * self.weight.numel()
-
-
-class Residual(NamedTuple):
-    """The residual operator of a model.
-
-    Attributes:
-        kind: "plain", one stream; "hyper_connections" or "mhc", several that mix.
-        n_streams: their number.
-        dynamic: whether their weights depend on the token.
-    """
-
-    kind: ResidualKind = "plain"
-    n_streams: int = 4
-    dynamic: bool = True
-
-    def connections(self, d_model: int, eps: float) -> Iterator[Connection]:
-        """The operators of a model's steps, in order."""
-        index = 0
-        while True:
-            if self.kind == "plain":
-                yield Plain()
-            else:
-                kind = HyperConnections if self.kind == "hyper_connections" else ManifoldHyperConnections
-                yield kind(d_model, self.n_streams, index, eps, dynamic=self.dynamic)
-            index += 1
-
-    def widen(self, x: Tensor) -> Tensor:
-        """The stream that x (B, T, D) starts: itself, or n copies (B, T, n, D)."""
-        return x if self.kind == "plain" else x[..., None, :].expand(*x.shape[:-1], self.n_streams, x.shape[-1])
-
-    def narrow(self, stream: Tensor) -> Tensor:
-        """The stream as one (B, T, D): the mean of several.
-
-        The papers take the sum, which is the same under the norm before the head; the mean also starts models without
-        that norm as those of one stream.
-        """
-        return stream if self.kind == "plain" else stream.mean(-2)
 
 
 def sinkhorn(logits: Tensor) -> Tensor:

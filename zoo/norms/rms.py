@@ -1,0 +1,62 @@
+"""Norms by the root mean square (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.core.options import Options
+from zoo.norms.make import register
+from zoo.ops.plain_norm import plain_norm
+from zoo.protocol import Norm, recurrent_dtype
+
+
+@final
+@register("rmsnorm")
+class RMSNorm(Norm):
+    """w x / rms(x), with w one at first; along time, where steps have no weights of their own, x / rms(x)."""
+
+    axes = ("channels", "time")
+
+    def __init__(self, d_model: int, config: Options, *, eps: float, axis: str = "channels"):
+        super().__init__(d_model, config, eps=eps, axis=axis)
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(d_model)) if axis == "channels" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight is None:
+            return plain_norm(x, dim=1, eps=self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+@final
+@register("rmsnorm_plain")
+class PlainRMSNorm(Norm):
+    """x / rms(x), without weights."""
+
+    axes = ("channels", "time")
+
+    def __init__(self, d_model: int, config: Options, *, eps: float, axis: str = "channels"):
+        super().__init__(d_model, config, eps=eps, axis=axis)
+        self.eps, self.dim = eps, -1 if axis == "channels" else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return plain_norm(x, dim=self.dim, eps=self.eps)
+
+
+@final
+@register("rmsnorm_zero_centred")
+class ZeroCentredRMSNorm(Norm):
+    """x / rms(x) * (1 + w), w zero at first (Gemma: weight decay then draws the factor to one)."""
+
+    def __init__(self, d_model: int, config: Options, *, eps: float, axis: str = "channels"):
+        super().__init__(d_model, config, eps=eps, axis=axis)
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = recurrent_dtype(x.dtype)
+        return (F.rms_norm(x.to(dtype), x.shape[-1:], eps=self.eps) * (1 + self.weight.to(dtype))).to(x.dtype)
