@@ -1,4 +1,4 @@
-"""A mixer of one file: outer products of keys and values that fade, each head at a pace that is learned."""
+"""A mixer in one file: a decaying sum of outer products of keys and values, with a learned decay for each head."""
 
 import torch
 from einops import rearrange
@@ -27,7 +27,7 @@ class FadingMemory(Mixer):
 
         Attributes:
             n_heads: H, a divisor of D.
-            half_life: steps after which half of the memory has faded, before training.
+            half_life: steps after which the memory has decayed to one half, before training.
         """
 
         n_heads: int = Field(default=2, ge=1)

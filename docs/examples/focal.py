@@ -1,4 +1,4 @@
-"""An objective of one file: the next token, with less weight on what is easy."""
+"""An objective in one file: the next token, with less weight on easy answers."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from zoo.objectives.next_token import NextToken
 class Focal(NextToken):
     """`next_token` with the focal loss (Lin et al. 2017, arXiv 1708.02002, equation 4): -(1 - p)^gamma log p.
 
-    What a model already answers with a high probability p counts for little. Auxiliary losses are added as they are.
+    Answers that already have a high probability p have little weight. Auxiliary losses are added unchanged.
     """
 
     class Config(NextToken.Config):

@@ -1,4 +1,4 @@
-"""A task of one file: which of the symbols is not there?"""
+"""A task in one file: which symbol is missing?"""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from zoo.tasks.protocol import IGNORE, Batch, Task, check_request, register
 
 @register("missing_symbol")
 class MissingSymbol(Task):
-    """Say which symbol a row does not name.
+    """Find the symbol that is not in the row.
 
     With symbols=6 (0 is the question, symbols are 1 to 6, `.` is `IGNORE`):
 
@@ -22,14 +22,14 @@ class MissingSymbol(Task):
         targets     .   .   .   .   .   5
         ```
 
-    A row names all symbols but one, in random order. Chance is one in `symbols`.
+    A row has all symbols except one, in random order. Chance is one in `symbols`.
     """
 
     class Config(Options):
         """Options of `missing_symbol`."""
 
         symbols: Annotated[int, Field(ge=6)] = 16
-        """Symbols that there are."""
+        """Number of symbols."""
 
     layout = "next_token"
 
