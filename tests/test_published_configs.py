@@ -13,7 +13,7 @@ import zoo
 from zoo.interop.hf import CONFIG, WEIGHTS
 from zoo.models.config import ModelConfig
 from zoo.models.families import families
-from zoo.models.families._keys import NEUTRAL, is_neutral
+from zoo.models.published.keys import NEUTRAL, is_neutral
 
 REAL = Path(__file__).parents[2] / "shared/data/real"
 TINY = zoo.list_models("*-tiny")

@@ -533,7 +533,7 @@ def test_a_subclass_without_a_config_has_one_of_its_own(own):
 
 
 def test_the_package_imports_without_a_problem():
-    for registered in (mixers, tasks, objectives, families._registry):
+    for registered in (mixers, tasks, objectives, families.registry):
         assert registered.names()
         assert registered._problems == []
         assert all(registered.origin(name) is None for name in registered.names() if "own" not in name)

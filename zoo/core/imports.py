@@ -159,6 +159,8 @@ _MOVED = {
     **{f"zoo.backbone.{name}": f"zoo.norms.rms.{name}" for name in ("PlainRMSNorm", "ZeroCentredRMSNorm")},
     "zoo.residual.HyperConnections": "zoo.residual.hyper_connections.HyperConnections",
     "zoo.residual.ManifoldHyperConnections": "zoo.residual.hyper_connections.ManifoldHyperConnections",
+    **{f"zoo.models.families._{name}": f"zoo.models.published.{name}" for name in ("family", "keys", "layers", "maps")},
+    "zoo.models.families._published": "zoo.models.published.config",
     "zoo.training.experiment": "zoo.training.options, .recipes and .fit",
     "zoo.training.loop.train": "zoo.train",
     "zoo.training.loop.Result": "zoo.training.result.Result",

@@ -18,7 +18,7 @@ from zoo.core.readers import regular, shown, unreadable
 from zoo.models.config import ModelConfig
 from zoo.models.create import create_model
 from zoo.models.ends import Ends
-from zoo.models.families._maps import Map
+from zoo.models.published.maps import Map
 from zoo.models.uninitialised import Uninitialised
 
 MOST_STEPS = 8_000_000

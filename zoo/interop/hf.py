@@ -23,7 +23,7 @@ from zoo.interop._weights import FLOATS, MOST_WEIGHTS, fill, hollow, sizes, some
 from zoo.models.config import ModelConfig
 from zoo.models.ends import Ends
 from zoo.models.families import Family, families
-from zoo.models.families._maps import Map, renamed
+from zoo.models.published.maps import Map, renamed
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PICKLED = "pytorch_model.bin"

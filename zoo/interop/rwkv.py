@@ -14,8 +14,8 @@ from zoo.interop._weights import fill, hollow, unpickle, written
 from zoo.mixers.rwkv7 import RWKV7
 from zoo.models.config import ModelConfig
 from zoo.models.ends import Ends
-from zoo.models.families._maps import Map
 from zoo.models.families.rwkv7 import authors_maps, layers
+from zoo.models.published.maps import Map
 from zoo.pattern import parse
 
 NAME = "RWKV-7 model of the authors"

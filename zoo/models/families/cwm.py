@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo.models.families._family import Family, families
-from zoo.models.families._published import Published, stack, word
 from zoo.models.families.llama3 import weights
+from zoo.models.published.config import Published, stack, word
+from zoo.models.published.family import Family, families
 
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 128256,

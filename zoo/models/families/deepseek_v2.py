@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.models.families._family import Family, families
-from zoo.models.families._maps import Map
-from zoo.models.families._published import Published, word
 from zoo.models.families.deepseek_v3 import TABLES, TINY, YARN, latent_maps, mla_options, model_maps, model_options
+from zoo.models.published.config import Published, word
+from zoo.models.published.family import Family, families
+from zoo.models.published.maps import Map
 
 
 def _moe(p: Published) -> str:

@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from zoo.core.errors import UsageError
-from zoo.models.families._family import Family, families
-from zoo.models.families._layers import glu_maps, mla_maps, moe_maps, step_maps, token_maps
-from zoo.models.families._maps import Map
-from zoo.models.families._published import Published, stack, word
+from zoo.models.published.config import Published, stack, word
+from zoo.models.published.family import Family, families
+from zoo.models.published.layers import glu_maps, mla_maps, moe_maps, step_maps, token_maps
+from zoo.models.published.maps import Map
 
 # ---- what DeepSeek-V2 and the families after it have in common
 

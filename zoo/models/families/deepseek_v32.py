@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.models.families._family import Family, families
-from zoo.models.families._maps import Map, joined, same, within
-from zoo.models.families._published import Published, word
 from zoo.models.families.deepseek_v3 import (
     DEFAULTS,
     TINY,
@@ -23,6 +20,9 @@ from zoo.models.families.deepseek_v3 import (
     model_options,
     moe_word,
 )
+from zoo.models.published.config import Published, word
+from zoo.models.published.family import Family, families
+from zoo.models.published.maps import Map, joined, same, within
 
 
 def _options(p: Published) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.models.families._family import Family, families
-from zoo.models.families._layers import attention_maps, glu_maps, mamba2_maps, step_maps, token_maps
-from zoo.models.families._maps import Map
-from zoo.models.families._published import Published, stack, word
 from zoo.models.families.mamba2 import step_limit
+from zoo.models.published.config import Published, stack, word
+from zoo.models.published.family import Family, families
+from zoo.models.published.layers import attention_maps, glu_maps, mamba2_maps, step_maps, token_maps
+from zoo.models.published.maps import Map
 
 DEFAULTS = {
     "vocab_size": 128000,

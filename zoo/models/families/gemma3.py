@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.models.families._family import Family, families
-from zoo.models.families._layers import attention_maps, glu_maps, step_maps, token_maps
-from zoo.models.families._maps import Map
-from zoo.models.families._published import Published, stack, word
+from zoo.models.published.config import Published, stack, word
+from zoo.models.published.family import Family, families
+from zoo.models.published.layers import attention_maps, glu_maps, step_maps, token_maps
+from zoo.models.published.maps import Map
 
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 262208,

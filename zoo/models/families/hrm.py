@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.models.families._family import Family, families
-from zoo.models.families._maps import Map
-from zoo.models.families._published import Published
 from zoo.models.families.trm import (
     ARC,
     MAZE,
@@ -24,6 +21,9 @@ from zoo.models.families.trm import (
     recursive_options,
     steps,
 )
+from zoo.models.published.config import Published
+from zoo.models.published.family import Family, families
+from zoo.models.published.maps import Map
 
 
 def _options(p: Published) -> dict[str, Any]:

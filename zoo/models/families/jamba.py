@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.models.families._family import Family, families
-from zoo.models.families._layers import attention_maps, glu_maps, mamba_maps, moe_maps, step_maps, token_maps
-from zoo.models.families._maps import Map
-from zoo.models.families._published import Published, stack, word
+from zoo.models.published.config import Published, stack, word
+from zoo.models.published.family import Family, families
+from zoo.models.published.layers import attention_maps, glu_maps, mamba_maps, moe_maps, step_maps, token_maps
+from zoo.models.published.maps import Map
 
 DEFAULTS = {
     "vocab_size": 65536,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zoo.models.families import deepseek_v3
-from zoo.models.families._family import Family, families
+from zoo.models.published.family import Family, families
 
 SIZES = {
     "tiny": {**deepseek_v3.TINY, "num_attention_heads": 2, "num_key_value_heads": 2, "n_group": 1, "topk_group": 1},

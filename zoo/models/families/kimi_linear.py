@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.models.families._family import Family, families
-from zoo.models.families._layers import conv_parts_maps, glu_maps, moe_maps, step_maps, token_maps
-from zoo.models.families._maps import Map, also_named, joined, reshaped, same, within
-from zoo.models.families._published import Published, stack, word
 from zoo.models.families.deepseek_v3 import latent_maps, latent_options
+from zoo.models.published.config import Published, stack, word
+from zoo.models.published.family import Family, families
+from zoo.models.published.layers import conv_parts_maps, glu_maps, moe_maps, step_maps, token_maps
+from zoo.models.published.maps import Map, also_named, joined, reshaped, same, within
 
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 163840,

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo.models.families import lfm2
-from zoo.models.families._family import Family, families
-from zoo.models.families._layers import glu_maps, moe_maps, step_maps
-from zoo.models.families._maps import Map
-from zoo.models.families._published import Published, word
+from zoo.models.published.config import Published, word
+from zoo.models.published.family import Family, families
+from zoo.models.published.layers import glu_maps, moe_maps, step_maps
+from zoo.models.published.maps import Map
 
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 65536,

@@ -13,11 +13,11 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from zoo.models.families._family import Family, families
-from zoo.models.families._layers import glu_maps, moe_maps, step_maps, token_maps
-from zoo.models.families._maps import Map, within
-from zoo.models.families._published import Published, stack, word
 from zoo.models.families.deepseek_v3 import latent_maps, mla_options
+from zoo.models.published.config import Published, stack, word
+from zoo.models.published.family import Family, families
+from zoo.models.published.layers import glu_maps, moe_maps, step_maps, token_maps
+from zoo.models.published.maps import Map, within
 
 
 def _options(p: Published) -> dict[str, Any]:

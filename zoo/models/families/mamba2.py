@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.models.families._family import Family, families
-from zoo.models.families._layers import mamba2_maps, step_maps, token_maps
-from zoo.models.families._maps import Map
-from zoo.models.families._published import LARGEST, Published, stack, word
 from zoo.models.families.mamba import norm_eps
+from zoo.models.published.config import LARGEST, Published, stack, word
+from zoo.models.published.family import Family, families
+from zoo.models.published.layers import mamba2_maps, step_maps, token_maps
+from zoo.models.published.maps import Map
 
 DEFAULTS = {
     "hidden_size": 4096,

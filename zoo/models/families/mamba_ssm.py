@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.models.families._family import Family, families
-from zoo.models.families._maps import Map, renamed
-from zoo.models.families._published import Published
 from zoo.models.families.mamba import MAMBA
 from zoo.models.families.mamba2 import MAMBA2
+from zoo.models.published.config import Published
+from zoo.models.published.family import Family, families
+from zoo.models.published.maps import Map, renamed
 
 DEFAULTS = {"Mamba1": {"d_state": 16}, "Mamba2": {"d_state": 128, "headdim": 64, "ngroups": 1}}
 KEYS = {

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.models.families._family import Family, families
-from zoo.models.families._layers import linear_maps
-from zoo.models.families._maps import Map, same
-from zoo.models.families._published import Published, stack, word
+from zoo.models.published.config import Published, stack, word
+from zoo.models.published.family import Family, families
+from zoo.models.published.layers import linear_maps
+from zoo.models.published.maps import Map, same
 
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 50258,

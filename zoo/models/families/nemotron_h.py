@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from zoo.core.errors import UsageError
-from zoo.models.families._family import Family, families
-from zoo.models.families._layers import attention_maps, mamba2_maps, mlp_maps, moe_maps, step_maps, token_maps
-from zoo.models.families._maps import Map
-from zoo.models.families._published import ACTIVATIONS, Published, stack, word
 from zoo.models.families.mamba2 import step_limit
+from zoo.models.published.config import ACTIVATIONS, Published, stack, word
+from zoo.models.published.family import Family, families
+from zoo.models.published.layers import attention_maps, mamba2_maps, mlp_maps, moe_maps, step_maps, token_maps
+from zoo.models.published.maps import Map
 
 DEFAULTS = {
     "vocab_size": 131072,

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from zoo.models.families._family import Family, families
-from zoo.models.families._layers import attention_maps, conv_parts_maps, glu_maps, step_maps, token_maps
-from zoo.models.families._maps import Map, also_named, joined, same
-from zoo.models.families._published import Published, stack, word
+from zoo.models.published.config import Published, stack, word
+from zoo.models.published.family import Family, families
+from zoo.models.published.layers import attention_maps, conv_parts_maps, glu_maps, step_maps, token_maps
+from zoo.models.published.maps import Map, also_named, joined, same
 
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 100352,

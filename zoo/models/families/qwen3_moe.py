@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.models.families._family import Family, families
-from zoo.models.families._layers import glu_maps, moe_maps, step_maps, token_maps
-from zoo.models.families._maps import Map
-from zoo.models.families._published import Published, word
 from zoo.models.families.qwen3 import attention_step, attention_word, sliding_window, stack_options
+from zoo.models.published.config import Published, word
+from zoo.models.published.family import Family, families
+from zoo.models.published.layers import glu_maps, moe_maps, step_maps, token_maps
+from zoo.models.published.maps import Map
 
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 151936,

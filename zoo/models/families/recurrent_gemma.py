@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from zoo.models.families._family import Family, families
-from zoo.models.families._layers import attention_maps, conv_maps, glu_maps, linear_maps, step_maps, token_maps
-from zoo.models.families._maps import Map, same, stacked
-from zoo.models.families._published import Published, stack, word
+from zoo.models.published.config import Published, stack, word
+from zoo.models.published.family import Family, families
+from zoo.models.published.layers import attention_maps, conv_maps, glu_maps, linear_maps, step_maps, token_maps
+from zoo.models.published.maps import Map, same, stacked
 
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 256000,

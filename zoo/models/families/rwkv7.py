@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.models.families._family import Family, families
-from zoo.models.families._layers import linear_maps, step_maps, token_maps
-from zoo.models.families._maps import Map, renamed, reshaped, same, transposed
-from zoo.models.families._published import Published, stack, word
+from zoo.models.published.config import Published, stack, word
+from zoo.models.published.family import Family, families
+from zoo.models.published.layers import linear_maps, step_maps, token_maps
+from zoo.models.published.maps import Map, renamed, reshaped, same, transposed
 
 FUSED_NORM_EPS = 1e-6  # of the kernel that normalises with `fuse_norm`
 OF_THE_TRAINING = ("attn_mode", "fuse_cross_entropy", "fuse_linear_cross_entropy", "use_l2warp")

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from zoo.models.families._family import Family, families
-from zoo.models.families._maps import Map, parts, same
-from zoo.models.families._published import Published, stack, word
+from zoo.models.published.config import Published, stack, word
+from zoo.models.published.family import Family, families
+from zoo.models.published.maps import Map, parts, same
 
 OF_THE_TRAINING = ("batch_size", "causal", "name", "loss", "halt_exploration_prob", "no_ACT_continue", "forward_dtype")
 PLACES = 16  # before the tokens, for what is learned of a puzzle, where a config does not say

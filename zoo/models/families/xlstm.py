@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.models.families._family import Family, families
-from zoo.models.families._layers import glu_maps, linear_maps, step_maps, token_maps
-from zoo.models.families._maps import Map, parts, same
-from zoo.models.families._published import Published, stack, word
+from zoo.models.published.config import Published, stack, word
+from zoo.models.published.family import Family, families
+from zoo.models.published.layers import glu_maps, linear_maps, step_maps, token_maps
+from zoo.models.published.maps import Map, parts, same
 
 OF_THE_KERNELS = (
     "chunkwise_kernel sequence_kernel step_kernel mode chunk_size return_last_states autocast_kernel_dtype "

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from zoo.models.families._maps import Map, joined, reshaped, same, stacked, stacked_pairs, within
-from zoo.models.families._published import Published
+from zoo.models.published.config import Published
+from zoo.models.published.maps import Map, joined, reshaped, same, stacked, stacked_pairs, within
 
 
 def token_maps(

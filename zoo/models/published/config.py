@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from zoo.core.errors import UsageError
-from zoo.models.families._keys import ACTIVATIONS, refused
+from zoo.models.published.keys import ACTIVATIONS, refused
 from zoo.ops.rotary import yarn_amplitude
 from zoo.pattern import make_word, to_text
 

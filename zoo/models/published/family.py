@@ -12,9 +12,9 @@ from typing import Any
 from zoo.core.errors import UsageError
 from zoo.core.readers import shown
 from zoo.core.registry import Registry
-from zoo.models.families._keys import quantisation
-from zoo.models.families._maps import Map
-from zoo.models.families._published import Published
+from zoo.models.published.config import Published
+from zoo.models.published.keys import quantisation
+from zoo.models.published.maps import Map
 from zoo.pattern import parse
 
 # an untrusted config could ask for more than can be listed, or computed
@@ -142,21 +142,21 @@ def _architectures(config: Mapping[str, Any]) -> list[str]:
 
 
 class Families:
-    """Presets by name, `family-size`; every file of this package, or one of `ZOO_IMPORT`, enters its own with
+    """Presets by name, `family-size`; every file of `zoo.models.families`, or one of `ZOO_IMPORT`, enters its own with
     `families.add`."""
 
     def __init__(self) -> None:
-        self._registry: Registry[Family] = Registry("family", __package__ or "")
+        self.registry: Registry[Family] = Registry("family", "zoo.models.families")
 
     def add(self, *found: Family) -> None:
         """Enter families, each with all its sizes."""
         for family in found:
             name, module = getattr(family, "name", ""), getattr(getattr(family, "options", None), "__module__", "")
-            self._registry.enter(name, family, str(module), _lacks)
+            self.registry.enter(name, family, str(module), _lacks)
 
     def all(self) -> list[Family]:
         """The families by name."""
-        return [self._registry[name] for name in self._registry.names()]
+        return [self.registry[name] for name in self.registry.names()]
 
     def names(self, pattern: str = "*") -> list[str]:
         """Names `family-size` that match a shell pattern, sorted."""
@@ -173,7 +173,7 @@ class Families:
             UsageError: there is none of that name.
         """
         if name not in self:
-            raise self._registry.unknown(name, self.names(), "model")
+            raise self.registry.unknown(name, self.names(), "model")
         family, size = next((f, s) for f in self.all() for s in f.sizes if f"{f.name}-{s}" == name)
         return family, size
 
@@ -198,7 +198,7 @@ class Families:
             found = [f for f in self.all() if f.marker in config]
         if not found:
             available = ", ".join(sorted({f.architecture for f in self.all()}))  # nobody mistyped it: none is meant
-            raise UsageError(f"Unknown architecture {named[:80]!r}. Available: {available}. {self._registry.hint()}")
+            raise UsageError(f"Unknown architecture {named[:80]!r}. Available: {available}. {self.registry.hint()}")
         return min(found, key=lambda family: family.model_type != config.get("model_type"))  # or any of the same form
 
 
