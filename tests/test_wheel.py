@@ -1,7 +1,9 @@
-"""A wheel of this tree, installed in an environment of its own, trains outside the checkout."""
+"""A wheel and a source archive of this tree, installed in an environment of their own with nothing that is optional."""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,13 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 
+import zoo
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
     return done.stdout
 
@@ -42,6 +47,11 @@ def test_wheel_trains_outside_the_checkout(tmp_path):
     # The same torch as here first, so that no other build is fetched.
     run(scripts / "python", "-m", "pip", "install", f"torch=={torch.__version__.split('+')[0]}", cwd=tmp_path)
     run(scripts / "python", "-m", "pip", "install", wheel, cwd=tmp_path)
+    listed = run(scripts / "python", "-m", "pip", "list", "--format=json", cwd=tmp_path)
+    installed = {package["name"] for package in json.loads(listed)}
+    assert "sequence-zoo" in installed
+    assert not installed & {"tensorboard", "torchdiffeq", "tokenizers", "pytest", "transformers"}
+    assert run(scripts / "zoo", "--version", cwd=tmp_path) == f"sequence-zoo {zoo.__version__}\n"
     where = run(scripts / "python", "-c", "import zoo; print(zoo.__file__)", cwd=tmp_path)
     assert str(tmp_path) in where
     assert "sudoku-9x9" in run(scripts / "zoo", "list", "recipes", cwd=tmp_path)
@@ -49,3 +59,9 @@ def test_wheel_trains_outside_the_checkout(tmp_path):
     run(scripts / "zoo", "train", "mqar-demo", "--variant", "conv-attention", "out=runs/wheel", *short, cwd=tmp_path)
     run(scripts / "zoo", "compare", "runs/wheel", "--report", "report.html", cwd=tmp_path)
     assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert "accuracy" in run(scripts / "zoo", "eval", "runs/wheel/conv-attention", cwd=tmp_path)
+    assert run(scripts / "zoo", "show", "sudoku", "size=4", cwd=tmp_path)
+    (archive,) = (tmp_path / "dist").glob("sequence_zoo-*.tar.gz")
+    run(scripts / "python", "-m", "pip", "uninstall", "--yes", "sequence-zoo", cwd=tmp_path)
+    run(scripts / "python", "-m", "pip", "install", "--no-deps", archive, cwd=tmp_path)
+    assert "mqar" in run(scripts / "zoo", "list", "tasks", cwd=tmp_path)

@@ -10,7 +10,7 @@ from report_samples import MODELS, write_sample
 from zoo.core.errors import UsageError
 from zoo.report import load_runs
 from zoo.report.groups import groups
-from zoo.report.runs import labels
+from zoo.report.labels import labels
 from zoo.statistics import t_interval
 
 

@@ -10,8 +10,7 @@ from zoo.report.benchmark import Benchmark, Curve, in_order
 from zoo.report.charts import TEXT, Axis, Chart, HeatMap, Panel, Row, Series
 from zoo.report.leaderboard import Cell, Column, cells_of
 from zoo.report.records import OK, Record, own_setting
-from zoo.report.runs import printable
-from zoo.report.units import number
+from zoo.report.units import number, printable
 
 _ASIDE = ("batch_size",)  # follows from the length; no setting of its own
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from zoo.report import units
-from zoo.report.runs import Run, config_key, differing, in_words
+from zoo.report.labels import config_key, differing, in_words
+from zoo.report.runs import Run
 from zoo.statistics import Interval, t_interval
 
 _NAMED = 3  # the most names, or settings, that are written out

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from zoo.report import units
-from zoo.report.runs import Run, as_runs, config_key, labels, printable
+from zoo.report.labels import config_key, labels
+from zoo.report.runs import Run, as_runs
+from zoo.report.units import printable
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -18,9 +18,11 @@ from zoo.core.files import check_page, write_output
 from zoo.report import bench, leaderboard, plots, units, words
 from zoo.report.answers import answers
 from zoo.report.charts import Chart, Row, describe
+from zoo.report.labels import labels, task_names
 from zoo.report.records import Record
-from zoo.report.runs import Run, as_runs, labels, printable, task_names
+from zoo.report.runs import Run, as_runs
 from zoo.report.style import COLOURS, DASHES, SYMBOLS, Look, css_colours, css_dash, house_style, to_svg
+from zoo.report.units import printable
 
 _FACTS = {"Machine": ["machine"], "Software": ["versions", "commit", "precision"], "Backends that ran": ["backends"]}
 _GROUPS = ("machine", "versions", "backends")

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from zoo.report import units
 from zoo.report.charts import Axis, Chart, HeatMap, Panel, Row, Series, running_mean, thinned
+from zoo.report.labels import labels
 from zoo.report.leaderboard import ordered
-from zoo.report.runs import Run, labels
+from zoo.report.runs import Run
 from zoo.report.slices import as_numbers, slice_scores, slices_of
 
 TIME = Axis("training time", "duration", log=True)

@@ -48,8 +48,7 @@ from typing_extensions import TypedDict
 from zoo.core.errors import UsageError
 from zoo.core.readers import read_text
 from zoo.report.layers import joined, same_layers
-from zoo.report.runs import printable
-from zoo.report.units import number
+from zoo.report.units import number, printable
 
 OK = "ok"
 MIXER = "{mixer}"

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from markupsafe import escape
 
 from zoo.core.files import save_figure, write_output
-from zoo.report.runs import labels, load_runs
+from zoo.report.labels import labels
+from zoo.report.runs import load_runs
 from zoo.report.style import FAINT, INK, house_style
 from zoo.tasks.sketch import Cell, Kind, Sketch
 from zoo.training.checkpoint import is_checkpoint

@@ -67,3 +67,8 @@ def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+
+
+def printable(value: object) -> str:
+    """One line without control characters, whatever was given."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(value).split()))

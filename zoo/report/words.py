@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 from zoo.report import units
 from zoo.report.groups import Group, groups
+from zoo.report.labels import labels
 from zoo.report.layers import same_layers
 from zoo.report.leaderboard import ordered
 from zoo.report.records import Record
-from zoo.report.runs import Run, labels
+from zoo.report.runs import Run
 
 
 class Highlight(NamedTuple):
