@@ -280,9 +280,10 @@ def cases_of_word(word: str, device: str = "cpu") -> list[Case]:
         UsageError: an unknown word, options that do not fit, or a device that is not there.
     """
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device={device} cannot be used here: {str(error).splitlines()[0]}") from None
+        torch.empty(1, dtype=torch.float64, device=device)  # MPS has none, and the laws compare with it
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+        raise UsageError(f"device={device} cannot be used here: {reason}.") from None
     if word.strip() in mixers:
         return cases_of(mixers[word.strip()], device)
     config = mixer_config(word)

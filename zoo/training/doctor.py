@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from zoo.core.errors import UsageWarning
+from zoo.core.imports import discover
 from zoo.ops import native
 from zoo.tasks.code_trace import sandbox
 from zoo.training import machine
@@ -65,6 +66,7 @@ def kernels() -> dict[str, Any]:
         warnings.simplefilter("ignore", UsageWarning)
         if (why := native.why_not()) is not None:
             return {"available": False, "why": why}
+        discover("zoo.ops")  # whose modules declare the sizes of kernels on which they rely
         seconds, refused = native.build_all()
     return {"available": True, "folder": str(native.folder()), "seconds": seconds, "refused": refused}
 
