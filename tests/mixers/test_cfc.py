@@ -8,8 +8,7 @@ import torch
 
 import zoo
 from zoo.core.errors import UsageError
-from zoo.ops import native
-from zoo.ops.cfc import cfc
+from zoo.ops import cfc, native
 from zoo.protocol import Context
 
 H, U = 3, 4

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from zoo.core.errors import UsageError
-from zoo.ops import latent_attention, native, sparse_latent_attention
+from zoo.ops import SparseIndex, SparseLatentCache, latent_attention, native, sparse_latent_attention
+from zoo.ops import _sparse_latent_attention as op
+from zoo.ops._sparse_latent_attention import choose, index_scores
 from zoo.ops.common import logged_forms
-from zoo.ops.sparse_latent_attention import Index, SparseLatentCache, choose, index_scores
 from zoo.pattern import create_mixer
 from zoo.protocol import Context, Place
 
@@ -24,7 +25,7 @@ def noise(*shape, dtype=torch.float64, seed=3):
 
 
 def arguments(B=2, T=23, H=4, G=2, N=5, P=4, V=3, r=6, J=3, E=4):
-    index = Index(noise(B, T, J, E, seed=4), noise(B, T, E, seed=5), noise(B, T, J, seed=6))
+    index = SparseIndex(noise(B, T, J, E, seed=4), noise(B, T, E, seed=5), noise(B, T, J, seed=6))
     return noise(B, T, H, N + P), noise(B, T, r), noise(B, T, P), noise(G, N + V, r), index
 
 
@@ -86,10 +87,9 @@ def test_of_equal_scores_the_latest_are_chosen():
 @pytest.mark.parametrize("resets", [False, True])
 def test_pieces_that_copy_their_rows(monkeypatch, resets):
     """Where few of many steps are chosen, a long piece without gradients gathers them."""
-    module = sys.modules[SparseLatentCache.__module__]
-    gathered, real = [], module._piece_by_rows
-    monkeypatch.setattr(module, "_piece_by_rows", lambda *a: gathered.append(a) or real(*a))
-    monkeypatch.setattr(module, "SCORES_LIMIT", 1000)
+    gathered, real = [], op._piece_by_rows
+    monkeypatch.setattr(op, "_piece_by_rows", lambda *a: gathered.append(a) or real(*a))
+    monkeypatch.setattr(op, "SCORES_LIMIT", 1000)
     given = arguments(T=300)
     starts = {"resets": (torch.arange(300) % 70 == 50).expand(2, -1)} if resets else {}
     for causal in (True, False):
@@ -195,11 +195,9 @@ def test_a_step_reads_no_latents_but_the_chosen(monkeypatch):
     """What is not chosen may be anything, and the kernel is given a cache of top_k rows."""
     mixer, x = mixer_and_input("dsa(top_k=5, n_heads=2)", T=50)
     _, state = mixer(x)
-    module, shapes = sys.modules[SparseLatentCache.__module__], []
-    real = module.decode_latents
-    monkeypatch.setattr(
-        module, "decode_latents", lambda q, cache, *a: shapes.append(cache.kv.shape) or real(q, cache, *a)
-    )
+    shapes = []
+    real = op.decode_latents
+    monkeypatch.setattr(op, "decode_latents", lambda q, cache, *a: shapes.append(cache.kv.shape) or real(q, cache, *a))
     mixer.step(x[:, 0], state)
     assert shapes == [(2, 5, mixer.attention.kv_rank + mixer.attention.rope_dim)]
 
@@ -213,7 +211,7 @@ def test_the_kernel_of_scores(J, E, threads):
         pytest.skip(reason)
     lengths = torch.tensor([1, 127, 5000, 0])
     one = noise(4, 1, 3, 9), noise(4, 1, 6), noise(4, 1, 4), noise(1, 12, 6)
-    index = Index(noise(4, 1, J, E), noise(4, 1, E), noise(4, 1, J))
+    index = SparseIndex(noise(4, 1, J, E), noise(4, 1, E), noise(4, 1, J))
     caches = [noise(4, 5100, width) for width in (10, E)]
     for cache in caches:
         cache.masked_fill_((torch.arange(5100) >= lengths[:, None])[..., None], 0)
@@ -225,7 +223,7 @@ def test_the_kernel_of_scores(J, E, threads):
         with logged_forms() as forms:
             single = [x.float() for x in one]
             state = SparseLatentCache(*(c.float() for c in caches), lengths)
-            actual, _, _ = sparse_latent_attention(*single, Index(*(x.float() for x in index)), state, top_k=50)
+            actual, _, _ = sparse_latent_attention(*single, SparseIndex(*(x.float() for x in index)), state, top_k=50)
     finally:
         torch.set_num_threads(before)
     assert forms == {"attention": {"compiled"}, "sparse_latent_attention": {"compiled"}}
@@ -243,7 +241,6 @@ def test_scores_are_float32_at_least():
 
 def test_compiled_blocks():
     mixer, x = mixer_and_input("dsa(top_k=5, backend='chunked')", T=40)
-    module = sys.modules[SparseLatentCache.__module__]
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
         context = Context()
@@ -251,7 +248,7 @@ def test_compiled_blocks():
         return y, context.losses[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SCORES_LIMIT", 16 * 40 * 8)  # blocks of 16
+        patch.setattr(op, "SCORES_LIMIT", 16 * 40 * 8)  # blocks of 16
         results = []
         for function in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
             y, loss = function(x)

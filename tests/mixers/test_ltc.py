@@ -7,8 +7,7 @@ import torch
 
 import zoo
 from zoo.core.errors import UsageError
-from zoo.ops import native
-from zoo.ops.ltc import Synapses, ltc
+from zoo.ops import Synapses, ltc, native
 from zoo.protocol import Context
 
 P, N = 3, 4

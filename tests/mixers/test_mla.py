@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 
 from zoo.core.errors import UsageError
-from zoo.ops import attention, latent_attention, native
+from zoo.ops import LatentCache, attention, latent_attention, native
+from zoo.ops import _latent_attention as op
 from zoo.ops.common import logged_forms
-from zoo.ops.latent_attention import LatentCache
 from zoo.pattern import create_mixer
 from zoo.protocol import Place
 
@@ -83,10 +81,9 @@ def test_it_is_attention_over_unfolded_keys_and_values(absorb):
 @torch.no_grad()
 def test_decoding_leaves_the_state_folded(monkeypatch):
     """No cache of keys and values is formed where few steps meet a long past, nor where it would not fit."""
-    module = sys.modules[LatentCache.__module__]  # the package holds the function by that name
     unfolded = []
-    real = module._expanded
-    monkeypatch.setattr(module, "_expanded", lambda *a: unfolded.append(a) or real(*a))
+    real = op._expanded
+    monkeypatch.setattr(op, "_expanded", lambda *a: unfolded.append(a) or real(*a))
     mixer = create_mixer("mla(n_heads=4, kv_rank=32)", 64)
     _, state = mixer(noise(1, 50, 64, dtype=torch.float32))
     for T in (1, 7):
@@ -94,7 +91,7 @@ def test_decoding_leaves_the_state_folded(monkeypatch):
     assert not unfolded
     _, state = mixer(noise(1, 60, 64, dtype=torch.float32), state)
     assert unfolded
-    monkeypatch.setattr(module, "EXPANDED_LIMIT", 0)
+    monkeypatch.setattr(op, "EXPANDED_LIMIT", 0)
     unfolded.clear()
     mixer(noise(1, 60, 64, dtype=torch.float32), state)
     assert not unfolded

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from zoo.core.errors import UsageError
-from zoo.ops.rotary import RopeScaling, frequencies, rotary_table, yarn_amplitude
+from zoo.ops import RopeScaling, frequencies, rotary_table, yarn_amplitude
 from zoo.pattern import create_mixer
 
 KINDS = ["linear", "ntk", "yarn", "llama3"]

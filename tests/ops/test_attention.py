@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.core.errors import UsageError
-from zoo.ops import attention
-from zoo.ops.attention import KVCache, append, init_cache
-from zoo.ops.rotary import rotary_table, rotary_width, rotate
+from zoo.ops import attention, rotary_table, rotary_width, rotate
+from zoo.ops.kv_cache import KVCache, append, init_cache
 from zoo.protocol import canonical
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")

@@ -13,10 +13,8 @@ from torch import Tensor
 import zoo
 from zoo.laws import noise
 from zoo.norms import make_norm
-from zoo.ops import native
+from zoo.ops import gated_mlp, gated_norm, native, silu_product
 from zoo.ops.derivatives import gradients_of, guarded, once_only
-from zoo.ops.gated_mlp import gated_mlp, silu_product
-from zoo.ops.gated_norm import gated_norm
 from zoo.ops.grouped import grouped_product
 
 SOURCES = sorted(pathlib.Path(zoo.__file__).parent.rglob("*.py"))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zoo.ops import gated_mlp as ops
-from zoo.ops import native
-from zoo.ops.plain_norm import plain_norm
+from zoo.ops import _gated_mlp as ops
+from zoo.ops import native, plain_norm
 
 needs_compiler = pytest.mark.skipif(native.why_not() is not None, reason=f"no kernels here: {native.why_not()}")
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}

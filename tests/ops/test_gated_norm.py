@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from zoo.ops import native
-from zoo.ops.gated_norm import FEW_NUMBERS, compiled_norm, gated_norm
+from zoo.ops._gated_norm import FEW_NUMBERS, compiled_norm, gated_norm
 
 needs_compiler = pytest.mark.skipif(native.why_not() is not None, reason=f"no kernels here: {native.why_not()}")
 

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from zoo.core.errors import UsageError
-from zoo.ops import mlstm, native
-from zoo.ops.mlstm import MLSTMState
+from zoo.ops import MLSTMState, mlstm, native
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-2}
 COMPILES = pytest.mark.skipif(native.why_not() is not None, reason=f"no compiled kernels: {native.why_not()}")

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 
 import zoo
 from zoo.core.errors import UsageError, UsageWarning
-from zoo.ops import gated_mlp, native, plain_norm  # noqa: F401  (they declare kernels)
-from zoo.ops.bridge import OPERATORS
+from zoo.ops import native
 from zoo.ops.common import logged_forms
 from zoo.ops.kernel import Kernel
 from zoo.training import doctor
@@ -279,12 +278,6 @@ def test_every_mixer_runs_in_plain_pytorch_without_its_kernels(cache, monkeypatc
 
 def test_every_kernel_is_declared():
     assert native.SIZES.keys() >= set(KERNELS)
-
-
-def test_every_operator_has_second_derivatives():
-    assert len(OPERATORS) > 10
-    for operator in OPERATORS.values():
-        assert operator.plain or operator.again, operator.name
 
 
 @needs_compiler

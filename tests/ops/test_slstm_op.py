@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from zoo.core.errors import UsageError
-from zoo.ops import native
-from zoo.ops.slstm import SLSTMState, slstm
+from zoo.ops import SLSTMState, native, slstm
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}
 STATE = SLSTMState._fields

@@ -16,10 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 import zoo
 from zoo.laws import noise
-from zoo.ops import native
-from zoo.ops.gated_mlp import constant_weights, gated_mlp, silu_product
-from zoo.ops.gated_norm import gated_norm
-from zoo.ops.plain_norm import plain_norm
+from zoo.ops import constant_weights, gated_mlp, gated_norm, native, plain_norm, silu_product
 
 N = 300  # steps: more than any op takes without its kernel
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.core.options import Options
-from zoo.ops.gated_mlp import gated_mlp
+from zoo.ops import gated_mlp
 from zoo.ops.modules import bare
 from zoo.protocol import Context, Mixer, Place, State, register
 

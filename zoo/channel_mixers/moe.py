@@ -14,9 +14,9 @@ from zoo.channel_mixers.glu import ACTIVATIONS, GLU, Gate, gated, hidden_width
 from zoo.channel_mixers.mlp import MLP
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
+from zoo.ops import grouped_feed_forward
 from zoo.ops.common import without_autocast
 from zoo.ops.derivatives import transformed
-from zoo.ops.grouped import grouped_feed_forward
 from zoo.ops.modules import widely
 from zoo.parameters import set_rule
 from zoo.protocol import Context, Mixer, Place, State, recurrent_dtype, register

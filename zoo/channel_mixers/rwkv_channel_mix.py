@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.core.options import Options
-from zoo.ops.token_shift import token_shift
+from zoo.ops import token_shift
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
 
 

@@ -142,6 +142,11 @@ def _missing(error: BaseException) -> str:
     return f"{found[2]}.{found[1]}" if found and isinstance(error, ImportError) else ""
 
 
+_OPS = (
+    *("attention", "causal_conv1d", "cfc", "delta_rule", "dplr", "gated_mlp", "gated_norm", "latent_attention"),
+    *("linear_attention", "ltc", "mlstm", "plain_norm", "scan", "selective_scan", "slstm", "sparse_latent_attention"),
+    "token_shift",
+)
 _MOVED = {
     "tasks": "zoo.tasks, and tasks.registry is zoo.core.options, .errors and .registry,",
     "tasks.registry": "zoo.core.options, .errors and .registry",
@@ -169,6 +174,7 @@ _MOVED = {
     **{f"zoo.training.run.{name}": f"zoo.training.loading.{name}" for name in ("find_checkpoint", "load_from")},
     **{f"zoo.training.run.{name}": f"zoo.core.run_files.{name}" for name in ("read_config", "read_metrics", "run_of")},
     "zoo.training.evaluation.open_run": "zoo.training.loading.open_run",
+    **{f"zoo.ops.{name}": f"a name of zoo.ops (from zoo.ops import {name})" for name in _OPS},
 }
 
 

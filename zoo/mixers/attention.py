@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from zoo.core.errors import UsageError
 from zoo.mixers.attention_parts import AttentionWord, RopeOptions, angles
 from zoo.norms import rms_norm
-from zoo.ops.attention import attention, init_cache
-from zoo.ops.rotary import rotary_width, rotate
+from zoo.ops import attention, init_cache, rotary_width, rotate
 from zoo.protocol import Context, Place, State, derive_heads, first_parameter_like, register
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.ops.rotary import RopeScaling, rotary_table
+from zoo.ops import RopeScaling, rotary_table
 from zoo.protocol import Context, Mixer, State, document_positions
 
 

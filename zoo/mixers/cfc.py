@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo.core.errors import UsageError
 from zoo.mixers._wirings import WIRINGS, WiringOptions, make_wiring, units_of
 from zoo.mixers.parts import packing, precise
-from zoo.ops.cfc import ACTIVATIONS, by_steps, cfc
+from zoo.ops import CFC_ACTIVATIONS, cfc, cfc_by_steps
 from zoo.ops.common import blank, valid_steps, without_autocast
 from zoo.ops.modules import bare, widely
 from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
@@ -267,7 +267,7 @@ class CfCCell(nn.Module):
         def heads(x: Tensor, state: Tensor) -> Tensor:
             a = torch.cat([x, state], 1)
             for layer in self.backbone:
-                a = ACTIVATIONS[self.activation](widely(layer, a))
+                a = CFC_ACTIVATIONS[self.activation](widely(layer, a))
             if self.mode == "pure":
                 return widely(self.ff1, a)
             f, g, rate, shift = (widely(layer, a) for layer in (self.ff1, self.ff2, self.time_a, self.time_b))
@@ -276,7 +276,7 @@ class CfCCell(nn.Module):
         constants = [precise(self.w_tau[0]), precise(self.A[0])] if self.mode == "pure" else []
         spans = None if timespans is None else timespans.to(x.dtype)
         lengths, resets = packed.get("lengths"), packed.get("resets")
-        return by_steps(heads, x, state, constants, spans, lengths, resets, self.mode)
+        return cfc_by_steps(heads, x, state, constants, spans, lengths, resets, self.mode)
 
     def _first_kind(self, d_in: int, synapses: Tensor | None) -> nn.Linear:
         """One of the heads f and g."""

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from zoo.core.errors import UsageError
 from zoo.mixers.attention_parts import AttentionWord
 from zoo.mixers.mla import MultiHeadLatentAttention, Projected
+from zoo.ops import SparseIndex, SparseLatentCache, rotate, sparse_latent_attention
 from zoo.ops.derivatives import transformed
 from zoo.ops.modules import widely
-from zoo.ops.rotary import rotate
-from zoo.ops.sparse_latent_attention import Index, SparseLatentCache, sparse_latent_attention
 from zoo.protocol import Context, Place, State, first_parameter_like, register
 
 NORM_EPS = 1e-6  # of the LayerNorm of the indexer's keys
@@ -117,7 +116,7 @@ class SparseAttention(AttentionWord):
             o = o if transformed() else _Beside.apply(o, mean)
         return o, state
 
-    def _index(self, x: Tensor, given: Projected) -> Index:
+    def _index(self, x: Tensor, given: Projected) -> SparseIndex:
         """The indexer's view of x (B, T, D), which it does not teach."""
         J, E = self.index_heads, self.index_dim
         q = self.index_q(given.compressed.detach()).unflatten(-1, (J, E))
@@ -126,7 +125,7 @@ class SparseAttention(AttentionWord):
         interleaved = self.config.index_rope_interleaved
         q = rotate(q, given.cos, given.sin, interleaved=interleaved)
         key = rotate(key.unsqueeze(2), given.cos, given.sin, interleaved=interleaved).squeeze(2)
-        return Index(q, key, weight * (J * E) ** -0.5)
+        return SparseIndex(q, key, weight * (J * E) ** -0.5)
 
     def flops_per_token(self, context_length: int) -> int:
         seen, J, E = context_length, self.index_heads, self.index_dim

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from zoo.core.errors import UsageError
 from zoo.mixers.attention_parts import AttentionWord, RopeOptions, angles
 from zoo.norms import rms_norm
-from zoo.ops.latent_attention import LatentCache, latent_attention
-from zoo.ops.rotary import rotate, yarn_amplitude
+from zoo.ops import LatentCache, latent_attention, rotate, yarn_amplitude
 from zoo.protocol import Context, Place, State, derive_heads, first_parameter_like, register
 
 

@@ -14,7 +14,7 @@ from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.mixers._xlstm import HeadNorm, HeadwiseLinear, small_std, wang_std
 from zoo.mixers.parts import CausalConv, conv_backend, packing, project, whole
-from zoo.ops.mlstm import MLSTMState, mlstm
+from zoo.ops import MLSTMState, mlstm
 from zoo.ops.modules import widely
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
 

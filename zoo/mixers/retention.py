@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from zoo.core.options import Options
 from zoo.mixers.parts import Backend, init_projections, packing, precise, project, whole
-from zoo.ops import linear_attention
-from zoo.ops.rotary import rotary_table, rotary_width, rotate
+from zoo.ops import linear_attention, rotary_table, rotary_width, rotate
 from zoo.protocol import (
     Context,
     Mixer,

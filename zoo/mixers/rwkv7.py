@@ -14,9 +14,8 @@ from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.mixers.parts import Backend, packing, precise
 from zoo.norms import l2_norm
-from zoo.ops import dplr
+from zoo.ops import dplr, token_shift
 from zoo.ops.modules import widely
-from zoo.ops.token_shift import token_shift
 from zoo.parameters import set_rule
 from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
 

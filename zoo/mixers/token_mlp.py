@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.mixers._rnn import by_document
+from zoo.ops import gated_mlp, silu_product
 from zoo.ops.common import blank, valid_steps
 from zoo.ops.derivatives import batched
-from zoo.ops.gated_mlp import gated_mlp, silu_product
 from zoo.ops.modules import bare
 from zoo.protocol import Context, Mixer, Place, State, Traits, register
 

@@ -17,8 +17,8 @@ from zoo.core.errors import UsageError
 from zoo.door import fits, form_of, misfit, read_ids
 from zoo.models.config import ModelConfig
 from zoo.models.ends import Ends, make_backbone
+from zoo.ops import constant_weights
 from zoo.ops.derivatives import once_only
-from zoo.ops.gated_mlp import constant_weights
 from zoo.ops.modules import widely
 from zoo.parameters import set_rule
 from zoo.protocol import Context, Mixer, admit, tree_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zoo.ops.gated_norm import gated_norm
+from zoo.ops import gated_norm
 from zoo.protocol import recurrent_dtype
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zoo.core.options import Options
 from zoo.norms.make import register
-from zoo.ops.plain_norm import plain_norm
+from zoo.ops import plain_norm
 from zoo.protocol import Norm, recurrent_dtype
 
 

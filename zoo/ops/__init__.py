@@ -1,31 +1,66 @@
-"""Pure functions, one file per recurrence, each with a step-by-step `reference` and a fast `chunked` form."""
+"""Pure functions, one file per recurrence, each with a step-by-step `reference` and a fast `chunked` form.
 
-from zoo.ops.attention import attention
-from zoo.ops.causal_conv1d import causal_conv1d
-from zoo.ops.cfc import cfc
-from zoo.ops.delta_rule import delta_rule
-from zoo.ops.dplr import dplr
-from zoo.ops.latent_attention import latent_attention
-from zoo.ops.linear_attention import linear_attention
-from zoo.ops.ltc import ltc
-from zoo.ops.mlstm import mlstm
-from zoo.ops.scan import scan
-from zoo.ops.selective_scan import selective_scan
-from zoo.ops.slstm import slstm
-from zoo.ops.sparse_latent_attention import sparse_latent_attention
+The file of an op is `_NAME.py`, since `zoo.ops.NAME` is the function. What mixers share besides the ops is in `common`,
+`derivatives` and `modules`; kernels in C++ are declared by `kernel` and `bridge`.
+"""
+
+from zoo.ops._attention import attention
+from zoo.ops._causal_conv1d import causal_conv1d
+from zoo.ops._cfc import CFC_ACTIVATIONS, cfc, cfc_by_steps
+from zoo.ops._delta_rule import delta_rule
+from zoo.ops._dplr import dplr
+from zoo.ops._gated_mlp import constant_weights, gated_mlp, silu_product
+from zoo.ops._gated_norm import gated_norm
+from zoo.ops._latent_attention import LatentCache, latent_attention
+from zoo.ops._linear_attention import linear_attention
+from zoo.ops._ltc import Synapses, ltc
+from zoo.ops._mlstm import MLSTMState, mlstm
+from zoo.ops._plain_norm import plain_norm
+from zoo.ops._scan import scan
+from zoo.ops._selective_scan import selective_scan
+from zoo.ops._slstm import SLSTMState, slstm
+from zoo.ops._sparse_latent_attention import SparseIndex, SparseLatentCache, sparse_latent_attention
+from zoo.ops._token_shift import token_shift
+from zoo.ops.grouped import grouped_feed_forward, grouped_linear
+from zoo.ops.kv_cache import KVCache, init_cache
+from zoo.ops.rotary import RopeScaling, frequencies, rotary_table, rotary_width, rotate, yarn_amplitude
 
 __all__ = [
+    "CFC_ACTIVATIONS",
+    "KVCache",
+    "LatentCache",
+    "MLSTMState",
+    "RopeScaling",
+    "SLSTMState",
+    "SparseIndex",
+    "SparseLatentCache",
+    "Synapses",
     "attention",
     "causal_conv1d",
     "cfc",
+    "cfc_by_steps",
+    "constant_weights",
     "delta_rule",
     "dplr",
+    "frequencies",
+    "gated_mlp",
+    "gated_norm",
+    "grouped_feed_forward",
+    "grouped_linear",
+    "init_cache",
     "latent_attention",
     "linear_attention",
     "ltc",
     "mlstm",
+    "plain_norm",
+    "rotary_table",
+    "rotary_width",
+    "rotate",
     "scan",
     "selective_scan",
+    "silu_product",
     "slstm",
     "sparse_latent_attention",
+    "token_shift",
+    "yarn_amplitude",
 ]

@@ -19,7 +19,7 @@ from zoo.ops.kernel import Kernel
 OPERATORS: dict[str, Operator] = {}
 """Every operator that was declared, by its name."""
 
-SCHEMA = re.compile(r"(\w+)\((.+)\) -> (\(.+\)|Tensor \w+)")
+SCHEMA = re.compile(r"(\w+)\((\S+ \w+(?:, \S+ \w+)*)\) -> (\(.+\)|Tensor \w+)")
 PARAMETER = re.compile(r"(\S+) (\w+)")
 EAGER = (Tensor, nn.Parameter)
 
@@ -73,7 +73,7 @@ class Operator:
         self.keeps = [*self.inputs][-1] == "keep"
         self.strided = strided.split()
         self._forward = _Body(kernel, forward, self.inputs, self.strided)
-        self._operator = self._forward.register(self.name, len(self.outputs))
+        self.dispatched = self._forward.register(self.name, len(self.outputs))
         if backward is not None:
             self._differentiate(backward, gradients.split())
         OPERATORS[self.name] = self
@@ -109,14 +109,14 @@ class Operator:
                 return self._gradients(ctx, *gradients)
 
         self._function = Function.apply
-        self._operator.register_autograd(Function.backward, setup_context=self._keep)
+        self.dispatched.register_autograd(Function.backward, setup_context=self._keep)
 
     def __call__(self, *inputs: Any) -> Any:
         learns = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
         if self.keeps:
             inputs = (*inputs, learns)
         if torch.compiler.is_compiling() or _watched(inputs):
-            return self._operator(*inputs)
+            return self.dispatched(*inputs)
         return self._function(*inputs) if learns else self._forward(*inputs)
 
     def _keep(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

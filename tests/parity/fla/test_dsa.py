@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from zoo.benchmarks.studies.measure import load_naive
-from zoo.ops import sparse_latent_attention
-from zoo.ops.sparse_latent_attention import Index
+from zoo.ops import SparseIndex, sparse_latent_attention
 
 T, H, N, P, V, R, J, E = 90, 4, 5, 4, 9, 6, 8, 6
 
@@ -21,7 +20,7 @@ def test_naive(top_k, packed):
     def normal(*shape):
         return torch.randn(B, T, *shape, generator=rng)
 
-    q, latent, key, index = normal(H, N + P), normal(R), normal(P), Index(normal(J, E), normal(E), normal(J))
+    q, latent, key, index = normal(H, N + P), normal(R), normal(P), SparseIndex(normal(J, E), normal(E), normal(J))
     expand = torch.randn(H, N + V, R, generator=rng)
     starts = [0, 20, 21, 70]
     resets = torch.isin(torch.arange(T), torch.tensor(starts)).expand(B, -1) if packed else None

@@ -22,7 +22,7 @@ from transformers.models.qwen3 import modeling_qwen3 as qwen3
 from transformers.models.qwen3_next import modeling_qwen3_next as qwen3_next
 
 import zoo
-from zoo.ops.rotary import RopeScaling, frequencies, rotary_table, yarn_amplitude
+from zoo.ops import RopeScaling, frequencies, rotary_table, yarn_amplitude
 from zoo.protocol import Mixer
 
 D, H, G, K, WINDOW = 48, 6, 2, 10, 7  # six heads of ten channels from 48

@@ -18,8 +18,7 @@ from xlstm.xlstm_large import model as large
 
 import zoo
 from zoo.mixers.mlstm import MLSTM
-from zoo.ops import mlstm
-from zoo.ops.mlstm import MLSTMState
+from zoo.ops import MLSTMState, mlstm
 
 D, T, HEADS = 48, 64, 4
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}

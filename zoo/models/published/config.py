@@ -9,7 +9,7 @@ import torch
 
 from zoo.core.errors import UsageError
 from zoo.models.published.keys import ACTIVATIONS, refused
-from zoo.ops.rotary import yarn_amplitude
+from zoo.ops import yarn_amplitude
 from zoo.pattern import make_word, to_text
 
 REQUIRED: Any = object()

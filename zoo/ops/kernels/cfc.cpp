@@ -1,4 +1,4 @@
-// The closed-form continuous-time cell over a sequence, forward and backward (zoo/ops/cfc.py has the equations).
+// The closed-form continuous-time cell over a sequence, forward and backward (zoo/ops/_cfc.py has the equations).
 //
 // One step is a chain of small layers that each need the one before, so nothing is gained by cutting time. Rows of the
 // batch go through a layer together and blocks of rows go in parallel; weights are laid out once, in the order in which

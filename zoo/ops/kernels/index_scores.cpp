@@ -1,5 +1,5 @@
 // Scores of one query a row for sparse attention, sum_j weight_j relu(q_j . k_s), each key read from memory once. The
-// equation is that of zoo/ops/sparse_latent_attention.py.
+// equation is that of zoo/ops/_sparse_latent_attention.py.
 //
 // q (B, J, E); key (B, N, E); weight (B, J); score (B, S): of the first S of N keys, cut into `parts` for threads.
 #include <algorithm>

@@ -1,5 +1,5 @@
 // One query a head against a cache of latents that is key and value at once: softmax(q kv^T) kv[:, :r], each block of
-// rows read from memory once. The equations are those of zoo/ops/latent_attention.py, absorbed, q scaled already.
+// rows read from memory once. The equations are those of zoo/ops/_latent_attention.py, absorbed, q scaled already.
 //
 // q (B, H, W); kv (B, N, W); held (B), written rows, at least one; o (B, parts, H, r) and total (B, parts, H): the rows
 // of a batch entry fall into `parts`, each with its own softmax and the logarithm of its sum, for several threads.

@@ -1,4 +1,4 @@
-// The liquid time-constant cell over a sequence, forward and backward (zoo/ops/ltc.py has the equations).
+// The liquid time-constant cell over a sequence, forward and backward (zoo/ops/_ltc.py has the equations).
 //
 // Nearly all the time goes into one sigmoid per synapse and unfold. They are never stored: the backward pass computes
 // them again from the potentials, which are. Synapses are laid out in panels of one vector of targets, so that

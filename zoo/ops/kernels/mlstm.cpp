@@ -1,5 +1,5 @@
 // The matrix LSTM, chunk by chunk, one batch row and group at a time: forward, and a backward pass that recomputes what
-// is inside a chunk from the states before each. The equations are those of zoo/ops/mlstm.py, whose names are kept.
+// is inside a chunk from the states before each. The equations are those of zoo/ops/_mlstm.py, whose names are kept.
 //
 // All arrays are row-major: q, k (B, T, G, K); v, h (B, T, H, V); gates, m, norm (B, T, H); states (B, H, n, K, V).
 #include <algorithm>

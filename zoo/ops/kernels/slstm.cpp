@@ -1,5 +1,5 @@
 // The scalar LSTM, one head and a few batch rows at a time, so that a head's recurrent weights stay in the cache. The
-// equations are those of zoo/ops/slstm.py, whose names are kept.
+// equations are those of zoo/ops/_slstm.py, whose names are kept.
 //
 // Gates (B, T, 4, H, D) in the order i, f, z, o; h (B, T, H, D); states (B, H, D); weights (H, D, 4 D), or turned.
 #include <algorithm>

@@ -18,23 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.core.errors import UsageError, unknown
 from zoo.ops import common
-from zoo.ops.attention import (
-    INITIAL_CAPACITY,
-    SCORES_LIMIT,
-    KVCache,
-    Settings,
-    Sight,
-    append,
-    decode,
-    first_cache,
-    in_order_of_time,
-    sight_of,
-)
-from zoo.ops.choices import to_choose_by
-from zoo.ops.common import blank, log_form, state_dtype, valid_steps
-from zoo.ops.derivatives import TRANSFORMED, gradients_of, once, traced, transformed
-from zoo.ops.kernel import Kernel
-from zoo.ops.latent_attention import (
+from zoo.ops._latent_attention import (
     ROWS_A_THREAD,
     LatentCache,
     cheaper_absorbed,
@@ -43,6 +27,13 @@ from zoo.ops.latent_attention import (
     keys_and_values,
     per_group,
 )
+from zoo.ops.attention_forms import SCORES_LIMIT, Settings, decode
+from zoo.ops.choices import to_choose_by
+from zoo.ops.common import blank, log_form, state_dtype, valid_steps
+from zoo.ops.derivatives import TRANSFORMED, gradients_of, once, traced, transformed
+from zoo.ops.kernel import Kernel
+from zoo.ops.kv_cache import INITIAL_CAPACITY, KVCache, append, first_cache, in_order_of_time
+from zoo.ops.visibility import Visibility, visibility_of
 
 KERNEL = Kernel("index_scores")
 BACKENDS = ("auto", "reference", "chunked")
@@ -80,7 +71,7 @@ class SparseLatentCache(NamedTuple):
         return in_order_of_time(self)
 
 
-class Index(NamedTuple):
+class SparseIndex(NamedTuple):
     """The indexer's projections of T steps: q (B, T, J, E), key (B, T, E), weight (B, T, J)."""
 
     q: Tensor
@@ -94,7 +85,7 @@ def sparse_latent_attention(
     latent: Tensor,
     key: Tensor,
     expand: Tensor,
-    index: Index,
+    index: SparseIndex,
     state: SparseLatentCache | None = None,
     *,
     top_k: int | None,
@@ -135,7 +126,7 @@ def sparse_latent_attention(
     kv = torch.cat([latent, key], -1)
     padding = None if lengths is None else ~valid_steps(lengths, T)
     if padding is not None:
-        q, kv, index = blank(q, padding), blank(kv, padding), Index._make(blank(x, padding) for x in index)
+        q, kv, index = blank(q, padding), blank(kv, padding), SparseIndex._make(blank(x, padding) for x in index)
     if state is not None:  # what the cache rounds is rounded in this pass too
         kv = kv.to(state.kv.dtype).to(q.dtype)
         index = index._replace(key=index.key.to(state.index_key.dtype).to(index.key.dtype))
@@ -151,10 +142,10 @@ def sparse_latent_attention(
             keys = torch.cat([state.kv[:, :n_past].to(kv.dtype), kv], 1)
             index_keys = torch.cat([state.index_key[:, :n_past].to(index.key.dtype), index.key], 1)
         past = None if not n_past or state is None else KVCache(state.kv, state.kv, state.length)
-        sight = sight_of(T, past, n_past, causal, None, lengths, resets, q.device)
+        visibility = visibility_of(T, past, n_past, causal, None, lengths, resets, q.device)
         reach = n_past if causal else None
         index = index._replace(key=index_keys)
-        o, divergence = _piece(q, keys, expand, N, index, sight, reach, top_k, absorb, align, settings)
+        o, divergence = _piece(q, keys, expand, N, index, visibility, reach, top_k, absorb, align, settings)
     if padding is not None:
         o, divergence = blank(o, padding), None if divergence is None else blank(divergence, padding)
     if not causal:
@@ -210,7 +201,7 @@ def _rows(chosen: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
 def _single(
     q: Tensor,
-    index: Index,
+    index: SparseIndex,
     cache: SparseLatentCache,
     expand: Tensor,
     N: int,
@@ -227,7 +218,7 @@ def _single(
     return _to_rows(q, _gathered(cache.kv, rows), count.squeeze(1), expand, N, absorb, settings)
 
 
-def _cached_scores(index: Index, key: Tensor, most: int, settings: Settings) -> Tensor:
+def _cached_scores(index: SparseIndex, key: Tensor, most: int, settings: Settings) -> Tensor:
     """`index_scores` of single queries (B, 1, J, E) and the first `most` rows of the cached keys (B, rows, E)."""
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (key, *index))
     plain = settings.backend != "auto" or learns or torch.compiler.is_compiling()
@@ -272,8 +263,8 @@ def _piece(
     kv: Tensor,
     expand: Tensor,
     N: int,
-    index: Index,
-    sight: Sight,
+    index: SparseIndex,
+    visibility: Visibility,
     n_past: int | None,
     top_k: int | None,
     absorb: bool | None,
@@ -299,7 +290,7 @@ def _piece(
         blocks.append((slice(a, b), slice(S if n_past is None else n_past + b)))
     less_work = top_k is not None and top_k * (r + W) < S * (width + both - N) // 4
     if form == "chunked" and top_k is not None and less_work and not (learns or align):
-        return _piece_by_rows(q, kv, expand, N, index, sight, blocks, top_k, absorb, settings), None
+        return _piece_by_rows(q, kv, expand, N, index, visibility, blocks, top_k, absorb, settings), None
     if absorb is None:
         absorb = cheaper_absorbed(T, H, expand, N, kv if S > T else None)
     if absorb:
@@ -312,13 +303,13 @@ def _piece(
     q = (q * settings.scale).unflatten(2, (k.shape[1], -1)).movedim(1, 2).contiguous()
     inputs = q, k, v, *index
     if form == "reference":
-        o, divergence = _block(inputs, sight.mask(), top_k, align)
+        o, divergence = _block(inputs, visibility.mask(), top_k, align)
     elif torch.compiler.is_compiling():
-        parts = [(_cut(inputs, *block), sight.mask(*block), top_k, align) for block in blocks]
+        parts = [(_cut(inputs, *block), visibility.mask(*block), top_k, align) for block in blocks]
         outputs = [checkpoint(_block, *part, use_reentrant=False) for part in parts]
         o, divergence = torch.cat([o for o, _ in outputs], 2), torch.cat([d for _, d in outputs], 1)
     else:
-        o, divergence = _Recomputed.apply(*inputs, *sight, tuple(blocks), top_k, align)
+        o, divergence = _Recomputed.apply(*inputs, *visibility, tuple(blocks), top_k, align)
     o = o.movedim(2, 1).flatten(2, 3)
     return per_group(o, values.mT) if absorb else o, divergence if align else None
 
@@ -355,8 +346,8 @@ def _cut(inputs: Sequence[Tensor], own: slice, reach: slice) -> list[Tensor]:
 
 def _by_blocks(q, k, v, index_q, index_key, index_weight, number, first, last, blocks, top_k, align):
     """`_Recomputed` in plain operators."""
-    inputs, sight = (q, k, v, index_q, index_key, index_weight), Sight(number, first, last)
-    parts = [_block(_cut(inputs, *block), sight.mask(*block), top_k, align) for block in blocks]
+    inputs, visibility = (q, k, v, index_q, index_key, index_weight), Visibility(number, first, last)
+    parts = [_block(_cut(inputs, *block), visibility.mask(*block), top_k, align) for block in blocks]
     return torch.cat([o for o, _ in parts], 2), torch.cat([divergence for _, divergence in parts], 1)
 
 
@@ -373,12 +364,12 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(q, k, v, index_q, index_key, index_weight, number, first, last, blocks, top_k, align):
-        inputs, sight = (q, k, v, index_q, index_key, index_weight), Sight(number, first, last)
+        inputs, visibility = (q, k, v, index_q, index_key, index_weight), Visibility(number, first, last)
         o = q.new_empty(q.shape[:-1] + v.shape[-1:])
         divergence = q.new_empty(len(q), q.shape[2], dtype=state_dtype(q))
         for own, reach in blocks:
             parts = _cut(inputs, own, reach)
-            o[:, :, own], divergence[:, own] = _block(parts, sight.mask(own, reach), top_k, align)
+            o[:, :, own], divergence[:, own] = _block(parts, visibility.mask(own, reach), top_k, align)
         return o, divergence
 
     @staticmethod
@@ -391,14 +382,14 @@ class _Recomputed(torch.autograd.Function):
     @once(_recomputed_again)
     def backward(ctx, do, d_divergence):
         *inputs, number, first, last = ctx.saved_tensors
-        sight, outer = Sight(number, first, last), (do, d_divergence) if ctx.align else (do,)
+        visibility, outer = Visibility(number, first, last), (do, d_divergence) if ctx.align else (do,)
         n = 6 if ctx.align else 3  # without the divergence nothing reaches the index
         totals = [torch.zeros_like(x, dtype=state_dtype(x)) for x in inputs[:n]]
         for own, reach in ctx.blocks:
             places = _places(own, reach)
             parts = [part.detach().requires_grad_(i < n) for i, part in enumerate(_cut(inputs, own, reach))]
             with torch.enable_grad():
-                outputs = _block(parts, sight.mask(own, reach), ctx.top_k, ctx.align)
+                outputs = _block(parts, visibility.mask(own, reach), ctx.top_k, ctx.align)
             weights = [g[place] for g, place in zip(outer, (places[0], places[3]), strict=False)]
             gradients = torch.autograd.grad(outputs[: len(outer)], parts[:n], weights)
             for total, place, gradient in zip(totals, places, gradients, strict=False):
@@ -408,11 +399,11 @@ class _Recomputed(torch.autograd.Function):
         return *found, *[None] * (12 - n)
 
 
-def _piece_by_rows(q, kv, expand, N, index, sight, blocks, top_k, absorb, settings) -> Tensor:
+def _piece_by_rows(q, kv, expand, N, index, visibility, blocks, top_k, absorb, settings) -> Tensor:
     """`_piece` with each query's own rows copied out, so that of the work only the scores grow with S."""
     outputs = []
     for own, reach in blocks:
-        seen = sight.mask(own, reach).expand(len(q), -1, -1)
+        seen = visibility.mask(own, reach).expand(len(q), -1, -1)
         if top_k < reach.stop:
             seen = choose(index_scores(index.q[:, own], index.key[:, reach], index.weight[:, own]), seen, top_k)
         rows, count = _rows(seen, min(top_k, reach.stop))

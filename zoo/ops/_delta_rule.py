@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from zoo.ops import common
-from zoo.ops._delta import KERNEL, compiled_delta
 from zoo.ops.adapters import flash_linear_attention
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.decay import even_odd, join_squares, pair_decays, pair_scores
+from zoo.ops.delta_kernel import KERNEL, compiled_delta
 from zoo.ops.derivatives import gradients_of, guarded, once
 
 CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: the work between chunks grows with K, that inside with C

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from zoo.core.errors import UsageError
 from zoo.ops import common
+from zoo.ops._scan import adjoint_chunks, scan_chunks
 from zoo.ops.adapters import mamba_ssm
 from zoo.ops.bridge import Operator
 from zoo.ops.common import blank
 from zoo.ops.derivatives import gradients_of, guarded, once
 from zoo.ops.kernel import Call, Kernel, suffix
-from zoo.ops.scan import adjoint_chunks, scan_chunks
 
 CHUNK, INNER_CHUNK = 32, 8
 KERNEL_CHUNK, KERNEL_GROUP = 32, 128  # those of the kernel: steps between kept states, channels that share a sum

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.ops import native
+from zoo.ops._gated_norm import FEW_NUMBERS
 from zoo.ops.bridge import Operator
 from zoo.ops.common import log_form
-from zoo.ops.gated_norm import FEW_NUMBERS
 from zoo.ops.kernel import Call, Kernel, suffix
 
 LANES, ROWS = 16, 96  # of the kernel: what widths are padded to, and rows of a block

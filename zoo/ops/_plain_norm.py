@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from zoo.ops._gated_norm import FEW_NUMBERS
 from zoo.ops.bridge import Operator
 from zoo.ops.common import state_dtype
-from zoo.ops.gated_norm import FEW_NUMBERS
 from zoo.ops.kernel import Call, Kernel, suffix
 
 KERNEL = Kernel("plain_norm", dtypes=(torch.float32, torch.bfloat16))

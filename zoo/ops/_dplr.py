@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from zoo.ops import common
-from zoo.ops._delta import KERNEL, compiled_delta
+from zoo.ops._delta_rule import unit_lower_inverse
 from zoo.ops.adapters import flash_linear_attention
 from zoo.ops.common import LEGEND, Heads, blank, from_chunks, to_chunks, valid_steps
-from zoo.ops.delta_rule import unit_lower_inverse
+from zoo.ops.delta_kernel import KERNEL, compiled_delta
 from zoo.ops.derivatives import gradients_of, guarded, once
 
 CHUNK = 32

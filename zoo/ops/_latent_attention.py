@@ -17,10 +17,12 @@ from torch import Tensor
 
 from zoo.core.errors import UsageError, unknown
 from zoo.ops import common
-from zoo.ops.attention import INITIAL_CAPACITY, KVCache, Settings, append, attend, decode, first_cache, in_order_of_time
+from zoo.ops._attention import attend
+from zoo.ops.attention_forms import Settings, decode
 from zoo.ops.common import blank, log_form, valid_steps
 from zoo.ops.derivatives import traced
 from zoo.ops.kernel import Kernel
+from zoo.ops.kv_cache import INITIAL_CAPACITY, KVCache, append, first_cache, in_order_of_time
 
 KERNEL = Kernel("latent_attention")
 BACKENDS = ("auto", "reference", "chunked", "sdpa")

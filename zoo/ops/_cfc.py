@@ -37,7 +37,7 @@ def lecun_tanh(x: Tensor) -> Tensor:
     return 1.7159 * torch.tanh(0.666 * x)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+CFC_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "lecun_tanh": lecun_tanh,
     "tanh": torch.tanh,
     "relu": F.relu,
@@ -90,8 +90,8 @@ def cfc(
         width = len(weight)
     if mode not in MODES:
         raise unknown("mode", mode, MODES)
-    if activation not in ACTIVATIONS:
-        raise unknown("activation", activation, ACTIVATIONS)
+    if activation not in CFC_ACTIVATIONS:
+        raise unknown("activation", activation, CFC_ACTIVATIONS)
     n_heads = 1 if mode == "pure" else 3 if timespans is None else 4
     if width != n_heads * H or (mode == "pure") != (tau is not None and level is not None):
         raise UsageError(f"cfc: {width} heads' channels for H = {H} in mode {mode!r} do not go. Shapes: {LEGEND}")
@@ -136,7 +136,7 @@ def _reference(
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     """The definition, one step at a time."""
-    recurrent, layers, act = matrices[0].T, list(zip(matrices[1:], biases, strict=True)), ACTIVATIONS[activation]
+    recurrent, layers, act = matrices[0].T, list(zip(matrices[1:], biases, strict=True)), CFC_ACTIVATIONS[activation]
 
     def heads(a: Tensor, state: Tensor) -> Tensor:
         a = torch.addmm(a, state, recurrent)
@@ -144,10 +144,10 @@ def _reference(
             a = F.linear(act(a), weight, bias)
         return a
 
-    return by_steps(heads, x, state, constants, spans, lengths, resets, mode)
+    return cfc_by_steps(heads, x, state, constants, spans, lengths, resets, mode)
 
 
-def by_steps(
+def cfc_by_steps(
     heads: Callable[[Tensor, Tensor], Tensor],
     x: Tensor,
     state: Tensor,
@@ -203,7 +203,7 @@ def _forward(
 
 def _numbers(x: Tensor, widths: Sequence[int], mode: str, activation: str) -> tuple[int, ...]:
     B, T, _ = x.shape
-    kinds = MODES.index(mode), list(ACTIVATIONS).index(activation)
+    kinds = MODES.index(mode), list(CFC_ACTIVATIONS).index(activation)
     return len(widths) - 1, B, T, *kinds, min(B, torch.get_num_threads())
 
 
@@ -223,7 +223,7 @@ def _backward(
         d_weights.append((d_layer.T @ below.flatten(0, 1)).flatten())
         if at:
             d_biases.append(d_layer.sum(0))
-        below = ACTIVATIONS[activation](saved[..., at : at + width])
+        below = CFC_ACTIVATIONS[activation](saved[..., at : at + width])
         at += width
     d_tau, d_level = (None if x is None else x.sum(0) for x in (d_tau, d_level))
     d_rows = torch.cat(d_biases) if d_biases else None

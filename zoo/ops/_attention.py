@@ -1,0 +1,162 @@
+"""Softmax attention, o_t = sum_s softmax_s(scale q_t . k_s) v_s over the keys that step t sees.
+
+Shape legend: B batch, T new steps, S keys, H heads, G groups (dividing H; R = H / G heads share a group's k and v),
+K key and V value width of a head, N rows of a cache.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from zoo.core.errors import UsageError, unknown
+from zoo.ops import attention_forms as forms
+from zoo.ops import common
+from zoo.ops.attention_forms import Settings
+from zoo.ops.common import blank, state_dtype, valid_steps
+from zoo.ops.derivatives import traced
+from zoo.ops.kv_cache import KVCache, append, first_cache
+from zoo.ops.visibility import visibility_of
+
+BACKENDS = ("auto", "reference", "chunked", "sdpa")
+LEGEND = (
+    "q (B, T, H, K); k (B, T, G, K) and v (B, T, G, V) with G dividing H; sinks (H,); lengths (B,) whole numbers; "
+    "resets (B, T) bool; state KVCache of k (B, N, G, K), v (B, N, G, V), length (B,)."
+)
+MASK_LIMIT = 1 << 22  # rows x queries x keys up to which torch's kernel with an explicit mask is the faster form
+
+
+@common.without_autocast
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: KVCache | None = None,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    scale: float | None = None,
+    chunk_size: int | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, KVCache | tuple[()]]:
+    """o_t = sum_s p_ts v_s with p_ts = exp(l_ts) / (exp(sink) + sum_s' exp(l_ts')), l_ts = cap(scale q_t . k_s).
+
+    Args:
+        q: (B, T, H, K).
+        k: (B, T, G, K), G dividing H; consecutive H / G heads share a group.
+        v: (B, T, G, V).
+        state: cache of the steps before; None for none. Consumed: written in place where no gradient is needed.
+        causal: no step sees a later one. Otherwise there is no state: `()` is returned.
+        window: a step sees itself and the window - 1 keys before it (if not causal, as many after it).
+        sinks: (H,) logits of one more key without a value (GPT-OSS); none by default.
+        softcap: c in cap(l) = c tanh(l / c) (Gemma 2); none by default.
+        lengths: (B,) valid steps of a right-padded batch; nothing sees the later ones, whose outputs are zero.
+        resets: (B, T) bool, true where a packed document starts; a step sees its own document only.
+        scale: K ** -0.5 by default.
+        chunk_size: queries a block of the chunked form; by default 128 (half a window), fewer for large batches.
+        backend: "reference" forms all T x S scores. "chunked" goes through blocks of queries, and recomputes
+            their scores in the backward pass (Dao 2023, FlashAttention-2): memory linear in T. "sdpa" is
+            `torch.nn.functional.scaled_dot_product_attention`, with a T x S mask unless plainly causal or not at
+            all; it knows neither sinks nor softcap. "auto" takes the fastest, and gives sinks
+            to sdpa as one more key where no mask is needed.
+    Returns:
+        o (B, T, H, V) and the next state.
+    Raises:
+        UsageError: shapes or options that do not go together.
+    """
+    lengths = _check(q, k, v, state, causal, window, sinks, softcap, lengths, resets, chunk_size, backend)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if lengths is not None:
+        padding = ~valid_steps(lengths, q.shape[1])
+        q, k, v = (blank(x, padding) for x in (q, k, v))
+    options = Settings(scale, softcap, sinks, chunk_size, backend)
+    if state is not None and q.shape[1] == 1:
+        after = append(state, k, v, window=window, lengths=lengths, resets=resets)
+        o = forms.decode(q, after, options)
+    else:
+        o = attend(q, k, v, state, causal, window, lengths, resets, options)
+        if not causal:
+            return (o if lengths is None else blank(o, padding)), ()
+        if state is None:
+            after = first_cache(KVCache, k, v, window=window, lengths=lengths, resets=resets)
+        else:
+            after = append(state, k, v, window=window, lengths=lengths, resets=resets)
+    return (o if lengths is None else blank(o, padding)), after
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    past: KVCache | None,
+    causal: bool,
+    window: int | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    options: Settings,
+) -> Tensor:
+    """T queries against the cache (left as it is) and the T new keys."""
+    T, n_past = q.shape[1], 0
+    if past is not None:
+        n_past = past.k.shape[1]
+        if not traced():
+            n_past = min(n_past, int(past.length.max()))
+        # what the cache rounds is rounded in this pass too, so that no cut shows
+        k, v = (x.to(past.k.dtype).to(q.dtype) for x in (k, v))
+        past = past if n_past else None
+    if past is not None:
+        k, v = (torch.cat([old[:, :n_past].to(q.dtype), x], 1) for old, x in ((past.k, k), (past.v, v)))
+    window = window if window is not None and window < T + n_past else None
+    ragged = lengths is not None and not causal
+    masked = past is not None or window is not None or resets is not None or ragged
+    small = len(q) * T * k.shape[1] <= MASK_LIMIT and (window is None or window + 64 >= T / 3)
+    precise = q.dtype == state_dtype(q) and options.scale != 0
+    form = options.form(sdpa=small or not masked, sinks=not masked and precise)
+    if form == "sdpa" and not masked:
+        return forms.sdpa(q, k, v, None, options, causal=causal)
+    visibility = visibility_of(T, past, n_past, causal, window, lengths, resets, q.device)
+    if form == "chunked":
+        return forms.chunked(q, k, v, visibility, n_past, causal, window, options)
+    attend = forms.reference if form == "reference" else forms.sdpa
+    return attend(q, k, v, visibility.mask(), options)
+
+
+def _check(q, k, v, state, causal, window, sinks, softcap, lengths, resets, chunk_size, backend) -> Tensor | None:
+    """The lengths as int64 from 0 to T, once everything fits together."""
+    op = "attention"
+    if not (q.ndim == k.ndim == v.ndim == 4) or 0 in (*q.shape, *k.shape, *v.shape) or q.shape[2] % k.shape[2]:
+        shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)}"
+        raise UsageError(f"{op}: {shapes} do not go together. Shapes: {LEGEND}")
+    (B, T, H, K), (G, V) = q.shape, v.shape[2:]
+    common.check(op, LEGEND, "k", k, q, (B, T, G, K))
+    common.check(op, LEGEND, "v", v, q, (B, T, G, V))
+    common.check(op, LEGEND, "sinks", sinks, q, (H,))
+    lengths = common.check_packing(op, LEGEND, q, lengths, resets)
+    if not q.is_floating_point() or k.dtype != q.dtype or v.dtype != q.dtype:
+        raise UsageError(f"{op}: q, k, v are {q.dtype}, {k.dtype}, {v.dtype}, expected one floating-point dtype.")
+    for name, value in (("window", window), ("chunk_size", chunk_size)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise UsageError(f"{op}: {name}={value!r} is not allowed: it should be a whole number from 1.")
+    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
+        raise UsageError(f"{op}: softcap={softcap!r} is not allowed: it should be a number above 0.")
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
+    if backend == "sdpa" and (sinks is not None or softcap is not None):
+        missing = "sinks" if sinks is not None else "softcap"
+        raise UsageError(f'{op}: backend="sdpa" does not know {missing}: take "auto", "chunked" or "reference".')
+    if state is not None and not causal:
+        raise UsageError(f"{op}: attention that is not causal reads whole sequences and takes no state.")
+    if state is not None:
+        N = state.k.shape[1]
+        common.check(op, LEGEND, "state.k", state.k, q, (B, N, G, K))
+        common.check(op, LEGEND, "state.v", state.v, q, (B, N, G, V))
+        common.check_counts(op, LEGEND, state.length, q)
+        if window is not None and window < N:
+            raise UsageError(f"{op}: state has {N} rows, more than window={window}: it is of another window.")
+    return lengths
