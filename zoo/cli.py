@@ -296,14 +296,21 @@ def bench(context: typer.Context) -> int | None:
 
 @app.command()
 def laws(
-    words: Annotated[list[str], typer.Argument(metavar="WORD...", help="Mixers: names, or words with options.")],
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    law: Annotated[list[str] | None, typer.Option(help="Only this law, by name or number; may be repeated.")] = None,
-    thorough: Annotated[bool, typer.Option("--all", help="Every case in every precision, with every setting.")] = False,
-    times: Annotated[bool, typer.Option("--times", help="Print the processor seconds of every law.")] = False,
+    words: Annotated[
+        list[str], typer.Argument(metavar="WORD...", help="Mixers to check, such as gqa or 'gqa(n_heads=4)'.")
+    ],
+    device: Annotated[str, typer.Option(help="Device: cpu or cuda.")] = "cpu",
+    law: Annotated[
+        list[str] | None, typer.Option(help="Check only this law, by name or number. May be repeated.")
+    ] = None,
+    thorough: Annotated[bool, typer.Option("--all", help="Check every set of options in every precision.")] = False,
+    times: Annotated[bool, typer.Option("--times", help="Print the processor seconds of each law.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check mixers against the laws, a line for each law; the exit status is 1 where one is broken."""
+    """Check the laws of mixers.
+
+    Prints a line for each law. The exit status is 1 if a law is broken.
+    """
     from zoo.laws.judge import lines, verdicts
 
     found = verdicts(words, laws=law, device=device, thorough=thorough)
