@@ -15,7 +15,7 @@ import traceback
 import pytest
 import typer
 import yaml
-from zoo.ops._delta import KERNEL
+from zoo.ops.delta_kernel import KERNEL
 
 import zoo
 import zoo.cli
