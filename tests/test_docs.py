@@ -15,11 +15,11 @@ import traceback
 import pytest
 import typer
 import yaml
-from zoo.ops.delta_kernel import KERNEL
 
 import zoo
 import zoo.cli
 from zoo.benchmarks.command import bench
+from zoo.ops.delta_kernel import KERNEL
 from zoo.ops.kernel import Kernel
 from zoo.recipes import list_recipes
 from zoo.report.benchmark import benchmarks
