@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import zoo
-from zoo import cli, laws
+from zoo import cli
 from zoo.benchmarks import (
     cells,
     command,
@@ -28,6 +28,7 @@ from zoo.benchmarks import (
 )
 from zoo.benchmarks.page import markdown
 from zoo.core.errors import UsageWarning
+from zoo.laws.order import causality
 from zoo.mixers.attention_parts import AttentionWord
 from zoo.pattern import list_mixers
 from zoo.protocol import mixers, tree_bytes
@@ -511,7 +512,7 @@ def test_peers_keep_the_laws_that_mixers_do(make):
     second, state = layer(x[:, 4:8], state)
     last, state = layer.step(x[:, 8], state)
     torch.testing.assert_close(torch.cat([first, second, last[:, None]], 1), whole, atol=1e-5, rtol=1e-4)
-    laws.causality(layer)
+    causality(layer)
     state = layer.init_state(2, capacity=7)
     assert tree_bytes(state) == layer.state_bytes(2, 7, torch.float32)
 
