@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -72,6 +73,19 @@ def test_the_citation_names_the_package_as_it_is():
     assert citation["title"] == project["name"]
     assert citation["version"] == zoo.__version__
     assert citation["license"] == project["license"]
+
+
+def test_names_and_paths_of_the_code_that_pages_give_are_there():
+    root = DOCS.parent
+    for page in [root / "README.md", root / "CONTRIBUTING.md", *WRITTEN]:
+        text = page.read_text()
+        for path in re.findall(r"`((?:zoo|tasks|benchmarks|tests|docs)/[\w./]*)`", text):
+            assert (root / path).exists(), f"{page.name}: {path}"
+        for name in re.findall(r"\bzoo(?:\.[A-Za-z_]\w*)+", text):
+            try:
+                pkgutil.resolve_name(name)
+            except (ImportError, AttributeError) as error:
+                pytest.fail(f"{page.name}: {name} is not there: {error}")
 
 
 @pytest.fixture(scope="module")
