@@ -304,7 +304,8 @@ def test_the_worked_examples_run_as_they_are_told(tmp_path):
     assert lines[0].startswith("git clone")
     assert lines[1].startswith("make demo")
     mixer = lines[[line.startswith("cp ") for line in lines].index(True) :]
-    others = [*typed("A task"), *typed("An objective"), *typed("A benchmark")]
+    others = [*typed("A task"), *typed("An objective")]
+    others += [*typed("A norm"), *typed("A residual kind"), *typed("A benchmark")]
     (tmp_path / "docs").symlink_to(DOCS)
     copied = mixer.pop(0).split()
     assert copied[0] == "cp"
@@ -329,7 +330,8 @@ def test_the_worked_examples_run_as_they_are_told(tmp_path):
     report = (tmp_path / "page.html").read_text()
     assert "short_conv fading_memory" in report
     assert "Pareto" in report
-    assert (tmp_path / "runs/focal/result.json").exists()
+    assert all((tmp_path / f"runs/{run}/result.json").exists() for run in ("focal", "tanh", "scale"))
+    assert re.search(r"dynamic_tanh +y = w tanh\(a x\) \+ b", done.stdout)  # zoo list norms
     assert "--distance <str>" in done.stdout  # zoo bench reach --help
     assert (tmp_path / "runs/bench/reach.svg").exists()
     # new files have their pages without an edit

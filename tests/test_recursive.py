@@ -240,6 +240,31 @@ def test_words_keep_their_own_inits():
             assert torch.equal(a, b), word
 
 
+def test_projections_are_initialised_through_the_contract():
+    """Those of any mixer whose matrices are projections, a user's own too; truncated at two deviations."""
+
+    class Own(zoo.Mixer):
+        name, kind, causal = "own", "channel", False
+
+        def __init__(self, d_model):
+            super().__init__(d_model, None)
+            self.first, self.second = torch.nn.Linear(d_model, 40), torch.nn.Linear(40, d_model)
+            torch.nn.init.constant_(self.first.weight, 9.0)
+
+        init_state = forward = flops_per_token = None
+
+    own, seen = Own(D), []
+    own.init_projections(seen.append)
+    assert [w.shape for w in seen] == [(40, D), (D, 40)]
+    own.table = torch.nn.Parameter(torch.zeros(3, D))  # a matrix that is no projection: all keep their inits
+    own.init_projections(lambda weight: pytest.fail("initialised"))
+    for word in ("mha(qk_norm=True)", "mla", "token_mlp(length=6)", "swiglu", "mlp"):
+        for mixer in zoo.create_model(word, d_model=D, vocab_size=V, causal=False, recursion={}).mixers():
+            for weight in (m.weight.detach() for m in mixer.modules() if isinstance(m, torch.nn.Linear)):
+                assert weight.abs().max() < 2.28 * weight.shape[1] ** -0.5, word
+                assert weight.std().item() * weight.shape[1] ** 0.5 == pytest.approx(1, abs=0.2), word
+
+
 def test_puzzles_have_places_of_their_own(tokens):
     m = model(recursion={"prefix": 2, "n_puzzles": 3, "puzzle_width": 20})
     assert m.puzzles.weight.shape == (3, 20)

@@ -27,7 +27,8 @@ from zoo.listing import listing
 from zoo.models.families import families
 from zoo.objectives.base import create_objective, objectives
 from zoo.pattern import mixer_config, mixer_of
-from zoo.protocol import Context, Mixer, Place, derive_heads, mixers
+from zoo.protocol import Context, Mixer, Place, derive_heads, mixers, norms
+from zoo.residual import residuals
 from zoo.tasks.protocol import create_task
 from zoo.tasks.protocol import registry as tasks
 
@@ -533,7 +534,7 @@ def test_a_subclass_without_a_config_has_one_of_its_own(own):
 
 
 def test_the_package_imports_without_a_problem():
-    for registered in (mixers, tasks, objectives, families.registry):
+    for registered in (mixers, tasks, objectives, families.registry, norms, residuals):
         assert registered.names()
         assert registered._problems == []
         assert all(registered.origin(name) is None for name in registered.names() if "own" not in name)
@@ -554,7 +555,7 @@ def test_families_of_files_are_found_in_any_order(tmp_path, monkeypatch):
     (tmp_path / "wrong.py").write_text(FAMILY.format(name="own_wrong", more="sizes={'tiny': {}}, defaults={}"))
     known, fresh = families.all(), Registry("family", "zoo.models.families")
     monkeypatch.setattr(imports, "failed", {})
-    monkeypatch.setattr(families, "_registry", fresh)
+    monkeypatch.setattr(families, "registry", fresh)
     families.add(*known)
     sources = os.pathsep.join(str(tmp_path / f"{name}.py") for name in ("family", "broken", "wrong"))
     monkeypatch.setenv("ZOO_IMPORT", sources)

@@ -52,7 +52,7 @@ def zoo_(
     """Train, compare and recombine sequence models."""
 
 
-LISTS = ("mixers", "models", "tasks", "objectives", "recipes", "benchmarks")
+LISTS = ("mixers", "models", "tasks", "objectives", "norms", "residuals", "recipes", "benchmarks")
 
 
 @app.command("list")
@@ -61,7 +61,7 @@ def list_(
     pattern: Annotated[str, typer.Argument(help="Names to list, as a shell pattern.")] = "*",
     as_json: Json = False,
 ) -> None:
-    """List mixers, models, tasks, objectives, recipes or benchmarks."""
+    """List mixers, models, tasks, objectives, norms, residual kinds, recipes or benchmarks."""
     from zoo.listing import listing
 
     _print_listing(listing(what, pattern), as_json)

@@ -7,17 +7,20 @@ import inspect
 from typing import Any
 
 from zoo.core.errors import UsageError, unknown
+from zoo.core.registry import Registry
 from zoo.models.config import ModelConfig
 from zoo.models.families import families
 from zoo.objectives.base import objectives
 from zoo.pattern import list_mixers, parse
-from zoo.protocol import mixers
+from zoo.protocol import mixers, norms
 from zoo.recipes import list_recipes, recipe_about
 from zoo.report.benchmark import in_order
+from zoo.residual import residuals
 from zoo.tasks.protocol import registry as tasks
 from zoo.training.recipes import read_recipe
 
-KINDS = ("mixers", "models", "tasks", "objectives", "recipes", "benchmarks")
+KINDS = ("mixers", "models", "tasks", "objectives", "norms", "residuals", "recipes", "benchmarks")
+PLAIN: dict[str, Registry[Any]] = {"objectives": objectives, "norms": norms, "residuals": residuals}
 
 
 def listing(what: str, pattern: str = "*") -> list[dict[str, Any]]:
@@ -32,8 +35,9 @@ def listing(what: str, pattern: str = "*") -> list[dict[str, Any]]:
         return [{"name": n, "kind": mixers[n].kind, "about": _about(mixers[n])} for n in list_mixers(pattern)]
     if what == "tasks":
         return [{"name": n, "layout": tasks[n].layout, "about": _about(tasks[n])} for n in tasks.names(pattern)]
-    if what == "objectives":
-        return [{"name": n, "about": _about(objectives[n])} for n in objectives.names(pattern)]
+    if what in PLAIN:
+        registry = PLAIN[what]
+        return [{"name": n, "about": _about(registry[n])} for n in registry.names(pattern)]
     if what == "benchmarks":
         shown = fnmatch.filter([cls.label() for cls in in_order()], pattern)
         return [{"name": cls.label(), "about": _about(cls)} for cls in in_order() if cls.label() in shown]
