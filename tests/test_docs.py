@@ -305,7 +305,7 @@ def test_the_worked_examples_run_as_they_are_told(tmp_path):
     assert lines[1].startswith("make demo")
     mixer = lines[[line.startswith("cp ") for line in lines].index(True) :]
     others = [*typed("A task"), *typed("An objective")]
-    others += [*typed("A norm"), *typed("A residual kind"), *typed("A benchmark")]
+    others += [*typed("A norm"), *typed("A residual kind"), *typed("A benchmark"), *typed("A family")]
     (tmp_path / "docs").symlink_to(DOCS)
     copied = mixer.pop(0).split()
     assert copied[0] == "cp"
@@ -334,6 +334,8 @@ def test_the_worked_examples_run_as_they_are_told(tmp_path):
     assert re.search(r"dynamic_tanh +y = w tanh\(a x\) \+ b", done.stdout)  # zoo list norms
     assert "--distance <str>" in done.stdout  # zoo bench reach --help
     assert (tmp_path / "runs/bench/reach.svg").exists()
+    assert "helium-2b" in done.stdout  # zoo list models
+    assert "2*(gqa(n_heads=4, n_kv_heads=4, head_dim=16, rope_base=100000.0) swiglu(d_hidden=160))" in done.stdout
     # new files have their pages without an edit
     assert "| [`fading_memory`](../words/fading_memory.md) |" in done.stdout
     assert "| any | 262,146 |" in done.stdout
