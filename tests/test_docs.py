@@ -335,7 +335,7 @@ def test_the_worked_examples_run_as_they_are_told(tmp_path):
     assert "--distance <str>" in done.stdout  # zoo bench reach --help
     assert (tmp_path / "runs/bench/reach.svg").exists()
     assert "helium-2b" in done.stdout  # zoo list models
-    assert "2*(gqa(n_heads=4, n_kv_heads=4, head_dim=16, rope_base=100000.0) swiglu(d_hidden=160))" in done.stdout
+    assert "2*(gqa(rope_base=100000.0, n_heads=4, head_dim=16, n_kv_heads=4) swiglu(d_hidden=160))" in done.stdout
     # new files have their pages without an edit
     assert "| [`fading_memory`](../words/fading_memory.md) |" in done.stdout
     assert "| any | 262,146 |" in done.stdout
