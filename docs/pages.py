@@ -125,6 +125,8 @@ def type_name(kind: Any) -> str:
     if get_origin(kind) is tuple:
         inner = [type_name(part) for part in get_args(kind) if part is not ...]
         return f"several {inner[0]}" if ... in get_args(kind) else f"({', '.join(inner)})"
+    if get_origin(kind) is dict:
+        return "KEY=VALUE"
     if get_args(kind):
         return " or ".join(dict.fromkeys(type_name(part) for part in get_args(kind)))
     return getattr(kind, "__name__", str(kind))
