@@ -47,7 +47,7 @@ class GLUOptions(Options):
 
     Attributes:
         d_hidden: inner width, by default 8/3 D rounded up to a multiple of 32.
-        bias: on all three projections.
+        bias: biases of all three projections.
         gate_scale: factor on W_gate x, within the activation (Falcon-H1).
     """
 
@@ -113,9 +113,9 @@ class GLU(GatedLayer):
 
         Attributes:
             d_hidden: inner width, by default 8/3 D rounded up to a multiple of 32.
-            bias: on all three projections.
+            bias: biases of all three projections.
             gate_scale: factor on W_gate x, within the activation (Falcon-H1).
-            activation: of the gate.
+            activation: activation of the gate.
         """
 
         activation: Gate = "sigmoid"
@@ -146,7 +146,7 @@ class GEGLU(GatedLayer):
 
         Attributes:
             d_hidden: inner width, by default 8/3 D rounded up to a multiple of 32.
-            bias: on all three projections.
+            bias: biases of all three projections.
             gate_scale: factor on W_gate x, within the activation (Falcon-H1).
             approximate: GPT-2's approximation of GELU by a hyperbolic tangent.
         """
@@ -179,7 +179,7 @@ class SwiGLU(GatedLayer):
 
         Attributes:
             d_hidden: inner width, by default 8/3 D rounded up to a multiple of 32.
-            bias: on all three projections.
+            bias: biases of all three projections.
             gate_scale: factor on W_gate x, within the activation (Falcon-H1).
         """
 

@@ -33,7 +33,7 @@ class MLP(Mixer):
         Attributes:
             d_hidden: inner width, 4 D by default.
             activation: gelu_tanh is GPT-2's approximation, relu_squared Primer's.
-            bias: on both projections.
+            bias: biases of both projections.
         """
 
         d_hidden: int | None = Field(default=None, ge=1)

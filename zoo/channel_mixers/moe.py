@@ -67,31 +67,31 @@ class MoE(Mixer):
         """The options.
 
         Attributes:
-            n_experts: number of experts.
-            top_k: experts of a token.
+            n_experts: E, number of experts.
+            top_k: k, experts of a token.
             d_hidden: inner width of an expert, by default 8/3 D / top_k rounded up to a multiple of 32.
-            activation: of the experts, as in `glu`.
+            activation: activation of the experts, as in `glu`.
             gated: false makes the experts perceptrons of two matrices.
-            bias: in the experts.
+            bias: biases in the experts.
             router: how logits become scores.
-            router_bias: a bias in the logits.
+            router_bias: bias of the router's logits.
             normalize: divide the chosen scores by their sum.
             normalize_eps: added to that sum (LFM2: 1e-6).
             scale: factor c on the sum of experts.
             n_groups: groups of experts, which must divide their number.
             top_groups: groups from which a token may choose.
-            group_score: what a group is judged by.
-            n_shared: experts that every token has, in one layer of n_shared * d_shared.
-            d_shared: inner width of each of them, `d_hidden` by default.
-            shared_gate: their sum times sigmoid(w x) (Qwen2-MoE, Qwen3-Next).
+            group_score: score by which a group is chosen.
+            n_shared: number of experts that every token uses, in one layer of n_shared * d_shared.
+            d_shared: inner width of each shared expert, `d_hidden` by default.
+            shared_gate: the sum of the shared experts times sigmoid(w x) (Qwen2-MoE, Qwen3-Next).
             d_latent: width in which the experts work, projected down to and up from by W_in and W_out, which all of
                 them share; by default D without either (LatentMoE of Nemotron 3 Super).
             n_zero_experts: experts that return their input.
             balance: by an auxiliary loss, by the bias b on the choice, both or not at all.
-            balance_loss: coefficient of that loss.
-            balance_over: the tokens that have to be even: all of a "batch" (for f and p), or those of each "sequence",
-                the loss being their mean (DeepSeek-V2, section 2.2.3).
-            bias_rate: what a step changes in b.
+            balance_loss: coefficient of the auxiliary loss.
+            balance_over: tokens over which loads are balanced: all of a "batch" (for f and p), or those of each
+                "sequence"; the loss is then the mean over sequences (DeepSeek-V2, section 2.2.3).
+            bias_rate: change of b in one step.
             z_loss: coefficient of the router's z-loss.
         """
 

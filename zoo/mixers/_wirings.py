@@ -50,12 +50,12 @@ class WiringOptions(Options):
 
     Attributes:
         d_hidden: number of neurons, D by default; with "ncp" the sum of `ncp_neurons`.
-        n_motor: neurons that are read out; all by default, 3 in 10 with "auto_ncp".
-        sparsity: share of synapses left out by "random" (0 to 1) and "auto_ncp" (0.1 to 0.9).
-        ncp_neurons: of "ncp": inter, command and motor neurons.
-        ncp_synapses: of "ncp": targets of each sensory neuron, targets of each inter neuron, synapses among the command
-            neurons, sources of each motor neuron.
-        wiring_seed: of the drawn synapses and signs; the published one by default.
+        n_motor: number of output neurons; all by default, 3 in 10 with "auto_ncp".
+        sparsity: share of synapses removed by "random" (0 to 1) and "auto_ncp" (0.1 to 0.9).
+        ncp_neurons: neurons of "ncp": inter, command and motor neurons.
+        ncp_synapses: synapses of "ncp": targets of each sensory and of each inter neuron, synapses among the
+            command neurons, sources of each motor neuron.
+        wiring_seed: seed of the drawn synapses and signs; the published one by default.
     """
 
     d_hidden: int | None = Field(default=None, ge=1)

@@ -31,16 +31,16 @@ class AttentionOptions(RopeOptions):
         window: each step sees itself and the window - 1 steps before it (and as many after it if not causal).
         rope_fraction: share of each head's channels that is rotated (NeoX: 0.25).
         qk_norm: RMSNorm on each head's query and key, before the rotation (Qwen3, Gemma 3).
-        qk_norm_over: what it runs along: the channels of each head, with weights that all heads share, or those of
+        qk_norm_over: axis of this norm: the channels of each head, with weights that all heads share, or those of
             "all" queries and of all keys at once, with weights for each (OLMo 2).
-        norm_zero_centred: its weights are 1 + w (Qwen3-Next, Gemma 3).
+        norm_zero_centred: the weights of this norm are 1 + w (Qwen3-Next, Gemma 3).
         norm_eps: added to its mean square.
-        scale: factor on q . k in place of K ** -0.5 (Gemma: query_pre_attn_scalar ** -0.5).
-        bias: on the projections.
-        out_bias: on W_o where that differs (Qwen2: bias=True, out_bias=False).
-        gate: sigmoid(W_g x) on what the heads give, one for every channel (Qwen3-Next) or for every head (Qiu et al.
-            2025, arXiv 2505.06708, section 3.1).
-        causal: whether steps see the past only; None is as the model says.
+        scale: factor on q . k instead of K ** -0.5 (Gemma: query_pre_attn_scalar ** -0.5).
+        bias: biases of the projections.
+        out_bias: bias of W_o, if it differs from `bias` (Qwen2: bias=True, out_bias=False).
+        gate: the output of the heads times sigmoid(W_g x), by "channel" (Qwen3-Next) or by "head" (Qiu et al. 2025,
+            arXiv 2505.06708, section 3.1).
+        causal: whether steps see only the past; None: as in the model.
         softcap: c in c tanh(logits / c) (Gemma 2).
         sinks: one learned logit a head that takes attention without giving a value (GPT-OSS).
         backend: form of the op, see `zoo.ops.attention`.
@@ -289,7 +289,12 @@ class SlidingWindowAttention(Attention):
     """Sliding-window attention: attention over the last `window` steps, with a state of that size."""
 
     class Config(AttentionOptions):
-        """n_kv_heads: G, by default n_heads; window: steps seen, 64 by default (Gemma 3: 1024)."""
+        """See `AttentionOptions`.
+
+        Attributes:
+            n_kv_heads: G, by default n_heads.
+            window: number of visible steps, 64 by default (Gemma 3: 1024).
+        """
 
         n_kv_heads: int | None = Field(default=None, ge=1)
         window: int = Field(default=64, ge=1)

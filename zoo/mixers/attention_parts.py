@@ -20,11 +20,11 @@ class RopeOptions(Options):
     """Rotary positions.
 
     Attributes:
-        rope: rotary positions, to which what follows belongs. Without them order shows through the causal mask alone,
-            and the key that all heads of `mla` share is one like any other (Kimi Linear).
+        rope: rotary positions; the next options belong to them. Without them only the causal mask shows the order, and
+            the key that all heads of `mla` share is an ordinary key (Kimi Linear).
         rope_base: the slowest rotation takes about 2 pi base steps.
         rope_interleaved: rotate neighbouring channels (the paper) or the two halves of a head (Llama, NeoX): the same
-            model with its channels in another order, so this matters for given weights only.
+            model with its channels in another order, so this matters only for given weights.
         rope_scaling: how a model is taken to longer contexts, see `zoo.ops.rotary.RopeScaling`; what follows belongs
             to it.
         rope_factor: how much longer (with "ntk", the factor that the slowest rotation is slowed by).

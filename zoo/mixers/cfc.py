@@ -58,10 +58,10 @@ class CfC(Mixer):
         """The options, besides those of the wiring.
 
         Attributes:
-            mode: which closed form; see above.
+            mode: the closed form; see above.
             backbone_units: width of the layers before the heads; unwired cells only.
-            backbone_layers: number of them; unwired cells only.
-            backbone_activation: what follows each.
+            backbone_layers: number of these layers; unwired cells only.
+            backbone_activation: activation after each of these layers.
             mixed_memory: an LSTM hands its output to the cell as previous state (Lechner and Hasani 2020, arXiv
                 2006.04418), so that gradients neither vanish nor explode; unwired cells only.
             wiring: how neurons are connected; None for a dense cell with a backbone.

@@ -44,10 +44,10 @@ class DeltaNet(DeltaMixer):
             expand_k: channels of q and of k, as a multiple of D.
             expand_v: channels of v, as a multiple of D.
             conv_size: W, steps in the window of the convolution; 0 for none.
-            conv_bias: on the convolution.
-            qk_activation: on q and k; v has silu.
-            qk_norm: q and k divided by their length, or by their sum (with an activation that is positive).
-            gate: an output gate.
+            conv_bias: a bias of the convolution.
+            qk_activation: activation of q and k; v has silu.
+            qk_norm: divide q and k by their length, or by their sum (with an activation that is positive).
+            gate: use an output gate.
             allow_neg_eigval: beta in (0, 2), so that a step can reflect.
             backend: form of the ops.
         """

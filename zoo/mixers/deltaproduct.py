@@ -46,9 +46,9 @@ class DeltaProduct(DeltaMixer):
             n_v_heads: H, heads of v, beta and g; a multiple of n_heads, which is the default.
             expand_v: V / K.
             conv_size: W, steps in the window of the convolution; 0 for none.
-            conv_bias: on the convolution.
+            conv_bias: a bias of the convolution.
             forget_gate: the memory decays (Gated DeltaProduct); without it, this is DeltaProduct.
-            gate: the output gate.
+            gate: use an output gate.
             allow_neg_eigval: beta in (0, 2), so that a step can reflect; else in (0, 1).
             A_init_range: the decay rates start uniform between these.
             dt_init_range: the step sizes start log-uniform between these.

@@ -51,8 +51,8 @@ class SparseAttention(AttentionWord):
             index_heads: J, by default half of n_heads, and 2 at least.
             index_dim: E, at least rope_dim, by default twice that.
             index_rope_interleaved: as `rope_interleaved`, of the indexer.
-            indexer_loss: coefficient of the indexer's loss; 0 leaves the indexer as it is.
-            dense: attend to all steps, and teach the indexer on all of them.
+            indexer_loss: coefficient of the indexer's loss; with 0 the indexer is not trained.
+            dense: attend to all steps, and train the indexer on all of them.
             backend: form of the op, see `zoo.ops.sparse_latent_attention`.
         """
 

@@ -48,8 +48,8 @@ class GatedDeltaNet(DeltaMixer):
             n_v_heads: H, heads of v, beta and g; a multiple of n_heads, which is the default.
             expand_v: V / K.
             conv_size: W, steps in the window of the convolution; 0 for none.
-            conv_bias: on the convolution.
-            gate: the output gate.
+            conv_bias: a bias of the convolution.
+            gate: use an output gate.
             allow_neg_eigval: beta in (0, 2), so that a step can reflect.
             A_init_range: the decay rates start uniform between these.
             dt_init_range: the step sizes start log-uniform between these.

@@ -31,7 +31,7 @@ class GatedShortConv(Mixer):
 
         Attributes:
             conv_size: W, steps in the window.
-            bias: on projections and convolution.
+            bias: biases of projections and convolution.
             backend: form of the op.
         """
 

@@ -51,7 +51,7 @@ class GatedLinearAttention(Mixer):
             expand_v: channels of v and of the output gate, as a multiple of D.
             gate_rank: width between the two halves of the decay's projection.
             gate_temperature: tau; the larger, the longer the memory.
-            gate: the output gate.
+            gate: use an output gate.
             norm_eps: added to the mean square in the norm.
             backend: form of the op.
         """

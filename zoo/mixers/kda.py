@@ -46,9 +46,9 @@ class KimiDeltaAttention(DeltaMixer):
             n_v_heads: H, heads of v, beta, g and the gate; a multiple of n_heads, which is the default.
             expand_v: V / K.
             conv_size: W, steps in the window of the convolution; 0 for none.
-            conv_bias: on the convolution.
+            conv_bias: a bias of the convolution.
             rank: width between the two halves of the decay's and of the gate's projection; V by default.
-            gate_bias: on the second half of the gate's projection.
+            gate_bias: bias of the second half of the gate's projection.
             allow_neg_eigval: beta in (0, 2), so that a step can reflect.
             A_init_range: the decay rates start uniform between these.
             dt_init_range: the step sizes start log-uniform between these.

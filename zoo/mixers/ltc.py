@@ -62,8 +62,8 @@ class LTC(Mixer):
             epsilon: keeps the solver's denominator from zero, and cm with positivity="clip".
             positivity: what keeps w, cm and gleak positive: "softplus" of the parameter, or "clip": below zero it
                 counts as zero, while its gradient still reaches it, so that no synapse is dead for good.
-            input_mapping: what the inputs pass before the synapses.
-            output_mapping: what the motor neurons pass on their way out.
+            input_mapping: map of the inputs before the synapses.
+            output_mapping: map of the motor neurons at the output.
             wiring: how neurons are connected.
             backend: "reference" is one step at a time, "compiled" a C++ loop; "auto" takes the faster that runs.
         """

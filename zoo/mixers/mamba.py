@@ -68,8 +68,8 @@ class Mamba(Mixer):
             dt_init_range: the step sizes start log-uniform between these.
             inner_norm: RMS norms of r, B and C, as in Jamba (Lieber et al. 2024, arXiv 2403.19887, section 6.4).
             norm_eps: added to the mean square in these norms.
-            bias: on W_in and W_out.
-            conv_bias: on the convolution.
+            bias: biases of W_in and W_out.
+            conv_bias: a bias of the convolution.
             backend: form of the ops.
         """
 

@@ -76,9 +76,9 @@ class Mamba2(Mixer):
             rms_norm: the gated norm before W_out; without it there is only the gate.
             norm_before_gate: norm(o) * silu(z) in place of norm(o * silu(z)).
             norm_eps: added to the mean square in the norm.
-            bias: on both projections.
-            out_bias: on W_out where that differs.
-            conv_bias: on the convolution.
+            bias: biases of both projections.
+            out_bias: bias of W_out, if it differs from `bias`.
+            conv_bias: a bias of the convolution.
             backend: form of the ops.
         """
 

@@ -43,7 +43,7 @@ class MinGRU(Mixer):
         Attributes:
             expand: d_hidden / D; other than 1, the state is projected back to D.
             positive: candidates through g; otherwise the linear ones of section 3.1.
-            bias: on both projections.
+            bias: biases of both projections.
             backend: form of the op.
         """
 

@@ -67,13 +67,13 @@ class MultiHeadLatentAttention(AttentionWord):
             nope_dim: N, by default d_model / n_heads.
             rope_dim: P, even; by default half of nope_dim.
             v_dim: V, by default nope_dim.
-            scale: factor on q . k in place of (N + P) ** -0.5.
+            scale: factor on q . k instead of (N + P) ** -0.5.
             rope_mscale: m in the factor (0.1 m ln(rope_factor) + 1)^2 that yarn puts on the logits (V2 0.707, V3 1).
             scale_latents: multiply c_q by sqrt(D / q_rank) and c by sqrt(D / r) (LongCat-Flash).
             norm_eps: added to the mean square in both norms.
-            bias: on W_dq, on W_dkv with W_kr, and on W_o.
-            causal: whether steps see the past only; None is as the model says.
-            absorb: fixes the order of the products; by default the cheaper one.
+            bias: biases of W_dq, of W_dkv with W_kr, and of W_o.
+            causal: whether steps see only the past; None: as in the model.
+            absorb: order of the products; by default the cheaper one.
             backend: form of the op, see `zoo.ops.attention`.
         """
 

@@ -72,7 +72,7 @@ class MLSTM(Mixer):
             gate_cap: i and f stay within plus and minus this; None for no bound (7b).
             input_bias: initial bias of the input gate; None for the published one.
             norm_eps: epsilon of the heads' norm; None for the published one, 1e-5 (v1) or 1e-6 (7b).
-            bias: on all projections; those of the gates always have one.
+            bias: biases of all projections; those of the gates always have one.
             backend: form of the ops.
         """
 

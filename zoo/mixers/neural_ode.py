@@ -67,7 +67,7 @@ class NeuralODE(Mixer):
         Attributes:
             d_hidden: width of the state, D by default; any other width is projected back to D.
             f_units: width of f's inner layers, d_hidden by default.
-            f_layers: number of them.
+            f_layers: number of these layers.
             solver: "rk4" (of order 4, the 3/8 rule), "midpoint" (2) and "euler" (1) take fixed steps, "dopri5" (5)
                 adaptive ones.
             substeps: fixed steps in each interval.

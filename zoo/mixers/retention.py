@@ -63,7 +63,7 @@ class Retention(Mixer):
             head_norm: "group" takes off each head's mean and divides by its deviation (the paper), "rms" divides by its
                 root mean square (the authors' later code, and flash-linear-attention).
             norm_eps: added to the variance or mean square.
-            gate: the output gate.
+            gate: use an output gate.
             backend: form of the op.
         """
 

@@ -63,12 +63,12 @@ class RWKV7(Mixer):
 
         Attributes:
             head_dim: K, by default the smallest width of at least 64 that cuts D into equal heads.
-            decay_rank: of the decay, by default the authors' max(32, 2.5 sqrt(D) rounded to a multiple of 32).
-            rate_rank: of the in-context rate, by default the same.
-            value_rank: of the gate on the first layer's values, by default with 1.7 in place of 2.5.
-            gate_rank: of the output gate, by default with 5.
-            value_residual: mix in the first layer's values.
-            norm_eps: of the group norm.
+            decay_rank: rank of the decay, by default the authors' max(32, 2.5 sqrt(D) rounded to a multiple of 32).
+            rate_rank: rank of the in-context rate, by default the same.
+            value_rank: rank of the gate on the first layer's values, by default with 1.7 instead of 2.5.
+            gate_rank: rank of the output gate, by default with 5 instead of 2.5.
+            value_residual: mix the first layer's values in.
+            norm_eps: epsilon of the group norm.
             kappa_eps: added to |k * k_k|^2 under its root; 0 in the authors' code, 1e-6 in fla's fused form.
             backend: form of the op.
         """

@@ -38,7 +38,7 @@ class ShortConv(Mixer):
 
         Attributes:
             conv_size: W, steps in the window.
-            activation: what follows the convolution.
+            activation: activation after the convolution.
             bias: one per channel.
             backend: form of the op.
         """
