@@ -18,7 +18,7 @@ import yaml
 import zoo
 from zoo.core.errors import RunError
 from zoo.core.run_files import read_metrics, read_whole_config
-from zoo.training import checkpoint, launch
+from zoo.training import checkpoint, checkpoints, launch
 from zoo.training.loading import load_from
 from zoo.training.loop import Trainer
 from zoo.training.stopping import Interrupted
@@ -48,7 +48,7 @@ def stopped(recipe, monkeypatch):
             patch.setattr(Trainer, "_score", scoring)
             with pytest.raises(Interrupted):
                 train(recipe, SHORT | overrides, quiet=True)
-        assert checkpoint.steps(RUN / "checkpoints") == sorted({best, 10, 13})
+        assert checkpoints.steps(RUN / "checkpoints") == sorted({best, 10, 13})
         return RUN
 
     return stopped
@@ -478,7 +478,7 @@ def test_a_child_does_not_outlive_its_parent(recipe):
     command += ["train.eval_every=100000", "train.checkpoint_every=50", "train.log_every=10000", "--quiet"]
     parent = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": root}, stderr=subprocess.DEVNULL)
     folder = Path("runs/many/1/checkpoints")
-    while not checkpoint.steps(folder):
+    while not checkpoints.steps(folder):
         assert parent.poll() is None
         time.sleep(0.01)
     parent.kill()

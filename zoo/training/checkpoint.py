@@ -10,10 +10,8 @@ Whatever is read is checked against the manifest on its way, by `read_weights` a
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import itertools
 import json
 import re
 import secrets
@@ -38,7 +36,6 @@ WEIGHTS, AVERAGE, TRAINING, MANIFEST = "weights.safetensors", "average.safetenso
 FORMAT = 1
 MOST_BYTES_OF_MANIFEST = 2**26
 _NAME = re.compile(r"step_(0|[1-9][0-9]{0,17})")
-_OWN = re.compile(r"step_[0-9]+(\.damaged[0-9]*)?|\.step_[0-9]+\.[0-9a-f]+\.tmp")
 
 
 class Damaged(UsageError):
@@ -132,14 +129,6 @@ def _digest_of(manifest: Mapping[str, Any]) -> str:
 def is_checkpoint(path: Path) -> bool:
     """Whether a path has a checkpoint's name."""
     return _NAME.fullmatch(path.name) is not None
-
-
-def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, rising; whether they can be read is another matter."""
-    if not folder.is_dir():
-        return []
-    found = (_NAME.fullmatch(p.name) for p in folder.iterdir() if p.is_dir())
-    return sorted(int(m.group(1)) for m in found if m)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -264,40 +253,3 @@ def read_training(path: Path) -> dict[str, Any]:
 
 def _first_line(error: BaseException) -> str:
     return quoted((str(error).splitlines() or [type(error).__name__])[0], 200)
-
-
-def config_of(folder: Path) -> dict[str, Any] | None:
-    """The config that the newest readable checkpoint of a folder was trained with, where one says so."""
-    for step in reversed(steps(folder)):
-        with contextlib.suppress(Damaged):
-            return read_manifest(folder / f"step_{step}").config
-    return None
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the latest `keep` checkpoints and those they name as the best."""
-    found = steps(folder)
-    kept = set(found[-keep:])
-    for step in found[-keep:]:
-        with contextlib.suppress(Damaged):  # which names none
-            kept.add(read_manifest(folder / f"step_{step}").best or 0)
-    for step in found:
-        if step not in kept:
-            shutil.rmtree(folder / f"step_{step}", ignore_errors=True)
-
-
-def aside(path: Path) -> Path:
-    """A free name under which a damaged checkpoint is kept and never looked at again."""
-    names = (path.with_name(f"{path.name}.damaged{n or ''}") for n in itertools.count())
-    return next(name for name in names if not name.exists())
-
-
-def clear_leftovers(folder: Path) -> None:
-    """Delete what a killed process was still writing."""
-    for path in folder.glob(".step_*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def belongings(folder: Path) -> list[Path]:
-    """All in a folder of checkpoints that is theirs, damaged ones and leftovers included."""
-    return sorted(p for p in folder.iterdir() if _OWN.fullmatch(p.name)) if folder.is_dir() else []

@@ -2,77 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from zoo.core.errors import UsageError, quoted, unknown
-from zoo.core.readers import check_path
-from zoo.core.run_files import CHECKPOINTS, CONFIG, changes, differing, is_run, no_run, read_whole_config, run_of
+from zoo.core.errors import UsageError, unknown
+from zoo.core.run_files import CONFIG, changes, differing, read_whole_config, run_of
 from zoo.models.create import create_model
 from zoo.models.ends import Ends
-from zoo.training import checkpoint, imports
+from zoo.training import checkpoint, checkpoints, imports
 from zoo.training.fit import Parts
 from zoo.training.machine import choose_device, choose_precision
 from zoo.training.options import Experiment, TrainConfig
 from zoo.training.randomness import kept_random_state
 from zoo.training.recipes import override
-
-
-def find_checkpoint(path: Path, which: str = "best") -> Path:
-    """The checkpoint folder that `which` of a run stands for; a checkpoint folder stands for itself.
-
-    Args:
-        path: a run folder, or one of its checkpoints.
-        which: "best", "last", or the name of one, such as "step_300".
-
-    Raises:
-        UsageError: there is none, or it is damaged; the error names another one that could be read.
-    """
-    check_path(path)
-    if checkpoint.is_checkpoint(path):
-        checkpoint.verify(path)
-        return path
-    if not path.is_dir():
-        raise UsageError(f"There is no run folder {str(path)!r}.")
-    folder = path / CHECKPOINTS
-    names = [f"step_{step}" for step in checkpoint.steps(folder)]
-    if which not in ("best", "last", *names):
-        told = f", or one of its checkpoints: {', '.join(names)}" if names else ""
-        raise UsageError(f"which={quoted(which)} is not allowed: it should be 'best' or 'last'{told}.")
-    if not names:
-        if is_run(path):
-            raise UsageError(f"{path} holds no checkpoint: its run was stopped before the first one.")
-        raise UsageError(f"{no_run(path).rstrip('.')}, and holds no checkpoint.")
-    newest = folder / names[-1]
-    if which in names:
-        return _whole(folder / which, [])
-    _whole(newest, reversed(names[:-1]))
-    best = checkpoint.read_manifest(newest).best
-    if which == "last" or best is None or folder / f"step_{best}" == newest:
-        return newest
-    return _whole(folder / f"step_{best}", [name for name in reversed(names) if name != f"step_{best}"])
-
-
-def _whole(path: Path, others: Iterable[str]) -> Path:
-    """A checkpoint that is as it was written.
-
-    Raises:
-        UsageError: it is not; which of the others, the first of them foremost, is.
-    """
-    try:
-        checkpoint.verify(path)
-    except checkpoint.Damaged as error:
-        for other in others:
-            with contextlib.suppress(checkpoint.Damaged):
-                checkpoint.verify(path.parent / other)
-                told = f"{other} is whole, and read where it is asked for: which={other!r}, or --which {other}"
-                raise UsageError(f"{str(error).rstrip('.')}; {told}.") from None
-        raise
-    return path
 
 
 def load(path: str | Path, which: str = "best") -> Ends:
@@ -93,7 +38,7 @@ def load(path: str | Path, which: str = "best") -> Ends:
 @kept_random_state()
 def load_from(path: str | Path, which: str = "best") -> tuple[Ends, Path]:
     """As `load`, with the checkpoint that was read."""
-    found = find_checkpoint(Path(path), which)
+    found = checkpoints.find(Path(path), which)
     imports.check(run_of(found), imports.MODEL_KINDS)
     config = read_whole_config(run_of(found))
     model = create_model(config["model"])

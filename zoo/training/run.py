@@ -36,7 +36,7 @@ from zoo.core.run_files import (
     read_result,
     read_whole_config,
 )
-from zoo.training import checkpoint
+from zoo.training import checkpoints
 from zoo.training.events import EventFile
 from zoo.training.options import BOOKKEEPING
 from zoo.training.result import ENDED
@@ -106,8 +106,8 @@ class RunFolder:
         if fresh:
             self._clear()
         path = self.path / CONFIG
-        begun = bool(checkpoint.steps(self.checkpoints))
-        trained = checkpoint.config_of(self.checkpoints) if begun else None
+        begun = bool(checkpoints.steps(self.checkpoints))
+        trained = checkpoints.config_of(self.checkpoints) if begun else None
         if not path.exists() and self._foreign():
             raise UsageError(f"{self.path} is not empty and holds no {CONFIG}: choose another folder with out=...")
         if trained is not None:
@@ -143,7 +143,7 @@ class RunFolder:
             raise UsageError(f"{self.path} holds no {CONFIG}, so it is not a run that --fresh could start over.")
         with writing(self.path):
             own = [self.path / name for name in (CONFIG, METRICS, RESULT, SOLVING, EVENTS, IMPORTED)]
-            kept = checkpoint.belongings(self.checkpoints)  # through a link, should it be one, which stays
+            kept = checkpoints.belongings(self.checkpoints)  # through a link, should it be one, which stays
         trash = self.path / _TRASH.format(secrets.token_hex(4))
         below: Path | None = None
         if kept:

@@ -15,7 +15,7 @@ from zoo.models.config import ModelConfig
 from zoo.models.create import create_model
 from zoo.models.ends import Ends
 from zoo.objectives.base import Carry
-from zoo.training import checkpoint
+from zoo.training import checkpoint, checkpoints
 from zoo.training.optimizer import Average, Optimizer
 from zoo.training.options import TrainConfig
 from zoo.training.randomness import seed_device
@@ -131,7 +131,7 @@ class Session:
             best=self.at.best.step if self.at.best else None,
             config=config,
         )
-        checkpoint.prune(folder, self.config.keep)
+        checkpoints.prune(folder, self.config.keep)
 
     def resume(self, folder: Path, say: Callable[[str], None], carries: Callable[[Carry, Ends], bool]) -> None:
         """Continue from the newest complete checkpoint, or stay at the start if there is none.
@@ -144,9 +144,9 @@ class Session:
         Raises:
             UsageError: there are checkpoints, but none that can be read.
         """
-        checkpoint.clear_leftovers(folder)
+        checkpoints.clear_leftovers(folder)
         problems: list[tuple[Path, str]] = []
-        for step in reversed(checkpoint.steps(folder)):
+        for step in reversed(checkpoints.steps(folder)):
             path = folder / f"step_{step}"
             try:
                 checkpoint.verify(path)
@@ -156,7 +156,7 @@ class Session:
                 continue
             for damaged, told in problems:
                 say(f"{told}; going on from {path} instead.")
-                damaged.rename(checkpoint.aside(damaged))
+                damaged.rename(checkpoints.aside(damaged))
             self.saved = path
             say(f"Going on from {path}.")
             return

@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo.core.errors import UsageError
 from zoo.core.run_files import CHECKPOINTS
-from zoo.training import checkpoint, imports, machine
+from zoo.training import checkpoints, imports, machine
 from zoo.training.loop import Trainer
 from zoo.training.options import Experiment
 from zoo.training.progress import Reporter
@@ -52,13 +52,13 @@ def train(
     machine.choose_device(chosen.train.device)
     if resume and fresh:
         raise UsageError("--resume goes on from a run and --fresh deletes it: give one of them.")
-    if resume and not checkpoint.steps(chosen.folder / CHECKPOINTS):
+    if resume and not checkpoints.steps(chosen.folder / CHECKPOINTS):
         raise UsageError(f"{chosen.folder} holds no checkpoint to resume from: leave out --resume to start.")
     with RunFolder(chosen.folder) as run:
         run.open(chosen.resolved(parts), fresh=fresh)
         imports.record(run.path, parts)
         reporter = Reporter(chosen.name, chosen.train.steps, chosen.train.selection, quiet=quiet)
-        if (source := _other_run(experiment, chosen.folder)) and not checkpoint.steps(run.checkpoints):
+        if (source := _other_run(experiment, chosen.folder)) and not checkpoints.steps(run.checkpoints):
             reporter.say(f"{run.path} starts from new weights: {source} gives it a config, and no weights.")
         old = run.result(reporter.say)
         if old is not None and old["status"] in ENDED and not has_more_time(chosen.train, old):
@@ -71,5 +71,5 @@ def train(
 def _other_run(source: Any, folder: Path) -> Path | None:
     """The run folder that an experiment was read from, where it is not the one that is trained into."""
     path = Path(source) if isinstance(source, str | Path) else None
-    held = path is not None and bool(checkpoint.steps(path / CHECKPOINTS))
+    held = path is not None and bool(checkpoints.steps(path / CHECKPOINTS))
     return path if held and path and folder.resolve() != path.resolve() else None
