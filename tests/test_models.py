@@ -14,6 +14,7 @@ import zoo
 from zoo.models.create import model_config
 from zoo.models.ends import sinusoidal
 from zoo.models.token import ModelState
+from zoo.norms.none import NoNorm
 from zoo.pattern import make_word, parse, to_text
 from zoo.protocol import Context, Place, mixers, tree_bytes
 
@@ -61,7 +62,7 @@ def test_forward_by_hand():
 
 
 def test_post_norm_has_no_last_norm():
-    assert isinstance(model_of("swiglu", placement="post").norm, torch.nn.Identity)
+    assert isinstance(model_of("swiglu", placement="post").norm, NoNorm)
 
 
 def test_tied_embeddings():

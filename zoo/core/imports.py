@@ -159,8 +159,6 @@ _MOVED = {
     **{f"zoo.models.token.{name}": f"zoo.{name}" for name in ("create_model", "list_models", "swap")},
     "zoo.models.token.model_config": "zoo.models.create.model_config",
     "zoo.models.token.make_backbone": "zoo.models.ends.make_backbone",
-    "zoo.models.generation.Choice": "zoo.models.sampling.Choice",
-    **{f"zoo.backbone.{name}": f"zoo.norms.{name}" for name in ("make_norm", "NORM_EPS")},
     **{f"zoo.backbone.{name}": f"zoo.norms.rms.{name}" for name in ("PlainRMSNorm", "ZeroCentredRMSNorm")},
     "zoo.residual.HyperConnections": "zoo.residual.hyper_connections.HyperConnections",
     "zoo.residual.ManifoldHyperConnections": "zoo.residual.hyper_connections.ManifoldHyperConnections",
