@@ -10,6 +10,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; before torch
 import pytest
 import torch
 
+pytest_plugins = ["processor_time"]
+
 torch.backends.cudnn.allow_tf32 = False  # by default cuDNN's recurrent layers round float32 to 10 bits of mantissa
 
 
@@ -21,8 +23,7 @@ def _seeded():
 @pytest.fixture
 def poisoned_memory():
     """Uninitialised memory (torch.empty and its kin) holds NaN, or the largest integer."""
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(before)
+    from zoo.laws import poisoned_memory  # not above: the environment comes first, and most tests need no law
+
+    with poisoned_memory():
+        yield

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from zoo.cli import main
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -19,8 +19,9 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: next(w for w in code.split("\n") if "=" in w)[:40])
-def test_python_block_runs(code: str, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
+def test_python_block_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
 
 
 def test_pattern_block_parses() -> None:
@@ -33,21 +34,16 @@ def test_pattern_block_parses() -> None:
         assert to_text(parse(text)) == text
 
 
-def test_commands_run_in_order(tmp_path: Path) -> None:
+def test_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
     assert COMMANDS
     for line in COMMANDS:
         words = shlex.split(line, comments=True)[1:]
         if words[0] == "train":  # the same command, cut short
             words += ["train.steps=2", "train.eval_rows=8", "train.test_rows=8", "task.n_puzzles=20"]
-        done = subprocess.run(
-            [sys.executable, "-m", "zoo", *words],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, f"{line}: {done.stderr}"
+        with pytest.raises(SystemExit) as done:
+            main(words)
+        assert done.value.code in (0, None), f"{line}: {capsys.readouterr().err}"
     assert (tmp_path / "runs/readme/report.html").stat().st_size > 10_000
 
 

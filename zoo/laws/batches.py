@@ -29,7 +29,7 @@ from zoo.laws.compare import (
 from zoo.protocol import Mixer, State, fork, join, select
 
 
-@law(9, "packing", dtypes=EVERY, settings=({"n": 20}, {"n": 37}), unless=(couples_rows,))
+@law(9, "packing", dtypes=EVERY, settings=({"n": 20}, {"n": 37}), tried=1, unless=(couples_rows,))
 @torch.no_grad()
 def packing(mixer: Mixer, n: int) -> None:
     """With `resets`, a packed row of `n` steps equals its documents run alone: outputs, and the last one's state."""
@@ -70,7 +70,7 @@ def packing(mixer: Mixer, n: int) -> None:
     check("where row 0 continues its past", state=run(mixer, past, timespans=x.new_ones(3, m))[1], cuts=[10])
 
 
-@law(10, "raggedness", dtypes=EVERY, settings=({"n": 18}, {"n": 33}), unless=(couples_rows,))
+@law(10, "raggedness", dtypes=EVERY, settings=({"n": 18}, {"n": 33}), tried=1, unless=(couples_rows,))
 @torch.no_grad()
 def raggedness(mixer: Mixer, n: int) -> None:
     """With `lengths` up to `n`, outputs and state of each row equal that row run alone, and so does what follows."""
@@ -137,7 +137,7 @@ def _gradients_alone(mixer: Mixer, x: Tensor, i: int, length: int) -> Sequence[T
     return torch.autograd.grad((y * weights).sum(), list(mixer.parameters()), allow_unused=True, materialize_grads=True)
 
 
-@law(3, "states of rows", dtypes=EVERY, unless=(looks_ahead, couples_rows))
+@law(3, "states of rows", dtypes=EVERY, elsewhere="first", unless=(looks_ahead, couples_rows))
 @torch.no_grad()
 def states_of_rows(mixer: Mixer) -> None:
     """fork branches, select picks rows, join undoes select, also where capacities differ."""

@@ -42,8 +42,8 @@ class Law:
         cases: "every" case of a mixer; the "first" one, and the others where all is checked; or that "alone".
         unless: why it does not bind a mixer.
         traced: whether it traces graphs.
-        elsewhere: whether what is made without a device comes out on another one in every case, not in the first alone,
-            where not all is checked: it doubles what the check of a small layer takes.
+        elsewhere: in which cases what is made without a device comes out on another one where not all is checked: it
+            doubles what the check of a small layer takes.
         by_score: whether routing ops choose by their scores in bfloat16 too.
     """
 
@@ -57,7 +57,7 @@ class Law:
     cases: Literal["every", "first", "alone"] = "every"
     unless: tuple[Exemption, ...] = ()
     traced: bool = False
-    elsewhere: bool = False
+    elsewhere: Literal["every", "first", "none"] = "none"
     by_score: bool = False
 
     def exempts(self, mixer: Mixer) -> str | None:

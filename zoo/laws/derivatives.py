@@ -80,9 +80,20 @@ def second_derivatives(mixer: Mixer) -> str | None:
     return None
 
 
-@law(13, "second derivatives of kernels", dtypes=(F32,), cases="alone")
-def second_derivatives_of_kernels(mixer: Mixer, n: int = 280) -> str | None:
-    """In float32, packed and ragged and from a state, products with the Hessian are those of float64."""
+@law(
+    13,
+    "second derivatives of kernels",
+    dtypes=(F32,),
+    settings=({"n": 280, "n_continuous": 40},),
+    rare=({"n": 280, "n_continuous": 100},),
+    cases="alone",
+)
+def second_derivatives_of_kernels(mixer: Mixer, n: int, n_continuous: int) -> str | None:
+    """In float32, packed and ragged and from a state, products with the Hessian are those of float64.
+
+    Of `n` steps, or of `n_continuous` in continuous time, where every step is a loop of its own.
+    """
+    n = n_continuous if mixer.traits.reads_timespans else n
     device = device_of(mixer)
     resets = torch.zeros(2, n, dtype=torch.bool, device=device)
     resets[0, 5] = resets[1, n // 2] = True

@@ -20,6 +20,8 @@ from zoo.pattern import make_word, mixer_config, mixer_of, to_text
 from zoo.protocol import Mixer, Place, mixers
 
 WIDTH = 32
+LENGTH = 300
+"""For how many steps a mixer with weights for each is built."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Case:
     def build(self, dtype: torch.dtype = torch.float64, d_model: int = WIDTH, **options: Any) -> Mixer:
         """The mixer with parameters moved off their inits; the same ones in float64 and float32, on every device."""
         config = self.mixer.Config(**{**self.options, **options})
-        place = Place(layer=1, n_layers=3, causal=self.causal)
+        place = Place(layer=1, n_layers=3, causal=self.causal, length=LENGTH)
         with torch.random.fork_rng(), torch.device("cpu"):
             torch.manual_seed(1)
             mixer = off_inits(self.mixer(d_model, config, place=place).double())
@@ -56,7 +58,7 @@ def cases_of(cls: type[Mixer], device: str = "cpu") -> list[Case]:
 
 
 def _causal(case: Case) -> bool:
-    config, place = case.mixer.Config(**case.options), Place(layer=1, n_layers=3, causal=case.causal)
+    config, place = case.mixer.Config(**case.options), Place(layer=1, n_layers=3, causal=case.causal, length=LENGTH)
     with torch.device("meta"):
         return case.mixer(WIDTH, config, place=place).causal
 
@@ -119,7 +121,7 @@ def plan(law: Law, cases: Sequence[Case], *, thorough: bool = False) -> list[Che
             if first:
                 pairs += [(dtype, law.settings[0]) for dtype in law.dtypes[1:]]
                 pairs += [(law.dtypes[0], setting) for setting in law.settings[1 : law.tried]]
-        elsewhere = thorough or first or law.elsewhere
+        elsewhere = thorough or law.elsewhere == "every" or (law.elsewhere == "first" and first)
         checks += [Check(law, case, dtype, setting, elsewhere) for dtype, setting in pairs]
     return checks
 

@@ -34,7 +34,15 @@ from zoo.laws.compare import (
 from zoo.protocol import Mixer, State, canonical
 
 
-@law(1, "chunk consistency", dtypes=EVERY, settings=({"n": 21}, {"n": 37}), unless=(looks_ahead,))
+@law(
+    1,
+    "chunk consistency",
+    dtypes=EVERY,
+    settings=({"n": 21}, {"n": 37}),
+    tried=1,
+    elsewhere="first",
+    unless=(looks_ahead,),
+)
 def chunk_consistency(mixer: Mixer, n: int, tolerance: float | None = None) -> None:
     """Cutting a sequence of `n` steps anywhere and carrying the state changes neither outputs nor final state."""
     x, fields = given(mixer, n)
