@@ -40,7 +40,7 @@ def pivot(
 
 
 def shown(r: Record, text: Callable[[Record], str]) -> str:
-    """A cell: its text with the mark of how it came about, or why there is none."""
+    """A cell: its text with the mark of its source, or why there is none."""
     if r.status != OK:
         return r.status
     marks = {MARKS.get(f.get("how", ""), "") for f in r.figures.values()}

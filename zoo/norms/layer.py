@@ -16,7 +16,7 @@ from zoo.protocol import Norm
 @final
 @register("layernorm")
 class LayerNorm(Norm):
-    """w (x - mean(x)) / std(x) + b, with w one and b zero at first."""
+    """Layer norm: w (x - mean(x)) / std(x) + b; w starts at one and b at zero."""
 
     def __init__(self, d_model: int, config: Options, *, eps: float, axis: str = "channels"):
         super().__init__(d_model, config, eps=eps, axis=axis)

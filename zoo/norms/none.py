@@ -13,7 +13,7 @@ from zoo.protocol import Norm
 @final
 @register("none")
 class NoNorm(Norm):
-    """x as it is."""
+    """No norm: x unchanged."""
 
     axes = ("channels", "time")
 

@@ -17,7 +17,7 @@ from zoo.protocol import Norm, recurrent_dtype
 @final
 @register("rmsnorm")
 class RMSNorm(Norm):
-    """w x / rms(x), with w one at first; along time, where steps have no weights of their own, x / rms(x)."""
+    """RMS norm: w x / rms(x); w starts at one. Along time, steps have no weights: x / rms(x)."""
 
     axes = ("channels", "time")
 
@@ -35,7 +35,7 @@ class RMSNorm(Norm):
 @final
 @register("rmsnorm_plain")
 class PlainRMSNorm(Norm):
-    """x / rms(x), without weights."""
+    """RMS norm without weights: x / rms(x)."""
 
     axes = ("channels", "time")
 
@@ -50,7 +50,7 @@ class PlainRMSNorm(Norm):
 @final
 @register("rmsnorm_zero_centred")
 class ZeroCentredRMSNorm(Norm):
-    """x / rms(x) * (1 + w), w zero at first (Gemma: weight decay then draws the factor to one)."""
+    """RMS norm with the factor 1 + w; w starts at zero (Gemma: weight decay then pulls the factor to one)."""
 
     def __init__(self, d_model: int, config: Options, *, eps: float, axis: str = "channels"):
         super().__init__(d_model, config, eps=eps, axis=axis)

@@ -16,7 +16,7 @@ setting. `zoo bench` writes all keys; of a file from elsewhere only the first th
                 its budget of seconds, ended)
     why         one line that explains any other status, else ""
     figures     {name of figure: {"value": median, "low": first quartile, "high": third quartile, "n": runs, "how": H}};
-                H is "measured", or how else the value came about: "formula" (said by the layer, not measured) or
+                H is the source of the value: "measured", "formula" (computed by the layer, not measured) or
                 "random cache" (measured from a key-value cache filled with random numbers, not by a prefill)
     slices      {name of slice: {value as text: {name of figure: number}}}, else {}
     chance      the accuracy on 2,048 test rows of always giving the answer that is most frequent in validation rows;
@@ -135,7 +135,7 @@ class Record:
         return number(found.get(which))
 
     def how(self, figure: str) -> str:
-        """How a figure came about where it was not simply measured, else empty."""
+        """The source of a figure that was not simply measured, else empty."""
         how = printable(self.figures[figure].get("how", "")) if figure in self.figures else ""
         return "" if how == "measured" else how
 

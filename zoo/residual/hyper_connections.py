@@ -83,7 +83,7 @@ class Streams(Connection):
 @final
 @register("hyper_connections")
 class HyperConnections(Streams):
-    """Hyper-connections (Zhu et al. 2024, arXiv 2409.19606): weights of their own and, if dynamic, of each token.
+    """Hyper-connections: several residual streams, mixed by learned weights (Zhu et al. 2024, arXiv 2409.19606).
 
     weights = static + scale * tanh(W rms_norm(H_i)) for each stream i, with W zero and the scales 0.01 at first, when
     step k reads stream k mod n, the streams keep apart and all are written to alike: then the network is that of one
@@ -115,7 +115,7 @@ class HyperConnections(Streams):
 @final
 @register("mhc")
 class ManifoldHyperConnections(Streams):
-    """Manifold-constrained hyper-connections, mHC (Xie et al. 2025, arXiv 2512.24880).
+    """mHC: several residual streams, mixed by doubly stochastic matrices (Xie et al. 2025, arXiv 2512.24880).
 
     logits = bias + scale * W rms_norm([H_1 ... H_n]); read = sigmoid, write = 2 sigmoid, and the mixing is doubly
     stochastic by 20 steps of Sinkhorn and Knopp, so that no product of layers grows. The paper leaves the biases open:

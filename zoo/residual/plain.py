@@ -12,7 +12,7 @@ from zoo.residual.connection import Connection, register
 @final
 @register("plain")
 class Plain(Connection):
-    """One stream (B, T, D): x + y."""
+    """One residual stream (B, T, D): x + y."""
 
     def forward(self, stream: Tensor) -> tuple[Tensor, Tensor, None]:
         return stream, stream, None
