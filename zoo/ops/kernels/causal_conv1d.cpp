@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "kernel.h"
-#include "simd.h"
+#include "elementary.h"
 
 namespace {
 

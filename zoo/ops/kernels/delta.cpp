@@ -13,37 +13,22 @@
 // that decay between them, without subtractions.
 //
 // All blocks in memory are filled up with zeros to multiples of STEPS rows and columns.
-#include "decay.h"
+#include "blocks.h"
 #include "kernel.h"
 
 namespace {
 
+using zoo::at;
+using zoo::dot;
 using zoo::Lanes;
 using zoo::padded;
 using zoo::product;
 using zoo::product_tn;
+using zoo::sum;
 using zoo::transposed;
 
 constexpr int64_t STEPS = zoo::BLOCK_LANES;
 constexpr float GONE = -1e4f;  // log of a decay that is zero in float, also beside others
-
-inline Lanes& at(float* p) { return *reinterpret_cast<Lanes*>(p); }
-inline const Lanes& at(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
-inline Lanes all(float x) { return Lanes{} + x; }
-
-inline float sum(Lanes x) {
-    float y[STEPS];
-    at(y) = x;
-    for (int half = STEPS / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) y[i] += y[i + half];
-    return y[0];
-}
-
-inline float dot(const float* x, const float* y, int64_t n) {
-    Lanes s{};
-    for (int64_t i = 0; i < n; i += STEPS) s += at(x + i) * at(y + i);
-    return sum(s);
-}
 
 inline void zero(float* x, int64_t n) { std::memset(x, 0, n * sizeof(float)); }
 
@@ -306,7 +291,7 @@ struct Head {
             at(X + m) = inside;
             start *= whole;
         }
-        for (int64_t d = 0; d < K; d += STEPS) at(total + d) = all(start);
+        for (int64_t d = 0; d < K; d += STEPS) at(total + d) = zoo::splat<Lanes>(start);
         decays_known = n == C;
     }
 
@@ -321,14 +306,14 @@ struct Head {
                 Lanes sum{};
                 for (int64_t i = 0; i < STEPS; ++i) {
                     const Lanes g = at(here + i * K + d);
-                    sum += at(here + i * K + d) = reset(m * STEPS + i) ? all(GONE) : g < GONE ? all(GONE) : g;
+                    sum += at(here + i * K + d) = reset(m * STEPS + i) ? zoo::splat<Lanes>(GONE) : g < GONE ? zoo::splat<Lanes>(GONE) : g;
                 }
                 at(whole + d) = sum;
             }
             for (int64_t d = 0; d < K; ++d) whole[d] = zoo::exp(whole[d]);
             for (int64_t i = 0; i < STEPS * K; ++i) here[i] = zoo::exp(here[i]);
             for (int64_t d = 0; d < K; d += STEPS) {
-                Lanes since = all(1.0f), last{};
+                Lanes since = zoo::splat<Lanes>(1.0f), last{};
                 const Lanes start = at(before + m * K + d);
                 for (int64_t i = m * STEPS; i < (m + 1) * STEPS; ++i) {
                     last = since, since *= at(a + i * K + d);
@@ -525,7 +510,7 @@ struct Head {
             zero(d_c[w], n * K);
             for (int64_t m = 0; m < blocks(); ++m)  // x: until the block's end
                 for (int64_t d = 0; d < K; d += STEPS) {
-                    Lanes until = all(1.0f);
+                    Lanes until = zoo::splat<Lanes>(1.0f);
                     for (int64_t i = (m + 1) * STEPS - 1; i >= m * STEPS; --i) {
                         at(x + i * K + d) = until;
                         until *= at(a + i * K + d);
@@ -580,7 +565,7 @@ struct Head {
                 Lanes ending{};
                 for (int64_t t = (m + 1) * STEPS - 1; t >= m * STEPS; --t) {
                     const int64_t i = t * K + d;
-                    const Lanes since = at(e + i), since_r = !DPLR ? since : t > m * STEPS ? at(e + i - K) : all(1.0f);
+                    const Lanes since = at(e + i), since_r = !DPLR ? since : t > m * STEPS ? at(e + i - K) : zoo::splat<Lanes>(1.0f);
                     const Lanes from_start_q = start * at(d_q_start + i), from_start_r = start * at(d_r_start + i);
                     const Lanes dq = at(d_q_block + i) + from_start_q, dr = at(d_r_block + i) + from_start_r;
                     at(d_q + i) += since * dq, at(d_r + i) += since_r * dr;

@@ -15,36 +15,15 @@
 #include "kernel.h"
 #include "matmul.h"
 
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-
 namespace {
 
+using zoo::exp;
 using zoo::LANES;
 using zoo::Vec;
 
 constexpr int WIDEST = 16;  // lanes: what is padded is so on every CPU, as the caller counts on
 constexpr int TILE = LANES == 16 ? 6 : 3, PANEL = 4 * LANES;
 constexpr int64_t ROWS = 96;  // of a block; even, so that pairs of rows stay together
-
-typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t))));
-
-// exp of the vectors' numbers, as zoo::exp.
-ZOO_INLINE Vec exp(Vec x) {
-    x = x < -87.3f ? Vec{} - 87.3f : x;
-    x = x > 88.3f ? Vec{} + 88.3f : x;
-    const Vec n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;
-    const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    Vec p = r * (1.0f / 5040) + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return p * (Vec)((__builtin_convertvector(n, Ints) + 127) << 23);
-}
 
 struct Single {
     using Number = float;

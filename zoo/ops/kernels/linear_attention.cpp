@@ -10,7 +10,7 @@
 // A task is a share of the heads of one group in one row of the batch: q k^T is formed once for its heads where the
 // decay is one a head, and the gradients of q and k are summed over them. The backward pass goes over segments of
 // blocks, each from its saved state.
-#include "decay.h"
+#include "decays.h"
 #include "kernel.h"
 
 namespace {
@@ -85,7 +85,7 @@ struct PerChannel : ChannelDecays {
 template <int64_t C>
 void scores(const PerHead<C>& decays, const float* products, const float*, const float*, int64_t, float* out) {
     for (int64_t i = 0; i < C * C; i += BLOCK_LANES)
-        store_lanes(out + i, load_lanes(decays.pair + i) * load_lanes(products + i));
+        store(out + i, load<Lanes>(decays.pair + i) * load<Lanes>(products + i));
 }
 void scores(const PerChannel& decays, const float*, const float* q, const float* k, int64_t width, float* out) {
     channel_scores(width, q, k, decays.step, out);
@@ -153,7 +153,7 @@ void next_state(const Decays& decays, const float* before, const float* keys, co
                 float* after) {
     for (int64_t e = 0; e < V; ++e)
         for (int64_t d = 0; d < K; d += BLOCK_LANES)
-            store_lanes(after + e * K + d, load_lanes(decays.whole + d) * load_lanes(before + e * K + d));
+            store(after + e * K + d, load<Lanes>(decays.whole + d) * load<Lanes>(before + e * K + d));
     product_tn<true>(V, K, Decays::STEPS, values, V, keys, K, after, K);
 }
 
@@ -165,15 +165,15 @@ void log_gradient(const PerHead<C>& decays, const float* q, const float* reads, 
     Lanes sums[4] = {}, earlier = {};
     for (int64_t i = 0; i < K * V; i += 4 * BLOCK_LANES)
         for (int64_t l = 0; l < 4; ++l)
-            sums[l] += load_lanes(before + i + l * BLOCK_LANES) * load_lanes(d_after + i + l * BLOCK_LANES);
+            sums[l] += load<Lanes>(before + i + l * BLOCK_LANES) * load<Lanes>(d_after + i + l * BLOCK_LANES);
     Lanes later = decays.total * ((sums[0] + sums[1]) + (sums[2] + sums[3]));
     for (int64_t t = C - 1; t >= 0; --t) {
-        for (int64_t d = t * K; d < (t + 1) * K; d += BLOCK_LANES) later += load_lanes(q + d) * load_lanes(reads + d);
-        store_lanes(d_log + t * BLOCK_LANES, later);
+        for (int64_t d = t * K; d < (t + 1) * K; d += BLOCK_LANES) later += load<Lanes>(q + d) * load<Lanes>(reads + d);
+        store(d_log + t * BLOCK_LANES, later);
     }
     for (int64_t t = 0; t < C; ++t) {
-        store_lanes(d_log + t * BLOCK_LANES, load_lanes(d_log + t * BLOCK_LANES) + earlier);
-        for (int64_t d = t * K; d < (t + 1) * K; d += BLOCK_LANES) earlier += load_lanes(k + d) * load_lanes(writes + d);
+        store(d_log + t * BLOCK_LANES, load<Lanes>(d_log + t * BLOCK_LANES) + earlier);
+        for (int64_t d = t * K; d < (t + 1) * K; d += BLOCK_LANES) earlier += load<Lanes>(k + d) * load<Lanes>(writes + d);
     }
 }
 
@@ -182,13 +182,13 @@ void log_gradient(const PerChannel& decays, const float* q, const float* reads, 
                   const float* before, const float* d_after, int64_t K, int64_t V, float* d_log) {
     for (int64_t d = 0; d < K; d += BLOCK_LANES) {
         Lanes later = {}, earlier = {};
-        for (int64_t e = 0; e < V; ++e) later += load_lanes(before + e * K + d) * load_lanes(d_after + e * K + d);
-        later *= load_lanes(decays.total + d);
+        for (int64_t e = 0; e < V; ++e) later += load<Lanes>(before + e * K + d) * load<Lanes>(d_after + e * K + d);
+        later *= load<Lanes>(decays.total + d);
         for (int64_t at = (PerChannel::STEPS - 1) * K + d; at >= 0; at -= K)
-            store_lanes(d_log + at, later += load_lanes(q + at) * load_lanes(reads + at));
+            store(d_log + at, later += load<Lanes>(q + at) * load<Lanes>(reads + at));
         for (int64_t at = d; at < PerChannel::STEPS * K; at += K) {
-            store_lanes(d_log + at, load_lanes(d_log + at) + earlier);
-            earlier += load_lanes(k + at) * load_lanes(writes + at);
+            store(d_log + at, load<Lanes>(d_log + at) + earlier);
+            earlier += load<Lanes>(k + at) * load<Lanes>(writes + at);
         }
     }
 }
@@ -198,21 +198,21 @@ template <int64_t C>
 void scores_backward(const PerHead<C>& decays, const float*, const float*, int64_t, const float* A, const float* d_A,
                      float* d_products, float*, float*, float* d_log) {
     for (int64_t i = 0; i < C * C; i += BLOCK_LANES)
-        store_lanes(d_products + i,
-                    load_lanes(d_products + i) + load_lanes(decays.pair + i) * load_lanes(d_A + i));
+        store(d_products + i,
+                    load<Lanes>(d_products + i) + load<Lanes>(decays.pair + i) * load<Lanes>(d_A + i));
     if (!d_log) return;
     Lanes below[C / BLOCK_LANES] = {};  // of A dA, over the rows from t on
     typedef int32_t Index __attribute__((vector_size(BLOCK_LANES * sizeof(int32_t))));
     Index lane = {};
     for (int l = 0; l < BLOCK_LANES; ++l) lane[l] = l;
     for (int64_t t = C - 1; t > 0; --t) {
-        Lanes sum = load_lanes(d_log + t * BLOCK_LANES);
+        Lanes sum = load<Lanes>(d_log + t * BLOCK_LANES);
         for (int64_t j = 0; j < C / BLOCK_LANES; ++j) {
-            below[j] += load_lanes(A + t * C + j * BLOCK_LANES) * load_lanes(d_A + t * C + j * BLOCK_LANES);
+            below[j] += load<Lanes>(A + t * C + j * BLOCK_LANES) * load<Lanes>(d_A + t * C + j * BLOCK_LANES);
             const Index before = lane < static_cast<int32_t>(t - j * BLOCK_LANES);
             sum += reinterpret_cast<Lanes>(reinterpret_cast<Index>(below[j]) & before);
         }
-        store_lanes(d_log + t * BLOCK_LANES, sum);
+        store(d_log + t * BLOCK_LANES, sum);
     }
 }
 

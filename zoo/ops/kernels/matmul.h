@@ -6,35 +6,15 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-
-#include "simd.h"
+#include "vectors.h"
 
 namespace zoo {
 
 #if defined(__AVX512F__)
-constexpr int LANES = 16, TILE = 6;
-#elif defined(__AVX__)
-constexpr int LANES = 8, TILE = 3;
+constexpr int TILE = 6;
 #else
-constexpr int LANES = 4, TILE = 3;
+constexpr int TILE = 3;
 #endif
-typedef float Vec __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
-
-inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
-inline Vec splat(float x) { return Vec{} + x; }
-
-// The 32 bits at p in every lane, whatever they mean.
-inline Vec splat_bits(const float* p) {
-#if defined(__AVX512F__)
-    return reinterpret_cast<Vec>(_mm512_set1_epi32(*reinterpret_cast<const int32_t __attribute__((may_alias))*>(p)));
-#else
-    return splat(*p);
-#endif
-}
 
 // R rows by V vectors. Element (i, k) of op(A) lies at a[i * row + k * col]. Where `keep` is given, C = keep C + ....
 template <int R, int V, bool ADD>

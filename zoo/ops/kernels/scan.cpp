@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "kernel.h"
-#include "simd.h"
+#include "elementary.h"
 
 namespace {
 

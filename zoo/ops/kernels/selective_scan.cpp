@@ -8,77 +8,20 @@
 #include <vector>
 
 #include "kernel.h"
-#include "simd.h"
+#include "vectors.h"
 
 namespace {
 
 constexpr int64_t CHUNK = 32, GROUP = 128;  // steps, channels
 constexpr int64_t SMALL = 32768;            // updates that one thread is done with before others wake
 
-#if defined(__AVX512F__)
-constexpr int64_t BYTES = 64;
-#elif defined(__AVX__)
-constexpr int64_t BYTES = 32;
-#else
-constexpr int64_t BYTES = 16;
-#endif
-typedef float Floats __attribute__((vector_size(BYTES)));
-typedef int32_t Ints __attribute__((vector_size(BYTES)));
-typedef double Doubles __attribute__((vector_size(BYTES)));
-
-template <typename T>
-struct Vector;
-template <>
-struct Vector<float> {
-    using type = Floats;
-};
-template <>
-struct Vector<double> {
-    using type = Doubles;
-};
-template <typename T>
-using Vec = typename Vector<T>::type;
-template <typename T>
-constexpr int64_t LANES = BYTES / sizeof(T);
+using zoo::LANES_OF;
+using zoo::load;
+using zoo::store;
+using zoo::Vector;
 
 constexpr double LOG2E = 1.4426950408889634;
 
-// 2^x for |x| <= 126, beyond that as at the bounds: 2^n 2^r with |r| <= 1/2, by a polynomial fitted to 2^r.
-inline Floats exp2(Floats x) {
-    x = x < -126.0f ? Floats{} - 126.0f : x;
-    x = x > 126.0f ? Floats{} + 126.0f : x;
-    const Floats shifted = x + 12582912.0f;  // its low bits hold the nearest whole number
-    const Floats r = x - (shifted - 12582912.0f);
-    Floats p = 0.00015345711f * r + 0.0013399931f;
-    p = p * r + 0.009618489f;
-    p = p * r + 0.055503286f;
-    p = p * r + 0.24022646f;
-    p = p * r + 0.6931472f;
-    p = p * r + 1.0f;
-    return (Floats)((Ints)p + ((Ints)shifted << 23));
-}
-inline Doubles exp2(Doubles x) {
-    for (int64_t l = 0; l < LANES<double>; ++l) x[l] = std::exp2(x[l]);
-    return x;
-}
-
-// The first n lanes from memory, zeros after them.
-template <typename T>
-inline Vec<T> load(const T* from, int64_t n) {
-    Vec<T> x = {};
-    if (n == LANES<T>)
-        std::memcpy(&x, from, sizeof(x));
-    else
-        for (int64_t l = 0; l < n; ++l) x[l] = from[l];
-    return x;
-}
-template <typename T>
-inline void store(T* to, Vec<T> x, int64_t n) {
-    if (n == LANES<T>)
-        std::memcpy(to, &x, sizeof(x));
-    else
-        for (int64_t l = 0; l < n; ++l) to[l] = x[l];
-}
 // The sum over the lanes of each of `count` vectors, by halving all of them at once; scratch holds count * LANES / 2.
 template <typename T, int64_t HALF>
 inline void halve(const T* from, T* to, int64_t count) {
@@ -86,10 +29,10 @@ inline void halve(const T* from, T* to, int64_t count) {
         for (int64_t l = 0; l < HALF; ++l) to[i * HALF + l] = from[2 * i * HALF + l] + from[(2 * i + 1) * HALF + l];
 }
 template <typename T>
-inline void sum_lanes(const Vec<T>* x, T* scratch, T* out, int64_t count) {
-    constexpr int64_t HALF = LANES<T> / 2;
+inline void sum_lanes(const Vector<T>* x, T* scratch, T* out, int64_t count) {
+    constexpr int64_t HALF = LANES_OF<T> / 2;
     for (int64_t i = 0; i < count; ++i) {
-        T lanes[LANES<T>];
+        T lanes[LANES_OF<T>];
         std::memcpy(lanes, x + i, sizeof(lanes));
         for (int64_t l = 0; l < HALF; ++l) scratch[i * HALF + l] = lanes[l] + lanes[HALF + l];
     }
@@ -102,30 +45,13 @@ inline void sum_lanes(const Vec<T>* x, T* scratch, T* out, int64_t count) {
     }
 }
 template <typename T>
-inline Vec<T> sigmoid(Vec<T> x) {
-    T lanes[LANES<T>];
-    std::memcpy(lanes, &x, sizeof(x));
-    for (int64_t l = 0; l < LANES<T>; ++l) lanes[l] = zoo::sigmoid(lanes[l]);
-    std::memcpy(&x, lanes, sizeof(x));
-    return x;
-}
-template <typename T>
-inline Vec<T> softplus(Vec<T> x) {
-    T lanes[LANES<T>];
-    std::memcpy(lanes, &x, sizeof(x));
-    for (int64_t l = 0; l < LANES<T>; ++l) lanes[l] = -zoo::log_sigmoid(-lanes[l]);
-    std::memcpy(&x, lanes, sizeof(x));
-    return x;
-}
-
-template <typename T>
 struct Inputs {
     const T *u, *delta, *A, *B, *C, *D, *z, *bias, *state;
     const bool* resets;
     int64_t batch, steps, width, N, use_softplus;
 
     int64_t chunks() const { return (steps + CHUNK - 1) / CHUNK; }
-    int64_t blocks() const { return (width + LANES<T> - 1) / LANES<T>; }
+    int64_t blocks() const { return (width + LANES_OF<T> - 1) / LANES_OF<T>; }
 };
 
 // LANES channels of one row: what does not change in time, and the step.
@@ -133,27 +59,27 @@ template <typename T>
 struct Channels {
     const Inputs<T>& in;
     int64_t row, from, n;
-    Vec<T> D, bias;
+    Vector<T> D, bias;
 
-    Channels(const Inputs<T>& in, int64_t row, int64_t block) : in(in), row(row), from(block * LANES<T>) {
-        n = std::min(LANES<T>, in.width - from);
-        D = in.D ? load(in.D + from, n) : Vec<T>{};
-        bias = in.bias ? load(in.bias + from, n) : Vec<T>{};
+    Channels(const Inputs<T>& in, int64_t row, int64_t block) : in(in), row(row), from(block * LANES_OF<T>) {
+        n = std::min(LANES_OF<T>, in.width - from);
+        D = in.D ? load(in.D + from, n) : Vector<T>{};
+        bias = in.bias ? load(in.bias + from, n) : Vector<T>{};
     }
     // (D, N) to N vectors and back.
-    void gather(const T* matrix, Vec<T>* out, T scale = 1) const {
+    void gather(const T* matrix, Vector<T>* out, T scale = 1) const {
         for (int64_t k = 0; k < in.N; ++k) {
-            out[k] = Vec<T>{};
+            out[k] = Vector<T>{};
             for (int64_t l = 0; l < n; ++l) out[k][l] = matrix[(from + l) * in.N + k] * scale;
         }
     }
-    void scatter(const Vec<T>* vectors, T* matrix) const {
+    void scatter(const Vector<T>* vectors, T* matrix) const {
         for (int64_t k = 0; k < in.N; ++k)
             for (int64_t l = 0; l < n; ++l) matrix[(from + l) * in.N + k] = vectors[k][l];
     }
     int64_t at(int64_t t) const { return (row * in.steps + t) * in.width + from; }
-    Vec<T> raw_delta(int64_t t) const { return load(in.delta + at(t), n) + bias; }
-    Vec<T> dt(Vec<T> raw) const { return in.use_softplus ? softplus<T>(raw) : raw; }
+    Vector<T> raw_delta(int64_t t) const { return load(in.delta + at(t), n) + bias; }
+    Vector<T> dt(Vector<T> raw) const { return in.use_softplus ? zoo::softplus_of<T>(raw) : raw; }
     bool reset(int64_t t) const { return in.resets && in.resets[row * in.steps + t]; }
     // The states kept before chunk c: (batch, chunks, N, D).
     int64_t kept(int64_t c, int64_t k) const {
@@ -167,7 +93,7 @@ void forward(const Inputs<T>& in, T* y, T* last, T* checkpoints) {
 #pragma omp parallel if (in.batch * in.steps * in.width * N > SMALL)
     {
         zoo::FlushDenormals flush;
-        std::vector<Vec<T>> A(N), h(N);
+        std::vector<Vector<T>> A(N), h(N);
 #pragma omp for collapse(2) schedule(static)
         for (int64_t row = 0; row < in.batch; ++row)
             for (int64_t block = 0; block < in.blocks(); ++block) {
@@ -177,17 +103,17 @@ void forward(const Inputs<T>& in, T* y, T* last, T* checkpoints) {
                 for (int64_t t = 0; t < in.steps; ++t) {
                     if (checkpoints && t % CHUNK == 0)
                         for (int64_t k = 0; k < N; ++k) store<T>(checkpoints + here.kept(t / CHUNK, k), h[k], here.n);
-                    if (here.reset(t)) std::fill(h.begin(), h.end(), Vec<T>{});
+                    if (here.reset(t)) std::fill(h.begin(), h.end(), Vector<T>{});
                     const T *B = in.B + (row * in.steps + t) * N, *C = in.C + (row * in.steps + t) * N;
-                    const Vec<T> u = load(in.u + here.at(t), here.n), dt = here.dt(here.raw_delta(t)), x = dt * u;
-                    Vec<T> o = here.D * u;
+                    const Vector<T> u = load(in.u + here.at(t), here.n), dt = here.dt(here.raw_delta(t)), x = dt * u;
+                    Vector<T> o = here.D * u;
                     for (int64_t k = 0; k < N; ++k) {
-                        h[k] = exp2(dt * A[k]) * h[k] + x * B[k];
+                        h[k] = zoo::exp2(dt * A[k]) * h[k] + x * B[k];
                         o += h[k] * C[k];
                     }
                     if (in.z) {
-                        const Vec<T> z = load(in.z + here.at(t), here.n);
-                        o *= z * sigmoid<T>(z);
+                        const Vector<T> z = load(in.z + here.at(t), here.n);
+                        o *= z * zoo::sigmoid_of<T>(z);
                     }
                     store<T>(y + here.at(t), o, here.n);
                 }
@@ -210,21 +136,21 @@ template <typename T>
 struct Backward {
     const Inputs<T>& in;
     const int64_t N;
-    std::vector<Vec<T>> A, g, h, a, d_A, d_B, d_C, dt, u, d_o;
+    std::vector<Vector<T>> A, g, h, a, d_A, d_B, d_C, dt, u, d_o;
     std::vector<T> scratch;
 
     explicit Backward(const Inputs<T>& in)
-        : in(in), N(in.N), A(N), g(GROUP / LANES<T> * N), h((CHUNK + 1) * N), a(CHUNK * N), d_A(N), d_B(CHUNK * N),
-          d_C(CHUNK * N), dt(CHUNK), u(CHUNK), d_o(CHUNK), scratch(CHUNK * N * LANES<T> / 2) {}
+        : in(in), N(in.N), A(N), g(GROUP / LANES_OF<T> * N), h((CHUNK + 1) * N), a(CHUNK * N), d_A(N), d_B(CHUNK * N),
+          d_C(CHUNK * N), dt(CHUNK), u(CHUNK), d_o(CHUNK), scratch(CHUNK * N * LANES_OF<T> / 2) {}
 
     void run(int64_t row, int64_t group, const T* checkpoints, const T* d_y, const T* d_last, const Gradients<T>& out) {
-        const int64_t first = group * (GROUP / LANES<T>), end = std::min(first + GROUP / LANES<T>, in.blocks());
+        const int64_t first = group * (GROUP / LANES_OF<T>), end = std::min(first + GROUP / LANES_OF<T>, in.blocks());
         for (int64_t block = first; block < end; ++block)
             Channels<T>(in, row, block).gather(d_last + row * in.width * N, g.data() + (block - first) * N);
         for (int64_t c = in.chunks() - 1; c >= 0; --c) {
             const int64_t start = c * CHUNK, steps = std::min(CHUNK, in.steps - start);
-            std::fill(d_B.begin(), d_B.end(), Vec<T>{});
-            std::fill(d_C.begin(), d_C.end(), Vec<T>{});
+            std::fill(d_B.begin(), d_B.end(), Vector<T>{});
+            std::fill(d_C.begin(), d_C.end(), Vector<T>{});
             for (int64_t block = first; block < end; ++block) {
                 const Channels<T> here(in, row, block);
                 again(here, c, start, steps, checkpoints, d_y, out);
@@ -249,48 +175,48 @@ struct Backward {
             const T keep = here.reset(t) ? 0 : 1;
             u[i] = load(in.u + at, here.n);
             dt[i] = here.dt(here.raw_delta(t));
-            const Vec<T> x = dt[i] * u[i], now = dt[i];
-            const Vec<T>* before = h.data() + i * N;
-            Vec<T> *after = h.data() + (i + 1) * N, *decay = a.data() + i * N;
-            Vec<T> o = here.D * u[i];
+            const Vector<T> x = dt[i] * u[i], now = dt[i];
+            const Vector<T>* before = h.data() + i * N;
+            Vector<T> *after = h.data() + (i + 1) * N, *decay = a.data() + i * N;
+            Vector<T> o = here.D * u[i];
             for (int64_t k = 0; k < N; ++k) {
-                decay[k] = exp2(now * A[k]) * keep;
+                decay[k] = zoo::exp2(now * A[k]) * keep;
                 after[k] = decay[k] * before[k] + x * B[k];
                 o += after[k] * C[k];
             }
             d_o[i] = load(d_y + at, here.n);
             if (in.z) {
-                const Vec<T> z = load(in.z + at, here.n), s = sigmoid<T>(z);
+                const Vector<T> z = load(in.z + at, here.n), s = zoo::sigmoid_of<T>(z);
                 store<T>(out.z + at, d_o[i] * o * s * (T(1) + z * (T(1) - s)), here.n);
                 d_o[i] *= z * s;
             }
         }
     }
 
-    void back(const Channels<T>& here, int64_t start, int64_t steps, Vec<T>* g, const Gradients<T>& out) {
+    void back(const Channels<T>& here, int64_t start, int64_t steps, Vector<T>* g, const Gradients<T>& out) {
         here.gather(in.A, A.data());
-        std::fill(d_A.begin(), d_A.end(), Vec<T>{});
-        Vec<T> d_D = {}, d_bias = {};
+        std::fill(d_A.begin(), d_A.end(), Vector<T>{});
+        Vector<T> d_D = {}, d_bias = {};
         for (int64_t i = steps - 1; i >= 0; --i) {
             const int64_t t = start + i, at = here.at(t);
             const T *B = in.B + (here.row * in.steps + t) * N, *C = in.C + (here.row * in.steps + t) * N;
-            const Vec<T> *before = h.data() + i * N, *after = before + N, *decay = a.data() + i * N;
-            Vec<T> *to_B = d_B.data() + i * N, *to_C = d_C.data() + i * N;
-            const Vec<T> x = dt[i] * u[i], now = dt[i], d = d_o[i];
-            Vec<T> d_x = {}, d_dt = {};
+            const Vector<T> *before = h.data() + i * N, *after = before + N, *decay = a.data() + i * N;
+            Vector<T> *to_B = d_B.data() + i * N, *to_C = d_C.data() + i * N;
+            const Vector<T> x = dt[i] * u[i], now = dt[i], d = d_o[i];
+            Vector<T> d_x = {}, d_dt = {};
             for (int64_t k = 0; k < N; ++k) {
-                const Vec<T> here_g = g[k] + d * C[k];
+                const Vector<T> here_g = g[k] + d * C[k];
                 to_C[k] += d * after[k];
                 to_B[k] += here_g * x;
                 d_x += here_g * B[k];
-                const Vec<T> decayed = here_g * decay[k], q = decayed * before[k];
+                const Vector<T> decayed = here_g * decay[k], q = decayed * before[k];
                 d_A[k] += q * now;
                 d_dt += q * A[k];
                 g[k] = decayed;
             }
             store<T>(out.u + at, d * here.D + now * d_x, here.n);
             d_dt += u[i] * d_x;
-            if (in.use_softplus) d_dt *= sigmoid<T>(here.raw_delta(t));
+            if (in.use_softplus) d_dt *= zoo::sigmoid_of<T>(here.raw_delta(t));
             store<T>(out.delta + at, d_dt, here.n);
             d_bias += d_dt;
             d_D += d * u[i];

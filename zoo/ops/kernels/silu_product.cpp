@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "kernel.h"
-#include "simd.h"
+#include "elementary.h"
 
 namespace {
 
