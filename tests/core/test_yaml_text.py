@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import zoo
@@ -105,6 +105,7 @@ plain = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(all
 keys = texts.filter(lambda key: "\0" not in key)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # beside other jobs
 @given(st.recursive(plain, lambda inner: st.lists(inner) | st.dictionaries(keys, inner), max_leaves=8))
 def test_what_is_written_is_read_back(data):
     def possible(value: Any) -> Any:  # YAML has no NUL
