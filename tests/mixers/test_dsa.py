@@ -239,6 +239,7 @@ def test_scores_are_float32_at_least():
     torch.testing.assert_close(scores.double(), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_compiled_blocks():
     mixer, x = mixer_and_input("dsa(top_k=5, backend='chunked')", T=40)
 

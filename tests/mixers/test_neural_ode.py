@@ -50,6 +50,7 @@ def test_fixed_steps_are_those_of_torchdiffeq(solver):
     assert (y - expected).abs().max() <= 1e-9 * expected.abs().max()
 
 
+@pytest.mark.slow
 def test_default_is_near_the_exact_solution():
     mixer, x, spans = case()
     assert mixer.config.solver == "rk4"

@@ -68,8 +68,15 @@ def test_every_objective_is_tried():
     assert {name for name, _, _ in CASES} == set(list_objectives())
 
 
-@pytest.mark.parametrize(("name", "spec", "options"), CASES, ids=lambda v: v if isinstance(v, str) else None)
-@pytest.mark.parametrize("named", [True, False], ids=["held-out", "sampled"])
+# each case once in `make test`, with names and without in turn; the other way in `make check-all`
+ALONE = [
+    pytest.param(*case, named, id=f"{case[0]}-{i}-{named}", marks=[] if (i + named) % 2 else [pytest.mark.slow])
+    for i, case in enumerate(CASES)
+    for named in (True, False)
+]
+
+
+@pytest.mark.parametrize(("name", "spec", "options", "named"), ALONE)
 def test_rows_are_answered_alone(name, spec, options, named):
     model, chosen = parts(name, spec, options)
     rows = held_out(chosen.task, "test", 10) if named else chosen.task.sample(10, split="test", seed=0)

@@ -245,7 +245,12 @@ def test_questions_without_cells_are_answered_behind_them():
 
 
 @pytest.mark.parametrize(
-    "pattern", [PATTERN, "bidirectional(mamba2) moe", 'token_mlp(length=64, norm_axis="time") swiglu']
+    "pattern",
+    [
+        PATTERN,
+        pytest.param("bidirectional(mamba2) moe", marks=pytest.mark.slow),
+        'token_mlp(length=64, norm_axis="time") swiglu',
+    ],
 )
 @pytest.mark.parametrize("task", [SUDOKU, MQAR], ids=["sudoku", "mqar"])
 def test_it_teaches_any_pattern_that_looks_ahead(pattern, task):

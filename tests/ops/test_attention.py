@@ -121,7 +121,7 @@ def test_every_form_is_the_definition(name):
             assert (state == ()) == (not options.get("causal", True))
 
 
-@pytest.mark.parametrize("T", [1, 63, 64, 100, 1000])
+@pytest.mark.parametrize("T", [1, 63, 64, 100, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name", ["grouped", "sinks", "window", "sinks and softcap", "packed, ragged, window", "all ways, window"]
 )
@@ -353,7 +353,7 @@ def test_padding_may_hold_anything():
             assert causal is False or state.k.isfinite().all()
 
 
-@pytest.mark.parametrize("form", ["auto", "chunked"])
+@pytest.mark.parametrize("form", ["auto", pytest.param("chunked", marks=pytest.mark.slow)])
 def test_compiles_in_one_graph(form):
     options = {"window": 9, "backend": form, "chunk_size": 8}
     if form == "auto":

@@ -71,6 +71,7 @@ def test_a_long_sequence(decay):
     assert_close([o, state], exact, torch.float32)
 
 
+@pytest.mark.slow
 def test_one_graph_whatever_the_length():
     torch._dynamo.reset()
     compiled = torch.compile(delta_rule, fullgraph=True, backend="aot_eager", dynamic=True)
