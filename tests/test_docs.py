@@ -304,7 +304,7 @@ def test_the_worked_examples_run_as_they_are_told(tmp_path):
     assert lines[0].startswith("git clone")
     assert lines[1].startswith("make demo")
     mixer = lines[[line.startswith("cp ") for line in lines].index(True) :]
-    others = [*typed("A task"), *typed("An objective")]
+    others = [*typed("An op with a kernel in C++"), *typed("A task"), *typed("An objective")]
     others += [*typed("A norm"), *typed("A residual kind"), *typed("A benchmark"), *typed("A family")]
     (tmp_path / "docs").symlink_to(DOCS)
     copied = mixer.pop(0).split()
@@ -326,6 +326,7 @@ def test_the_worked_examples_run_as_they_are_told(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "fading_memory  S_t = a S_{t-1}" in done.stdout  # zoo list
     assert "fading_memory: every law holds." in done.stdout  # zoo laws
+    assert "ema: every law holds." in done.stdout
     assert "missing  " in done.stdout  # zoo show
     report = (tmp_path / "page.html").read_text()
     assert "short_conv fading_memory" in report
