@@ -484,7 +484,8 @@ def filled(text: str) -> str:
 
     def contents(match: re.Match[str]) -> str:
         path = DOCS / match[1]
-        return "\n".join(fenced(path.read_text(encoding="utf-8"), {".py": "python", ".cpp": "cpp"}.get(path.suffix, "text")))
+        language = {".py": "python", ".cpp": "cpp"}.get(path.suffix, "text")
+        return "\n".join(fenced(path.read_text(encoding="utf-8"), language))
 
     text = re.sub(r"<!-- options: (\S+) -->", lambda m: "\n".join(options(CONFIGS[m[1]])).rstrip("\n"), text)
     return re.sub(r"<!-- file: (\S+) -->", contents, text)
