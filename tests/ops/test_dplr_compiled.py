@@ -62,6 +62,7 @@ def test_a_long_sequence():
     assert_close(dplr(**leaves, backend="compiled"), exact, torch.float32)
 
 
+@pytest.mark.slow
 def test_one_graph_whatever_the_length():
     torch._dynamo.reset()
     graph = torch.compile(dplr, fullgraph=True, backend="aot_eager", dynamic=True)

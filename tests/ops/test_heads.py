@@ -244,7 +244,14 @@ def test_autocast_does_not_reach_inside(op):
 
 
 @pytest.mark.parametrize("decay", ["head mild", "channel mild"])
-@pytest.mark.parametrize(("op", "backend"), [(op, form) for op, form in FORMS if form != "reference"])
+@pytest.mark.parametrize(
+    ("op", "backend"),
+    [
+        pytest.param(op, form, marks=[pytest.mark.slow] if form == "chunked" else [])
+        for op, form in FORMS
+        if form != "reference"
+    ],
+)
 def test_compiles_to_one_graph(op, backend, decay):
     inputs = make(op, 20, decay=decay, packed=True, ragged=True)
     options = {"chunk_size": 8, "backend": backend}

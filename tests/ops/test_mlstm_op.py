@@ -110,6 +110,7 @@ def test_forms_agree(T, backend, dtype):
     assert_close(outcome(inputs, dtype, backend=backend), outcome(inputs, backend="reference"), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "dtype"), FORMS)
 def test_forms_agree_from_rest_over_a_thousand_steps(backend, dtype):
     inputs = make(1000, B=1, state=False)
@@ -234,7 +235,11 @@ def test_inputs_are_left_alone_and_no_memory_is_read_unwritten(backend, poisoned
         assert torch.equal(x, before[name]), name
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+# plain forms are traced step by step: seconds each
+TRACED = [b if b not in ("reference", "chunked") else pytest.param(b, marks=pytest.mark.slow) for b in BACKENDS]
+
+
+@pytest.mark.parametrize("backend", TRACED)
 def test_compiles_to_one_graph(backend):
     inputs = make(20, packed=True, ragged=True)
     expected = outcome(inputs, torch.float32, chunk_size=8, backend=backend)
