@@ -39,7 +39,8 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs -d build/docs/cache build/docs/pages build/docs/html
 
 check-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "slow and not gpu" -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not gpu" tests/test_laws.py
+	$(BIN)/python -m pytest -m "slow and not gpu" --ignore=tests/test_laws.py -rs
 
 # Environments of their own, as the peers disagree: where flash-linear-attention is installed, transformers calls it, GPU or
 # not. Each sees this project's environment, so that torch is not installed again.

@@ -90,7 +90,7 @@ def wrong_states(mixer: Mixer) -> list[tuple[str, Any]]:
     wrong += [(f"a state of another mixer, {type(s).__name__}", s) for s in _foreign_states(D) if s != ()]
     if not tree_leaves(own):
         return wrong
-    wider = _wider(mixer)
+    wider = _state_of_another_width(mixer, own)
     found = [
         *((what, state) for what, state in wrong if type(state) is not type(own)),
         ("()", ()),
@@ -101,15 +101,17 @@ def wrong_states(mixer: Mixer) -> list[tuple[str, Any]]:
         ("a bool state", tree_map(lambda t: t.bool(), own)),
         *((f"a text as {name}", own._replace(**{name: "state"})) for name in getattr(own, "_fields", ())),
     ]
-    return found + ([("a state of another width", wider.init_state(B))] if wider is not None else [])
+    return found + ([("a state of another width", wider)] if wider is not None else [])
 
 
-def _wider(mixer: Mixer) -> Mixer | None:
-    """The mixer at twice the width, where its options allow that."""
+def _state_of_another_width(mixer: Mixer, own: State) -> State | None:
+    """A state of the mixer at twice the width, where its options allow that and its state grows with it."""
     try:
-        return rebuilt(mixer, 2 * mixer.d_model)
+        state = rebuilt(mixer, 2 * mixer.d_model).init_state(B)
     except UsageError:
         return None
+    shapes = [[leaf.shape for leaf in tree_leaves(each)] for each in (state, own)]
+    return state if shapes[0] != shapes[1] else None
 
 
 @law(11, "refusal of states", dtypes=(F32,), cases="first")
