@@ -289,7 +289,7 @@ def test_compiles_to_one_graph(op, backend):
 
 
 @pytest.mark.skipif(native.why_not() is not None, reason=f"no kernels here: {native.why_not()}")
-@pytest.mark.parametrize("op", ["scan", "selective_scan"])
+@pytest.mark.parametrize("op", ["scan", pytest.param("selective_scan", marks=pytest.mark.slow)])  # half a minute
 def test_kernels_keep_torchs_rules(op):
     """Schemas, fake tensors and autograd registration, by torch's own checks."""
     inputs = make(globals()[op], 40)

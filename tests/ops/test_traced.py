@@ -99,6 +99,7 @@ def test_every_kernel_is_called():
     assert {name.partition(",")[0] for name in CALLS} == kernels
 
 
+@pytest.mark.slow
 def test_a_fresh_process_traces_every_op_in_one_graph():
     if why_not := native.why_not():  # asked here, as this file is what the process runs
         pytest.skip(why_not)
