@@ -77,7 +77,11 @@ def test_every_family_has_a_tiny_size():
     }
 
 
-@pytest.mark.parametrize("name", TINY)
+# that a size learns takes a second or two: every fourth in `make test`, all of them in `make check-all`
+LEARNING = [pytest.param(name, marks=[pytest.mark.slow] if i % 4 else []) for i, name in enumerate(TINY)]
+
+
+@pytest.mark.parametrize("name", LEARNING)
 def test_tiny_sizes_learn(name):
     torch.manual_seed(0)
     config = zoo.create_model(name).config
