@@ -127,7 +127,7 @@ def test_refused_widths(d_model):
 
 
 def test_a_name_is_taken_once(running_mean):
-    with pytest.raises(UsageError, match="name 'running_mean' is taken by"):
+    with pytest.raises(UsageError, match=r"name 'running_mean'.* is taken by .*: register another name"):
 
         @zoo.register("running_mean")
         class Other(Mixer):
@@ -309,7 +309,9 @@ def test_paths_that_differ_in_punctuation_alone_are_two_files(tmp_path, monkeypa
 def test_of_two_files_with_one_word_the_first_has_it(tmp_path, monkeypatch, things):
     first, second = thing(tmp_path, "word", file="first.py"), thing(tmp_path, "word", file="second.py")
     name_in_environment(monkeypatch, first, second)
-    with pytest.warns(UsageWarning, match=re.escape(f"The thing name 'word' is taken by Thing of {first}.")):
+    with pytest.warns(
+        UsageWarning, match=re.escape(f"The thing name 'word' of {second} is taken by Thing of {first}: register")
+    ):
         assert things.registry.names() == ["word"]
     assert things.registry.origin("word").path == first
 
@@ -611,3 +613,22 @@ def test_options_take_numpy_s_numbers():
     for wrong in ({"count": np.float64(3)}, {"count": np.bool_(True)}, {"on": np.int64(1)}):
         with pytest.raises(UsageError):
             Some(**wrong)
+
+
+def test_law_cases_are_of_the_class():
+    with pytest.raises(UsageError, match=r"'own_cases'.* is refused: its law_cases is no classmethod"):
+
+        @zoo.register("own_cases")
+        class Own(mixers["mlp"]):
+            def law_cases(self):
+                return [{}]
+
+
+def test_what_failed_under_another_value_of_the_variable_is_past(tmp_path, monkeypatch):
+    monkeypatch.setattr(imports, "failed", {})
+    monkeypatch.setenv("ZOO_IMPORT", str(tmp_path / "none.py"))
+    with pytest.warns(UsageWarning, match="none.py"):
+        zoo.list_mixers()
+    assert len(imports.failed_imports()) == 1
+    monkeypatch.delenv("ZOO_IMPORT")
+    assert imports.failed_imports() == []

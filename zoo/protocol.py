@@ -283,6 +283,8 @@ class Norm(nn.Module, ABC):
 
     def __init__(self, d_model: int, config: Options, *, eps: float, axis: str = "channels"):
         super().__init__()
+        self.d_model, self.eps, self.axis = d_model, eps, axis
+        self.config: Any = config  # of the subclass's own Config
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

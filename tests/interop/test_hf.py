@@ -7,12 +7,14 @@ import os
 import random
 import weakref
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import zoo
+from zoo.core.errors import UsageError
 from zoo.interop._weights import written
 from zoo.interop.hf import CONFIG, INDEX, PICKLED, PICKLED_INDEX, WEIGHTS, _Folder, published_weights
 from zoo.models.families import families
@@ -484,6 +486,23 @@ def test_what_parameters_tell_the_optimizer_stays(tmp_path):
     rules = rules_of(model)
     assert rules[id(mixer.w0)].lr_scale == 2.0
     assert not rules[id(mixer.r_k)].weight_decay
+
+
+def test_a_family_that_places_not_every_weight_is_refused_there_and_back(tmp_path, monkeypatch):
+    model = zoo.create_model("llama3-tiny")
+    whole = zoo.to_hf(model, tmp_path / "whole")
+    (llama,) = (f for f in families.all() if f.name == "llama3")
+
+    def some(p):
+        return (m for m in llama.weights(p) if not any("steps.1" in slot for slot in m.ours))
+
+    monkeypatch.setitem(families.registry._classes, "llama3", replace(llama, weights=some))
+    left = r"The family of LlamaForCausalLM has no map in its `weights` for backbone\.steps\.1\."
+    with pytest.raises(UsageError, match=left):
+        zoo.to_hf(model, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(UsageError, match="not expected"):
+        zoo.from_hf(whole)
 
 
 def test_a_lost_shard(tmp_path):

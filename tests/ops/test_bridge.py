@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zoo.benchmarks.studies.single_steps import calls, inputs_of
 from zoo.core.errors import UsageError
+from zoo.core.imports import import_source
 from zoo.ops import native
 from zoo.ops.bridge import OPERATORS, Operator, _Body, _nothing, _whole
 from zoo.ops.kernel import Kernel
@@ -105,3 +106,15 @@ def test_a_schema_that_is_none_is_refused(schema):
 def test_a_backward_pass_that_takes_what_there_is_not_is_refused():
     with pytest.raises(TypeError, match="d_z is no input, no output and no gradient"):
         Operator(Kernel("nowhere"), "f(Tensor x) -> Tensor y", lambda call, x: x, lambda call, d_z: d_z, gradients="x")
+
+
+def test_a_name_is_taken_once(tmp_path):
+    """Torch would take the later one for both, in what it traces."""
+    (tmp_path / "own.py").write_text(
+        "from zoo.ops.bridge import Operator\nfrom zoo.ops.kernel import Kernel\n"
+        "Operator(Kernel('own.cpp'), 'scan(Tensor x) -> Tensor y', lambda call, x: x)\n"
+    )
+    theirs = OPERATORS["scan"]
+    with pytest.raises(UsageError, match=r"here '.*own.py' failed: the operator 'scan' is that of .*_scan.py: give"):
+        import_source(str(tmp_path / "own.py"), "here")
+    assert OPERATORS["scan"] is theirs

@@ -227,7 +227,8 @@ def import_all(named: str) -> None:
 
 def failed_imports() -> list[str]:
     """What `ZOO_IMPORT` names and could not be imported so far: a line each."""
-    return [problem for _, problem in failed.values()]
+    named = os.environ.get(IMPORTS, "").split(os.pathsep)
+    return [problem for source, (_, problem) in failed.items() if source in named]
 
 
 def origin_of(module: str) -> Origin | None:

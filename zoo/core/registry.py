@@ -95,7 +95,8 @@ class Registry(Generic[T]):
         same = getattr(other, "__qualname__", name) == getattr(thing, "__qualname__", name)
         if same and (where == module or imports.file_of(where) == imports.file_of(module) is not None):
             return None  # the same lines once more
-        return f"The {self.kind} name {name!r} is taken by {getattr(other, '__qualname__', name)}{self._place(where)}."
+        taken = f"{getattr(other, '__qualname__', name)}{self._place(where) or f' of {where}' * bool(where)}"
+        return f"The {self.kind} name {name!r}{self._place(module)} is taken by {taken}: register another name."
 
     def _place(self, module: str) -> str:
         origin = origin_of(module)
@@ -120,6 +121,9 @@ class Registry(Generic[T]):
                 found = repr(getattr(cls, setting)) if hasattr(cls, setting) else "missing"
                 return f"its {setting} is {found}; it should be one of {', '.join(map(repr, allowed))}"
         for method in ("__init__", *(m for m in vars(base) if not m.startswith("_"))):
+            static = inspect.getattr_static
+            if isinstance(static(base, method), classmethod) and not isinstance(static(cls, method), classmethod):
+                return f"its {method} is no classmethod"
             if wanted := _unlike(getattr(cls, method), getattr(base, method)):
                 return f"its {method} does not take {wanted}"
         return None

@@ -144,6 +144,7 @@ def fill(
     if missing or unexpected:
         told = [f"{len(names)} weights are {what}: {some(names)}" for what, names in _faults(missing, unexpected)]
         raise UsageError(f"This is no {name} of these sizes: {'; '.join(told)}.")
+    check_complete(model, maps, name)
     slots = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     _check(maps, slots, {n: t.to("meta") for n, t in weights.items()} if shapes is None else shapes)
     for m in maps:
@@ -156,10 +157,20 @@ def fill(
             own = tensor.detach().to(device, dtype or tensor.dtype).contiguous()
             _put(model, slot, own.clone() if own.untyped_storage().data_ptr() in held else own)
             del slots[slot]
-    if left := slots.keys() & model.state_dict().keys():
-        raise AssertionError(f"The weight map of {name} leaves out {sorted(left)}.")
     for slot, tensor in slots.items():  # counters of ours, which start at zero
         _put(model, slot, torch.zeros_like(tensor, device=device))
+
+
+def check_complete(model: nn.Module, maps: Iterable[Map], name: str) -> None:
+    """Check that every weight of a model has its place in a checkpoint.
+
+    Raises:
+        UsageError: the maps of the family leave some out.
+    """
+    placed = {slot for m in maps for slot in m.ours}
+    own = {n for n, _ in (*model.named_parameters(), *model.named_buffers())}  # a shared weight once
+    if left := sorted((own & model.state_dict().keys()) - placed):
+        raise UsageError(f"The family of {name} has no map in its `weights` for {some(left)}.")
 
 
 def _check(maps: Sequence[Map], slots: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from zoo.core import readers
 from zoo.core.errors import UsageError
 from zoo.core.readers import regular, shown, unreadable
-from zoo.interop._weights import FLOATS, MOST_WEIGHTS, fill, hollow, sizes, some, unpickle, written
+from zoo.interop._weights import FLOATS, MOST_WEIGHTS, check_complete, fill, hollow, sizes, some, unpickle, written
 from zoo.models.config import ModelConfig
 from zoo.models.ends import Ends
 from zoo.models.families import Family, families
@@ -116,6 +116,7 @@ def to_hf(model: Ends, folder: str | Path, *, shard_bytes: int = 5_000_000_000) 
     if not isinstance(model, Ends):
         raise UsageError(f"to_hf takes a model of the zoo, not a {type(model).__name__}.")
     folder, maps = Path(folder), weight_maps(model.config)
+    check_complete(model, maps, families.of_config(model.config.published or {}).architecture)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(f"{folder} is not empty: nothing was written.")

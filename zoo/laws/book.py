@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from zoo.core.errors import unknown
+from zoo.core.errors import UsageWarning, unknown
 from zoo.ops.choices import fixed_choices
 from zoo.protocol import Mixer
 
@@ -114,6 +114,7 @@ def conditions(law: Law, dtype: torch.dtype, elsewhere: bool = True) -> Iterator
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
+        warnings.simplefilter("default", UsageWarning)  # such as of a kernel that cannot be built
         stack.enter_context(poisoned_memory())
         if elsewhere:
             stack.enter_context(torch.device("meta"))

@@ -20,7 +20,6 @@ class LayerNorm(Norm):
 
     def __init__(self, d_model: int, config: Options, *, eps: float, axis: str = "channels"):
         super().__init__(d_model, config, eps=eps, axis=axis)
-        self.eps = eps
         self.weight = nn.Parameter(torch.ones(d_model))
         self.bias = nn.Parameter(torch.zeros(d_model))
 

@@ -23,7 +23,6 @@ class RMSNorm(Norm):
 
     def __init__(self, d_model: int, config: Options, *, eps: float, axis: str = "channels"):
         super().__init__(d_model, config, eps=eps, axis=axis)
-        self.eps = eps
         self.weight = nn.Parameter(torch.ones(d_model)) if axis == "channels" else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,7 +40,7 @@ class PlainRMSNorm(Norm):
 
     def __init__(self, d_model: int, config: Options, *, eps: float, axis: str = "channels"):
         super().__init__(d_model, config, eps=eps, axis=axis)
-        self.eps, self.dim = eps, -1 if axis == "channels" else 1
+        self.dim = -1 if axis == "channels" else 1
 
     def forward(self, x: Tensor) -> Tensor:
         return plain_norm(x, dim=self.dim, eps=self.eps)
@@ -54,7 +53,6 @@ class ZeroCentredRMSNorm(Norm):
 
     def __init__(self, d_model: int, config: Options, *, eps: float, axis: str = "channels"):
         super().__init__(d_model, config, eps=eps, axis=axis)
-        self.eps = eps
         self.weight = nn.Parameter(torch.zeros(d_model))
 
     def forward(self, x: Tensor) -> Tensor:

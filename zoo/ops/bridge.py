@@ -68,6 +68,10 @@ class Operator:
                 f"{schema!r} should be like 'NAME(Tensor x, Tensor? z, float eps) -> (Tensor y, Tensor n)'."
             )
         self.name, self.kernel, self.plain, self.again, self.scope = parts[1], kernel, plain, again, scope
+        self._file = inspect.getsourcefile(forward)
+        other = OPERATORS.get(self.name)
+        if other is not None and other._file != self._file:  # torch would take the later one for both
+            raise UsageError(f"the operator {self.name!r} is that of {other._file}: give the schema another name")
         self.inputs = {name: kind for kind, name in PARAMETER.findall(parts[2].replace(",", ""))}
         self.outputs = [name for _, name in PARAMETER.findall(re.sub("[(),]", "", parts[3]))]
         self.keeps = [*self.inputs][-1] == "keep"
