@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from zoo.core.needs import Need, Needs
 from zoo.core.options import Options
 from zoo.core.registry import Registry, split_spec
 from zoo.models.config import ModelConfig
+from zoo.objectives.contract import encoded, evaluated, solving, updating
 from zoo.tasks.protocol import IGNORE, Batch, Task
 
 T = TypeVar("T")
@@ -101,6 +103,14 @@ class Frame(NamedTuple):
     halting: Tensor | None = None
 
 
+_CHECKS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "encode": partial(encoded, Encoded),
+    "updates": partial(updating, Update),
+    "solve": partial(solving, Frame),
+    "evaluate": evaluated,
+}
+
+
 class Objective(ABC):
     """A way to train a model and compute its answers; final classes enter the registry with `@register("name")`.
 
@@ -126,6 +136,12 @@ class Objective(ABC):
     """Token ids the model needs: the task's and those the objective adds."""
     length: int
     """Tokens the model reads at once."""
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        for name, check in _CHECKS.items():
+            if name in vars(cls):
+                setattr(cls, name, check(vars(cls)[name]))
 
     def __init__(self, config: Options, task: Task, *, causal: bool):
         self.config, self.task, self.causal = config, task, causal
