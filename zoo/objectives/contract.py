@@ -83,12 +83,9 @@ def _each(objective: Any, method: str, found: Any, kind: type, expected: str) ->
 
 
 def _wrong(objective: Any, method: str, did: str, found: Any, expected: str) -> UsageError:
-    given = found
+    is_shape = isinstance(found, tuple) and all(isinstance(n, int) for n in found)
+    given = found if is_shape or isinstance(found, str) else f"a {type(found).__name__}"
     if isinstance(found, Tensor):
         given = f"a Tensor {tuple(found.shape)}"
-    elif not isinstance(found, str | tuple) or (
-        isinstance(found, tuple) and not all(isinstance(n, int) for n in found)
-    ):
-        given = f"a {type(found).__name__}"
     name = getattr(objective, "name", type(objective).__name__)
     return UsageError(f"The objective {name!r}: {method} {did} {given}, expected {expected}.")
