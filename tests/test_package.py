@@ -28,13 +28,15 @@ def python(code: str, folder: Path, *root: Path) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.parametrize("name", ["tasks.py", "tasks/__init__.py", "benchmarks.py", "benchmarks/__init__.py"])
+@pytest.mark.parametrize("name", ["{}.py", "{}/__init__.py"])
 def test_a_project_may_have_modules_of_these_names(tmp_path, name):
     """As Invoke and Celery have; the folder comes first on the path, as it does for a script of one's own."""
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("def build(): pass\n")
-    own = name.partition("/")[0].removesuffix(".py")
-    done = python(f"import {own} as own; own.build()\n{USE}", tmp_path, ROOT)
+    for own in ("tasks", "benchmarks"):
+        path = tmp_path / name.format(own)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("def build(): pass\n")
+    own = "import tasks as own, benchmarks as other; own.build(); other.build()"
+    done = python(f"{own}\n{USE}", tmp_path, ROOT)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -74,29 +76,31 @@ def test_links_that_became_text_files_are_named(tmp_path, name):
     )
 
 
+MOVED = {
+    "from tasks.registry import Options": "zoo.core",
+    "from tasks.protocol import register": "zoo.tasks",
+    "from benchmarks.records import Record": "zoo.",
+    "from zoo.training.run import load": "zoo.load",
+}
+
+
 @pytest.mark.parametrize("found", [True, False], ids=["from a clone", "from a wheel"])
-@pytest.mark.parametrize(
-    ("line", "now"),
-    [
-        ("from tasks.registry import Options", "zoo.core"),
-        ("from tasks.protocol import register", "zoo.tasks"),
-        ("from benchmarks.records import Record", "zoo.benchmarks"),
-        ("from zoo.training.run import load", "zoo.load"),
-    ],
-)
-def test_files_from_before_the_move_name_the_new_path(tmp_path, line, now, found):
-    (tmp_path / "own.py").write_text(line + "\n")
+def test_files_from_before_the_move_name_the_new_path(tmp_path, found):
+    for i, line in enumerate(MOVED):
+        (tmp_path / f"own{i}.py").write_text(line + "\n")
     (tmp_path / "zoo").symlink_to(ROOT / "zoo")
     hide = "" if found else f"sys.path = [p for p in sys.path if p != {str(ROOT)!r}]; "
-    code = f"import sys; {hide}sys.argv = ['zoo', 'list', 'mixers']; from zoo.cli import main; main()"
-    env = os.environ | {"PYTHONPATH": str(ROOT if found else tmp_path), "ZOO_IMPORT": "own.py"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-    )
+    code = f"import sys; {hide}sys.argv = ['zoo', 'list', 'mixers', 'mha']; from zoo.cli import main; main()"
+    sources = os.pathsep.join(f"own{i}.py" for i in range(len(MOVED)))
+    env = os.environ | {"PYTHONPATH": str(ROOT if found else tmp_path), "ZOO_IMPORT": sources}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert f"{now}" in done.stderr
-    assert " now" in done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(MOVED)
+    for line, now in zip(lines, MOVED.values(), strict=True):
+        assert now in line
+        assert " now" in line
 
 
 @pytest.mark.slow
