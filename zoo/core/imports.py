@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.core.errors import UsageError, UsageWarning
+from zoo.core.moved import moved
 from zoo.core.run_files import CHECKPOINTS, is_run
 
 IMPORTS = "ZOO_IMPORT"
@@ -130,8 +131,8 @@ def _why(error: BaseException) -> str:
         return text
     if isinstance(error, SystemExit):
         return f"it ends the process (sys.exit({error.code!r}))"
-    moved = _moved(_missing(error))
-    return (f"{type(error).__name__}: {text}" if text else type(error).__name__) + (f"; {moved}" if moved else "")
+    now = moved(_missing(error))
+    return (f"{type(error).__name__}: {text}" if text else type(error).__name__) + (f"; {now}" if now else "")
 
 
 def _missing(error: BaseException) -> str:
@@ -140,49 +141,6 @@ def _missing(error: BaseException) -> str:
         return str(error.name)
     found = re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(error))
     return f"{found[2]}.{found[1]}" if found and isinstance(error, ImportError) else ""
-
-
-_OPS = (
-    *("attention", "causal_conv1d", "cfc", "delta_rule", "dplr", "gated_mlp", "gated_norm", "latent_attention"),
-    *("linear_attention", "ltc", "mlstm", "plain_norm", "scan", "selective_scan", "slstm", "sparse_latent_attention"),
-    "token_shift",
-)
-_MOVED = {
-    "tasks": "zoo.tasks, and tasks.registry is zoo.core.options, .errors and .registry,",
-    "tasks.registry": "zoo.core.options, .errors and .registry",
-    "tasks.filing": "zoo.core.readers",
-    "zoo.registry": "zoo.protocol for mixers, register and derive_heads, and zoo.pattern for the rest,",
-    "zoo.benchmarks.records": "zoo.report.records",
-    "zoo.report.measurements": "zoo.report.records",
-    "zoo.training.listing": "zoo.listing",
-    **{f"zoo.models.token.{name}": f"zoo.models.config.{name}" for name in ("ModelConfig", "Recursion")},
-    **{f"zoo.models.token.{name}": f"zoo.{name}" for name in ("create_model", "list_models", "swap")},
-    "zoo.models.token.model_config": "zoo.models.create.model_config",
-    "zoo.models.token.make_backbone": "zoo.models.ends.make_backbone",
-    **{f"zoo.backbone.{name}": f"zoo.norms.rms.{name}" for name in ("PlainRMSNorm", "ZeroCentredRMSNorm")},
-    "zoo.residual.HyperConnections": "zoo.residual.hyper_connections.HyperConnections",
-    "zoo.residual.ManifoldHyperConnections": "zoo.residual.hyper_connections.ManifoldHyperConnections",
-    **{f"zoo.models.families._{name}": f"zoo.models.published.{name}" for name in ("family", "keys", "layers", "maps")},
-    "zoo.models.families._published": "zoo.models.published.config",
-    "zoo.training.experiment": "zoo.training.options, .recipes and .fit",
-    "zoo.training.loop.train": "zoo.train",
-    "zoo.training.loop.Result": "zoo.training.result.Result",
-    "zoo.training.loop.Interrupted": "zoo.training.stopping.Interrupted",
-    "zoo.training.run.load": "zoo.load",
-    "zoo.training.run.find_checkpoint": "zoo.training.checkpoints.find",
-    "zoo.training.run.load_from": "zoo.training.loading.load_from",
-    **{f"zoo.training.run.{name}": f"zoo.core.run_files.{name}" for name in ("read_config", "read_metrics", "run_of")},
-    "zoo.training.evaluation.open_run": "zoo.training.loading.open_run",
-    **{f"zoo.ops.{name}": f"a name of zoo.ops (from zoo.ops import {name})" for name in _OPS},
-}
-
-
-def _moved(name: str) -> str | None:
-    """Where a module, or a name of one, is that was of this project under another name."""
-    top = name.partition(".")[0]
-    if name not in _MOVED and (top not in ("tasks", "benchmarks") or importlib.util.find_spec(f"zoo.{name}") is None):
-        return None
-    return f"it is {_MOVED.get(name, f'zoo.{name}')} now"
 
 
 @contextlib.contextmanager
