@@ -83,7 +83,8 @@ def layout(mixer: Mixer) -> None:
             for i, leaf in enumerate(tree_leaves(state)):
                 require(leaf.dtype == dtypes[i], f"tensor {i} {what} is {leaf.dtype}, at first {dtypes[i]}")
                 fresh = torch.empty(leaf.shape, device="meta").stride()
-                require(leaf.stride() == fresh, f"tensor {i} {tuple(leaf.shape)} {what} has strides {leaf.stride()}")
+                found = f"tensor {i} {tuple(leaf.shape)} {what} has strides {leaf.stride()}"
+                require(leaf.stride() == fresh, f"{found}: copy a slice by zoo.ops.common.owned")
 
         for more, fields in contexts.items():
             for start in (None, mixer.init_state(batch, capacity=16)):
@@ -144,7 +145,7 @@ def any_size(mixer: Mixer, d_model: int) -> str | None:
     try:
         mixer = rebuilt(mixer, d_model)
     except UsageError as refusal:  # head counts given by hand need not divide every width
-        require(bool(mixer.config.changed()), f"d_model={d_model} is refused: {refusal}")
+        require(bool(mixer.config.changed()), f"d_model={d_model} is refused with the default options: {refusal}")
         return f"refused: {refusal}"
     for n in (1, 2, 3, 5, 63, 65):
         x = random_like(mixer, 1, n, d_model, seed=n)
