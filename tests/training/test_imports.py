@@ -230,3 +230,17 @@ def test_a_norm_and_a_residual_kind_of_a_file_have_options(monkeypatch, tmp_path
         zoo.create_model('mlp(norm="own_tanh(alfa=0.25)")', d_model=16, vocab_size=5)
     with pytest.raises(UsageError, match='residual_share needs residual="own_gate"; "plain" has no such option'):
         zoo.create_model("mlp", d_model=16, vocab_size=5, residual_share=0.5)
+
+
+def test_the_digest_of_a_file_has_the_sources_of_its_kernels_in_it(tmp_path):
+    digests = []
+    for folder, source in (("first", "// one"), ("same", "// one"), ("other", "// two")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own.cpp").write_text(source)
+        own = tmp_path / folder / "own_kernel.py"
+        own.write_text("from pathlib import Path\nfrom zoo.ops.kernel import Kernel\n"
+                       "KERNEL = Kernel(Path(__file__).with_name('own.cpp'))\n")  # fmt: skip
+        sources.import_source(str(own), "here")
+        digests.append(next(o.sha256 for o in sources.origins.values() if o.path == str(own)))
+    assert digests[0] == digests[1]
+    assert digests[1] != digests[2]

@@ -28,6 +28,7 @@ OWN = ("zoo",)
 # One lock for all registries, as one file may fill several and ask any of them; its holder may take it again.
 lock = threading.RLock()
 collecting: ContextVar[bool] = ContextVar("collecting", default=False)
+_importing: ContextVar[str | None] = ContextVar("importing", default=None)
 
 
 class Origin(NamedTuple):
@@ -100,11 +101,23 @@ def _import_file(source: str) -> None:
     assert spec.loader is not None
     origins[name] = Origin(source, _digest(path))
     sys.modules[name] = importlib.util.module_from_spec(spec)
+    token = _importing.set(name)
     try:
         spec.loader.exec_module(sys.modules[name])
     except BaseException:
         del sys.modules[name]
         raise
+    finally:
+        _importing.reset(token)
+
+
+def add_source(path: str | Path) -> None:
+    """Make another source of the file that is being imported, such as that of a kernel, part of the file's digest."""
+    name = _importing.get()
+    if name is not None:
+        origin = origins[name]
+        both = f"{origin.sha256} {_digest(path)}".encode()
+        origins[name] = origin._replace(sha256=hashlib.sha256(both).hexdigest())
 
 
 def _is_run(folder: Path) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from zoo.core.imports import add_source
 from zoo.ops import native
 
 DTYPES = {"f": torch.float32, "d": torch.float64, "h": torch.bfloat16, "l": torch.int64, "b": torch.bool}
@@ -51,6 +52,8 @@ class Kernel:
         self.dtypes = tuple(dtypes)
         self._functions: dict[str, Call] = {}
         native.SIZES[self.source] = dict(sizes or {})
+        if self.source.endswith(".cpp"):
+            add_source(self.source)
 
     def why_not(self, *tensors: Tensor | None) -> str | None:
         """Why the kernel cannot take these inputs, in one line, or None where it can; then it is loaded."""

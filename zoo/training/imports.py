@@ -89,7 +89,8 @@ def _check(folder: Path, registry: Registry[Any], name: str, path: str, digest: 
         raise UsageError(f"{what}: set {IMPORTS}={shown(path)}. {reason}")
     origin = registry.origin(name)
     if origin is not None and digest is not None and origin.sha256 != digest:
-        warnings.warn(f"{what}, and {origin.path} is not the file it was then.", UsageWarning, stacklevel=2)
+        told = f"{what}, and {origin.path} is not the file it was then (its kernels' sources count)."
+        warnings.warn(told, UsageWarning, stacklevel=2)
 
 
 def _inside(path: Path, folder: Path) -> bool:
