@@ -123,10 +123,8 @@ class Objective(ABC):
         UsageError: a task or a model that does not fit, naming the fix.
     """
 
-    class Config(Options):
-        """None."""
-
     name: ClassVar[str]
+    Config: ClassVar[type[Options]]
     recursive: ClassVar[bool] = False
     """Whether it teaches recursive models, and no others."""
     step_name: str = "step"
