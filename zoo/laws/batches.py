@@ -56,7 +56,7 @@ def packing(mixer: Mixer, n: int) -> None:
         return
     check("cut at documents and inside", cuts=[1, 2, 8, 12, n - 7])
     check("step by step", steps=True)
-    m = 11
+    m = 21
     past = random_like(mixer, 3, m, D, seed=5)
     check("after an unrelated past", state=run(mixer, past)[1])
     check("step by step, after an unrelated past", state=run(mixer, past)[1], steps=True)
@@ -78,7 +78,7 @@ def raggedness(mixer: Mixer, n: int) -> None:
     sizes = [n, 0, n - 13, 1]
     lengths = torch.tensor(sizes, device=device)
     x, past = random_like(mixer, 4, n, D), random_like(mixer, 4, 6, D, seed=1)
-    later = random_like(mixer, 4, 4, D, seed=2)
+    later = random_like(mixer, 4, 9, D, seed=2)
     for i, length in enumerate(sizes):
         x[i, length:] *= 10  # padding that would be seen
     ones, timespans = x.new_ones(4, 6), spans(4, n, device=device)
@@ -100,7 +100,7 @@ def raggedness(mixer: Mixer, n: int) -> None:
         if mixer.causal:
             outcomes |= {"cut": {"cuts": [3, n - 13, n - 12]}, "step by step": {"steps": True}}
             for i in range(4):
-                wanted.append(run(exactly, later[[i]], fork(expected[i][1]), timespans=x.new_ones(1, 4)))
+                wanted.append(run(exactly, later[[i]], fork(expected[i][1]), timespans=x.new_ones(1, 9)))
         for what, how in outcomes.items():
             what = f"{what}, {'from rest' if prefix is None else 'after a past'}"
             y, state = run(mixer, x, forked(before), lengths=lengths, timespans=timespans, **how)
@@ -109,7 +109,7 @@ def raggedness(mixer: Mixer, n: int) -> None:
                 outcome = (y[[i], :length], row(state, i))
                 assert_same_run(outcome, expected[i], mixer, f"row of length {length}, {what}")
             if mixer.causal:
-                y, state = run(mixer, later, state, cuts=[1, 2], timespans=x.new_ones(4, 4))
+                y, state = run(mixer, later, state, cuts=[1, 2], timespans=x.new_ones(4, 9))
                 for i in range(4):
                     assert_same_run((y[[i]], row(state, i)), wanted[i], mixer, f"row {i} continued, {what}")
 

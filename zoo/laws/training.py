@@ -90,7 +90,7 @@ def training_gradients(mixer: Mixer) -> None:
 @law(7, "gradients through the state", unless=(looks_ahead,))
 def state_gradients(mixer: Mixer) -> None:
     """A carried state passes the gradients that an uncut pass has."""
-    x = random_like(mixer, 2, 16, mixer.d_model).requires_grad_()
+    x = random_like(mixer, 2, 24, mixer.d_model).requires_grad_()
     inputs = [x, *mixer.parameters()]
     y, state = run(mixer, x)
     whole = gradients(y[:, 11:], inputs)
