@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from zoo.core.errors import UsageError
@@ -34,8 +33,6 @@ def updating(kind: type, method: Callable[..., Any]) -> Callable[..., Any]:
         for last in _each(self, "updates", method(self, *args, **more), kind, expected):
             if last.loss.ndim:
                 raise _wrong(self, "updates", "yielded a loss", last.loss, "one number: take its mean")
-            if torch.is_grad_enabled() and not last.loss.requires_grad:
-                raise _wrong(self, "updates", "yielded a loss", "no gradient", "one that is computed by the model")
             yield last
         if last is None:
             raise _wrong(self, "updates", "yielded", "nothing", "at least one Update a batch")

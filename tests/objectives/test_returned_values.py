@@ -22,11 +22,6 @@ FAULTS = {
         lambda found: (replace(u, loss=u.loss.expand(4)) for u in found),
         r"updates yielded a loss a Tensor \(4,\), expected one number: take its mean",
     ),
-    "a detached loss": (
-        "updates",
-        lambda found: (replace(u, loss=u.loss.detach()) for u in found),
-        "updates yielded a loss no gradient, expected one that is computed by the model",
-    ),
     "encode returns a tuple": ("encode", tuple, r"encode returned a tuple, expected an Encoded\(tokens"),
     "evaluate returns a loss": (
         "evaluate",
