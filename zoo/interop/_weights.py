@@ -197,14 +197,12 @@ def _check(maps: Sequence[Map], slots: Mapping[str, Tensor], given: Mapping[str,
 
 
 def _put(model: nn.Module, slot: str, tensor: Tensor) -> None:
-    """Give a parameter, or a buffer, of the model its values; what else is known about it stays."""
+    """Give a parameter, or a buffer, of the model its values."""
     owner, _, name = slot.rpartition(".")
     module = model.get_submodule(owner)
     old = getattr(module, name)
     if isinstance(old, nn.Parameter):
-        new = nn.Parameter(tensor, requires_grad=old.requires_grad)
-        new.__dict__.update(old.__dict__)
-        tensor = new
+        tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)
     setattr(module, name, tensor)
 
 

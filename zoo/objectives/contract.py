@@ -29,13 +29,11 @@ def updating(kind: type, method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def checked(self: Any, *args: Any, **more: Any) -> Iterator[Any]:
-        expected, last = "an Update(loss, logits, targets, rows)", None
-        for last in _each(self, "updates", method(self, *args, **more), kind, expected):
-            if last.loss.ndim:
-                raise _wrong(self, "updates", "yielded a loss", last.loss, "one number: take its mean")
-            yield last
-        if last is None:
-            raise _wrong(self, "updates", "yielded", "nothing", "at least one Update a batch")
+        expected = "an Update(loss, logits, targets, rows)"
+        for update in _each(self, "updates", method(self, *args, **more), kind, expected):
+            if update.loss.ndim:
+                raise _wrong(self, "updates", "yielded a loss", update.loss, "one number: take its mean")
+            yield update
 
     return checked
 
@@ -45,11 +43,7 @@ def solving(kind: type, method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def checked(self: Any, *args: Any, **more: Any) -> Iterator[Any]:
-        frame = None
-        for frame in _each(self, "solve", method(self, *args, **more), kind, "a Frame(tokens, hidden)"):
-            yield frame
-        if frame is None:
-            raise _wrong(self, "solve", "yielded", "nothing", "at least one Frame")
+        return _each(self, "solve", method(self, *args, **more), kind, "a Frame(tokens, hidden)")
 
     return checked
 
@@ -71,12 +65,16 @@ def evaluated(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _each(objective: Any, method: str, found: Any, kind: type, expected: str) -> Iterator[Any]:
+    """What a method yields, one or more of a kind."""
     if not isinstance(found, Iterable) or isinstance(found, Tensor):
         raise _wrong(objective, method, "returned", found, f"to yield {expected}")
+    each = None
     for each in found:
         if not isinstance(each, kind):
             raise _wrong(objective, method, "yielded", each, expected)
         yield each
+    if each is None:
+        raise _wrong(objective, method, "yielded", "nothing", f"at least one {kind.__name__}")
 
 
 def _wrong(objective: Any, method: str, did: str, found: Any, expected: str) -> UsageError:

@@ -158,7 +158,7 @@ class Trainer:
             last = update
         if self.session.average is not None:
             self.session.average.update(self.at.step)
-        assert last is not None, "an objective yields at least one update a batch"
+        assert last is not None  # see `zoo.objectives.contract`
         return last
 
     # ---- records

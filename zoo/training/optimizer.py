@@ -265,8 +265,7 @@ class Average(Generic[Model]):
         self.decay, self.warmup = decay, warmup
         self.module: Model = copy.deepcopy(model).eval().requires_grad_(False)
         pairs = list(zip(self.module.parameters(), model.parameters(), strict=True))
-        rules = rules_of(model)
-        tables = {id(p) for p in model.parameters() if rules.get(id(p), Rule()).by_row}
+        tables = {parameter for parameter, rule in rules_of(model).items() if rule.by_row}
         averaged = [pair for pair in pairs if id(pair[1]) not in tables]
         self._average: list[Tensor] = [ours for ours, _ in averaged]
         self._current: list[Tensor] = [theirs for _, theirs in averaged]
