@@ -34,11 +34,11 @@ from zoo.benchmarks.tables import distinct, pivot, short
 from zoo.benchmarks.throughput import step_of
 from zoo.core.errors import UsageError
 from zoo.core.imports import import_source
-from zoo.protocol import tree_bytes
 from zoo.report.benchmark import CONTEXT, LENGTH, Benchmark, Curve, Head, Plot, Table, benchmarks
 from zoo.report.charts import Axis
 from zoo.report.records import Record, figure
 from zoo.report.units import size
+from zoo.states import tree_bytes
 from zoo.training import machine
 
 WARM = 64

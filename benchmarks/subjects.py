@@ -26,8 +26,9 @@ from zoo.backbone import Backbone
 from zoo.core.errors import UsageError
 from zoo.mixers.attention_parts import AttentionWord
 from zoo.pattern import Pattern, Word, create_mixer, list_mixers, mixer_of, parse, replaced
-from zoo.protocol import Context, derive_heads, first_parameter_like, tree_bytes
+from zoo.protocol import Context, derive_heads, first_parameter_like
 from zoo.report.layers import joined, layer_of, same_layers
+from zoo.states import tree_bytes
 
 HEADS = 4
 """The fewest heads that an attention word is measured with where it names no number: with one, `mha`, `gqa` and `mqa`

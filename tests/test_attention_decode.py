@@ -7,7 +7,7 @@ import torch
 import zoo
 from zoo.benchmarks.states import at_context
 from zoo.benchmarks.studies import attention_decode
-from zoo.protocol import tree_bytes
+from zoo.states import tree_bytes
 
 SMALL = {**dict.fromkeys(attention_decode.SIZES, 8), "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "window": 16}
 

@@ -31,10 +31,11 @@ from zoo.core.errors import UsageWarning
 from zoo.laws.order import causality
 from zoo.mixers.attention_parts import AttentionWord
 from zoo.pattern import list_mixers
-from zoo.protocol import mixers, tree_bytes
+from zoo.protocol import mixers
 from zoo.report import bench as drawing
 from zoo.report import records
 from zoo.report.benchmark import benchmarks
+from zoo.states import tree_bytes
 
 SMALL = {
     "throughput": ["--width", "16", "--length", "8,16", "--tokens", "16", "--repeats", "2"],

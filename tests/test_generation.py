@@ -308,7 +308,7 @@ def test_without_a_generator_the_global_one_is_the_source():
 
 MEMORY = """
 import sys, torch, zoo
-from zoo.protocol import tree_bytes
+from zoo.states import tree_bytes
 from zoo.training.machine import peak_memory
 torch.set_num_threads(1)
 model = zoo.create_model(sys.argv[1], d_model=16, vocab_size=50)

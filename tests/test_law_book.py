@@ -14,17 +14,8 @@ from torch.autograd.function import once_differentiable
 import zoo
 from zoo.core.options import Options
 from zoo.laws import LAWS, Case, Check, LawBroken, poisoned_memory
-from zoo.protocol import (
-    Context,
-    Mixer,
-    Place,
-    State,
-    first_parameter_like,
-    mixers,
-    recurrent_dtype,
-    register,
-    tree_bytes,
-)
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, mixers, recurrent_dtype, register
+from zoo.states import tree_bytes
 
 
 class ToyState(NamedTuple):

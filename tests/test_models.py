@@ -16,7 +16,8 @@ from zoo.models.ends import sinusoidal
 from zoo.models.token import ModelState
 from zoo.norms.none import NoNorm
 from zoo.pattern import make_word, parse, to_text
-from zoo.protocol import Context, Place, mixers, tree_bytes
+from zoo.protocol import Context, Place, mixers
+from zoo.states import tree_bytes
 
 VOCAB = 11
 PATTERNS = [

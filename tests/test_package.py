@@ -81,6 +81,7 @@ MOVED = {
     "from tasks.protocol import register": "zoo.tasks",
     "from benchmarks.records import Record": "zoo.",
     "from zoo.training.run import load": "zoo.load",
+    "from zoo.protocol import fork": "zoo.states.fork",
 }
 
 

@@ -9,15 +9,8 @@ import torch
 from torch import Tensor
 
 import zoo
-from zoo.protocol import (
-    Mixer,
-    document_positions,
-    first_parameter_like,
-    grow,
-    next_position,
-    recurrent_dtype,
-    tree_bytes,
-)
+from zoo.protocol import Mixer, first_parameter_like, recurrent_dtype
+from zoo.states import document_positions, grow, next_position, tree_bytes
 
 
 class Cache(NamedTuple):

@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from zoo.backbone import Backbone
 from zoo.pattern import parse
-from zoo.protocol import Context, tree_bytes
+from zoo.protocol import Context
 from zoo.residual import Residual
 from zoo.residual.hyper_connections import HyperConnections, ManifoldHyperConnections, sinkhorn
+from zoo.states import tree_bytes
 from zoo.training.optimizer import parameter_groups
 
 D, EPS, VOCAB = 16, 1e-5, 11

@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from zoo.models.swap import swap
     from zoo.objectives import list_objectives
     from zoo.pattern import create_mixer, list_mixers
-    from zoo.protocol import Context, Mixer, Place, State, canonical, fork, join, register, select
+    from zoo.protocol import Context, Mixer, Place, State, register
+    from zoo.states import canonical, fork, join, select
     from zoo.training.loading import load
     from zoo.training.train import train
 
 # Names are imported when they are first used: torch alone takes two seconds, and `zoo.tasks` needs no model.
 _LATER = {
     "UsageError": "zoo.core.errors",
-    **dict.fromkeys(
-        ("Context", "Mixer", "Place", "State", "canonical", "fork", "join", "register", "select"), "zoo.protocol"
-    ),
+    **dict.fromkeys(("Context", "Mixer", "Place", "register"), "zoo.protocol"),
+    **dict.fromkeys(("State", "canonical", "fork", "join", "select"), "zoo.states"),
     **dict.fromkeys(("create_mixer", "list_mixers"), "zoo.pattern"),
     "ModelConfig": "zoo.models.config",
     **dict.fromkeys(("create_model", "list_models"), "zoo.models.create"),

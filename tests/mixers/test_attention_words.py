@@ -12,7 +12,8 @@ from torch import nn
 
 from zoo.core.errors import UsageError
 from zoo.pattern import create_mixer
-from zoo.protocol import Context, Place, canonical
+from zoo.protocol import Context, Place
+from zoo.states import canonical
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

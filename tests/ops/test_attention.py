@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoo.core.errors import UsageError
 from zoo.ops import attention, rotary_table, rotary_width, rotate
 from zoo.ops.kv_cache import KVCache, append, init_cache
-from zoo.protocol import canonical
+from zoo.states import canonical
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

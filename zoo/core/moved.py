@@ -10,11 +10,13 @@ _OPS = (
     *("linear_attention", "ltc", "mlstm", "plain_norm", "scan", "selective_scan", "slstm", "sparse_latent_attention"),
     "token_shift",
 )
+_STATES = (*("canonical", "document_positions", "fork", "grow", "join", "next_position", "select", "tree_bytes"),)
 MOVED = {
     "tasks": "zoo.tasks, and tasks.registry is zoo.core.options, .errors and .registry,",
     "tasks.registry": "zoo.core.options, .errors and .registry",
     "tasks.filing": "zoo.core.readers",
     "zoo.registry": "zoo.protocol for mixers, register and derive_heads, and zoo.pattern for the rest,",
+    **{f"zoo.protocol.{name}": f"zoo.states.{name}" for name in _STATES},
     "zoo.benchmarks.records": "zoo.report.records",
     "zoo.report.measurements": "zoo.report.records",
     "zoo.training.listing": "zoo.listing",

@@ -26,7 +26,8 @@ from zoo.laws.compare import (
     run,
     spans,
 )
-from zoo.protocol import Mixer, State, fork, join, select
+from zoo.protocol import Mixer, State
+from zoo.states import fork, join, select
 
 
 @law(9, "packing", dtypes=EVERY, settings=({"n": 20}, {"n": 37}), tried=1, unless=(couples_rows,))

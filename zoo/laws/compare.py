@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from zoo.protocol import Context, State, canonical, fork, select
+from zoo.protocol import Context, State
+from zoo.states import canonical, fork, select
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -24,7 +24,8 @@ from zoo.laws.compare import (
     run,
     spans,
 )
-from zoo.protocol import Context, Mixer, State, recurrent_dtype, tree_bytes
+from zoo.protocol import Context, Mixer, State, recurrent_dtype
+from zoo.states import tree_bytes
 
 
 @law(5, "purity", dtypes=EVERY, elsewhere="every")

@@ -26,7 +26,8 @@ from zoo.laws.compare import (
     run,
     spans,
 )
-from zoo.protocol import Context, Mixer, fork
+from zoo.protocol import Context, Mixer
+from zoo.states import fork
 
 
 def _refused(refusal: UsageError) -> str:

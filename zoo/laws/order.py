@@ -31,7 +31,8 @@ from zoo.laws.compare import (
     run,
     spans,
 )
-from zoo.protocol import Mixer, State, canonical
+from zoo.protocol import Mixer, State
+from zoo.states import canonical
 
 
 @law(

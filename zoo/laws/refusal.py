@@ -15,7 +15,8 @@ from zoo.core.errors import UsageError
 from zoo.laws.book import F32, law
 from zoo.laws.compare import assert_close, device_of, dtype_of, gradients, random_like, rebuilt, require, spans
 from zoo.pattern import create_mixer, list_mixers
-from zoo.protocol import Context, Mixer, State, fork
+from zoo.protocol import Context, Mixer, State
+from zoo.states import fork
 
 B, T = 3, 9
 LONGEST_MESSAGE = 400

@@ -26,7 +26,8 @@ from zoo.laws.compare import (
     spans,
 )
 from zoo.ops.choices import fixed_choices
-from zoo.protocol import Context, Mixer, State, canonical
+from zoo.protocol import Context, Mixer, State
+from zoo.states import canonical
 
 
 def backends(mixer: Mixer) -> list[str]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.ops import RopeScaling, rotary_table
-from zoo.protocol import Context, Mixer, State, document_positions
+from zoo.protocol import Context, Mixer, State
+from zoo.states import document_positions
 
 
 class RopeOptions(Options):

@@ -13,18 +13,8 @@ from torch import Tensor, nn
 from zoo.core.options import Options
 from zoo.mixers.parts import Backend, init_projections, packing, precise, project, whole
 from zoo.ops import linear_attention, rotary_table, rotary_width, rotate
-from zoo.protocol import (
-    Context,
-    Mixer,
-    Place,
-    State,
-    derive_heads,
-    document_positions,
-    first_parameter_like,
-    next_position,
-    recurrent_dtype,
-    register,
-)
+from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
+from zoo.states import document_positions, next_position
 
 
 class RetentionState(NamedTuple):

@@ -15,18 +15,8 @@ from zoo.core.options import Options
 from zoo.mixers.parts import Backend, CausalConv, conv_backend, main_backend, packing, precise, whole
 from zoo.ops import scan
 from zoo.ops.derivatives import transformed
-from zoo.protocol import (
-    Context,
-    Mixer,
-    Place,
-    State,
-    derive_heads,
-    document_positions,
-    first_parameter_like,
-    next_position,
-    recurrent_dtype,
-    register,
-)
+from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
+from zoo.states import document_positions, next_position
 
 POWER = 8.0  # the paper's constant c
 STEEPEST = 1000.0  # bound of the derivative of the square root, as in the authors' code

@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from zoo.core.errors import UsageError
 from zoo.models.modes import evaluation_mode
 from zoo.models.sampling import Choice, Generators, NotFinite, Streams, integer, read_choice, whole
-from zoo.protocol import Context, State, select
+from zoo.protocol import Context, State
+from zoo.states import select
 
 PREFILL_CHUNK = 2048
 ROOM = 1024  # new tokens that caches have room for at first, where stop tokens may make it far fewer than asked for

@@ -21,7 +21,8 @@ from zoo.ops import constant_weights
 from zoo.ops.derivatives import once_only
 from zoo.ops.modules import widely
 from zoo.parameters import set_rule
-from zoo.protocol import Context, Mixer, admit, tree_bytes
+from zoo.protocol import Context, Mixer, admit
+from zoo.states import tree_bytes
 
 TRUNCATED = (
     "A recursive model has no second derivatives: its gradients pass through the last cycle only. Take "

@@ -11,17 +11,8 @@ from torch import Tensor
 from zoo.core.errors import UsageError
 from zoo.door import read_ids
 from zoo.models.ends import Ends, sinusoidal
-from zoo.protocol import (
-    Context,
-    Mixer,
-    State,
-    admit,
-    check_state,
-    document_positions,
-    first_parameter_like,
-    next_position,
-    tree_bytes,
-)
+from zoo.protocol import Context, Mixer, State, admit, check_state, first_parameter_like
+from zoo.states import document_positions, next_position, tree_bytes
 
 
 class ModelState(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 from zoo.ops import common
 from zoo.ops.common import blank
 from zoo.ops.derivatives import batched, transformed
-from zoo.protocol import document_positions, grow, next_position
+from zoo.states import document_positions, grow, next_position
 
 INITIAL_CAPACITY = 256
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.ops.kv_cache import KVCache
-from zoo.protocol import document_positions
+from zoo.states import document_positions
 
 
 class Visibility(NamedTuple):
