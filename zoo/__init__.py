@@ -47,7 +47,7 @@ _LATER = {
     "load": "zoo.training.loading",
     "train": "zoo.training.train",
 }
-_PACKAGES = ("benchmarks", "core", "laws", "models", "objectives", "ops", "report", "tasks", "training")
+_PACKAGES = ("benchmarks", "core", "laws", "models", "objectives", "ops", "report", "sweeps", "tasks", "training")
 
 __all__ = [
     "Context",
