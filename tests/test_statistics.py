@@ -87,5 +87,5 @@ def test_memory_is_bounded(monkeypatch):
     """Drawn in pieces or at once: the same number of draws."""
     values = np.random.default_rng(4).random(500)
     whole = clustered_interval(values, np.arange(500))
-    monkeypatch.setattr("zoo.statistics._DRAWN", 10_000)
+    monkeypatch.setattr("zoo.statistics.intervals._DRAWN", 10_000)
     assert clustered_interval(values, np.arange(500)) == pytest.approx(whole)
