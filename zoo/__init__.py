@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from zoo.pattern import create_mixer, list_mixers
     from zoo.protocol import Context, Mixer, Place, State, register
     from zoo.states import canonical, fork, join, select
+    from zoo.training.callbacks import Callback
     from zoo.training.loading import load
     from zoo.training.train import train
 
@@ -44,12 +45,14 @@ _LATER = {
     "swap": "zoo.models.swap",
     **dict.fromkeys(("from_hf", "to_hf"), "zoo.interop.hf"),
     "list_objectives": "zoo.objectives",
+    "Callback": "zoo.training.callbacks",
     "load": "zoo.training.loading",
     "train": "zoo.training.train",
 }
 _PACKAGES = ("benchmarks", "core", "laws", "models", "objectives", "ops", "report", "sweeps", "tasks", "training")
 
 __all__ = [
+    "Callback",
     "Context",
     "Mixer",
     "ModelConfig",

@@ -22,6 +22,7 @@ from zoo.ops.common import logged_forms
 from zoo.protocol import Mixer
 from zoo.tasks.protocol import Batch
 from zoo.training import checkpoint, machine, solving
+from zoo.training.callbacks import CallbackError, Callbacks
 from zoo.training.clock import Clock
 from zoo.training.data import Stream
 from zoo.training.evaluation import Stopped, decode_rate, evaluate, held_out, scalars
@@ -39,9 +40,18 @@ T = TypeVar("T")
 class Trainer:
     """One training in this process: the order in which things happen."""
 
-    def __init__(self, experiment: Experiment, parts: Parts, run: RunFolder, reporter: Reporter, stop: Stop):
+    def __init__(
+        self,
+        experiment: Experiment,
+        parts: Parts,
+        run: RunFolder,
+        reporter: Reporter,
+        stop: Stop,
+        callbacks: Callbacks | None = None,
+    ):
         self.experiment, self.config, self.parts = experiment, experiment.train, parts
         self.folder, self.reporter, self.stop = run, reporter, stop
+        self.callbacks = callbacks or Callbacks([])
         self.task, self.objective, self.model_config = parts
         self.device = machine.choose_device(self.config.device)
         self.precision = machine.choose_precision(self.config.precision, self.device)
@@ -63,6 +73,16 @@ class Trainer:
 
     def run(self) -> Result:
         """Train to an end, then read test once with the weights that validation chose."""
+        self.written: dict[str, Any] = {"name": self.experiment.name, "status": "failed", "steps": self.at.step}
+        try:
+            result = self._run()
+        except (Exception, Interrupted):
+            self.callbacks.end(self.written, say=self.reporter.say)
+            raise
+        self.callbacks.end(result.data)
+        return result
+
+    def _run(self) -> Result:
         self.folder.start_records(self.at.metrics_size, self.reporter.say)
         self.clock = Clock(self.at.seconds, self.at.tokens)
         self.rate: float | None = None
@@ -73,6 +93,8 @@ class Trainer:
         self.saved_at = time.perf_counter()
         self.model.train()
         try:
+            if self.callbacks:
+                self._start_callbacks()
             if self.config.compile:
                 self._compile()
             if self.at.best is not None:
@@ -90,7 +112,8 @@ class Trainer:
                 self._write_result("failed")
             saved = self.session.saved
             last = f" The last good checkpoint is {saved}." if saved else " There is no checkpoint yet."
-            raise RunError(f"{error}{last if saved is None or saved.exists() else ''}") from None
+            told = f"{error}{last if saved is None or saved.exists() else ''}"
+            raise RunError(told) from (error.__cause__ if isinstance(error, CallbackError) else None)
         return Result(self.folder.path, data["status"], data)
 
     def _train(self) -> None:
@@ -109,8 +132,17 @@ class Trainer:
         except Stopped:
             self._save()
             raise
+        except CallbackError:
+            if self.at.moment != self.saved_moment:
+                self._write_checkpoint()
+            raise
         finally:
             stream.close()
+
+    def _start_callbacks(self) -> None:
+        at, config = self.at, self.experiment.resolved(self.parts)
+        run = {"name": self.experiment.name, "folder": str(self.folder.path), "config": config, "step": at.step}
+        self.callbacks.start({**run, "resumed": self.session.saved is not None})
 
     def _loop(self, stream: Stream) -> None:
         config, at = self.config, self.at
@@ -175,6 +207,13 @@ class Trainer:
         at.loss_count = 0
         self.folder.record(line)
         self.reporter.train(line)
+        self._call(self.callbacks.log, line)
+
+    def _call(self, method: Callable[[dict[str, Any]], None], record: dict[str, Any]) -> None:
+        """Pass a record to the callbacks, in time that is not spent on training."""
+        if self.callbacks:
+            with self.clock.aside():
+                method(record)
 
     def _line(self, split: str, **figures: Any) -> dict[str, Any]:
         at = self.at
@@ -198,6 +237,7 @@ class Trainer:
             at.to_evaluate = False
             self.folder.record(line)
             self.reporter.evaluation(line, self.rate)
+        self._call(self.callbacks.evaluation, line)
         if improved:
             self._save()
 
@@ -219,7 +259,9 @@ class Trainer:
             weights = checkpoint.read_weights(self._best_path())
         checkpoint.load_weights(model, weights, self._best_path())
         test = self._score(model, held_out(self.task, "test", self.config.test_rows))
-        self.folder.record(self._line("test", **scalars(test)))
+        line = self._line("test", **scalars(test))
+        self.folder.record(line)
+        self._call(self.callbacks.evaluation, line)
         solving.record(self.folder.path, self.objective, model, precision=self.precision)
         with machine.autocast(self.precision, self.device):
             return test, decode_rate(model, self.objective.length)
@@ -282,6 +324,7 @@ class Trainer:
             "commit": machine.commit(),
         }
         self.folder.write_result(data)
+        self.written = data
         return data
 
     # ---- checkpoints
@@ -295,6 +338,12 @@ class Trainer:
         return seconds is not None and time.perf_counter() - self.saved_at >= seconds
 
     def _save(self) -> None:
+        self._write_checkpoint()
+        best, path = self.at.best, str(self.session.saved)
+        saved = {"step": self.at.step, "path": path, "is_best": best is not None and best.step == self.at.step}
+        self._call(self.callbacks.checkpoint, saved)
+
+    def _write_checkpoint(self) -> None:
         with self.clock.aside():
             self.at.loss_sum = self.loss_sum.item()
             self._check_finite(self.at.loss_sum)

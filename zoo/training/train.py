@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from zoo.core.errors import UsageError
 from zoo.core.run_files import CHECKPOINTS
 from zoo.training import checkpoints, imports, machine
+from zoo.training.callbacks import Callback, Callbacks
 from zoo.training.loop import Trainer
 from zoo.training.options import Experiment
 from zoo.training.progress import Reporter
@@ -28,6 +29,7 @@ def train(
     resume: bool = False,
     fresh: bool = False,
     quiet: bool = False,
+    callbacks: Iterable[Callback] = (),
 ) -> Result:
     """Train one experiment into its run folder.
 
@@ -41,12 +43,15 @@ def train(
         resume: fail unless a checkpoint exists.
         fresh: delete the existing run in the folder and start again.
         quiet: print nothing.
+        callbacks: objects of classes derived from `zoo.Callback`. A run that has ended already calls none.
 
     Raises:
         UsageError: any wrong input, a folder in use, a run of another config, no checkpoint that can be read.
-        RunError: a full disk, or a loss that is not finite; the last good checkpoint stays.
+        RunError: a full disk, a loss that is not finite, or an exception of a callback, which is then the cause; the
+            last good checkpoint stays.
         Interrupted: SIGINT or SIGTERM, after a checkpoint.
     """
+    called = Callbacks(callbacks)
     chosen = read_experiment(experiment, overrides, variant)
     parts = chosen.build()
     machine.choose_device(chosen.train.device)
@@ -65,7 +70,7 @@ def train(
             reporter.say(f"{run.path} holds this run, {old['status']} at step {old['steps']}: nothing to do.")
             return Result(run.path, old["status"], old)
         with stop_on_signals() as stop, reporter:
-            return Trainer(chosen, parts, run, reporter, stop).run()
+            return Trainer(chosen, parts, run, reporter, stop, called).run()
 
 
 def _other_run(source: Any, folder: Path) -> Path | None:
