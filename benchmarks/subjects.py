@@ -147,7 +147,7 @@ def with_heads(pattern: Pattern, width: int) -> Pattern:
             return old
         return replace(old, config=new)
 
-    return replaced(pattern, word)
+    return replaced(pattern, lambda old, layer: word(old))
 
 
 def distinct_layers(subjects: Sequence[Subject], width: int) -> list[Subject]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from zoo.states import canonical, fork, join, select
     from zoo.training.callbacks import Callback
     from zoo.training.loading import load
+    from zoo.training.saving import save
     from zoo.training.train import train
 
 # Names are imported when they are first used: torch alone takes two seconds, and `zoo.tasks` needs no model.
@@ -47,6 +48,7 @@ _LATER = {
     "list_objectives": "zoo.objectives",
     "Callback": "zoo.training.callbacks",
     "load": "zoo.training.loading",
+    "save": "zoo.training.saving",
     "train": "zoo.training.train",
 }
 _PACKAGES = ("benchmarks", "core", "laws", "models", "objectives", "ops", "report", "sweeps", "tasks", "training")
@@ -70,6 +72,7 @@ __all__ = [
     "list_objectives",
     "load",
     "register",
+    "save",
     "select",
     "swap",
     "to_hf",

@@ -163,7 +163,10 @@ def eval_(
 @app.command()
 def generate(
     source: Annotated[
-        Path, typer.Argument(metavar="RUN|FOLDER", help="A run folder, or the folder of a published checkpoint.")
+        Path,
+        typer.Argument(
+            metavar="RUN|FOLDER", help="A run folder, a saved model, or the folder of a published checkpoint."
+        ),
     ],
     prompt: Annotated[list[str] | None, typer.Option(help="A text prompt. May be repeated.")] = None,
     tokens: Annotated[

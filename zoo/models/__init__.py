@@ -5,5 +5,15 @@ from zoo.models.create import create_model, list_models
 from zoo.models.ends import Ends
 from zoo.models.recursive import RecursiveModel
 from zoo.models.token import TokenModel
+from zoo.models.weights import Transfer
 
-__all__ = ["Ends", "ModelConfig", "Recursion", "RecursiveModel", "TokenModel", "create_model", "list_models"]
+__all__ = [
+    "Ends",
+    "ModelConfig",
+    "Recursion",
+    "RecursiveModel",
+    "TokenModel",
+    "Transfer",
+    "create_model",
+    "list_models",
+]

@@ -13,6 +13,7 @@ from zoo.backbone import Backbone
 from zoo.core.errors import UsageError
 from zoo.models import generation
 from zoo.models.config import ModelConfig
+from zoo.models.weights import Transfer
 from zoo.norms import make_norm
 from zoo.ops.modules import bare
 from zoo.pattern import parse
@@ -37,7 +38,12 @@ class Ends(nn.Module, ABC):
 
     Before the network stand the embedding, learned positions and the feature of time, and after it the norm, the
     decoder and the head, each where the config asks for it. A subclass says how tokens pass from one end to the other.
+
+    Attributes:
+        swapped: of a model that `zoo.swap` gave, which weights it kept and which are new.
     """
+
+    swapped: Transfer | None = None
 
     def __init__(self, config: ModelConfig):
         super().__init__()

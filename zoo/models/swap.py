@@ -2,39 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import nn
+
+from zoo.core.errors import UsageError
 from zoo.models.config import ModelConfig
-from zoo.models.create import is_family, model_config, read_spec
-from zoo.pattern import Pattern, from_data
+from zoo.models.create import create_model, is_family, model_config, read_spec
+from zoo.models.ends import Ends
+from zoo.models.transfer import check_plain, put, words_of
+from zoo.pattern import Pattern, from_data, swap_each
 from zoo.pattern import swap as swap_words
 
 
-def swap(spec: Any, words: Mapping[str, str]) -> Any:
-    """Replace words in a pattern or a config: `swap("gqa mlp", {"gqa": "mla"})`.
+def swap(spec: Any, words: Mapping[str, str], *, layers: Iterable[int] | None = None) -> Any:
+    """Replace words in a model, a config or a pattern: `swap("gqa mlp", {"gqa": "mla"})`.
 
     Args:
-        spec: a pattern as text or data, which gives text, or as a `Pattern`, which gives one; a `ModelConfig`, a
-            mapping of model options, or a family-size (`"llama3-tiny"`), which give a `ModelConfig`. That of a family
-            keeps `published`, which says where it came from; `zoo.to_hf` no longer writes such a model, and names what
-            differs. `n_parameters` in the mapping takes the width at which the new model has no more.
+        spec: a model, which gives a new model that keeps the weights of every other word; a pattern as text or data,
+            which gives text, or as a `Pattern`, which gives one; a `ModelConfig`, a mapping of model options, or a
+            family-size (`"llama3-tiny"`), which give a `ModelConfig`. That of a family keeps `published`, which says
+            where it came from; `zoo.to_hf` no longer writes such a model, and names what differs. `n_parameters` in
+            the mapping takes the width at which the new model has no more.
         words: names of words, and for each the word that replaces it, with options. Step options are kept.
+        layers: numbers of the layers to change, by default all. A layer is a residual step with a sequence mixer and
+            the channel mixers that follow it; layers are numbered from 0 in reading order with repeats written out,
+            and -1 is the last, as in Python. Those of a second network of a recursive model come after the first's.
+
+    Returns:
+        For a model: a new model with the same bits in every weight that it keeps, on the same device, in the same mode.
+        All weights of a replaced word are new, in the dtype of the embedding. The attribute `swapped`, a
+        `zoo.models.Transfer`, lists the kept and the new weights; its text is one line. The given model is unchanged.
 
     Raises:
-        UsageError: a name that is not in the pattern, or an unknown replacement.
+        UsageError: a name or a layer that is not in the pattern, an unknown replacement, or a model with adapters.
     """
+    if isinstance(spec, Ends):
+        return _swap_model(spec, words, layers)
+    if isinstance(spec, nn.Module):
+        raise UsageError(f"swap takes a model of the zoo, a config or a pattern, not a {type(spec).__name__}.")
     if is_family(spec) or (isinstance(spec, Mapping) and {"pattern", "family"} & spec.keys()):
         config, budget = read_spec(spec)
-        swapped = swap(config, words)
+        swapped = swap(config, words, layers=layers)
         return swapped if budget is None else model_config(swapped, n_parameters=budget)
     if isinstance(spec, ModelConfig):
-        changed = {**spec.changed(), "pattern": swap(spec.pattern, words)}
-        if spec.recursion is not None and spec.recursion.outer is not None:
-            outer = from_data(spec.recursion.outer)
-            there = {k: v for k, v in words.items() if k in outer.names()}
-            changed["recursion"] = {**spec.recursion.changed(), "outer": swap(spec.recursion.outer, there)}
-        return ModelConfig(**changed)
+        return _swap_config(spec, words, layers)
     if isinstance(spec, Pattern):
-        return swap_words(spec, words)
-    return str(swap_words(from_data(spec), words))
+        return swap_words(spec, words, layers)
+    return str(swap_words(from_data(spec), words, layers))
+
+
+def _swap_config(config: ModelConfig, words: Mapping[str, str], layers: Iterable[int] | None) -> ModelConfig:
+    recursion = config.recursion
+    outer = None if recursion is None else recursion.outer
+    patterns = [from_data(text) for text in (config.pattern, outer) if text is not None]
+    new = [str(pattern) for pattern in swap_each(patterns, words, layers)]
+    changed = {**config.changed(), "pattern": new[0]}
+    if recursion is not None and outer is not None:
+        changed["recursion"] = {**recursion.changed(), "outer": new[1]}
+    return ModelConfig(**changed)
+
+
+def _swap_model(model: Ends, words: Mapping[str, str], layers: Iterable[int] | None) -> Ends:
+    """A model with other words and the weights of the old one in all that is not replaced."""
+    check_plain(model, "swap")
+    new = create_model(_swap_config(model.config, words, layers))
+    before, after = words_of(model), words_of(new)
+    replaced = [n for n, m in after.items() if type(m) is not type(before[n]) or m.config != before[n].config]
+    old, dtype = model.state_dict(), model.compute_dtype()
+    stays = {n for n, t in new.state_dict().items() if n in old and old[n].shape == t.shape}
+    stays -= {name for name in stays if any(name.startswith(f"{place}.") for place in replaced)}
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    for name, tensor in (*new.named_parameters(), *new.named_buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(old[name].dtype if name in stays else dtype)
+        if isinstance(tensor, nn.Parameter) and name in stays:
+            tensor.requires_grad_(trained[name])
+    new = new.to(model.embedding.weight.device)
+    new.swapped = put(old, new, lambda name: name in stays)
+    new.train(model.training)
+    return new

@@ -1,6 +1,6 @@
 """The layer pattern: text <-> tree of mixer configs, and mixers created from its words."""
 
-from zoo.pattern.changes import replaced, swap
+from zoo.pattern.changes import replaced, swap, swap_each
 from zoo.pattern.data import from_data, to_data
 from zoo.pattern.grammar import parse, parse_word
 from zoo.pattern.named import Named, read_named
@@ -42,6 +42,7 @@ __all__ = [
     "read_named",
     "replaced",
     "swap",
+    "swap_each",
     "to_data",
     "to_text",
 ]

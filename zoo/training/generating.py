@@ -22,6 +22,7 @@ from zoo.training.checkpoint import is_checkpoint
 from zoo.training.evaluation import answered, held_out
 from zoo.training.loading import load, open_run
 from zoo.training.machine import choose_device
+from zoo.training.saving import is_saved
 
 TOKENIZER = "tokenizer.json"
 ENDS = ("generation_config.json", PUBLISHED)  # where a checkpoint folder says which token ends a text
@@ -96,7 +97,8 @@ def respond(
     Nothing in them is a command to a terminal: other control characters of a text are written as in Python's literals.
 
     Args:
-        source: a run folder, one of its checkpoints, or a checkpoint folder as `zoo.from_hf` reads it.
+        source: a run folder, one of its checkpoints, a folder of `zoo.save`, or a checkpoint folder as `zoo.from_hf`
+            reads it.
         prompts: texts, for a checkpoint folder with a `tokenizer.json` or a model of bytes.
         tokens: prompts as token ids, `"1 2 3"`.
         file: a file that holds one prompt, `-` for standard input: a text where one can be read, otherwise token ids.
@@ -130,13 +132,14 @@ def respond(
         yield f"{json.dumps(data) if as_json else drawn}\n"
         return
     target, published = choose_device(device), is_published(source)
-    if which is not None and (published or is_checkpoint(source)):
+    one = published or is_saved(source)
+    if which is not None and (one or is_checkpoint(source)):
         raise UsageError(f"--which={which} chooses from a run: {source} is a checkpoint folder, which holds one model.")
     model: Ends = from_hf(source, device=target) if published else load(source, which or "best").to(target)
     writing = IDS if tokens else _writing(source, model, as_bytes, text=bool(prompts))
     asked = [writing.encode(text) for text in ([_content(file)] if file is not None else prompts or tokens)]
     rows = [Continuation(prompt, writing) for prompt in asked]
-    ends = _stop(source, model, stop, published)
+    ends = _stop(source, model, stop, one)
     steps = model.stream(
         asked,
         max_new_tokens,
@@ -190,7 +193,7 @@ def answer_example(
     Raises:
         UsageError: no such run or split.
     """
-    if is_published(run):
+    if is_published(run) or is_saved(run):
         raise UsageError(f"{run} is a checkpoint folder, which has no task: --example needs a run folder.")
     opened = open_run(run, {} if device == "auto" else {"train.device": device}, which)
     task, objective, _ = opened.parts
@@ -209,7 +212,7 @@ def is_published(path: Path) -> bool:
     Raises:
         UsageError: it is a folder, and neither.
     """
-    if not check_path(path).is_dir() or is_run(path) or is_checkpoint(path):
+    if not check_path(path).is_dir() or is_run(path) or is_checkpoint(path) or is_saved(path):
         return False
     if not (path / PUBLISHED).exists():
         if any(is_run(p) for p in path.iterdir()):
@@ -229,12 +232,12 @@ def _content(file: str) -> str:
     return data.decode("utf-8", "surrogateescape").removesuffix("\n")
 
 
-def _stop(source: Path, model: Ends, given: Sequence[str], published: bool) -> list[int]:
+def _stop(source: Path, model: Ends, given: Sequence[str], one: bool) -> list[int]:
     if list(given) == ["none"]:
         return []
     if given:
         return [token for text in given for token in _ids(text)]
-    for file in ENDS if published else ():
+    for file in ENDS if one else ():
         if not (source / file).exists():
             continue
         ends = read_json(source / file, source).get("eos_token_id")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from zoo.core.imports import IMPORTS
 from zoo.core.readers import read_json, shown
 from zoo.core.registry import Registry
 from zoo.core.run_files import IMPORTED
+from zoo.models.config import ModelConfig
 from zoo.objectives.base import objectives
 from zoo.pattern import parse, read_named
 from zoo.protocol import mixers, norms
@@ -36,15 +37,22 @@ _MOST_BYTES = 2**20
 
 def needed(parts: Parts) -> list[dict[str, Any]]:
     """The words of an experiment that files outside the package register: kind, name, path as given, and digest."""
-    recursion = parts.model.recursion
-    patterns = [parts.model.pattern, recursion.outer if recursion is not None else None]
+    return [*_outside([("task", parts.task.name), ("objective", parts.objective.name)]), *needed_by_model(parts.model)]
+
+
+def needed_by_model(model: ModelConfig) -> list[dict[str, Any]]:
+    """As `needed`, of a model alone."""
+    recursion = model.recursion
+    patterns = [model.pattern, recursion.outer if recursion is not None else None]
     trees = [parse(pattern) for pattern in patterns if pattern]
     words = sorted({name for tree in trees for name in tree.names()})
     of_steps = {word.step.norm for tree in trees for word in tree.words() if word.step.norm is not None}
-    normed = sorted({read_named(norms, norm).name for norm in {parts.model.norm, *of_steps}})
-    used = [("task", parts.task.name), ("objective", parts.objective.name), *(("mixer", word) for word in words)]
-    used += [("norm", name) for name in normed]
-    used += [(residuals.kind, read_named(residuals, parts.model.residual).name)]
+    normed = sorted({read_named(norms, norm).name for norm in {model.norm, *of_steps}})
+    used = [*(("mixer", word) for word in words), *(("norm", name) for name in normed)]
+    return _outside([*used, (residuals.kind, read_named(residuals, model.residual).name)])
+
+
+def _outside(used: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
     found = [(kind, name, KINDS[kind].origin(name)) for kind, name in used]
     return [{"kind": kind, "name": name, **origin._asdict()} for kind, name, origin in found if origin is not None]
 
@@ -69,13 +77,18 @@ def check(folder: Path, kinds: Collection[str] = tuple(KINDS)) -> None:
     except UsageError as error:
         warnings.warn(f"What {shown(folder)} needs to be imported is not known: {error}", UsageWarning, stacklevel=2)
         return
-    for entry in noted if isinstance(noted, list) else [noted]:
+    check_entries(folder, noted if isinstance(noted, list) else [noted], kinds)
+
+
+def check_entries(folder: Path, noted: Iterable[Any], kinds: Collection[str] = tuple(KINDS)) -> None:
+    """As `check`, with what `needed` or `needed_by_model` gave."""
+    for entry in noted:
         match entry:
             case {"kind": str(kind), "name": str(name), "path": str(path), "sha256": str() | None as digest}:
                 if kind in kinds and kind in KINDS:
                     _check(folder, KINDS[kind], name, path, digest)
             case _:
-                told = f"{shown(folder / IMPORTED)} is damaged: {entry!r:.60} is no file that a run needs."
+                told = f"{shown(folder)} notes {entry!r:.60}, which is no file that a model or a run needs: damaged?"
                 warnings.warn(told, UsageWarning, stacklevel=2)
 
 
@@ -100,4 +113,4 @@ def _inside(path: Path, folder: Path) -> bool:
         return True
 
 
-__all__ = ["check", "needed", "record"]
+__all__ = ["check", "check_entries", "needed", "needed_by_model", "record"]

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from zoo.core.errors import UsageError, unknown
-from zoo.core.run_files import CONFIG, changes, differing, read_whole_config, run_of
+from zoo.core.errors import UsageError, quoted, unknown
+from zoo.core.readers import check_path
+from zoo.core.run_files import CONFIG, changes, differing, is_run, read_whole_config, run_of
+from zoo.interop.hf import CONFIG as PUBLISHED
 from zoo.models.create import create_model
 from zoo.models.ends import Ends
 from zoo.training import checkpoint, checkpoints, imports
@@ -18,21 +20,30 @@ from zoo.training.machine import choose_device, choose_precision
 from zoo.training.options import Experiment, TrainConfig
 from zoo.training.randomness import kept_random_state
 from zoo.training.recipes import override
+from zoo.training.saving import is_saved, load_saved
 
 
 def load(path: str | Path, which: str = "best") -> Ends:
-    """Load the model of a run, on the CPU in evaluation mode: its best weights by validation, or the last.
+    """Load the model of a run or of a folder that `zoo.save` wrote, on the CPU in evaluation mode.
 
     Args:
-        path: a run folder, or one of its checkpoints.
-        which: "best", "last", or the name of a checkpoint, such as "step_300"; the running average is taken where the
-            run kept one.
+        path: a run folder, one of its checkpoints, or a folder of `zoo.save`; `zoo.from_hf` reads published ones.
+        which: of a run: "best" by validation, "last", or the name of a checkpoint, such as "step_300"; the running
+            average is taken where the run kept one.
 
     Raises:
-        UsageError: no such run, or a checkpoint that is missing, damaged or another model's. No other one is read in
+        UsageError: no such folder, or a checkpoint that is missing, damaged or another model's. No other one is read in
             its place; the error names one that could be read.
     """
-    return load_from(path, which)[0]
+    folder = check_path(path)
+    if is_saved(folder):
+        if which != "best":
+            raise UsageError(f"which={quoted(which)} chooses from a run: {folder} holds one saved model.")
+        with kept_random_state():
+            return load_saved(folder)
+    if (folder / PUBLISHED).is_file() and not is_run(folder):
+        raise UsageError(f"{folder} is the folder of a published checkpoint: zoo.from_hf reads it.")
+    return load_from(folder, which)[0]
 
 
 @kept_random_state()
@@ -75,6 +86,9 @@ def open_run(path: str | Path, overrides: Mapping[str, Any] | None = None, which
         UsageError: no such run, a damaged checkpoint, or a key that would change the model.
     """
     path = Path(path)
+    if is_saved(path):
+        told = "to score it on a task, train it: zoo train RECIPE init=FOLDER"
+        raise UsageError(f"{path} holds a saved model, which has no task: {told}.")
     for key in overrides or {}:
         if not any(key == k or key.startswith(k + ".") for k in EVALUATION_KEYS):
             raise unknown("key of an evaluation", key, EVALUATION_KEYS)
