@@ -372,6 +372,20 @@ def test_the_largest_width_within_a_budget(pattern, options):
         zoo.create_model(pattern, n_parameters=known[least] - 1, **options)
 
 
+@pytest.mark.parametrize("option", ["state_bytes", "flops_per_token"])
+@pytest.mark.parametrize("pattern", ["mha swiglu", "mamba2 swiglu"])
+def test_a_width_for_state_or_compute(option, pattern):
+    amount, asked = 40_000, {"vocab_size": VOCAB, "context_length": 50}
+    config = zoo.create_model(pattern, **asked, **{option: amount}).config
+
+    def cost(width):
+        model = zoo.create_model(pattern, d_model=width, vocab_size=VOCAB)
+        return model.state_bytes(1, 50) if option == "state_bytes" else model.flops_per_token(50)
+
+    wider = {width: cost(width) for width in range(config.d_model, config.d_model + 40, 2)}
+    assert [width for width, n in wider.items() if n <= amount] == [config.d_model]
+
+
 def test_a_budget_is_solved_once():
     config = zoo.create_model("mha swiglu", n_parameters=50_000, vocab_size=VOCAB).config
     assert zoo.create_model(config).config == config
@@ -402,6 +416,12 @@ def test_the_last_to_give_the_size_decides():
         ("mha", {"n_parameters": True}, "model: n_parameters=True is not allowed"),
         ("mha", {"n_parameters": 0}, "model: n_parameters=0 is not allowed"),
         ("mha", {"n_parameters": 9}, "n_parameters=9 is too few: at d_model=16, the least, this model has 1408."),
+        ("mha", {"state_bytes": 9, "n_parameters": 9}, "n_parameters=9 and state_bytes=9 are both given"),
+        ("mha", {"state_bytes": 900}, "model: state_bytes depends on the number of tokens read: give context_length"),
+        ("mha", {"d_model": 32, "context_length": 9}, "model: context_length belongs to state_bytes or flops_per_tok"),
+        ("mha", {"state_bytes": 9, "context_length": 0}, "model: context_length=0 is not allowed"),
+        ("mha", {"state_bytes": 9, "context_length": 9}, "state_bytes=9 is too few: at d_model=16, the least, this"),
+        ("swiglu", {"state_bytes": 99, "context_length": 9}, "state_bytes=99 sets no width: at d_model="),
         ("lstm", {"n_parameters": 9, "causal": False}, "write bidirectional(lstm)"),
         ("mha", {"n_parameters": 9, "d_modle": 3}, "Unknown option of model 'd_modle'. Did you mean 'd_model'?"),
     ],

@@ -286,7 +286,16 @@ def test_recipes_run(name, tmp_path):
             assert result.data["n_parameters"] <= experiment.model["n_parameters"]
 
 
+def test_a_width_for_the_state_of_the_task_s_rows():
+    experiment = read_experiments("mqar", {"model.state_bytes": 30_000})[""]
+    parts = experiment.build()
+    model = zoo.create_model(parts.model)
+    assert 25_000 < model.state_bytes(1, parts.objective.length) <= 30_000
+    assert "d_model" not in experiment.model
+
+
 WRONG = [
+    ({"model.state_bytes": 9_000, "model.flops_per_token": 9}, "state_bytes=9000 and flops_per_token=9 are both given"),
     ({"model.n_parameters": 100}, "n_parameters=100 is too few: at d_model=16, the least, this model has "),
     ({"model.n_parameters": 9e4}, "model: n_parameters=90000.0 is not allowed"),
     ({"model.n_parameters": 90_000, "model.d_model": 64}, "d_model=64 and n_parameters=90000 are both given"),

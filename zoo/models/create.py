@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from zoo.core.errors import UsageError, closest, quoted, refuse_oversize
-from zoo.models.budget import largest_width
+from zoo.core.errors import closest, refuse_oversize
+from zoo.models.budget import SIZES, Budget, largest_width, read_budget
 from zoo.models.config import ModelConfig
 from zoo.models.ends import Ends
 from zoo.models.families import families
@@ -16,8 +16,6 @@ from zoo.models.recursive import RecursiveModel
 from zoo.models.token import TokenModel
 from zoo.models.uninitialised import Uninitialised
 from zoo.pattern import Pattern, from_data, list_mixers
-
-MOST_PARAMETERS = 2**40
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -31,7 +29,8 @@ def create_model(spec: str | Pattern | Mapping[str, Any] | ModelConfig | Sequenc
     Args:
         spec: `"4*(mamba2 swiglu)"`, `"mamba2-tiny"`, a mapping of model options, or a `ModelConfig`.
         **options: model options, over those of `spec`; `n_parameters` in place of `d_model` takes the largest width at
-            which the model has no more parameters than that.
+            which the model has no more parameters than that. `state_bytes` and `flops_per_token` do the same for the
+            bytes of one sequence's state and the FLOPs of a token, both after `context_length` tokens.
 
     Raises:
         UsageError: unknown word, option or family, a wrong type, or sizes that do not fit together.
@@ -45,25 +44,34 @@ def _built(config: ModelConfig) -> Ends:
 
 
 def model_config(spec: str | Pattern | Mapping[str, Any] | ModelConfig | Sequence[Any], **options: Any) -> ModelConfig:
-    """The config that `spec` and keyword `options` stand for, with `d_model` where they give `n_parameters`."""
+    """The config that `spec` and keyword `options` stand for, with `d_model` where they give a budget."""
     config, budget = read_spec(spec, options)
-    if budget is None:
-        return config
+    return config if budget is None else fitted(config, budget)
+
+
+def fitted(config: ModelConfig, budget: Budget) -> ModelConfig:
+    """A config with the largest width that stays within a budget."""
 
     def count(width: int) -> int:
         with torch.device("meta"), Uninitialised():
-            return _built(config.model_copy(update={"d_model": width})).n_parameters()
+            model = _built(config.model_copy(update={"d_model": width}))
+        if budget.option == "n_parameters":
+            return model.n_parameters()
+        context = budget.context_length or 1
+        if budget.option == "state_bytes":
+            return model.state_bytes(1, context)
+        return model.flops_per_token(context)
 
     return ModelConfig(**{**config.changed(), "d_model": largest_width(count, budget)})
 
 
-def read_spec(spec: Any, options: Mapping[str, Any] = {}) -> tuple[ModelConfig, int | None]:
-    """The config that `spec` and `options` stand for, and the number of parameters that its width should follow from,
-    where they give that."""
+def read_spec(spec: Any, options: Mapping[str, Any] = {}) -> tuple[ModelConfig, Budget | None]:
+    """The config that `spec` and `options` stand for, and the budget that its width should follow from, where they
+    give one."""
     budget = None
     for source in (spec, options):
-        budget = _budget(source, budget) if isinstance(source, Mapping) else budget
-    return _config(_without_budget(spec), _without_budget(options)), budget
+        budget = read_budget(source, budget) if isinstance(source, Mapping) else budget
+    return _config(without_budget(spec), without_budget(options)), budget
 
 
 def is_family(spec: Any) -> bool:
@@ -71,21 +79,9 @@ def is_family(spec: Any) -> bool:
     return isinstance(spec, str) and (spec in families or _looks_like_family(spec))
 
 
-def _budget(source: Mapping[str, Any], before: int | None) -> int | None:
-    """The `n_parameters` of `source`, else those `before`, unless `source` gives the width."""
-    width, budget = source.get("d_model"), source.get("n_parameters")
-    if budget is None:
-        return before if width is None else None
-    if width is not None:
-        raise UsageError(f"d_model={width!r} and n_parameters={budget!r} are both given: one follows from the other.")
-    if isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget <= MOST_PARAMETERS:
-        allowed = f"a whole number from 1 to {MOST_PARAMETERS:,}"
-        raise UsageError(f"model: n_parameters={quoted(budget)} is not allowed: it should be {allowed}.")
-    return budget
-
-
-def _without_budget(source: Any) -> Any:
-    return {k: v for k, v in source.items() if k != "n_parameters"} if isinstance(source, Mapping) else source
+def without_budget(source: Any) -> Any:
+    """Options without those that a width follows from; all else as it is."""
+    return {k: v for k, v in source.items() if k not in SIZES[1:]} if isinstance(source, Mapping) else source
 
 
 def _config(spec: Any, options: dict[str, Any]) -> ModelConfig:

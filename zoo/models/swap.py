@@ -9,7 +9,7 @@ from torch import nn
 
 from zoo.core.errors import UsageError
 from zoo.models.config import ModelConfig
-from zoo.models.create import create_model, is_family, model_config, read_spec
+from zoo.models.create import create_model, fitted, is_family, read_spec
 from zoo.models.ends import Ends
 from zoo.models.transfer import check_plain, put, words_of
 from zoo.pattern import Pattern, from_data, swap_each
@@ -23,8 +23,8 @@ def swap(spec: Any, words: Mapping[str, str], *, layers: Iterable[int] | None = 
         spec: a model, which gives a new model that keeps the weights of every other word; a pattern as text or data,
             which gives text, or as a `Pattern`, which gives one; a `ModelConfig`, a mapping of model options, or a
             family-size (`"llama3-tiny"`), which give a `ModelConfig`. That of a family keeps `published`, which says
-            where it came from; `zoo.to_hf` no longer writes such a model, and names what differs. `n_parameters` in
-            the mapping takes the width at which the new model has no more.
+            where it came from; `zoo.to_hf` no longer writes such a model, and names what differs. A budget in
+            the mapping, such as `n_parameters`, sets the width of the new model.
         words: names of words, and for each the word that replaces it, with options. Step options are kept.
         layers: numbers of the layers to change, by default all. A layer is a residual step with a sequence mixer and
             the channel mixers that follow it; layers are numbered from 0 in reading order with repeats written out,
@@ -45,7 +45,7 @@ def swap(spec: Any, words: Mapping[str, str], *, layers: Iterable[int] | None = 
     if is_family(spec) or (isinstance(spec, Mapping) and {"pattern", "family"} & spec.keys()):
         config, budget = read_spec(spec)
         swapped = swap(config, words, layers=layers)
-        return swapped if budget is None else model_config(swapped, n_parameters=budget)
+        return swapped if budget is None else fitted(swapped, budget)
     if isinstance(spec, ModelConfig):
         return _swap_config(spec, words, layers)
     if isinstance(spec, Pattern):

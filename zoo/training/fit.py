@@ -15,7 +15,7 @@ from zoo.core.errors import UsageError
 from zoo.core.needs import Needs, merge
 from zoo.core.options import tuples
 from zoo.models.config import ModelConfig
-from zoo.models.create import create_model, model_config
+from zoo.models.create import create_model, model_config, without_budget
 from zoo.models.ends import Ends
 from zoo.objectives.base import Objective, create_objective
 from zoo.pattern import parse
@@ -86,18 +86,19 @@ def fit(task: Any, objective: Any, model: Mapping[str, Any], *more: Needs) -> Pa
     Args:
         task: name, or mapping with the key `name`.
         objective: the same.
-        model: options, with `pattern` or `family`, and perhaps `n_parameters`.
+        model: options, with `pattern` or `family`, and perhaps a budget that the width follows from: `n_parameters`,
+            `state_bytes` or `flops_per_token`, the latter two after the tokens that a row has, or `context_length`.
         *more: needs of others.
 
     Raises:
         UsageError: any option that is wrong, or parts that do not fit together.
     """
     made = create_task(tuples(task))
-    sized = {k: v for k, v in model.items() if k != "n_parameters"}
-    draft = model_config({"vocab_size": 1, **sized})
+    draft = model_config({"vocab_size": 1, **without_budget(model)})
     teacher = create_objective(tuples(objective), made, causal=draft.causal)
     needs = merge([made.needs(), teacher.needs(draft), *more])
-    config = model_config({**model, **filled(needs, draft, model)})
+    read = {"context_length": teacher.length} if model.keys() & {"state_bytes", "flops_per_token"} else {}
+    config = model_config({**read, **model, **filled(needs, draft, model)})
     check_lengths(_outline(config), needs)
     return Parts(made, teacher, config)
 

@@ -12,6 +12,7 @@ from zoo.core.errors import UsageError, quoted
 from zoo.core.needs import Need, Needs
 from zoo.core.options import Options
 from zoo.core.readers import check_path
+from zoo.models.budget import SIZES
 from zoo.models.config import ModelConfig
 from zoo.models.create import model_config
 from zoo.objectives.base import objectives
@@ -156,7 +157,9 @@ class Experiment(Options, label="experiment"):
         out: the run folder, by default `runs/<name>`.
         task: a name, or a mapping of `name` and options.
         model: a pattern, a family-size, or a mapping of model options with `pattern` or `family`. With `n_parameters`
-            instead of `d_model`, the width is the largest that fits this number of parameters.
+            instead of `d_model`, the width is the largest that fits this number of parameters; with `state_bytes`, the
+            largest whose state of one row fits; with `flops_per_token`, the largest whose FLOPs of a token fit, both at
+            the length of the task's rows.
         objective: a name, or a mapping of `name` and options.
         train: options of `TrainConfig`.
     """
@@ -240,7 +243,7 @@ def _places(option: str, data: Mapping[str, Any]) -> list[str]:
     """The sections of an experiment that have an option of this name."""
     fields: dict[str, Iterable[str]] = {
         "train": TrainConfig.model_fields,
-        "model": [*ModelConfig.model_fields, "n_parameters"],
+        "model": [*ModelConfig.model_fields, *SIZES],
     }
     for section, known in (("task", tasks), ("objective", objectives)):
         named = data.get(section, "next_token")

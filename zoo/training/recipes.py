@@ -28,6 +28,7 @@ from zoo.core.errors import UsageError, quoted, unknown
 from zoo.core.options import tuples
 from zoo.core.readers import check_path
 from zoo.core.run_files import CONFIG, is_run, no_run
+from zoo.models.budget import BUDGETS, SIZES
 from zoo.recipes import list_recipes, recipe_text
 from zoo.tasks.protocol import Task, create_task
 from zoo.tasks.protocol import registry as tasks
@@ -61,16 +62,15 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
 def override(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """`data` with dotted keys set; a mapping is merged unless it names something else, any other value replaces.
 
-    Of `model.d_model` and `model.n_parameters`, one given here takes the place of the other; a `model.family` brings a
-    width of its own, and its own pattern.
+    Of `model.d_model` and the budgets that set a width, such as `model.n_parameters`, one given here takes the place of
+    any other; a `model.family` brings a width of its own, and its own pattern.
     """
     new = copy.deepcopy(dict(data))
     for section in SECTIONS:
         if section in new:
             new[section] = as_section(section, new[section])
-    sizes = {"d_model", "n_parameters"}
-    if {*sizes, "family"} & _of_the_model(overrides) and isinstance(new.get("model"), dict):
-        new["model"] = {k: v for k, v in new["model"].items() if k not in sizes}
+    if {"d_model", *BUDGETS, "family"} & _of_the_model(overrides) and isinstance(new.get("model"), dict):
+        new["model"] = {k: v for k, v in new["model"].items() if k not in SIZES}
     for key, value in overrides.items():
         *path, last = str(key).split(".")
         where = new
