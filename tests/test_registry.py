@@ -227,11 +227,14 @@ def test_files_elsewhere_are_imported_where_the_environment_names_them(tmp_path,
 @pytest.mark.parametrize(
     ("code", "told"),
     [
-        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("1 / 0", r"ZeroDivisionError: division by zero \(bad.py, line 2\)\.$"),
+        ("\ndef f():\n    return none\nf()", r"NameError: name 'none' is not defined \(bad.py, line 4\)\.$"),
+        ("from zoo.protocol import Mixr", r".*'zoo.protocol' \(bad.py, line 2\)\. Did you mean 'Mixer'\?$"),
+        ("import torch\ntorch.nn.Linaer", r"AttributeError: .* \(bad.py, line 3\)\. Did you mean 'Linear'\?$"),
         ("import sys; sys.exit(0)", r"it ends the process \(sys.exit\(0\)\)"),
         ("raise SystemExit", r"it ends the process"),
         ("raise GeneratorExit('no')", "GeneratorExit: no"),
-        ("def f(:", "SyntaxError: invalid syntax"),
+        ("def f(:", r"SyntaxError: invalid syntax \(bad.py, line 2\)\.$"),
         ("\0", "(SyntaxError|ValueError): source code"),
         ("import no_such_module_here", "ModuleNotFoundError: No module named 'no_such_module_here'"),
         ("import zoo; zoo.create_mixer('mhaa', 32)", "Unknown mixer 'mhaa'. Did you mean 'mha'"),
@@ -576,17 +579,21 @@ def test_families_of_files_are_found_in_any_order(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("code", "status", "told"),
     [
-        ("import sys; sys.exit(0)", 2, "zoo: ZOO_IMPORT 'own.py' failed: it ends the process (sys.exit(0)).\n"),
+        (
+            "import sys; sys.exit(0)",
+            2,
+            "zoo: ZOO_IMPORT 'own.py' failed: it ends the process (sys.exit(0)) (own.py, line 1).\n",
+        ),
         (MIXER.format(name="own_word"), 0, ""),
         (
             dropped("forward")(MIXER.format(name="own_word")),
-            0,
+            2,
             "zoo: The mixer 'own_word' of own.py is refused: it lacks forward.\n",
         ),
     ],
 )
 def test_the_command_says_what_it_leaves_out_in_one_line_and_does_the_rest(tmp_path, code, status, told):
-    """A file that cannot be imported at all is wrong input; a word that is refused is none of its other words."""
+    """A file that cannot be imported, or a word of it that is refused, is wrong input; all other words are there."""
     (tmp_path / "own.py").write_text(code)
     paths = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
@@ -596,6 +603,54 @@ def test_the_command_says_what_it_leaves_out_in_one_line_and_does_the_rest(tmp_p
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (status, told)
     assert done.stdout.startswith("mha  ")
+
+
+CLASHES = """
+from dataclasses import replace
+import zoo
+from zoo.core.options import Options
+from zoo.models.families import families
+from zoo.protocol import Norm, norms
+from zoo.tasks.mqar import MQAR
+from zoo.tasks.protocol import register
+
+@norms.register("rmsnorm")
+class Mine(Norm):
+    def forward(self, x):
+        return x
+
+@register("mqar")
+class MyTask(MQAR):
+    pass
+
+llama = next(f for f in families.all() if f.name == "llama3")
+families.add(replace(llama, name="mine", options=lambda p: llama.options(p)))
+"""
+
+
+def test_names_that_are_taken_end_with_status_2_and_name_both_places(tmp_path):
+    """Whichever registry is asked first: the package's own names come first."""
+    (tmp_path / "own.py").write_text(CLASHES + MIXER.format(name="gla"))
+    paths = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "zoo", "list", "norms", "layernorm"],
+        env=os.environ | {"ZOO_IMPORT": "own.py", "PYTHONPATH": paths},
+        cwd=tmp_path, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout.startswith("layernorm  ")
+    lines = done.stderr.splitlines()
+    taken = ["norm name 'rmsnorm'", "task name 'mqar'", "family 'mine'", "mixer name 'gla'"]
+    by = [
+        "RMSNorm of zoo.norms.rms",
+        "MQAR of zoo.tasks.mqar",
+        "'llama3' of zoo.models.families.llama3",
+        "zoo.mixers.gla",
+    ]
+    assert len(lines) == len(taken)
+    for line, name, place in zip(lines, taken, by, strict=True):
+        assert line.startswith(f"zoo: The {name} of own.py is ")
+        assert place in line
 
 
 def test_options_take_numpy_s_numbers():

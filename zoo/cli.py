@@ -369,6 +369,7 @@ _formatwarning = warnings.formatwarning
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; wrong use is one line on standard error and exit status 2."""
     warnings.formatwarning = _one_line
+    known = set(imports.refused) if (imports := sys.modules.get("zoo.core.imports")) else set()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the terminal's encoding lacks is escaped
             stream.reconfigure(errors="backslashreplace")
@@ -404,9 +405,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _fail(str(error), 1)
     else:
-        # What ZOO_IMPORT named in vain was told when it failed.
+        # What could not be imported or registered was said when it failed.
         imports = sys.modules.get("zoo.core.imports")  # not loaded by commands that need no registry
-        failed = imports is not None and imports.failed_imports()
+        failed = imports is not None and imports.has_problems(known)
         sys.exit(status if isinstance(status, int) and status else 2 if failed else 0)
 
 

@@ -505,6 +505,39 @@ def test_a_family_that_places_not_every_weight_is_refused_there_and_back(tmp_pat
         zoo.from_hf(whole)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda m: replace(m, write=lambda t: t.split([64, 100])),
+            r"The map in `weights` from backbone\.steps\.0\.mixers\.0\.in_proj\.weight \(\d+, 64\) to "
+            r"model\.layers\.0\.self_attn\.q_proj\.weight, .* does not fit: split_with_sizes",
+        ),
+        (
+            lambda m: replace(m, write=lambda t: [t]),
+            r"from backbone\.steps\.0\.mixers\.0\.in_proj\.weight .* does not fit: it gives 1 tensors",
+        ),
+        (
+            lambda m: replace(m, ours=("backbone.steps.0.mixers.0.in_prj.weight",)),
+            r"for backbone\.steps\.0\.mixers\.0\.in_prj\.weight, which the model does not have\. Did you mean '",
+        ),
+        (lambda m: replace(m, theirs=m.theirs[:1] * len(m.theirs)), r"several maps in its `weights` for .*q_proj"),
+    ],
+)
+def test_a_map_that_does_not_fit_is_named(tmp_path, monkeypatch, change, told):
+    model = zoo.create_model("llama3-tiny")
+    (llama,) = (f for f in families.all() if f.name == "llama3")
+
+    def changed(p):
+        return (change(m) if "backbone.steps.0.mixers.0.in_proj.weight" in m.ours else m for m in llama.weights(p))
+
+    monkeypatch.setitem(families.registry._classes, "llama3", replace(llama, weights=changed))
+    with pytest.raises(UsageError, match=told) as refusal:
+        zoo.to_hf(model, tmp_path / "model")
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_lost_shard(tmp_path):
     folder = zoo.to_hf(zoo.create_model("llama3-tiny"), tmp_path / "model", shard_bytes=100_000)
     next(folder.glob("model-00002*")).unlink()

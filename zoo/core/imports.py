@@ -11,13 +11,14 @@ import pkgutil
 import re
 import sys
 import threading
+import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoo.core.errors import UsageError, UsageWarning
+from zoo.core.errors import UsageError, UsageWarning, closest
 from zoo.core.moved import moved
 from zoo.core.run_files import CHECKPOINTS, is_run
 
@@ -40,6 +41,7 @@ class Origin(NamedTuple):
 
 origins: dict[str, Origin] = {}  # by the name of the module
 failed: dict[str, tuple[Any, str]] = {}  # what ZOO_IMPORT names and cannot be imported: its stamp, and why
+refused: dict[tuple[str, str], str] = {}  # what was left out and why, by the module it is from and a name of it
 
 
 def discover(package: str) -> list[str]:
@@ -54,7 +56,8 @@ def discover(package: str) -> list[str]:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            problems.append(f"{module.name} failed: {_why(error)}.")
+            refused[module.name, ""] = f"{module.name} failed: {_why(error)}"
+            problems.append(refused[module.name, ""])
     return problems
 
 
@@ -83,7 +86,7 @@ def import_source(source: str, given_as: str) -> None:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            raise UsageError(f"{given_as} {source!r} failed: {_why(error)}.") from None
+            raise UsageError(f"{given_as} {source!r} failed: {_why(error)}") from None
 
 
 def _import_file(source: str) -> None:
@@ -138,22 +141,38 @@ def _digest(file: Any) -> str | None:
 
 
 def _why(error: BaseException) -> str:
-    """An import's error in one line."""
+    """An import's error in one line, with the file and the line that raised it."""
     text = " ".join(str(error).split()).rstrip(".")
+    where = _line(error)
     if isinstance(error, UsageError):
-        return text
+        return f"{text}{where}."
     if isinstance(error, SystemExit):
-        return f"it ends the process (sys.exit({error.code!r}))"
-    now = moved(_missing(error))
-    return (f"{type(error).__name__}: {text}" if text else type(error).__name__) + (f"; {now}" if now else "")
+        return f"it ends the process (sys.exit({error.code!r})){where}."
+    now: str | None = None
+    likely = ""
+    if isinstance(error, ImportError) and (found := re.match(r"(cannot import name '(\w+)' from '([\w.]+)')", text)):
+        text, name, module = found.groups()  # without the path of the module
+        now, likely = moved(f"{module}.{name}"), closest(name, dir(sys.modules.get(module)))
+    elif isinstance(error, ModuleNotFoundError):
+        now = moved(str(error.name))
+    elif isinstance(error, AttributeError) and error.name is not None:
+        likely = closest(error.name, dir(error.obj))
+    text = (f"{type(error).__name__}: {text}" if text else type(error).__name__) + where
+    return f"{text}; {now}." if now else f"{text}.{likely}"
 
 
-def _missing(error: BaseException) -> str:
-    """The dotted name that an import did not find, empty where it failed otherwise."""
-    if isinstance(error, ModuleNotFoundError):
-        return str(error.name)
-    found = re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(error))
-    return f"{found[2]}.{found[1]}" if found and isinstance(error, ImportError) else ""
+def _line(error: BaseException) -> str:
+    """` (own.py, line 3)`: the line of the imported file, or of one beside it, at which the import failed.
+
+    Empty where no line of it was reached, and for a SyntaxError, whose text says the same.
+    """
+    frames = [
+        (Path(frame.filename), frame.lineno)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<") and Path(frame.filename).name not in ("imports.py", "__init__.py")
+    ]
+    own = [frame for frame in frames if frame[0].parent == frames[0][0].parent]
+    return "" if isinstance(error, SyntaxError) or not own else f" ({own[-1][0].name}, line {own[-1][1]})"
 
 
 @contextlib.contextmanager
@@ -164,6 +183,23 @@ def collected() -> Iterator[None]:
         yield
     finally:
         collecting.reset(token)
+
+
+def leave_out(module: str, name: str, problem: str) -> None:
+    """Note, with a warning, that a thing of a module is not registered."""
+    refused[module, name] = problem
+    warn(problem)
+
+
+def has_problems(known: Collection[tuple[str, str]] = ()) -> bool:
+    """Whether something could not be imported or registered, of the package or of what `ZOO_IMPORT` names; of other
+    files, whether something that is not `known` could not."""
+    named = os.environ.get(IMPORTS, "").split(os.pathsep)
+    files = {module: origin_of(module) for module, _ in refused}
+    return bool(failed_imports()) or any(
+        (module, name) not in known or (origin := files[module]) is None or origin.path in named
+        for module, name in refused
+    )
 
 
 def warn(problem: str) -> None:

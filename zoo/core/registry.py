@@ -66,6 +66,8 @@ class Registry(Generic[T]):
             module: the name of the module that it is from.
             lacks: what is wrong with a thing, or None.
         """
+        if origin_of(module) is not None:  # the package's own names come first, whoever asks in which order
+            self._discover_packages()
         problem = self._taken(name, thing, module)
         if problem is None and (why := lacks(thing) if _is_word(name) else "its name is no word") is not None:
             problem = f"The {self.kind} {name!r}{self._place(module)} is refused: {why}."
@@ -73,7 +75,7 @@ class Registry(Generic[T]):
         if problem is not None:
             if not imports.collecting.get():
                 raise UsageError(problem)
-            imports.warn(problem)
+            imports.leave_out(module, str(name), problem)
             return
         if isinstance(thing, type):
             if "Config" not in vars(thing) and hasattr(thing, "Config"):  # each has one of its own, to be known by
@@ -83,6 +85,7 @@ class Registry(Generic[T]):
                 thing.Config._label = name  # type: ignore[attr-defined]
             thing.name = name  # type: ignore[attr-defined]
         self._refused.pop(name, None)
+        imports.refused.pop((module, name), None)
         self._modules[name] = module
         self._classes[name] = thing
 
@@ -95,8 +98,13 @@ class Registry(Generic[T]):
         same = getattr(other, "__qualname__", name) == getattr(thing, "__qualname__", name)
         if same and (where == module or imports.file_of(where) == imports.file_of(module) is not None):
             return None  # the same lines once more
-        taken = f"{getattr(other, '__qualname__', name)}{self._place(where) or f' of {where}' * bool(where)}"
+        taken = f"{getattr(other, '__qualname__', name)}{self.place(name)}"
         return f"The {self.kind} name {name!r}{self._place(module)} is taken by {taken}: register another name."
+
+    def place(self, name: str) -> str:
+        """` of` the file or the module that a registered name is from."""
+        where = self._modules.get(name, "")
+        return self._place(where) or f" of {where}" * bool(where)
 
     def _place(self, module: str) -> str:
         origin = origin_of(module)
@@ -140,15 +148,20 @@ class Registry(Generic[T]):
                 return
             self._looking = True
             try:
-                if not self._looked:
-                    found = [problem for package in self._packages for problem in imports.discover(package)]
-                    for problem in found:
-                        imports.warn(problem)
-                    self._problems, self._looked = found, True
+                self._discover_packages()
                 imports.import_all(named)
                 self._imported = named
             finally:
                 self._looking = False
+
+    def _discover_packages(self) -> None:
+        with imports.lock:
+            if self._looked:
+                return
+            self._looked = True  # at once: a module that is being imported may enter something
+            self._problems = [problem for package in self._packages for problem in imports.discover(package)]
+            for problem in self._problems:
+                imports.warn(problem)
 
     def __getitem__(self, name: str) -> T:
         self._discover()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickletools
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import IO
 import torch
 from torch import Tensor, nn
 
-from zoo.core.errors import UsageError
+from zoo.core.errors import UsageError, closest
 from zoo.core.readers import regular, shown, unreadable
 from zoo.models.config import ModelConfig
 from zoo.models.create import create_model
@@ -161,14 +162,20 @@ def fill(
         _put(model, slot, torch.zeros_like(tensor, device=device))
 
 
-def check_complete(model: nn.Module, maps: Iterable[Map], name: str) -> None:
-    """Check that every weight of a model has its place in a checkpoint.
+def check_complete(model: nn.Module, maps: Collection[Map], name: str) -> None:
+    """Check that every weight of a model has its place in a checkpoint, and one alone.
 
     Raises:
-        UsageError: the maps of the family leave some out.
+        UsageError: the maps of the family leave some out, place one twice, or name one that the model has not.
     """
-    placed = {slot for m in maps for slot in m.ours}
-    own = {n for n, _ in (*model.named_parameters(), *model.named_buffers())}  # a shared weight once
+    counts = Counter(slot for m in maps for slot in m.ours)
+    placed, own = set(counts), {n for n, _ in (*model.named_parameters(), *model.named_buffers())}  # a shared one once
+    if strange := [slot for slot in placed if slot not in own]:
+        likely = closest(strange[0], own - placed)
+        told = f"for {some(strange)}, which the model does not have"
+        raise UsageError(f"The family of {name} has a map in its `weights` {told}.{likely}")
+    if twice := [slot for slot, n in (counts + Counter(n for m in maps for n in m.theirs)).items() if n > 1]:
+        raise UsageError(f"The family of {name} has several maps in its `weights` for {some(twice)}.")
     if left := sorted((own & model.state_dict().keys()) - placed):
         raise UsageError(f"The family of {name} has no map in its `weights` for {some(left)}.")
 
@@ -210,14 +217,32 @@ def written(model: nn.Module, maps: Iterable[Map]) -> Iterator[tuple[str, Tensor
     """The published names of a model's weights, each with its tensor, on the CPU; no two share memory."""
     ours = model.state_dict()
     for m in maps:
-        for name, tensor in zip(m.theirs, m.write(*(ours[n] for n in m.ours)), strict=True):
+        for name, tensor in _taken_apart(m, ours):
             yield name, tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
 
 
 def sizes(model: nn.Module, maps: Iterable[Map]) -> dict[str, int]:
     """Bytes of every weight, by published name, in the order of `written`."""
     ours = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
-    return {n: t.nbytes for m in maps for n, t in zip(m.theirs, m.write(*(ours[o] for o in m.ours)), strict=True)}
+    return {n: t.nbytes for m in maps for n, t in _taken_apart(m, ours)}
+
+
+def _taken_apart(m: Map, ours: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The published names of a map, each with its tensor.
+
+    Raises:
+        UsageError: the map is of other sizes than the weights.
+    """
+    given = [ours[name] for name in m.ours]
+    try:
+        found = m.write(*given)
+        if len(found) == len(m.theirs):
+            return zip(m.theirs, found, strict=True)
+        why = f"it gives {len(found)} tensors"
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in zip(m.ours, given, strict=True))
+    raise UsageError(f"The map in `weights` from {shapes} to {some(m.theirs)} does not fit: {why}.")
 
 
 def _faults(missing: list[str], unexpected: list[str]) -> Iterator[tuple[str, list[str]]]:

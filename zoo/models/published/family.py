@@ -147,12 +147,23 @@ class Families:
 
     def __init__(self) -> None:
         self.registry: Registry[Family] = Registry("family", "zoo.models.families")
+        self._forms: dict[tuple[str, str], str] = {}  # names, by what published configs are known by
 
     def add(self, *found: Family) -> None:
         """Enter families, each with all its sizes."""
         for family in found:
             name, module = getattr(family, "name", ""), getattr(getattr(family, "options", None), "__module__", "")
-            self.registry.enter(name, family, str(module), _lacks)
+            self.registry.enter(name, family, str(module), lambda family: _lacks(family) or self._clash(family))
+            if isinstance(family, Family):
+                self._forms.setdefault((family.architecture, family.model_type), name)
+
+    def _clash(self, family: Family) -> str | None:
+        """Why a published config could be of another family too."""
+        other = self._forms.get((family.architecture, family.model_type), family.name)
+        if other == family.name:
+            return None
+        what = f"architecture {family.architecture!r} with model_type {family.model_type!r}"
+        return f"its {what} is that of {other!r}{self.registry.place(other)}"
 
     def all(self) -> list[Family]:
         """The families by name."""
