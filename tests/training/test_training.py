@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 import zoo
 from zoo.core.run_files import read_metrics, read_whole_config
 from zoo.training.evaluation import decode_rate, evaluate_run
-from zoo.training.events import EventFile
+from zoo.training.events import MISSING, Events
 from zoo.training.loop import Trainer
 from zoo.training.recipes import read_experiment
 from zoo.training.train import train
@@ -30,9 +31,9 @@ def test_run_folder(recipe):
     result = zoo.train(recipe, quiet=True)
     run = Path("runs/small")
     assert result.path == run
-    assert {p.name for p in run.iterdir()} == {
-        ".lock", "config.yaml", "metrics.jsonl", "result.json", "events.out.tfevents.zoo", "checkpoints"
-    }  # fmt: skip
+    [events] = [p.name for p in run.glob("events.out.tfevents.*")]
+    names = {".lock", "config.yaml", "metrics.jsonl", "result.json", events, "checkpoints"}
+    assert {p.name for p in run.iterdir()} == names
     written = json.loads((run / "result.json").read_text())
     assert written == result.data
     assert written.keys() >= RESULT_KEYS
@@ -195,52 +196,72 @@ def test_experts_are_balanced_and_logged(recipe):
 
 
 def test_tensorboard_reads_the_events(recipe):
+    result = train(recipe, quiet=True)
+    lines = [line for line in read_metrics(result.path) if line["split"] == "validation"]
+    assert scalars_of(result.path, "validation/loss") == [(line["step"], line["loss"]) for line in lines]
+
+
+def scalars_of(folder, tag):
+    """What TensorBoard itself reads under a tag: steps and values."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    result = train(recipe, quiet=True)
-    events = EventAccumulator(str(result.path)).Reload()
-    lines = [line for line in read_metrics(result.path) if line["split"] == "validation"]
-    found = [(e.step, e.value) for e in events.Scalars("validation/loss")]
-    assert found == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in lines]
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return [(e.step, pytest.approx(e.value, rel=1e-6)) for e in events.Scalars(tag)]
 
 
-def test_events_are_those_that_tensorboard_writes(tmp_path):
-    """Byte by byte, for zeros, negative and huge numbers and what is no number too."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.record_writer import RecordWriter
+@pytest.mark.parametrize("earlier", ["one file each start", "none", "the one file of earlier versions"])
+def test_a_resumed_run_has_no_step_twice_in_tensorboard(recipe, monkeypatch, earlier):
+    """The process is killed seven steps after its last checkpoint, between a record and the next."""
+    original = Trainer._log
 
-    strange = {
-        "a": -0.0,
-        "b": math.nan,
-        "c": math.inf,
-        "d": 1e300,
-        "e": -1e300,
-        "f": 2**62,
-        "é" * 100: 3e-46,
-        "g": True,
-    }
-    lines = [
-        {"step": 0, "split": "train", "seconds": 0.0, "loss": 1.5, "text": "left out", "lr": None},
-        {"step": 300_000, "split": "validation", "seconds": 12.25, **strange},
-        {"step": -5, "split": "test", "seconds": -1.0},
-    ]
-    events = EventFile(tmp_path / "ours")
-    with open(tmp_path / "theirs", "wb") as file:
-        writer = RecordWriter(file)
-        writer.write(Event(wall_time=0.0, file_version="brain.Event:2").SerializeToString())
-        for line in lines:
-            events.add(line)
-            scalars = {f"{line['split']}/{k}": v for k, v in line.items() if isinstance(v, int | float)}
-            values = [
-                Summary.Value(tag=tag, simple_value=value)
-                for tag, value in scalars.items()
-                if not tag.endswith(("/step", "/seconds"))
-            ]
-            event = Event(wall_time=line["seconds"], step=line["step"], summary=Summary(value=values))
-            writer.write(event.SerializeToString())
+    def logging(self, update):
+        original(self, update)
+        if self.at.step == 25:
+            raise SystemExit
+
+    options = {"train.checkpoint_every": 18, "train.eval_every": 20, "train.metric": "loss", "train.lr": 1e-9}
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_log", logging)
+        with pytest.raises(SystemExit):
+            train(recipe, options, quiet=True)
+    run = Path("runs/small")
+    for path in run.glob("events.*"):
+        if earlier == "none":
+            path.unlink()
+        elif earlier == "the one file of earlier versions":
+            path.rename(run / "events.out.tfevents.zoo")
+    train(recipe, options, resume=True, quiet=True)
+    assert len(list(run.glob("events.*"))) == (2 if earlier == "one file each start" else 1)
+    for split in ("train", "validation", "test"):
+        lines = [line for line in read_metrics(run) if line["split"] == split]
+        assert scalars_of(run, f"{split}/accuracy") == [(line["step"], line["accuracy"]) for line in lines]
+
+
+def test_values_beyond_float32_are_written(tmp_path):
+    values = {"a": -0.0, "b": math.nan, "c": math.inf, "d": 1e300, "e": 2**62, "g": True}
+    events = Events(tmp_path, [], print)
+    events.add({"step": 0, "split": "train", "seconds": 0.0, "loss": 1.5, "text": "left out", "lr": None})
+    events.add({"step": 300_000, "split": "validation", "seconds": 12.25, **values})
     events.close()
-    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert scalars_of(tmp_path, "train/loss") == [(0, 1.5)]
+    found = [scalars_of(tmp_path, f"validation/{key}")[0][1].expected for key in values]
+    assert str(found[:4]) == "[-0.0, nan, inf, inf]"
+    assert found[4:] == [2**62, 1]
+
+
+def test_without_tensorboard_a_run_says_so_once(recipe, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        train(recipe, {"train.steps": 10})
+        first = capsys.readouterr().err.splitlines()
+        assert [line for line in first if "TensorBoard" in line] == [MISSING]
+    run = Path("runs/small")
+    assert not list(run.glob("events.*"))
+    train(recipe, {"train.steps": 10}, fresh=True)
+    assert "TensorBoard" not in capsys.readouterr().err
+    assert list(run.glob("events.*"))
+    train(recipe, {"train.steps": 10}, fresh=True, quiet=True)
+    assert len(list(run.glob("events.*"))) == 1
 
 
 def test_lines_where_there_is_no_terminal(recipe, capsys):

@@ -1,103 +1,64 @@
-"""TensorBoard's view of a run: its event file, written without the package, in the thread of the training.
-
-A file is a row of records: 8 bytes of length, their checksum, a message of the protocol buffer `Event`, its checksum.
-`Event` has wall_time = 1 (double), step = 2 (int64), file_version = 3 (string) and summary = 5. That is a message whose
-values = 1 are messages of tag = 1 (string) and simple_value = 2 (float).
-"""
+"""TensorBoard's view of a run: its records as scalars in event files, through torch's `SummaryWriter`."""
 
 from __future__ import annotations
 
-import functools
-import math
-import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.core.files import open_own, writing
+from zoo.core.files import writing
+from zoo.core.run_files import EVENTS
 
 NOT_SCALARS = ("step", "split", "seconds")
-_VARINT, _DOUBLE, _BYTES, _FLOAT = 0, 1, 2, 5  # the wire types of protocol buffers
+MISSING = "TensorBoard events are not written: pip install 'sequence-zoo[tensorboard]' brings the package tensorboard."
+_OF_ONE_NAME = EVENTS + "zoo"  # the one file of runs of earlier versions, which every start wrote anew
 
 
-class EventFile:
-    """The event file of a run."""
+class Events:
+    """The event files of a run: one for each time that it was started.
 
-    def __init__(self, path: Path):
-        self._path = path
-        with writing(path):
-            self._file = open_own(path)
-        self._write(_text(3, "brain.Event:2"))
+    A new file hides what earlier files hold of later steps than the run goes on from, so that no step appears twice.
+
+    Args:
+        folder: of the run.
+        kept: the records of metrics.jsonl that the run goes on from.
+        say: takes a line for a person.
+    """
+
+    def __init__(self, folder: Path, kept: Sequence[Mapping[str, Any]], say: Callable[[str], None]):
+        self._folder, self._writer = folder, None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            if not kept:  # once a run
+                say(MISSING)
+            return
+        with writing(folder):
+            (folder / _OF_ONE_NAME).unlink(missing_ok=True)
+            earlier = any(folder.glob(EVENTS + "*"))
+            first = kept[-1]["step"] if kept else 0
+            self._writer = SummaryWriter(folder, purge_step=first if earlier else None)
+        for line in kept:
+            if not earlier or line["step"] >= first:
+                self.add(line)
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """The numbers of a line of metrics.jsonl, each under `split/name`, at its step and seconds."""
-        values = [
-            _field(1, _BYTES, _text(1, f"{line['split']}/{k}") + _float(2, v))
-            for k, v in line.items()
-            if k not in NOT_SCALARS and isinstance(v, int | float)
-        ]
-        time = _key(1, _DOUBLE) + struct.pack("<d", line["seconds"]) if line["seconds"] else b""  # zeros are left out
-        step = _key(2, _VARINT) + _varint(line["step"]) if line["step"] else b""
-        self._write(time + step + _field(5, _BYTES, b"".join(values)))
-
-    def _write(self, event: bytes) -> None:
-        length = struct.pack("<Q", len(event))
-        with writing(self._path):
-            self._file.write(length + _checksum(length) + event + _checksum(event))
+        """The numbers of a record, each under `split/name`, at its step."""
+        if self._writer is None:
+            return
+        with writing(self._folder):
+            for key, value in line.items():
+                if key not in NOT_SCALARS and isinstance(value, int | float):
+                    self._writer.add_scalar(f"{line['split']}/{key}", value, line["step"])
 
     def flush(self) -> None:
-        with writing(self._path):
-            self._file.flush()
+        if self._writer is not None:
+            with writing(self._folder):
+                self._writer.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
-def _varint(n: int) -> bytes:
-    """A whole number in groups of 7 bits, the lowest first; a negative one as 64 bits."""
-    n &= 2**64 - 1
-    groups = []
-    while n > 127:
-        groups.append(n & 127 | 128)
-        n >>= 7
-    return bytes([*groups, n])
-
-
-def _key(number: int, wire_type: int) -> bytes:
-    return _varint(number << 3 | wire_type)
-
-
-def _field(number: int, wire_type: int, data: bytes) -> bytes:
-    return _key(number, wire_type) + _varint(len(data)) + data
-
-
-def _text(number: int, text: str) -> bytes:
-    return _field(number, _BYTES, text.encode())
-
-
-def _float(number: int, value: float) -> bytes:
-    try:
-        return _key(number, _FLOAT) + struct.pack("<f", value)
-    except OverflowError:  # beyond float32
-        return _key(number, _FLOAT) + struct.pack("<f", math.copysign(math.inf, value))
-
-
-@functools.cache
-def _table() -> list[int]:
-    """CRC-32C of every byte: the polynomial 0x1EDC6F41, bits reversed."""
-    table = list(range(256))
-    for _ in range(8):
-        table = [c >> 1 ^ (0x82F63B78 if c & 1 else 0) for c in table]
-    return table
-
-
-def _checksum(data: bytes) -> bytes:
-    """CRC-32C, turned by 15 bits and shifted by a constant, as records of TensorFlow have it."""
-    table, crc = _table(), 0xFFFFFFFF
-    for byte in data:
-        crc = table[(crc ^ byte) & 255] ^ crc >> 8
-    crc ^= 0xFFFFFFFF
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-__all__ = ["EventFile"]
+__all__ = ["MISSING", "Events"]

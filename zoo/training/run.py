@@ -37,7 +37,7 @@ from zoo.core.run_files import (
     read_whole_config,
 )
 from zoo.training import checkpoints
-from zoo.training.events import EventFile
+from zoo.training.events import Events
 from zoo.training.options import BOOKKEEPING
 from zoo.training.result import ENDED
 
@@ -135,14 +135,16 @@ class RunFolder:
         raise UsageError(f"{self.path} holds a run with a different {told}: {fix}.")
 
     def _foreign(self) -> bool:
-        return any(p.name not in (METRICS, EVENTS, CHECKPOINTS) and p.name[0] != "." for p in self.path.iterdir())
+        names = [p.name for p in self.path.iterdir()]
+        return any(name not in (METRICS, CHECKPOINTS) and not name.startswith((EVENTS, ".")) for name in names)
 
     def _clear(self) -> None:
         """Delete the run, whole: what cannot be deleted is found out before anything is."""
         if not (self.path / CONFIG).exists() and self._foreign():
             raise UsageError(f"{self.path} holds no {CONFIG}, so it is not a run that --fresh could start over.")
         with writing(self.path):
-            own = [self.path / name for name in (CONFIG, METRICS, RESULT, SOLVING, EVENTS, IMPORTED)]
+            own = [self.path / name for name in (CONFIG, METRICS, RESULT, SOLVING, IMPORTED)]
+            own += [path for path in self.path.iterdir() if path.name.startswith(EVENTS)]
             kept = checkpoints.belongings(self.checkpoints)  # through a link, should it be one, which stays
         trash = self.path / _TRASH.format(secrets.token_hex(4))
         below: Path | None = None
@@ -184,9 +186,7 @@ class RunFolder:
             if path.is_symlink() or there != kept or (there and path.stat().st_nlink > 1):
                 write_atomic(path, kept)  # a file of its own, whatever a link led to
             self._metrics = open_own(path, keep=True)
-        self._events = EventFile(self.path / EVENTS)
-        for line in whole:
-            self._events.add(json.loads(line))
+        self._events = Events(self.path, [json.loads(line) for line in whole], say)
 
     def record(self, line: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl and to the TensorBoard events."""
