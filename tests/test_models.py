@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from zoo.models.create import model_config
 from zoo.models.ends import sinusoidal
-from zoo.models.token import ModelState
+from zoo.models.stack import ModelState
 from zoo.norms.none import NoNorm
 from zoo.pattern import make_word, parse, to_text
 from zoo.protocol import Context, Place, mixers

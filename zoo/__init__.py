@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zoo.core.errors import UsageError
     from zoo.interop.hf import from_hf, to_hf
     from zoo.models.config import ModelConfig
-    from zoo.models.create import create_model, list_models
+    from zoo.models.create import create_backbone, create_model, list_models
     from zoo.models.swap import swap
     from zoo.objectives import list_objectives
     from zoo.pattern import create_mixer, list_mixers
@@ -42,7 +42,7 @@ _LATER = {
     **dict.fromkeys(("State", "canonical", "fork", "join", "select"), "zoo.states"),
     **dict.fromkeys(("create_mixer", "list_mixers"), "zoo.pattern"),
     "ModelConfig": "zoo.models.config",
-    **dict.fromkeys(("create_model", "list_models"), "zoo.models.create"),
+    **dict.fromkeys(("create_backbone", "create_model", "list_models"), "zoo.models.create"),
     "swap": "zoo.models.swap",
     **dict.fromkeys(("from_hf", "to_hf"), "zoo.interop.hf"),
     "list_objectives": "zoo.objectives",
@@ -62,6 +62,7 @@ __all__ = [
     "State",
     "UsageError",
     "canonical",
+    "create_backbone",
     "create_mixer",
     "create_model",
     "fork",

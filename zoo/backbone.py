@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
+from zoo.door import check_features
 from zoo.norms import NORM_EPS, make_norm
 from zoo.pattern import Parallel, Pattern, Shortcut, StepOptions, Word, create_mixer, mixer_of
-from zoo.protocol import Context, Mixer, Place, State
+from zoo.protocol import Admitted, Context, Mixer, Place, State, admit, check_state
 from zoo.residual import Connection, Residual
 
 OF_THE_STEP = ("placement", "norm", "norm_axis", "residual_scale")  # the others are a word's own
@@ -145,7 +146,7 @@ class Backbone(nn.Module):
         connections: Iterator[Connection] | None = None,
     ):
         super().__init__()
-        self.causal, self.residual = causal, Residual.of(residual)
+        self.d_model, self.causal, self.residual = d_model, causal, Residual.of(residual)
         connecting = self.residual.connections(d_model, norm_eps) if connections is None else connections
         n_layers = sum(_is_sequence(w) for w in pattern.words())
         layer = place.layer if place else 0
@@ -187,13 +188,28 @@ class Backbone(nn.Module):
     def forward(
         self, x: Tensor, state: tuple[State, ...] | None = None, context: Context | None = None
     ) -> tuple[Tensor, tuple[State, ...]]:
-        context = Context() if context is None else context
+        """x (B, T, D), T >= 1, from `state` (by default at rest; consumed) to ((B, T, D), next state)."""
+        if type(context) is not Admitted:  # no model has checked what is given
+            if not torch.compiler.is_compiling():
+                check_features("backbone", x, self.d_model)
+                if state is not None:
+                    check_state("backbone", self, state, len(x), x.dtype)
+            context = admit("backbone", context, len(x), x.shape[1], x.device)
         new_states = []
         x = self.residual.widen(x)
         for i, step in enumerate(self.steps):
             x, new_state = step(x, None if state is None else state[i], context)
             new_states.append(new_state)
         return self.residual.narrow(x), tuple(new_states)
+
+    def step(
+        self, x_t: Tensor, state: tuple[State, ...], context: Context | None = None
+    ) -> tuple[Tensor, tuple[State, ...]]:
+        """`forward` at T = 1: x_t (B, D) to ((B, D), next state). Fields of `context` keep their T axis (of 1)."""
+        if x_t.ndim != 2:
+            raise UsageError(f"backbone: step takes x (B, {self.d_model}), not {tuple(x_t.shape)}.")
+        y, state = self(x_t[:, None], state, context)
+        return y.squeeze(1), state
 
     def init_state(self, batch_size: int, **options: Any) -> tuple[State, ...]:
         """The state at rest, as `Mixer.init_state`."""
@@ -202,6 +218,14 @@ class Backbone(nn.Module):
     def mixers(self) -> list[Mixer]:
         """All mixers, in order."""
         return [m for m in self.modules() if isinstance(m, Mixer) and not _inside_mixer(self, m)]
+
+    def n_parameters(self) -> int:
+        """Number of parameters, shared ones once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def state_bytes(self, batch_size: int, context_length: int, dtype: torch.dtype = torch.float32) -> int:
+        """Bytes of the state after `context_length` steps."""
+        return sum(m.state_bytes(batch_size, context_length, dtype) for m in self.mixers())
 
     def flops_per_token(self, context_length: int) -> int:
         """Matmul FLOPs (multiply-add = 2) of one token at a context of `context_length`."""

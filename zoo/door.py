@@ -164,6 +164,24 @@ def check_features(who: str, x: Any, width: int) -> None:
         raise UsageError(f"{who}: x is {_described(x)}, expected {wanted}.")
 
 
+def check_values(who: str, values: Any, width: int) -> None:
+    """Inputs of a model of real vectors are (B, T, width), floating point, B and T at least 1."""
+    fits = isinstance(values, Tensor) and values.ndim == 3 and values.shape[2] == width
+    if not (fits and values.is_floating_point() and values.numel()):
+        wanted = f"(B, T, {width}) floating point, B and T at least 1 (inputs={width})"
+        raise UsageError(f"{who}: inputs are {_described(values)}, expected {wanted}.")
+
+
+def zeroed_padding(who: str, values: Tensor, lengths: Tensor | None) -> Tensor:
+    """Real vectors (B, T, D), finite but in the padding, which is set to 0 so that nothing of it is read."""
+    if lengths is not None:
+        padding = torch.arange(values.shape[1], device=values.device) >= lengths[:, None]
+        values = values.masked_fill(padding[..., None], 0.0)
+    if (bounds := _bounds(values)) is not None and not (bounds[0] > -math.inf and bounds[1] < math.inf):
+        raise UsageError(f"{who}: inputs should be finite numbers; these go {_range(values)}.")
+    return values
+
+
 def read_ids(who: str, what: str, ids: Any, form: str, n: int, why: str) -> Tensor:
     """Whole numbers of any type as int64, each from 0 and below `n`.
 

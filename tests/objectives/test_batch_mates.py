@@ -183,15 +183,15 @@ def test_an_example_is_answered_as_it_is_scored(run):
 
 def test_an_example_has_the_run_s_precision(run, monkeypatch):
     """Seen from within the model: autocast is on where the run's precision says so."""
-    from zoo.models.token import TokenModel
+    from zoo.models.stack import Stack
 
-    seen, original = set(), TokenModel.features
+    seen, original = set(), Stack.features
 
     def spy(self, *args, **rest):
         seen.add(torch.is_autocast_enabled("cpu"))
         return original(self, *args, **rest)
 
-    monkeypatch.setattr(TokenModel, "features", spy)
+    monkeypatch.setattr(Stack, "features", spy)
     answer_example(run, 0)
     assert seen == {True}
 

@@ -7,7 +7,7 @@ zoo laws fading_memory                                              # the same i
 from zoo.laws.book import LAWS, Law, poisoned_memory
 from zoo.laws.compare import TOLERANCE, LawBroken, assert_close, assert_close_gradients, error, noise, off_inits, spans
 from zoo.laws.judge import Case, Check, Finding, Verdict, cases_of, check, examine, plan, quick, verdicts
-from zoo.laws.models import refusal_of_a_model
+from zoo.laws.models import refusal_of_a_model, refusal_of_vectors
 from zoo.laws.rows import batch_mates
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "poisoned_memory",
     "quick",
     "refusal_of_a_model",
+    "refusal_of_vectors",
     "spans",
     "verdicts",
 ]

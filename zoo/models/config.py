@@ -46,12 +46,14 @@ class Recursion(Options, label="model.recursion"):
 
 
 class ModelConfig(Options, label="model"):
-    """A token model.
+    """A model of tokens, or of real vectors between a linear layer in and one out.
 
     Attributes:
         pattern: the layer pattern; YAML lists are converted to text.
         d_model: width D, even, at least 16.
-        vocab_size: number of token ids.
+        vocab_size: number of token ids; 0 for a model of real vectors.
+        inputs: numbers of a real vector that the model reads at each step, in place of tokens.
+        outputs: numbers that the head gives for each step, where the model reads real vectors.
         causal: read only from left to right.
         norm: the norm of every step and before the head; a word may set another.
         placement: placement of the norms; a word may set another.
@@ -67,15 +69,15 @@ class ModelConfig(Options, label="model"):
         max_len: number of positions of `positions="learned"` and of words with weights for every step; for a recursive
             model its usual length, with the places of the puzzle embedding.
         tie_embeddings: the head shares the weights of the embedding.
-        embedding_scale: factor on the embedding.
+        embedding_scale: factor on the embedding, or on what the linear layer makes of a real vector.
         embedding_norm: a norm directly after the embedding (RWKV).
         time_feature: add a learned function of the time since the previous token, `context.timespans`, to the
             embedding, for mixers that do not read the timespans.
         decoder: an MLP that predicts every token of a row from the features of the last token, for tasks of the layout
             `reconstruct`.
         dropout: probability of dropout after the embedding.
-        head_bias: a bias on the head.
-        logit_scale: factor on the logits.
+        head_bias: a bias on the head; a model of real vectors always has one.
+        logit_scale: factor on the logits, or on the outputs.
         logit_softcap: c in c * tanh(logits / c), after `logit_scale`.
         recursion: options of a recursive model, which is trained by deep supervision; {} takes the defaults.
         published: the published config of a family's model, with its own keys. `zoo.to_hf` writes this config if the
@@ -84,7 +86,9 @@ class ModelConfig(Options, label="model"):
 
     pattern: str
     d_model: int = Field(default=128, ge=MIN_WIDTH, le=MAX_WIDTH, multiple_of=2)
-    vocab_size: int = Field(ge=1, le=2**31)
+    vocab_size: int = Field(default=0, ge=0, le=2**31)
+    inputs: int | None = Field(default=None, ge=1)
+    outputs: int | None = Field(default=None, ge=1)
     causal: bool = True
     norm: NormText = "rmsnorm"
     placement: Placement = "pre"
@@ -150,6 +154,7 @@ class ModelConfig(Options, label="model"):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> ModelConfig:
+        self._has_ends()
         if self.decoder and self.recursion is not None:
             raise UsageError("A recursive model takes no decoder.")
         if self.embedding_norm and self.norm == "none":
@@ -157,6 +162,29 @@ class ModelConfig(Options, label="model"):
         if self.max_len is not None and not self.reads_max_len() and self.recursion is None:
             raise UsageError('max_len belongs to positions="learned", which is not set.')
         return self
+
+    def _has_ends(self) -> None:
+        """Refuses what is neither a model of tokens nor one of real vectors."""
+        if self.inputs is None and self.outputs is None:
+            if "vocab_size" not in self.model_fields_set:
+                raise UsageError("model needs 'vocab_size', which was not given.")
+            if self.vocab_size == 0:
+                raise UsageError("model: vocab_size=0 is not allowed: it should be greater than or equal to 1.")
+            return
+        if self.inputs is None or self.outputs is None:
+            given, other = ("inputs", "outputs") if self.outputs is None else ("outputs", "inputs")
+            raise UsageError(f"model: {given}={getattr(self, given)} needs {other} too, the numbers at the other end.")
+        if self.vocab_size:
+            told = "inputs and outputs are those of a model of real vectors"
+            raise UsageError(f"model: vocab_size={self.vocab_size} is that of a model of tokens, and {told}.")
+        for name in ("tie_embeddings", "decoder", "recursion"):
+            if getattr(self, name) not in (False, None):
+                raise UsageError(f"A model of real vectors takes no {name}: leave model.{name} out.")
+
+    @property
+    def n_outputs(self) -> int:
+        """Numbers that the head gives for each step: a logit for every token, or `outputs`."""
+        return self.outputs or self.vocab_size
 
     def reads_max_len(self) -> bool:
         """Whether there are weights for every position, whose number is `max_len`."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from zoo.core.errors import closest, refuse_oversize
+from zoo.backbone import Backbone
+from zoo.core.errors import closest, refuse_oversize, unknown
 from zoo.models.budget import SIZES, Budget, largest_width, read_budget
 from zoo.models.config import ModelConfig
-from zoo.models.ends import Ends
+from zoo.models.ends import Ends, make_backbone
 from zoo.models.families import families
 from zoo.models.recursive import RecursiveModel
+from zoo.models.series import SeriesModel
 from zoo.models.token import TokenModel
 from zoo.models.uninitialised import Uninitialised
 from zoo.pattern import Pattern, from_data, list_mixers
@@ -24,7 +26,8 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def create_model(spec: str | Pattern | Mapping[str, Any] | ModelConfig | Sequence[Any], **options: Any) -> Ends:
-    """Create a model from a pattern, a family-size name, or a config.
+    """Create a model from a pattern, a family-size name, or a config: of tokens with `vocab_size`, of real vectors with
+    `inputs` and `outputs`.
 
     Args:
         spec: `"4*(mamba2 swiglu)"`, `"mamba2-tiny"`, a mapping of model options, or a `ModelConfig`.
@@ -40,7 +43,45 @@ def create_model(spec: str | Pattern | Mapping[str, Any] | ModelConfig | Sequenc
 
 def _built(config: ModelConfig) -> Ends:
     with refuse_oversize("model"):
-        return TokenModel(config) if config.recursion is None else RecursiveModel(config)
+        if config.recursion is not None:
+            return RecursiveModel(config)
+        return SeriesModel(config) if config.inputs else TokenModel(config)
+
+
+BACKBONE_OPTIONS = (
+    *("pattern", *SIZES, "causal", "norm", "placement", "norm_eps", "norm_axis"),
+    *("in_scale", "out_scale", "residual_scale", "residual", "max_len"),
+)
+"""The model options that say something of the layers between the ends."""
+
+
+def create_backbone(spec: str | Pattern | Mapping[str, Any] | ModelConfig | Sequence[Any], **options: Any) -> Backbone:
+    """Create the layers of a pattern without ends: x (B, T, D) to ((B, T, D), next state), for inputs and heads of
+    one's own.
+
+    The result is the residual stream: norm it before a head, unless `placement` is "post".
+
+    Args:
+        spec: `"2*(cfc swiglu)"`; or a family-size, a mapping of model options, or a `ModelConfig`, whose layers are
+            taken.
+        **options: model options that concern the layers, such as `d_model` and `causal`; `n_parameters` and the other
+            budgets in place of `d_model` are those of the layers.
+
+    Raises:
+        UsageError: unknown word or option, an option of a model's ends, or sizes that do not fit together.
+    """
+    named = [*options, *(k for k in (spec if isinstance(spec, Mapping) else ()) if k != "family")]
+    for name in map(str, named):
+        if name not in BACKBONE_OPTIONS and not name.startswith("residual_"):
+            raise unknown("option of a backbone", name, BACKBONE_OPTIONS)
+    ends = {} if isinstance(spec, ModelConfig) else {"vocab_size": 1}
+
+    def build(config: ModelConfig) -> Backbone:
+        with refuse_oversize("model"):
+            return make_backbone(config, config.pattern)
+
+    config, budget = read_spec(spec, {**ends, **options})
+    return build(config if budget is None else fitted(config, budget, build))
 
 
 def model_config(spec: str | Pattern | Mapping[str, Any] | ModelConfig | Sequence[Any], **options: Any) -> ModelConfig:
@@ -49,12 +90,13 @@ def model_config(spec: str | Pattern | Mapping[str, Any] | ModelConfig | Sequenc
     return config if budget is None else fitted(config, budget)
 
 
-def fitted(config: ModelConfig, budget: Budget) -> ModelConfig:
-    """A config with the largest width that stays within a budget."""
+def fitted(config: ModelConfig, budget: Budget, build: Callable[[ModelConfig], Any] | None = None) -> ModelConfig:
+    """A config with the largest width at which what is built of it, by default a model, stays within a budget."""
+    build = _built if build is None else build
 
     def count(width: int) -> int:
         with torch.device("meta"), Uninitialised():
-            model = _built(config.model_copy(update={"d_model": width}))
+            model = build(config.model_copy(update={"d_model": width}))
         if budget.option == "n_parameters":
             return model.n_parameters()
         context = budget.context_length or 1

@@ -1,9 +1,10 @@
-"""What every model has around its network: the embedding of tokens before it, the norm and the head after it."""
+"""What every model has around its network: the embedding of its inputs before it, the norm and the head after it."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,15 +35,18 @@ def make_backbone(config: ModelConfig, pattern: str) -> Backbone:
 
 
 class Ends(nn.Module, ABC):
-    """A model: token ids (B, T) to logits (B, T, vocab_size), from state to state, through a network between two ends.
+    """A model: inputs to outputs, from state to state, through a network between two ends.
 
-    Before the network stand the embedding, learned positions and the feature of time, and after it the norm, the
-    decoder and the head, each where the config asks for it. A subclass says how tokens pass from one end to the other.
+    Inputs are token ids (B, T) and outputs logits (B, T, vocab_size); or real vectors, (B, T, inputs) and
+    (B, T, outputs). Before the network stand the embedding, learned positions and the feature of time, and after it
+    the norm, the decoder and the head, each where the config asks for it. A subclass says how inputs pass from one end
+    to the other.
 
     Attributes:
         swapped: of a model that `zoo.swap` gave, which weights it kept and which are new.
     """
 
+    embedding: Any
     swapped: Transfer | None = None
 
     def __init__(self, config: ModelConfig):
@@ -52,41 +56,46 @@ class Ends(nn.Module, ABC):
         if config.positions == "learned" and config.max_len is None:
             raise UsageError('positions="learned" needs max_len, the number of positions to learn.')
         d = config.d_model
-        self.embedding = nn.Embedding(config.vocab_size, d)
+        self.embedding = nn.Linear(config.inputs, d) if config.inputs else nn.Embedding(config.vocab_size, d)
         self.positions = nn.Embedding(config.max_len, d) if config.positions == "learned" and config.max_len else None
         self.time_feature = TimeFeature(d) if config.time_feature else None
         self.embedding_norm = make_norm(config.norm if config.embedding_norm else "none", d, config.norm_eps)
         self.backbone = make_backbone(config, config.pattern)
         self.norm = make_norm(config.norm if config.placement != "post" else "none", d, config.norm_eps)
         self.decoder = Decoder(config) if config.decoder else None
-        self.head = None if config.tie_embeddings else nn.Linear(d, config.vocab_size, bias=False)
-        self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
+        self.head = None if config.tie_embeddings else nn.Linear(d, config.n_outputs, bias=False)
+        biased = config.head_bias or config.outputs is not None
+        self.head_bias = nn.Parameter(torch.zeros(config.n_outputs)) if biased else None
         self._init_own()
 
     def _init_own(self) -> None:
         std = 0.02 if self.head is None else 1.0  # a tied head wants small weights
-        nn.init.normal_(self.embedding.weight, std=std)
+        if self.config.inputs:  # a bias too: a norm of w x alone would keep of a single number x its sign only
+            nn.init.normal_(self.embedding.weight, std=self.config.inputs**-0.5)
+            nn.init.normal_(self.embedding.bias)
+        else:
+            nn.init.normal_(self.embedding.weight, std=std)
         if self.positions is not None:
             nn.init.normal_(self.positions.weight, std=std / 2)
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=self.config.d_model**-0.5)
 
     def forward(
-        self, tokens: Tensor, state: State | None = None, context: Context | None = None
+        self, inputs: Tensor, state: State | None = None, context: Context | None = None
     ) -> tuple[Tensor, State]:
-        """tokens (B, T) of whole numbers, from `state` (rest by default; consumed) to logits (B, T, vocab_size) and
-        the next state."""
-        hidden, state = self.features(tokens, state, context)
+        """Inputs (B, T) of whole numbers or (B, T, inputs) of real ones, from `state` (rest by default; consumed) to
+        logits (B, T, vocab_size) or outputs (B, T, outputs), and the next state."""
+        hidden, state = self.features(inputs, state, context)
         return self.logits(hidden), state
 
     @abstractmethod
     def features(
-        self, tokens: Tensor, state: State | None = None, context: Context | None = None
+        self, inputs: Tensor, state: State | None = None, context: Context | None = None
     ) -> tuple[Tensor, State]:
         """As `forward`, up to the normed hidden states (B, T, D) that `logits` reads."""
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Normed hidden states (..., D) to logits (..., vocab_size)."""
+        """Normed hidden states (..., D) to logits (..., vocab_size), or outputs (..., outputs)."""
         if self.head is None or bare(self.head):
             logits = F.linear(hidden, self._tied() if self.head is None else self.head.weight, self.head_bias)
         else:
@@ -113,12 +122,22 @@ class Ends(nn.Module, ABC):
     ) -> State:
         """The state at rest, as `Mixer.init_state`."""
 
-    def step(self, tokens: Tensor, state: State, context: Context | None = None) -> tuple[Tensor, State]:
-        """`forward` at T = 1: tokens (B,) to (logits (B, vocab_size), next state)."""
-        if tokens.ndim != 1:
-            raise UsageError(f"model: step takes tokens (B,), not {tuple(tokens.shape)}.")
-        logits, state = self(tokens[:, None], state, context)
+    def step(self, inputs: Tensor, state: State, context: Context | None = None) -> tuple[Tensor, State]:
+        """`forward` at T = 1: inputs (B,) or (B, inputs) to (logits (B, vocab_size) or outputs (B, outputs), next
+        state)."""
+        n = self.config.inputs
+        if inputs.ndim != (1 if n is None else 2):
+            wanted = "tokens (B,)" if n is None else f"inputs (B, {n})"
+            raise UsageError(f"model: step takes {wanted}, not {tuple(inputs.shape)}.")
+        logits, state = self(inputs[:, None], state, context)
         return logits.squeeze(1), state
+
+    def zeros(self, batch_size: int, n_steps: int) -> Tensor:
+        """Inputs of the kind that it reads, on its device: all the first token, or all zero vectors."""
+        n, device = self.config.inputs, next(self.parameters()).device
+        if n is None:
+            return torch.zeros(batch_size, n_steps, dtype=torch.int64, device=device)
+        return torch.zeros(batch_size, n_steps, n, dtype=self.compute_dtype(), device=device)
 
     @abstractmethod
     def mixers(self) -> list[Mixer]:

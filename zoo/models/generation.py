@@ -155,6 +155,8 @@ def _request(
 ) -> _Request:
     if not model.causal:
         raise UsageError("generate reads left to right and needs a model with causal=True.")
+    if not model.config.vocab_size:
+        raise UsageError("generate writes tokens, and this model reads real vectors: call it, or its step.")
     n = whole("max_new_tokens", n, 0)
     chunk = None if chunk is None else whole("prefill_chunk", chunk, 1)
     vocab_size, max_len = model.config.vocab_size, model.config.max_len

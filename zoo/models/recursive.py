@@ -261,10 +261,10 @@ class RecursiveModel(Ends):
     # ---- as any model
 
     def features(
-        self, tokens: Tensor, state: RecursiveState | None = None, context: Context | None = None
+        self, inputs: Tensor, state: RecursiveState | None = None, context: Context | None = None
     ) -> tuple[Tensor, RecursiveState]:
-        """As `forward`, up to the hidden states (B, T, D) that `logits` reads."""
-        thought = self.think(tokens, state, context)
+        """As `forward`, up to the hidden states (B, T, D) that `logits` reads; inputs are tokens (B, T)."""
+        thought = self.think(inputs, state, context)
         return thought.hidden, thought.state
 
     def mixers(self) -> list[Mixer]:

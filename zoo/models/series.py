@@ -1,0 +1,25 @@
+"""The model of series: real vectors through the backbone once, between a linear layer in and one out."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from torch import Tensor
+
+from zoo.door import check_values, zeroed_padding
+from zoo.models.stack import Stack
+from zoo.protocol import Context, admit
+
+
+@final
+class SeriesModel(Stack):
+    """Real vectors (B, T, inputs) to (B, T, outputs), and the next state.
+
+    Inputs may be of any floating-point type: the model computes in that of its weights. What stands in the padding of
+    `context.lengths` is not read. A model that is not causal takes no state and returns `()`.
+    """
+
+    def read(self, inputs: Any, context: Context | None) -> tuple[Tensor, Context]:
+        check_values("model", inputs, self.config.inputs or 0)
+        context = admit("model", context, len(inputs), inputs.shape[1], inputs.device)
+        return zeroed_padding("model", inputs, context.lengths).to(self.compute_dtype()), context
