@@ -121,14 +121,17 @@ class Task(ABC):
             scored position right), `n` (rows), what the task adds, and `slices`:
             `{slice name: {value: {the same figures}}}`.
         """
+        return _summary(self.figures(batch, predictions), batch.slices)
+
+    def figures(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
+        """The figures of each row, each (n,), whose means `score` gives."""
         scored = batch.targets != IGNORE
         right = (predictions == batch.targets) & scored
-        figures = {
+        return {
             "accuracy": right.sum(1).double() / scored.sum(1).clamp(min=1),
             "exact": exactly(batch, predictions).double(),
             **self.row_scores(batch, predictions),
         }
-        return _summary(figures, batch.slices)
 
     def problems(self, batch: Batch) -> Tensor:
         """(n,) int64 names of the problems of the rows: equal if the task's own symmetry turns one problem into the

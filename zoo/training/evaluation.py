@@ -55,7 +55,13 @@ def evaluate(
     Raises:
         Stopped: `stop` said so between two batches.
     """
-    answers = answered(model, objective, batch, batch_size=batch_size, precision=precision, stop=stop)
+    return scored(
+        objective, batch, answered(model, objective, batch, batch_size=batch_size, precision=precision, stop=stop)
+    )
+
+
+def scored(objective: Objective, batch: Batch, answers: Answers) -> dict[str, Any]:
+    """What `evaluate` returns, of answers that are there."""
     figures = {"loss": answers.loss}
     if objective.task.is_language:  # a token is a byte
         figures["bits_per_byte"] = answers.loss / math.log(2)
@@ -105,6 +111,13 @@ def answered(
             weights.append((part.targets != IGNORE).sum())
     weight = torch.stack(weights).double()
     return Answers(torch.cat(predictions), ((torch.stack(losses) * weight).sum() / weight.sum()).item())
+
+
+def row_figures(task: Task, batch: Batch, predictions: Tensor) -> dict[str, list[Any]]:
+    """Of every row, its problem (`Task.problems`) and its figures, those whose means `Task.score` gives."""
+    return {"problem": task.problems(batch).tolist()} | {
+        name: values.tolist() for name, values in task.figures(batch, predictions).items()
+    }
 
 
 def certainty(task: Task, batch: Batch, predictions: Tensor) -> dict[str, Any]:

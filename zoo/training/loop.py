@@ -25,7 +25,7 @@ from zoo.training import checkpoint, machine, solving
 from zoo.training.callbacks import CallbackError, Callbacks
 from zoo.training.clock import Clock
 from zoo.training.data import Stream
-from zoo.training.evaluation import Stopped, decode_rate, evaluate, held_out, scalars
+from zoo.training.evaluation import Answers, Stopped, answered, decode_rate, held_out, row_figures, scalars, scored
 from zoo.training.fit import Parts
 from zoo.training.options import Experiment
 from zoo.training.progress import Reporter
@@ -33,6 +33,7 @@ from zoo.training.result import Result, has_more_time
 from zoo.training.run import RunFolder
 from zoo.training.session import Best, Session
 from zoo.training.stopping import Interrupted, Stop
+from zoo.training.watch import Pruned, Watch
 
 T = TypeVar("T")
 
@@ -48,10 +49,11 @@ class Trainer:
         reporter: Reporter,
         stop: Stop,
         callbacks: Callbacks | None = None,
+        watch: Watch | None = None,
     ):
         self.experiment, self.config, self.parts = experiment, experiment.train, parts
         self.folder, self.reporter, self.stop = run, reporter, stop
-        self.callbacks = callbacks or Callbacks([])
+        self.callbacks, self.watch = callbacks or Callbacks([]), watch or Watch()
         self.task, self.objective, self.model_config = parts
         self.device = machine.choose_device(self.config.device)
         self.precision = machine.choose_precision(self.config.precision, self.device)
@@ -101,8 +103,10 @@ class Trainer:
                 self._check_best(functools.partial(checkpoint.verify, self._best_path()))
             self._train()
             peak_memory = machine.peak_memory(self.device)
-            test, decode = self._test()
+            test, decode = self._test() if self.watch.reads_test else ({}, None)
             data = self._write_result(self.at.status, test, decode, peak_memory)
+        except Pruned:
+            data = self._write_result("pruned")
         except Stopped:
             self._write_result("interrupted")
             told = f"Interrupted at step {self.at.step}. Go on with: zoo train {self.folder.path} --resume"
@@ -240,15 +244,20 @@ class Trainer:
         self._call(self.callbacks.evaluation, line)
         if improved:
             self._save()
+        if self.watch.evaluated(line) and at.status is None:
+            raise Pruned
 
     def _score(self, model: Ends, rows: Batch) -> dict[str, Any]:
+        return scored(self.objective, rows, self._answers(model, rows))
+
+    def _answers(self, model: Ends, rows: Batch) -> Answers:
         # Evaluation runs uncompiled: its shapes differ, and each would be compiled anew.
         eagerly = torch.compiler.set_stance("force_eager") if self.config.compile else contextlib.nullcontext()
         size = self.config.eval_batch_size or self.config.batch_size
         with eagerly, logged_forms() as forms:
-            score = evaluate(model, self.objective, rows, batch_size=size, precision=self.precision, stop=self.stop)
+            answers = answered(model, self.objective, rows, batch_size=size, precision=self.precision, stop=self.stop)
         self.forms = {op: sorted(names) for op, names in sorted(forms.items())}
-        return score
+        return answers
 
     def _test(self) -> tuple[dict[str, Any], float | None]:
         """The test score of the best weights, and their speed of decoding."""
@@ -258,7 +267,11 @@ class Trainer:
             self._evaluate()
             weights = checkpoint.read_weights(self._best_path())
         checkpoint.load_weights(model, weights, self._best_path())
-        test = self._score(model, held_out(self.task, "test", self.config.test_rows))
+        rows = held_out(self.task, "test", self.config.test_rows)
+        answers = self._answers(model, rows)
+        test = scored(self.objective, rows, answers)
+        if self.watch.keeps_rows:
+            self.watch.rows = row_figures(self.task, rows, answers.predictions)
         line = self._line("test", **scalars(test))
         self.folder.record(line)
         self._call(self.callbacks.evaluation, line)

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 IMPATIENT_SECONDS = 1.0
@@ -21,18 +21,21 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """The signal that stops the training, if one has arrived."""
+    """The signal that stops the training, if one has arrived; `also` may ask for an end without one."""
 
     number: int | None = None
 
+    def __init__(self, also: Callable[[], bool] = lambda: False):
+        self._also = also
+
     def __call__(self) -> bool:
-        return self.number is not None
+        return self.number is not None or self._also()
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[Stop]:
+def stop_on_signals(also: Callable[[], bool] = lambda: False) -> Iterator[Stop]:
     """SIGINT and SIGTERM ask for an end; a SIGINT a second or more after the first ends the process at once."""
-    stop, asked_at = Stop(), 0.0
+    stop, asked_at = Stop(also), 0.0
 
     def ask(number: int, frame: Any) -> None:
         nonlocal asked_at

@@ -18,6 +18,7 @@ from zoo.training.recipes import read_experiment
 from zoo.training.result import ENDED, Result, has_more_time
 from zoo.training.run import RunFolder
 from zoo.training.stopping import stop_on_signals
+from zoo.training.watch import Watch
 
 
 @kept_random_state()
@@ -30,6 +31,7 @@ def train(
     fresh: bool = False,
     quiet: bool = False,
     callbacks: Iterable[Callback] = (),
+    watch: Watch | None = None,
 ) -> Result:
     """Train one experiment into its run folder.
 
@@ -44,6 +46,7 @@ def train(
         fresh: delete the existing run in the folder and start again.
         quiet: print nothing.
         callbacks: objects of classes derived from `zoo.Callback`. A run that has ended already calls none.
+        watch: what a sweep asks of the training.
 
     Raises:
         UsageError: any wrong input, a folder in use, a run of another config, no checkpoint that can be read.
@@ -51,7 +54,7 @@ def train(
             last good checkpoint stays.
         Interrupted: SIGINT or SIGTERM, after a checkpoint.
     """
-    called = Callbacks(callbacks)
+    called, watch = Callbacks(callbacks), watch or Watch()
     chosen = read_experiment(experiment, overrides, variant)
     parts = chosen.build()
     machine.choose_device(chosen.train.device)
@@ -69,8 +72,8 @@ def train(
         if old is not None and old["status"] in ENDED and not has_more_time(chosen.train, old):
             reporter.say(f"{run.path} holds this run, {old['status']} at step {old['steps']}: nothing to do.")
             return Result(run.path, old["status"], old)
-        with stop_on_signals() as stop, reporter:
-            return Trainer(chosen, parts, run, reporter, stop, called).run()
+        with stop_on_signals(watch.stops) as stop, reporter:
+            return Trainer(chosen, parts, run, reporter, stop, called, watch).run()
 
 
 def _other_run(source: Any, folder: Path) -> Path | None:
