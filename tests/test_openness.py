@@ -111,9 +111,10 @@ def test_a_recursive_model_recomputes_every_word(word):
     grads = []
     for recompute in (False, True):
         torch.manual_seed(1)
-        recursion = {"cycles": 2, "updates": 1, "recompute": recompute}
+        recursion = {"cycles": 2, "updates": 1}
         options = {"placement": "pre", "causal": False, "max_len": 12, "recursion": recursion}
         model = zoo.create_model(f"{step} swiglu", d_model=32, vocab_size=20, **options)
+        model.recompute = recompute
         context = Context()
         logits, _ = model(tokens(), None, context)
         (logits.square().mean() + sum(context.losses)).backward()

@@ -51,7 +51,7 @@ def test_one_supervision_step_by_hand(latents, tokens):
     close(state.answer, y)
     close(state.latents, torch.stack(z, 1) if z else torch.empty(3, 0, L, D).double())
     thought = m.think(tokens)
-    halting = m.halting.float()(y[:, 0].float())
+    halting = m.halting(y[:, 0])
     torch.testing.assert_close(torch.stack([thought.halt, thought.go_on], 1), halting)
 
 
@@ -186,7 +186,8 @@ def test_recomputing_changes_nothing(pattern, options, tokens):
     """Neither values, nor gradients, nor auxiliary losses, nor what mixers count."""
     results = []
     for recompute in (False, True):
-        m = model(pattern, **{**options, "recursion": {**options["recursion"], "recompute": recompute}}).train()
+        m = model(pattern, **options).train()
+        m.recompute = recompute
         context = Context()
         thought = m.think(tokens, context=context)
         n_losses = len(context.losses)

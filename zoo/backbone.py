@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from zoo.core.errors import UsageError
 from zoo.door import check_features
@@ -15,6 +18,8 @@ from zoo.norms import NORM_EPS, make_norm
 from zoo.pattern import Parallel, Pattern, Shortcut, StepOptions, Word, create_mixer, mixer_of
 from zoo.protocol import Admitted, Context, Mixer, Place, State, admit, check_state
 from zoo.residual import Connection, Residual
+
+R = TypeVar("R")
 
 OF_THE_STEP = ("placement", "norm", "norm_axis", "residual_scale")  # the others are a word's own
 
@@ -186,9 +191,17 @@ class Backbone(nn.Module):
             seen += n_sequence
 
     def forward(
-        self, x: Tensor, state: tuple[State, ...] | None = None, context: Context | None = None
+        self,
+        x: Tensor,
+        state: tuple[State, ...] | None = None,
+        context: Context | None = None,
+        *,
+        recompute: bool = False,
     ) -> tuple[Tensor, tuple[State, ...]]:
-        """x (B, T, D), T >= 1, from `state` (by default at rest; consumed) to ((B, T, D), next state)."""
+        """x (B, T, D), T >= 1, from `state` (by default at rest; consumed) to ((B, T, D), next state).
+
+        With `recompute` no activations within the steps are stored for the backward pass, which computes them again.
+        """
         if type(context) is not Admitted:  # no model has checked what is given
             if not torch.compiler.is_compiling():
                 check_features("backbone", x, self.d_model)
@@ -198,7 +211,14 @@ class Backbone(nn.Module):
         new_states = []
         x = self.residual.widen(x)
         for i, step in enumerate(self.steps):
-            x, new_state = step(x, None if state is None else state[i], context)
+            before = None if state is None else state[i]
+            if recompute and torch.is_grad_enabled():
+                (x, new_state), own = recomputed(step, step, x, before, context=context)
+                context.losses.extend(own.losses)
+                context.metrics.update(own.metrics)
+                context.shared.update(own.shared)
+            else:
+                x, new_state = step(x, before, context)
             new_states.append(new_state)
         return self.residual.narrow(x), tuple(new_states)
 
@@ -231,6 +251,42 @@ class Backbone(nn.Module):
         """Matmul FLOPs (multiply-add = 2) of one token at a context of `context_length`."""
         connections = sum(m.flops_per_token() for m in self.modules() if isinstance(m, Connection))
         return connections + sum(m.flops_per_token(context_length) for m in self.mixers())
+
+
+def recomputed(function: Callable[..., R], network: nn.Module, *inputs: Any, context: Context) -> tuple[R, Context]:
+    """`function(*inputs, context)`, of which no activation is stored: the backward pass calls it again.
+
+    Every call gets a context of its own, which begins like the one given, and the buffers of the network as they were:
+    nothing is counted or added twice.
+
+    Args:
+        function: computes with the network.
+        network: whose buffers the function may change.
+        *inputs: of the function.
+        context: of the pass; left as it is.
+
+    Returns:
+        What the function gives, and the context of its first call.
+    """
+
+    def call(*inputs: Any) -> tuple[R, Context]:
+        shared, metrics = dict(context.shared), dict(context.metrics)
+        own = replace(context, shared=shared, losses=[], metrics=metrics)
+        return function(*inputs, own), own
+
+    again = lambda: (contextlib.nullcontext(), _buffers_kept(network))  # noqa: E731
+    return checkpoint(call, *inputs, use_reentrant=False, context_fn=again)
+
+
+@contextlib.contextmanager
+def _buffers_kept(network: nn.Module) -> Iterator[None]:
+    """Restore all buffers afterwards."""
+    before = [(module, dict(module._buffers)) for module in network.modules() if module._buffers]
+    try:
+        yield
+    finally:
+        for module, buffers in before:
+            module._buffers.update(buffers)
 
 
 def _init_state(module: Any, batch_size: int, options: dict[str, Any]) -> Any:

@@ -74,7 +74,7 @@ class Ours:
 
     def __init__(self, weights: Mapping[str, Tensor], task: tasks.Task, batch: tasks.Batch, *, recompute: bool = False):
         self.model: RecursiveModel = from_authors(weights, CONFIG).train()
-        self.model.recursion = self.model.recursion.model_copy(update={"recompute": recompute})
+        self.model.recompute = recompute
         self.objective = create_objective("deep_supervision", task, causal=False, exploration=0.0)
         self.data, self.generator = self.objective.encode(batch), torch.Generator()
 

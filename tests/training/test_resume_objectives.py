@@ -48,9 +48,9 @@ EXPERIMENTS = {
     },
     "puzzles": {
         "task": {"name": "arc", "size": 6, "n_made": 4, "n_augmentations": 2},
-        "model": {**TRM, "recursion": {**TRM["recursion"], "prefix": 2, "outer": "swiglu", "recompute": True}},
+        "model": {**TRM, "recursion": {**TRM["recursion"], "prefix": 2, "outer": "swiglu"}},
         "objective": {"name": "deep_supervision", "halting": "q"},
-        "train": {**TRAIN, "puzzle_lr": 0.01, "weight_decay": 1.0, "decay_all": True},
+        "train": {**TRAIN, "puzzle_lr": 0.01, "weight_decay": 1.0, "decay_all": True, "recompute": True},
     },
     "unmasking": {
         "task": SUDOKU,

@@ -70,12 +70,21 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def as_written_now(sections: dict[str, Any]) -> dict[str, Any]:
-    """The sections of a config as this version writes them: of a plain residual no number of streams, which had no
-    effect."""
-    model = sections.get("model")
-    if not isinstance(model, Mapping) or model.get("residual") != "plain":
+    """The sections of a config as this version writes them.
+
+    Of a plain residual no number of streams, which had no effect; `model.recursion.recompute` is `train.recompute`.
+    """
+    model, train = sections.get("model"), sections.get("train")
+    if not isinstance(model, Mapping):
         return sections
-    return {**sections, "model": {k: v for k, v in model.items() if k not in ("residual_streams", "residual_dynamic")}}
+    if model.get("residual") == "plain":
+        model = {k: v for k, v in model.items() if k not in ("residual_streams", "residual_dynamic")}
+    recursion = model.get("recursion")
+    if isinstance(recursion, Mapping) and "recompute" in recursion:
+        if isinstance(train, Mapping):
+            sections = {**sections, "train": {"recompute": recursion["recompute"], **train}}
+        model = {**model, "recursion": {k: v for k, v in recursion.items() if k != "recompute"}}
+    return {**sections, "model": model}
 
 
 def read_whole_config(folder: Path) -> dict[str, Any]:

@@ -30,7 +30,6 @@ class Recursion(Options, label="model.recursion"):
         prefix: P, places before the tokens for the puzzle embedding.
         n_puzzles: number of puzzles; each has an embedding.
         puzzle_width: numbers of a puzzle embedding, by default D.
-        recompute: store no activations within an application of the network: a fifth more time, memory for one layer.
     """
 
     cycles: int = Field(default=3, ge=1)
@@ -42,7 +41,6 @@ class Recursion(Options, label="model.recursion"):
     prefix: int = Field(default=0, ge=0)
     n_puzzles: int = Field(default=1, ge=1)
     puzzle_width: int | None = Field(default=None, ge=1)
-    recompute: bool = False
 
 
 class ModelConfig(Options, label="model"):

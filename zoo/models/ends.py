@@ -43,10 +43,14 @@ class Ends(nn.Module, ABC):
     to the other.
 
     Attributes:
+        recompute: whether training stores no activations within a step of the pattern (a recursive model: within an
+            application of its network), and the backward pass computes them again: memory for one of them, the same
+            bits.
         swapped: of a model that `zoo.swap` gave, which weights it kept and which are new.
     """
 
     embedding: Any
+    recompute: bool = False
     swapped: Transfer | None = None
 
     def __init__(self, config: ModelConfig):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from zoo.backbone import Backbone
+from zoo.backbone import Backbone, recomputed
 from zoo.core.errors import UsageError
 from zoo.door import fits, form_of, misfit, read_ids
 from zoo.models.config import ModelConfig
@@ -47,8 +44,8 @@ class Thought(NamedTuple):
 
     Attributes:
         hidden: (B, T, D), the answer at the places of the tokens, which `logits` reads.
-        halt: (B,) float32 logit of "the answer is right".
-        go_on: (B,) float32 logit of the value of continuing, for halting by Q-learning.
+        halt: (B,) logit of "the answer is right", in float32 at least.
+        go_on: (B,) logit of the value of continuing, for halting by Q-learning.
         state: the state to continue from; no gradient passes through it.
     """
 
@@ -191,7 +188,8 @@ class RecursiveModel(Ends):
             y, z = self._cycles(x, y, z, context)
         if r.cycles > 1 or r.gradient == "step":
             y = once_only(y, TRUNCATED)
-        q = widely(self.halting, y[:, 0]).float()
+        q = widely(self.halting, y[:, 0])
+        q = q.to(torch.promote_types(q.dtype, torch.float32))
         n = y.new_empty(*y.shape[:1], 0, *y.shape[1:]) if not z else torch.stack(z, 1)
         return Thought(y[:, r.prefix :], q[:, 0], q[:, 1], RecursiveState(y.detach(), n.detach()))
 
@@ -242,17 +240,16 @@ class RecursiveModel(Ends):
         return x * c.embedding_scale
 
     def _through(self, network: Backbone, h: Tensor, context: Context, learning: bool) -> Tensor:
-        def f(h: Tensor) -> tuple[Tensor, Context]:
-            own = type(context)(context.lengths, context.resets, context.timespans)
-            return self.norm(network(h, None, own)[0]), own
+        def f(h: Tensor, own: Context) -> Tensor:
+            return self.norm(network(h, None, own)[0])
 
+        own = type(context)(context.lengths, context.resets, context.timespans)
         if not learning:
-            return f(h)[0]
-        if self.recursion.recompute:
-            again = lambda: (contextlib.nullcontext(), _kept(network))  # noqa: E731
-            y, own = checkpoint(f, h, use_reentrant=False, context_fn=again)
+            return f(h, own)
+        if self.recompute:
+            y, own = recomputed(f, network, h, context=own)
         else:
-            y, own = f(h)
+            y = f(h, own)
         n_learning = 2 if self.recursion.gradient == "step" else self.recursion.updates + 1
         context.losses.extend(loss / n_learning for loss in own.losses)
         context.metrics.update(own.metrics)
@@ -284,17 +281,6 @@ class RecursiveModel(Ends):
         with torch.device("meta"):
             shape = batch_size, 1 + self.recursion.latents, self.recursion.prefix + context_length, self.config.d_model
             return tree_bytes(torch.empty(shape, dtype=dtype))
-
-
-@contextlib.contextmanager
-def _kept(network: nn.Module) -> Iterator[None]:
-    """Restore all buffers afterwards, so that recomputation under checkpointing does not count twice."""
-    before = [(module, dict(module._buffers)) for module in network.modules() if module._buffers]
-    try:
-        yield
-    finally:
-        for module, buffers in before:
-            module._buffers.update(buffers)
 
 
 def _truncated(tensor: Tensor, std: float) -> Tensor:

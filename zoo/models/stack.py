@@ -53,7 +53,8 @@ class Stack(Ends):
             padding = torch.arange(inputs.shape[1], device=inputs.device) >= context.lengths[:, None]
             seen = positions.masked_fill(padding, 0)
         x = self.embed(inputs, seen, context.timespans)
-        x, layers = self.backbone(x, carried.layers if carried else None, context)
+        how = {"recompute": True} if self.recompute else {}
+        x, layers = self.backbone(x, carried.layers if carried else None, context, **how)
         x = self.norm(x)
         return x, ModelState(next_position(positions, start, context.lengths), layers) if self.causal else ()
 

@@ -7,10 +7,11 @@ coordinates. It never sees optimizers, devices or precision: those are the train
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -58,17 +59,40 @@ class Encoded(NamedTuple):
         """The same with every tensor changed."""
         return Encoded(*(None if t is None else change(t) for t in self))  # type: ignore[arg-type]
 
+    def split(self, parts: int) -> list[Encoded]:
+        """The rows in a number of parts, one after another; the first ones have a row more where it does not divide."""
+        if parts == 1:
+            return [self]
+        row = self.positions // self.tokens.shape[1]
+        found = []
+        for rows in row_parts(len(self.tokens), parts):
+            here = (row >= rows.start) & (row < rows.stop)
+            positions = self.positions[here] - rows.start * self.tokens.shape[1]
+            whole = (self.timespans, self.puzzles, self.streams)
+            of_rows = (None if t is None else t[rows] for t in whole)
+            found.append(Encoded(self.tokens[rows], positions, self.targets[here], *of_rows))
+        return found
+
+
+def row_parts(n: int, parts: int) -> list[slice]:
+    """n rows in a number of parts, as `torch.tensor_split` cuts them."""
+    ends = torch.arange(n).tensor_split(parts)
+    return [slice(int(part[0]), int(part[-1]) + 1) for part in ends if len(part)]
+
 
 @dataclass
 class Update:
-    """The loss of one optimizer step.
+    """The loss of one optimizer step, or of a part of its rows.
 
     Attributes:
-        loss: scalar to differentiate.
+        loss: scalar to differentiate; of a part, what it adds to the loss of the whole batch.
         logits: (m, vocab) at the scored positions, for the training accuracy.
         targets: (m,).
-        rows: (m,) int64, the row each position belongs to.
+        rows: (m,) int64, the row each position belongs to, counted within the part.
         metrics: further scalars worth logging.
+        share: the part's share of the rows.
+        last: whether the optimizer moves the model after this part.
+        predicted: (m,) the most probable tokens, where the logits are no longer kept.
     """
 
     loss: Tensor
@@ -76,17 +100,39 @@ class Update:
     targets: Tensor
     rows: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    share: float = 1.0
+    last: bool = True
+    predicted: Tensor | None = None
 
     def figures(self) -> dict[str, float]:
         """`accuracy` averaged per row and `exact`, as `Task.score` defines them, and the further metrics."""
+        return figures([self])
+
+    def light(self) -> Update:
+        """The same figures, without the graph and the logits."""
+        metrics = {k: v.detach() for k, v in self.metrics.items()}
+        logits = self.logits.detach()
+        return replace(self, loss=self.loss.detach(), logits=logits[:0], predicted=logits.argmax(-1), metrics=metrics)
+
+
+def figures(parts: Sequence[Update]) -> dict[str, float]:
+    """`Update.figures` of all parts of a batch together."""
+    found = []
+    for part in parts:
         # On the CPU, as not every device has float64.
-        right = (self.logits.detach().argmax(-1) == self.targets).cpu().double()
-        rows = self.rows.cpu()
+        predicted = part.logits.detach().argmax(-1) if part.predicted is None else part.predicted
+        right = (predicted == part.targets).cpu().double()
+        rows = part.rows.cpu()
         scored = torch.bincount(rows).double()
         hits = torch.bincount(rows, right, len(scored))[scored > 0]
-        scored = scored[scored > 0]
-        figures = {"accuracy": (hits / scored).mean().item(), "exact": (hits == scored).double().mean().item()}
-        return figures | {k: v.detach().float().item() for k, v in self.metrics.items()}
+        found.append((hits, scored[scored > 0]))
+    hits, scored = (torch.cat(each) for each in zip(*found, strict=True))
+    whole = {"accuracy": (hits / scored).mean().item(), "exact": (hits == scored).double().mean().item()}
+    metrics: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.metrics.items():
+            metrics[name] = metrics.get(name, 0.0) + part.share * value.detach().float().item()
+    return whole | metrics
 
 
 class Frame(NamedTuple):
@@ -172,15 +218,27 @@ class Objective(ABC):
         return not carry
 
     @abstractmethod
-    def updates(self, model: nn.Module, data: Encoded, carry: Carry, generator: torch.Generator) -> Iterator[Update]:
+    def updates(
+        self, model: nn.Module, data: Encoded, carry: Carry, generator: torch.Generator, parts: int = 1
+    ) -> Iterator[Update]:
         """The losses of one batch, one per optimizer step; the model changes between them.
+
+        With `parts`, the rows of a step are read in a number of parts, each with a loss of its own that is
+        differentiated before the next part is read; the losses, and so the gradients, add up to those of the whole
+        batch. An objective whose `updates` has no argument `parts` is refused where `train.accumulate` is set.
 
         Args:
             model: in training mode.
             data: one batch from `encode`, on the model's device.
             carry: changed in place; what it holds when the iterator ends comes with the next batch.
             generator: the source of every random draw, on the CPU.
+            parts: number of parts of a step.
         """
+
+    @classmethod
+    def takes_parts(cls) -> bool:
+        """Whether `updates` can read a batch in parts."""
+        return "parts" in inspect.signature(cls.updates).parameters
 
     def passes(self, model: nn.Module, batch: Batch) -> int:
         """Largest number of passes of the model for the answers of these rows: tokens, unmasking passes, steps."""
@@ -317,8 +375,10 @@ __all__ = [
     "appended",
     "at_least_float32",
     "create_objective",
+    "figures",
     "last_of",
     "list_objectives",
     "register",
+    "row_parts",
     "scored",
 ]

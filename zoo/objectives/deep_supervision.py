@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from zoo.objectives.base import (
     answered_length,
     at_least_float32,
     register,
+    row_parts,
     scored,
 )
 from zoo.objectives.draws import RowDraws
@@ -111,7 +113,9 @@ class DeepSupervision(Objective):
         told = batch.targets[batch.targets != IGNORE]
         return Encoded(tokens, positions, told, puzzles=batch.puzzles, streams=batch.streams)
 
-    def updates(self, model: Any, data: Encoded, carry: Carry, generator: torch.Generator) -> Iterator[Update]:
+    def updates(
+        self, model: Any, data: Encoded, carry: Carry, generator: torch.Generator, parts: int = 1
+    ) -> Iterator[Update]:
         targets = torch.full_like(data.tokens, IGNORE)
         targets.view(-1)[data.positions] = data.targets
         fresh = model.init_state(*data.tokens.shape, generator=generator if self.config.random_start else None)
@@ -128,6 +132,31 @@ class DeepSupervision(Objective):
             carry[name] = torch.where(halted.view(-1, *[1] * (tensor.ndim - 1)), tensor, carry[name].to(tensor.dtype))
         steps = torch.where(halted, 0, carry["steps"]) + 1
 
+        split = row_parts(len(data.tokens), parts)
+        stops, states = [], []
+        for rows in split:
+            thought, stop, update = self._learn(model, {k: v[rows] for k, v in carry.items()}, steps[rows])
+            share = (rows.stop - rows.start) / len(data.tokens)
+            yield replace(update, loss=update.loss * share, share=share, last=rows is split[-1])
+            stops.append(stop)
+            states.append(thought)
+
+        n = len(data.tokens)
+        explore = torch.rand(n, generator=generator) < self.config.exploration
+        most = model.recursion.max_steps
+        least = explore * torch.randint(2, max(most, 2) + 1, (n,), generator=generator)
+        carry["halted"] = (steps >= most) | (torch.cat(stops) & (steps >= least.to(steps.device)))
+        carry["steps"] = steps
+        carry["answer"], carry["latents"] = (torch.cat(each) for each in zip(*states, strict=True))
+
+    def _learn(self, model: Any, carry: Carry, steps: Tensor) -> tuple[RecursiveState, Tensor, Update]:
+        """One supervision step of some places: their next state, which of them may stop, and the mean of their losses.
+
+        Args:
+            model: in training mode.
+            carry: of these places.
+            steps: (n,) supervision steps of each, this one included.
+        """
         tokens, targets, puzzles = carry["tokens"], carry["targets"], carry.get("puzzles")
         state, context = RecursiveState(carry["answer"], carry["latents"]), Context()
         thought = model.think(tokens, state, context, puzzles=puzzles)
@@ -138,7 +167,7 @@ class DeepSupervision(Objective):
         answers = (self._nats(logits, expected) / n_cells[rows]).sum() / len(tokens)
         wrong = torch.bincount(rows, (logits.detach().argmax(-1) != expected).float(), len(tokens))
         right = wrong == 0
-        halting = F.binary_cross_entropy_with_logits(thought.halt, right.float())
+        halting = F.binary_cross_entropy_with_logits(thought.halt, right.to(thought.halt))
         last = steps >= model.recursion.max_steps
         stop = thought.halt > 0
         if self.config.halting == "q":
@@ -157,14 +186,7 @@ class DeepSupervision(Objective):
             "halting_accuracy": ((thought.halt >= 0) == right).float().mean(),
             "steps": steps.float().mean(),
         }
-        yield Update(loss, logits, expected, rows, metrics)
-
-        explore = torch.rand(len(tokens), generator=generator) < self.config.exploration
-        most = model.recursion.max_steps
-        least = explore * torch.randint(2, max(most, 2) + 1, (len(tokens),), generator=generator)
-        carry["halted"] = last | (stop.detach() & (steps >= least.to(steps.device)))
-        carry["steps"] = steps
-        carry["answer"], carry["latents"] = thought.state
+        return thought.state, stop.detach(), Update(loss, logits, expected, rows, metrics)
 
     def carries(self, carry: Carry, model: Any, n: int) -> bool:
         if not carry:

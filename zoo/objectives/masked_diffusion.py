@@ -25,6 +25,7 @@ from zoo.objectives.base import (
     at_least_float32,
     last_of,
     register,
+    row_parts,
 )
 from zoo.objectives.draws import RowDraws
 from zoo.ops.common import widest
@@ -136,7 +137,9 @@ class MaskedDiffusion(Objective):
         positions = cells.flatten().nonzero().squeeze(1)
         return Encoded(tokens, positions, tokens.flatten()[positions], timespans, streams=batch.streams)
 
-    def updates(self, model: nn.Module, data: Encoded, carry: Carry, generator: torch.Generator) -> Iterator[Update]:
+    def updates(
+        self, model: nn.Module, data: Encoded, carry: Carry, generator: torch.Generator, parts: int = 1
+    ) -> Iterator[Update]:
         c = self.config
         if self.task.is_language and c.random_length and torch.rand((), generator=generator) < c.random_length:
             data = _cut(data, int(torch.randint(1, data.tokens.shape[1] + 1, (), generator=generator)))
@@ -146,11 +149,14 @@ class MaskedDiffusion(Objective):
             prompt = torch.ones_like(data.tokens, dtype=torch.bool)
             prompt.view(-1)[data.positions] = False
             noisy = noisy._replace(tokens=noisy.tokens.masked_fill(prompt & dropped[:, None], self.mask_token))
-        logits, context = self._logits(model, noisy.tokens, noisy.positions, data.timespans)
-        loss = _weighted(logits, noisy)
-        for extra in context.losses:
-            loss = loss + extra
-        yield Update(loss, logits, noisy.targets, noisy.rows, context.metrics)
+        for rows in (cut := row_parts(len(data.tokens), parts)):
+            part, share = noisy.of(rows), (rows.stop - rows.start) / len(data.tokens)
+            timespans = None if data.timespans is None else data.timespans[rows]
+            logits, context = self._logits(model, part.tokens, part.positions, timespans)
+            loss = _weighted(logits, part)
+            for extra in context.losses:
+                loss = loss + share * extra
+            yield Update(loss, logits, part.targets, part.rows, context.metrics, share, rows is cut[-1])
 
     def passes(self, model: nn.Module, batch: Batch) -> int:
         if self.task.is_language:
@@ -366,6 +372,14 @@ class Noisy(NamedTuple):
     targets: Tensor
     rows: Tensor
     weight: Tensor
+
+    def of(self, rows: slice) -> Noisy:
+        """Some of the rows; the weights are still those of the whole batch."""
+        if rows.stop - rows.start == len(self.tokens):
+            return self
+        here = (self.rows >= rows.start) & (self.rows < rows.stop)
+        positions = self.positions[here] - rows.start * self.tokens.shape[1]
+        return Noisy(self.tokens[rows], positions, self.targets[here], self.rows[here] - rows.start, self.weight[here])
 
 
 class Plan(NamedTuple):

@@ -211,7 +211,7 @@ def read_weights(path: Path, *, average: bool = True) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Put weights into a model.
+    """Put weights into a model, which takes their precision.
 
     Raises:
         Damaged: they belong to another model.
@@ -222,6 +222,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
         if own.get(name) != given.get(name):
             told = f"{name} is {_shape(given.get(name))} there and {_shape(own.get(name))} in the model"
             raise Damaged(f"The checkpoint {path} belongs to another model: {told}.")
+    trained = [name for name, _ in model.named_parameters() if weights[name].is_floating_point()]
+    if trained:
+        model.to(weights[trained[0]].dtype)
     model.load_state_dict(dict(weights))
 
 

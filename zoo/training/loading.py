@@ -100,4 +100,4 @@ def open_run(path: str | Path, overrides: Mapping[str, Any] | None = None, which
     device = choose_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    return OpenRun(model.to(device), parts, config, choose_precision(config.precision, device), found)
+    return OpenRun(model.to(device), parts, config, choose_precision(config.computes_in, device), found)

@@ -7,7 +7,7 @@ import functools
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from zoo.core.errors import RunError, unknown
 from zoo.models.create import create_model
 from zoo.models.ends import Ends
-from zoo.objectives.base import Encoded, Update
+from zoo.objectives.base import Carry, Encoded, Update, figures
 from zoo.ops.common import logged_forms
 from zoo.protocol import Mixer
 from zoo.tasks.protocol import Batch
@@ -56,7 +56,7 @@ class Trainer:
         self.callbacks, self.watch = callbacks or Callbacks([]), watch or Watch()
         self.task, self.objective, self.model_config = parts
         self.device = machine.choose_device(self.config.device)
-        self.precision = machine.choose_precision(self.config.precision, self.device)
+        self.precision = machine.choose_precision(self.config.computes_in, self.device)
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         self.baseline_memory = machine.peak_memory(self.device)
@@ -161,7 +161,7 @@ class Trainer:
                 self._save()
 
             data = next(stream)
-            update = self._step(data)
+            parts = self._step(data)
             at.tokens += data.tokens.numel()
             at.step += 1
 
@@ -172,39 +172,45 @@ class Trainer:
             ended = at.status is not None
             at.to_evaluate = ended or at.step % config.eval_every == 0
             if ended or at.step % config.log_every == 0:
-                self._log(update)
+                self._log(parts)
         if at.moment != self.saved_moment:
             self._save()
 
-    def _step(self, data: Encoded) -> Update:
-        """Learn one batch; returns its last update."""
-        updates = self.objective.updates(self.model, data, self.session.carry, self.session.generator)
-        last: Update | None = None
+    def _step(self, data: Encoded) -> list[Update]:
+        """Learn one batch; returns all parts of its last update."""
+        updates = self._updates(data, self.session.carry, self.session.generator)
+        parts: list[Update] = []
         while True:
             with machine.autocast(self.precision, self.device):  # over the forward pass only
                 update = next(updates, None)
             if update is None:
                 break
+            if not parts or parts[-1].last:
+                parts = []
             update.loss.backward()
-            self.grad_norm = self.session.optimizer.step(self.at.step)
-            for mixer in self.mixers:
-                mixer.after_step()
             self.loss_sum += update.loss.detach()
-            self.at.loss_count += 1
-            last = update
+            parts.append(update if self.config.accumulate == 1 else update.light())
+            if update.last:
+                self.grad_norm = self.session.optimizer.step(self.at.step)
+                for mixer in self.mixers:
+                    mixer.after_step()
+                self.at.loss_count += 1
         if self.session.average is not None:
             self.session.average.update(self.at.step)
-        assert last is not None  # see `zoo.objectives.contract`
-        return last
+        return parts
+
+    def _updates(self, data: Encoded, carry: Carry, generator: torch.Generator) -> Iterator[Update]:
+        more = {"parts": self.config.accumulate} if self.config.accumulate > 1 else {}
+        return self.objective.updates(self.model, data, carry, generator, **more)
 
     # ---- records
 
-    def _log(self, update: Update) -> None:
+    def _log(self, parts: list[Update]) -> None:
         at = self.at
         loss = self.loss_sum.item() / at.loss_count
         self._check_finite(loss)
         self.rate = self.clock.rate(at.tokens)
-        line = self._line("train", loss=loss, **update.figures())
+        line = self._line("train", loss=loss, **figures(parts))
         if self.grad_norm is not None:
             line["grad_norm"] = self.grad_norm.item()
         self.loss_sum.zero_()
@@ -385,7 +391,7 @@ class Trainer:
         carry = {k: v.clone() for k, v in self.session.carry.items()}
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         with machine.autocast(self.precision, self.device):
-            update = next(iter(self.objective.updates(self.model, data, carry, torch.Generator())))
+            update = next(self._updates(data, carry, torch.Generator()))
         update.loss.backward()
         self.model.zero_grad(set_to_none=True)
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):

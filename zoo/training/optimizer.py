@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from zoo.objectives.base import at_least_float32
 from zoo.parameters import Rule, rules_of
 from zoo.training.options import TrainConfig
 
@@ -130,7 +131,7 @@ class Optimizer:
     A module's own rules (`zoo.parameters`) are kept: a parameter without weight decay is not given to Muon either.
 
     Muon's updates are scaled to the root mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one
-    learning rate serves both.
+    learning rate serves both; or as Keller Jordan has them (`muon_scaling="original"`).
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig):
@@ -156,11 +157,14 @@ class Optimizer:
             self.parts.append(torch.optim.AdamW(rest, lr=config.lr, betas=betas, eps=config.eps, fused=fused))
         if groups["matrices"]:
             peak = config.muon_lr or config.lr
+            decay = config.weight_decay if config.muon_weight_decay is None else config.muon_weight_decay
             muon = torch.optim.Muon(
-                scaled(peak, matrices=config.weight_decay),
+                scaled(peak, matrices=decay),
                 lr=peak,
                 momentum=config.momentum,
-                adjust_lr_fn="match_rms_adamw",
+                nesterov=config.nesterov,
+                ns_steps=config.newton_schulz_steps,
+                adjust_lr_fn=config.muon_scaling,
             )
             self.parts.append(muon)
         if config.puzzle_lr is not None and groups["rows"]:
@@ -175,7 +179,7 @@ class Optimizer:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = None
         if self.config.clip is not None:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            norm = torch.linalg.vector_norm(at_least_float32(torch.stack(torch._foreach_norm(gradients))))
             # A product with a tensor: no decision in Python, so no wait for the device.
             torch._foreach_mul_(gradients, (self.config.clip / (norm + 1e-6)).clamp(max=1.0))
         scale = lr_scale(self.config, index)
@@ -258,12 +262,16 @@ class Average(Generic[Model]):
     it is the same from the start, as in TRM's code; the two differ while (1 + t) / (10 + t) is below it, with 0.999 for
     some 9,000 steps.
 
-    Tables that are trained by row, whose rows change too seldom for an average, are copied.
+    With `start` it is the same as the model before step `start`, from which on steps count.
+
+    Tables that are trained by row, whose rows change too seldom for an average, are copied. The average of a model in
+    lower precision is in float32, as it moves by less than a unit in the last place of a weight.
     """
 
-    def __init__(self, model: Model, decay: float, *, warmup: bool = True):
-        self.decay, self.warmup = decay, warmup
+    def __init__(self, model: Model, decay: float, *, warmup: bool = True, start: int = 0):
+        self.decay, self.warmup, self.start = decay, warmup, start
         self.module: Model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.module.to(at_least_float32(next(self.module.parameters()).detach()[:0]).dtype)
         pairs = list(zip(self.module.parameters(), model.parameters(), strict=True))
         tables = {parameter for parameter, rule in rules_of(model).items() if rule.by_row}
         averaged = [pair for pair in pairs if id(pair[1]) not in tables]
@@ -275,7 +283,12 @@ class Average(Generic[Model]):
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after step `step` (from 0)."""
-        weight = 1 - (min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay)
-        torch._foreach_lerp_(self._average, self._current, weight)
+        since = step - self.start
+        weight = 1 - (min(self.decay, (1 + since) / (10 + since)) if self.warmup else self.decay)
+        current = [ours.to(mine.dtype) for ours, mine in zip(self._current, self._average, strict=True)]
+        if since < 0:
+            torch._foreach_copy_(self._average, current)
+        else:
+            torch._foreach_lerp_(self._average, current, weight)
         for ours, theirs in self._copied:
             ours.copy_(theirs)

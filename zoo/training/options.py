@@ -13,7 +13,7 @@ from zoo.core.needs import Need, Needs
 from zoo.core.options import Options
 from zoo.core.readers import check_path
 from zoo.models.budget import SIZES
-from zoo.models.config import ModelConfig
+from zoo.models.config import ModelConfig, Recursion
 from zoo.models.create import model_config
 from zoo.objectives.base import objectives
 from zoo.tasks.protocol import registry as tasks
@@ -22,6 +22,7 @@ from zoo.training.fit import Parts, fit
 
 SECTIONS = ("task", "model", "objective")
 NEVER = 2**40  # steps that no training comes to
+LARGEST_BETA = 1 - 2**-8  # of moments in bfloat16: multiplied by more, a number of 8 significant bits may stay as it is
 
 
 class Target(Options, label="train.target"):
@@ -47,11 +48,19 @@ class TrainConfig(Options, label="train"):
     Attributes:
         steps: number of batches.
         batch_size: rows of a batch.
+        accumulate: number of parts in which a batch is read, one after another, for one step with the gradient of the
+            whole batch: memory for one part. Losses that mixers leave (moe, dsa) are the mean of those of the parts.
+        recompute: store no activations within the layers and compute them again in the backward pass: the same bits,
+            memory for one layer (of a recursive model: for one application of its network), about a third more time.
         rows: number of training rows, which repeat in another order each epoch; by default every row is new.
         seed: seed of the initial weights, of the stream of training rows and of dropout.
         optimizer: adamw; or muon for the hidden matrices and AdamW for the rest.
         lr: peak learning rate.
-        muon_lr: learning rate of the Muon group, by default `lr` (its updates are scaled to the size of AdamW's).
+        muon_lr: learning rate of the Muon group, by default `lr`, which fits the default of `muon_scaling`.
+        muon_scaling: factor on Muon's updates of a matrix (rows, columns): match_rms_adamw has 0.2 sqrt(max(rows,
+            columns)), the size of AdamW's updates; original has sqrt(max(1, rows / columns)), for learning rates near
+            0.02.
+        muon_weight_decay: weight decay of the Muon group, by default `weight_decay`.
         puzzle_lr: learning rate of the puzzle embeddings of a recursive model. An embedding then moves by the sign of
             its gradient, and decays, in the steps that use it; by default it is trained like all other weights.
         weight_decay: decoupled weight decay; not on norms, biases, decays and embeddings.
@@ -60,6 +69,8 @@ class TrainConfig(Options, label="train"):
         beta2: beta2 of AdamW.
         eps: epsilon of AdamW.
         momentum: momentum of Muon.
+        nesterov: Nesterov's momentum in Muon.
+        newton_schulz_steps: steps of the Newton-Schulz iteration by which Muon makes an update orthogonal.
         clip: largest norm of the gradient; None does not clip.
         schedule: the learning rate after the warm-up: cosine to the end; constant; or wsd, which is constant and then
             falls linearly over the last `decay_steps`.
@@ -67,10 +78,14 @@ class TrainConfig(Options, label="train"):
         decay_steps: falling steps of wsd, by default a fifth of the steps.
         final_lr: learning rate at the end of the schedule, as a share of the peak; the last step is one step before it.
         ema: decay of the running average of the weights; evaluation then uses the average.
+        ema_start: step after which the average starts, from the weights of then; before, evaluation uses the weights.
         ema_warmup: a faster decay in the first steps, for runs of less than about 9,000 steps; false has a constant
             decay (TRM).
         device: auto chooses cuda, else mps, else cpu.
         precision: bfloat16 is autocast; auto chooses bfloat16 on GPUs and CPUs with hardware for it.
+        parameters: type of the weights that are trained. In bfloat16 the weights, their gradients, the optimizer's
+            moments and the checkpoints take half the memory, and so does everything computed; the running average
+            stays in float32. Weights have 8 significant bits then: an update of less than 1/512 of a weight is lost.
         compile: compile the layers with torch.compile.
         threads: CPU threads, by default torch's choice.
         eval_every: steps between evaluations on validation.
@@ -88,11 +103,15 @@ class TrainConfig(Options, label="train"):
 
     steps: int = Field(default=1000, ge=1, le=NEVER)
     batch_size: int = Field(default=64, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    recompute: bool = False
     rows: int | None = Field(default=None, ge=1, le=NEVER)
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     optimizer: Literal["adamw", "adam_atan2", "muon"] = "adamw"
     lr: float = Field(default=3e-3, gt=0)
     muon_lr: float | None = Field(default=None, gt=0)
+    muon_scaling: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    muon_weight_decay: float | None = Field(default=None, ge=0)
     puzzle_lr: float | None = Field(default=None, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     decay_all: bool = False
@@ -100,15 +119,19 @@ class TrainConfig(Options, label="train"):
     beta2: float = Field(default=0.98, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)
     momentum: float = Field(default=0.95, ge=0, lt=1)
+    nesterov: bool = True
+    newton_schulz_steps: int = Field(default=5, ge=1, le=99)
     clip: float | None = Field(default=1.0, gt=0)
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup_steps: int = Field(default=50, ge=0, le=NEVER)
     decay_steps: int | None = Field(default=None, ge=0, le=NEVER)
     final_lr: float = Field(default=0.0, ge=0, le=1)
     ema: float | None = Field(default=None, gt=0, lt=1)
+    ema_start: int = Field(default=0, ge=0, le=NEVER)
     ema_warmup: bool = True
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    parameters: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     threads: int | None = Field(default=None, ge=1, le=1024)
     eval_every: int = Field(default=100, ge=1, le=NEVER)
@@ -128,6 +151,26 @@ class TrainConfig(Options, label="train"):
     def _target(cls, value: Any) -> Any:
         return Target.of(value)
 
+    @model_validator(mode="after")
+    def _goes_together(self) -> TrainConfig:
+        if self.accumulate > self.batch_size:
+            told = f"a batch has {self.batch_size} rows, and every part needs one"
+            raise UsageError(f"train.accumulate={self.accumulate} is too large: {told}.")
+        if self.ema_start and self.ema is None:
+            raise UsageError(f"train.ema_start={self.ema_start} belongs to train.ema, which is not set.")
+        if self.ema_start >= self.steps:
+            told = f"training ends after train.steps={self.steps}, before the average would start"
+            raise UsageError(f"train.ema_start={self.ema_start} is too large: {told}.")
+        if self.parameters == "bfloat16":
+            if self.precision == "float32":
+                told = "computes in bfloat16: leave out train.precision, or set train.parameters=float32"
+                raise UsageError(f"train.precision=float32 is not allowed: train.parameters=bfloat16 {told}.")
+            for name in ("beta1", "beta2", "momentum"):
+                if (beta := getattr(self, name)) > LARGEST_BETA:
+                    told = f"train.parameters=bfloat16 takes at most {LARGEST_BETA}, as a running mean in it forgets"
+                    raise UsageError(f"train.{name}={beta:g} is too large: {told} in larger steps only.")
+        return self
+
     def needs(self) -> Needs:
         """What the training needs of the model."""
         if self.puzzle_lr is None:
@@ -136,11 +179,22 @@ class TrainConfig(Options, label="train"):
         return Needs(prefix=Need(True, why))
 
     @property
+    def computes_in(self) -> str:
+        """`precision`, which bfloat16 parameters decide."""
+        return self.precision if self.parameters == "float32" else self.parameters
+
+    @property
     def selection(self) -> str:
         return self.metric or (self.target.metric if self.target else "accuracy")
 
 
-BOOKKEEPING = {"train.keep", "train.checkpoint_every", "train.checkpoint_seconds", "train.time_budget"}
+BOOKKEEPING = {
+    "train.keep",
+    "train.checkpoint_every",
+    "train.checkpoint_seconds",
+    "train.time_budget",
+    "train.recompute",
+}
 """Keys that may change between the parts of one run: none of them changes a weight."""
 
 
@@ -213,6 +267,9 @@ class Experiment(Options, label="experiment"):
             UsageError: any option that is wrong, or parts that do not fit together.
         """
         parts = fit(self.task, self.objective, self.model, self.train.needs())
+        if self.train.accumulate > 1 and not parts.objective.takes_parts():
+            told = f"{parts.objective.name} reads a batch whole: its method updates has no argument parts"
+            raise UsageError(f"train.accumulate={self.train.accumulate} is not allowed: the objective {told}.")
         self._has_room(parts)
         return parts
 
@@ -221,7 +278,8 @@ class Experiment(Options, label="experiment"):
         memory, length = machine.total_memory(), parts.objective.length
         rows = 16 * length  # bytes of what is asked and what is answered
         read = rows + 4 * length * parts.model.d_model
-        sizes = {"rows": rows, "eval_rows": rows, "test_rows": rows, "batch_size": read, "eval_batch_size": read}
+        learned = rows + (read - rows) / self.train.accumulate
+        sizes = {"rows": rows, "eval_rows": rows, "test_rows": rows, "batch_size": learned, "eval_batch_size": read}
         for key, size in sizes.items():
             n = getattr(self.train, key)
             if memory and n is not None and n * size > memory:
@@ -257,6 +315,31 @@ def _plain(options: Options) -> dict[str, Any]:
     return options.model_dump(mode="json")
 
 
+def completed(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """A config that an earlier version wrote, with the options that it did not have at their defaults."""
+    found = dict(sections)
+    for section, known in (("train", None), ("model", None), ("task", tasks), ("objective", objectives)):
+        old = found.get(section)
+        if not isinstance(old, Mapping):
+            continue
+        options: type[Options] = TrainConfig if section == "train" else ModelConfig
+        if known is not None:
+            if old.get("name") not in known:
+                continue
+            options = known[old["name"]].Config
+        found[section] = {**_defaults(options), **old}
+        if section == "model" and isinstance(old.get("recursion"), Mapping):
+            found[section]["recursion"] = {**_defaults(Recursion), **old["recursion"]}
+    return found
+
+
+def _defaults(options: type[Options]) -> dict[str, Any]:
+    """The defaults of options as plain data."""
+    fields = options.model_fields.items()
+    values = {name: f.get_default(call_default_factory=True) for name, f in fields if not f.is_required()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
 def as_section(section: str, value: Any) -> Any:
     """A section given as one text, as the mapping it stands for."""
     if not isinstance(value, str):
@@ -267,4 +350,4 @@ def as_section(section: str, value: Any) -> Any:
     return {"family": value} if value != config.pattern else {"pattern": value}
 
 
-__all__ = ["BOOKKEEPING", "Experiment", "Target", "TrainConfig", "as_section"]
+__all__ = ["BOOKKEEPING", "Experiment", "Target", "TrainConfig", "as_section", "completed"]

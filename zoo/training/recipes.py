@@ -27,7 +27,7 @@ from zoo.core import yaml_text
 from zoo.core.errors import UsageError, quoted, unknown
 from zoo.core.options import tuples
 from zoo.core.readers import check_path
-from zoo.core.run_files import CONFIG, is_run, no_run
+from zoo.core.run_files import CONFIG, as_written_now, is_run, no_run
 from zoo.models.budget import BUDGETS, SIZES
 from zoo.recipes import list_recipes, recipe_text
 from zoo.tasks.protocol import Task, create_task
@@ -122,7 +122,7 @@ def read_recipe(source: str | Path) -> dict[str, Any]:
         told = f"a mapping with the keys task, model, train; it holds {quoted(data, 60)}"
         raise UsageError(f"{source} should hold {told}.")
     if is_run(path):
-        data["out"] = str(path)
+        data = {**as_written_now(data), "out": str(path)}
         imports.check(path)
     return {"name": path.name if is_run(path) else path.stem, **data}
 

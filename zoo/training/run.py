@@ -38,7 +38,7 @@ from zoo.core.run_files import (
 )
 from zoo.training import checkpoints
 from zoo.training.events import Events
-from zoo.training.options import BOOKKEEPING
+from zoo.training.options import BOOKKEEPING, completed
 from zoo.training.result import ENDED
 
 _TRASH = ".deleted.{}.tmp"
@@ -120,6 +120,7 @@ class RunFolder:
 
     def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         """Refuse to continue with a config other than the run's."""
+        old = completed(old)
         keys = [k for k in differing(old, new) if k not in BOOKKEEPING]
         if not keys:
             return

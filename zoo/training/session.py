@@ -90,7 +90,12 @@ class Session:
         seed_device(config.seed, device)
         self.config, self.device = config, device
         self.model = create_model(model).to(device)
-        self.average = None if config.ema is None else Average(self.model, config.ema, warmup=config.ema_warmup)
+        if config.parameters == "bfloat16":
+            self.model.to(torch.bfloat16)
+        self.model.recompute = config.recompute
+        self.average = None
+        if config.ema is not None:
+            self.average = Average(self.model, config.ema, warmup=config.ema_warmup, start=config.ema_start)
         self.optimizer = Optimizer(self.model, config)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.carry: Carry = {}
