@@ -173,10 +173,11 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") 
 
 def changes(old: Any, new: Any, keys: Iterable[str], then: str) -> str:
     """The values of dotted keys in two configs, the old ones being those of `then`, for an error."""
-    return ", ".join(f"{k} ({quoted(_at(old, k))} {then}, {quoted(_at(new, k))} now)" for k in keys)
+    return ", ".join(f"{k} ({quoted(at_key(old, k))} {then}, {quoted(at_key(new, k))} now)" for k in keys)
 
 
-def _at(data: Any, key: str) -> Any:
+def at_key(data: Any, key: str) -> Any:
+    """The value of a dotted key in a config, None where it has none."""
     for part in key.split("."):
         data = data.get(part) if isinstance(data, Mapping) else None
     return data

@@ -7,7 +7,7 @@ import functools
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from zoo.training.callbacks import CallbackError, Callbacks
 from zoo.training.clock import Clock
 from zoo.training.data import Stream
 from zoo.training.evaluation import Answers, Stopped, answered, decode_rate, held_out, row_figures, scalars, scored
+from zoo.training.extending import STEPS, Extension, schedule
 from zoo.training.fit import Parts
 from zoo.training.options import Experiment
 from zoo.training.progress import Reporter
@@ -50,6 +51,7 @@ class Trainer:
         stop: Stop,
         callbacks: Callbacks | None = None,
         watch: Watch | None = None,
+        changed: Mapping[str, list[Any]] = {},
     ):
         self.experiment, self.config, self.parts = experiment, experiment.train, parts
         self.folder, self.reporter, self.stop = run, reporter, stop
@@ -65,13 +67,28 @@ class Trainer:
         self.session.resume(run.checkpoints, reporter.say, carries)
         self.model, self.at = self.session.model, self.session.at
         self.mixers = [module for module in self.model.modules() if isinstance(module, Mixer)]
-        if has_more_time(self.config, self.at.model_dump(include={"status", "seconds"})):
-            self.at.status = None
+        self._go_on(changed)
         self.validation = held_out(self.task, "validation", self.config.eval_rows)
         known = ["loss", *scalars(self.task.score(self.validation, self.validation.targets))]
         for metric in {self.config.selection, *([self.config.target.metric] if self.config.target else [])}:
             if metric not in known:
                 raise unknown("metric", metric, known)
+
+    def _go_on(self, changed: Mapping[str, list[Any]]) -> None:
+        """Take an ended run up again where it was given more time or more steps, or another target."""
+        at, config = self.at, self.config
+        if has_more_time(config, at.model_dump(include={"status", "seconds"})):
+            at.status = None
+        if changed and self.session.saved is not None:
+            at.extended = [*at.extended, Extension(step=at.step, changes=dict(changed))]
+            if at.status == "target":
+                at.status, at.seconds_to_target = None, None
+            if STEPS in changed:
+                self.reporter.say(schedule(config, at.step, changed[STEPS][0]))
+        if at.status == "finished" and at.step < config.steps:
+            at.status = None
+        elif at.status is None and at.step >= config.steps:
+            at.status, at.to_evaluate = "finished", at.to_evaluate or at.step % config.eval_every > 0
 
     def run(self) -> Result:
         """Train to an end, then read test once with the weights that validation chose."""
@@ -318,6 +335,7 @@ class Trainer:
             **{k: sections[k] for k in ("task", "model", "objective", "train")},
             "seed": self.config.seed,
             "steps": at.step,
+            **({"extended": [{"step": e.step, **e.changes} for e in at.extended]} if at.extended else {}),
             "best_step": at.best.step if at.best else None,
             "lost_best_step": at.lost_best,
             "tokens": at.tokens,

@@ -46,13 +46,15 @@ class TrainConfig(Options, label="train"):
     """How a model is trained. A step is one batch.
 
     Attributes:
-        steps: number of batches.
+        steps: number of batches. A run that is given more goes on; its schedule is then that of the new number, and
+            the bits of `constant` are those of a run that had all steps from its start.
         batch_size: rows of a batch.
         accumulate: number of parts in which a batch is read, one after another, for one step with the gradient of the
             whole batch: memory for one part. Losses that mixers leave (moe, dsa) are the mean of those of the parts.
         recompute: store no activations within the layers and compute them again in the backward pass: the same bits,
             memory for one layer (of a recursive model: for one application of its network), about a third more time.
-        rows: number of training rows, which repeat in another order each epoch; by default every row is new.
+        rows: number of training rows, which repeat in another order each epoch; by default every row is new. A run
+            that goes on may be given another number, from its next step on.
         seed: seed of the initial weights, of the stream of training rows and of dropout.
         optimizer: adamw; or muon for the hidden matrices and AdamW for the rest.
         lr: peak learning rate.

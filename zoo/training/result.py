@@ -35,3 +35,11 @@ def has_more_time(config: TrainConfig, result: Mapping[str, Any]) -> bool:
     """Whether a run that ran out of time, by its status and seconds, has been given more."""
     budget = config.time_budget
     return result["status"] == "time_budget" and (budget is None or budget > result["seconds"])
+
+
+def has_ended(result: Mapping[str, Any], config: TrainConfig) -> bool:
+    """Whether a result is that of a run that has ended under this config, with nothing left to do."""
+    if result["status"] not in ENDED or has_more_time(config, result):
+        return False
+    then, now = result.get("train"), config.model_dump(mode="json")
+    return not isinstance(then, Mapping) or all(then.get(k, now[k]) == now[k] for k in ("steps", "rows", "target"))

@@ -29,6 +29,7 @@ from zoo.core.run_files import (
     METRICS,
     RESULT,
     SOLVING,
+    at_key,
     changes,
     differing,
     parse_record,
@@ -36,7 +37,7 @@ from zoo.core.run_files import (
     read_result,
     read_whole_config,
 )
-from zoo.training import checkpoints
+from zoo.training import checkpoints, extending
 from zoo.training.events import Events
 from zoo.training.options import BOOKKEEPING, completed
 from zoo.training.result import ENDED
@@ -97,8 +98,11 @@ class RunFolder:
 
     # ---- config
 
-    def open(self, config: Mapping[str, Any], *, fresh: bool = False) -> None:
+    def open(self, config: Mapping[str, Any], *, fresh: bool = False) -> dict[str, list[Any]]:
         """Enter the config, or check it against the one that is there.
+
+        Returns:
+            The keys by which a run that goes on is extended, each with its old and its new value.
 
         Raises:
             UsageError: the folder holds another experiment, or something that is no run.
@@ -110,20 +114,25 @@ class RunFolder:
         trained = checkpoints.config_of(self.checkpoints) if begun else None
         if not path.exists() and self._foreign():
             raise UsageError(f"{self.path} is not empty and holds no {CONFIG}: choose another folder with out=...")
-        if trained is not None:
-            self._compare(trained, config)
-        elif begun and path.exists():  # of a version that did not keep the config with the weights
-            self._compare(read_whole_config(self.path), config)
+        if trained is None and begun and path.exists():  # of a version that did not keep the config with the weights
+            trained = read_whole_config(self.path)
+        changed = {} if trained is None else self._compare(trained, config)
         if not begun:  # of an attempt that came to nothing
             (self.path / RESULT).unlink(missing_ok=True)
         write_atomic(path, yaml_text.dump(dict(config)).encode())
+        return changed
 
-    def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        """Refuse to continue with a config other than the run's."""
+    def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Refuse to continue with a config other than the run's; return what extends it."""
         old = completed(old)
-        keys = [k for k in differing(old, new) if k not in BOOKKEEPING]
+        differ = [k for k in differing(old, new) if k not in BOOKKEEPING]
+        keys = [k for k in differ if not extending.extends(k)]
         if not keys:
-            return
+            if differ:
+                done = max(checkpoints.steps(self.checkpoints))
+                result = self.result(lambda line: None) or {}
+                extending.check(self.path, old["train"], new["train"], done, result)
+            return {k: [at_key(old, k), at_key(new, k)] for k in differ}
         edited = False
         with contextlib.suppress(UsageError):
             edited = not differing(read_whole_config(self.path), new)

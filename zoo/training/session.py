@@ -16,6 +16,7 @@ from zoo.models.create import create_model
 from zoo.models.ends import Ends
 from zoo.objectives.base import Carry
 from zoo.training import checkpoint, checkpoints
+from zoo.training.extending import Extension
 from zoo.training.optimizer import Average, Optimizer
 from zoo.training.options import TrainConfig
 from zoo.training.randomness import seed_device
@@ -47,6 +48,7 @@ class Position(BaseModel):
         lost_best: the step of weights that were the best, and whose checkpoint was then damaged or deleted.
         seconds_to_target: when the target was reached.
         metrics_size: bytes of metrics.jsonl.
+        extended: the changes of the run's length, in order.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -63,6 +65,7 @@ class Position(BaseModel):
     lost_best: NonNegativeInt | None = None
     seconds_to_target: NonNegativeFloat | None = None
     metrics_size: NonNegativeInt = 0
+    extended: list[Extension] = []
 
     @property
     def moment(self) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from zoo.training.options import Experiment
 from zoo.training.progress import Reporter
 from zoo.training.randomness import kept_random_state
 from zoo.training.recipes import read_experiment
-from zoo.training.result import ENDED, Result, has_more_time
+from zoo.training.result import Result, has_ended
 from zoo.training.run import RunFolder
 from zoo.training.stopping import stop_on_signals
 from zoo.training.watch import Watch
@@ -35,8 +35,9 @@ def train(
 ) -> Result:
     """Train one experiment into its run folder.
 
-    If the folder contains a run, it is resumed, to the same bits as if it had never stopped; a finished run is
-    returned unchanged. The caller's random states (of Python, numpy and torch) are restored afterwards.
+    If the folder contains a run, it is resumed, to the same bits as if it had never stopped. A finished run is
+    returned unchanged, or goes on where it is given more `train.steps`. The caller's random states (of Python, numpy
+    and torch) are restored afterwards.
 
     Args:
         experiment: a recipe's name, a YAML file, a run folder, a mapping or an `Experiment`.
@@ -63,17 +64,17 @@ def train(
     if resume and not checkpoints.steps(chosen.folder / CHECKPOINTS):
         raise UsageError(f"{chosen.folder} holds no checkpoint to resume from: leave out --resume to start.")
     with RunFolder(chosen.folder) as run:
-        run.open(chosen.resolved(parts), fresh=fresh)
+        changed = run.open(chosen.resolved(parts), fresh=fresh)
         imports.record(run.path, parts)
         reporter = Reporter(chosen.name, chosen.train.steps, chosen.train.selection, quiet=quiet)
         if (source := _other_run(experiment, chosen.folder)) and not checkpoints.steps(run.checkpoints):
             reporter.say(f"{run.path} starts from new weights: {source} gives it a config, and no weights.")
         old = run.result(reporter.say)
-        if old is not None and old["status"] in ENDED and not has_more_time(chosen.train, old):
+        if old is not None and has_ended(old, chosen.train):
             reporter.say(f"{run.path} holds this run, {old['status']} at step {old['steps']}: nothing to do.")
             return Result(run.path, old["status"], old)
         with stop_on_signals(watch.stops) as stop, reporter:
-            return Trainer(chosen, parts, run, reporter, stop, called, watch).run()
+            return Trainer(chosen, parts, run, reporter, stop, called, watch, changed).run()
 
 
 def _other_run(source: Any, folder: Path) -> Path | None:
