@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+import subprocess
+import sys
+
+import torch
 
 import zoo.ops
+from zoo.ops.derivatives import constant_in_graphs
 
 
 def test_no_function_has_the_name_of_a_module():
@@ -19,3 +24,20 @@ def test_every_op_is_exported():
     assert len(ops) > 15
     assert ops <= set(zoo.ops.__all__)
     assert all(callable(getattr(zoo.ops, name)) for name in ops)
+
+
+def test_constants_in_graphs_have_the_mark_that_torch_sets():
+    def function() -> None:
+        """Any."""
+
+    ours = vars(constant_in_graphs(function)).copy()
+    vars(function).clear()
+    assert ours
+    assert ours == vars(torch.compiler.assume_constant_result(function))
+
+
+def test_ops_import_no_tracer():
+    """Dynamo takes a second: those who compile or train pay it."""
+    code = "import sys, zoo.ops; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False\n", done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,11 +42,16 @@ class Case:
     def build(self, dtype: torch.dtype = torch.float64, d_model: int = WIDTH, **options: Any) -> Mixer:
         """The mixer with parameters moved off their inits; the same ones in float64 and float32, on every device."""
         config = self.mixer.Config(**{**self.options, **options})
-        place = Place(layer=1, n_layers=3, causal=self.causal, length=LENGTH)
-        with torch.random.fork_rng(), torch.device("cpu"):
-            torch.manual_seed(1)
-            mixer = off_inits(self.mixer(d_model, config, place=place).double())
-        return mixer.float().to(self.device, dtype)
+        return copy.deepcopy(_built(self.mixer, d_model, config, self.causal)).to(self.device, dtype)
+
+
+@functools.lru_cache(maxsize=64)  # of the cases of a few words
+def _built(cls: type[Mixer], d_model: int, config: Any, causal: bool) -> Mixer:
+    """A mixer of which every case gets a copy; in float32."""
+    place = Place(layer=1, n_layers=3, causal=causal, length=LENGTH)
+    with torch.random.fork_rng(), torch.device("cpu"):
+        torch.manual_seed(1)
+        return off_inits(cls(d_model, config, place=place).double()).float()
 
 
 def cases_of(cls: type[Mixer], device: str = "cpu") -> list[Case]:

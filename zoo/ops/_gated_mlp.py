@@ -21,6 +21,7 @@ from zoo.ops import native
 from zoo.ops._gated_norm import FEW_NUMBERS
 from zoo.ops.bridge import Operator
 from zoo.ops.common import log_form
+from zoo.ops.derivatives import constant_in_graphs
 from zoo.ops.kernel import Call, Kernel, suffix
 
 LANES, ROWS = 16, 96  # of the kernel: what widths are padded to, and rows of a block
@@ -100,7 +101,7 @@ def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-@torch.compiler.assume_constant_result  # not on the cached function itself: dynamo would trace that all the same
+@constant_in_graphs  # not on the cached function itself: dynamo would trace that all the same
 def _has_bfloat16() -> bool:
     return _cpu_has_bfloat16()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +19,19 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from zoo.core.errors import UsageError
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-@torch.compiler.assume_constant_result
+
+def constant_in_graphs(function: Function) -> Function:
+    """Function decorator: `torch.compile` takes the result of the function as a constant.
+
+    It leaves the mark of `torch.compiler.assume_constant_result`, which imports dynamo at once: a second of start-up.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_in_graphs
 def transformed() -> bool:
     """Whether forward-mode differentiation or a transform of torch.func (grad, vmap, jvp, ...) is under way."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()

@@ -33,11 +33,10 @@ import time
 import warnings
 from typing import Any
 
-import torch
 from filelock import FileLock
 
 from zoo.core.errors import UsageWarning
-from zoo.ops.derivatives import transformed
+from zoo.ops.derivatives import constant_in_graphs, transformed
 
 SOURCES = pathlib.Path(__file__).parent / "kernels"
 FLAGS = (
@@ -74,7 +73,7 @@ def _compiler() -> list[str] | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def why_not(kernel: str = "probe") -> str | None:
     """Why there is no such compiled kernel; None where there is. The first call builds and loads it, to be sure, also
     where torch.compile is tracing the caller."""
