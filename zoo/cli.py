@@ -233,34 +233,55 @@ def generate(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, folders of run folders, or files of zoo bench.")],
+    places: Annotated[
+        list[Path],
+        typer.Argument(metavar="PLACE...", help="Run folders, sweeps, folders of these, or files of zoo bench."),
+    ],
     report: Annotated[
         Path | None, typer.Option(help="Write a page with plots to this file, such as report.html.")
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Group trials by these keys, such as words.mixer,train.steps.")
+    ] = None,
+    best: Annotated[
+        list[str] | None, typer.Option(help="Choose the best value of this key on validation, such as train.lr.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Show differences to the group that has this value, such as gqa.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="The figure to compare, such as accuracy.")] = None,
+    learned: Annotated[
+        str | None,
+        typer.Option(help="When a seed has learned: chance (above chance, the default), or a figure such as 0.9."),
+    ] = None,
+    sql: Annotated[
+        str | None, typer.Option(help="Ask the tables trials, curves and problems: 'select ... from trials'.")
     ] = None,
     no_answers: NoAnswers = False,
     as_json: Json = False,
 ) -> None:
-    """Compare runs in a table. With --report, write a page."""
-    from rich.console import Console
-
+    """Compare runs or the trials of sweeps in a table. With --report, write a page."""
     from zoo.core.files import check_page
-    from zoo.report import caveats, gather, repeats, rows, spreads, table, write_report
+    from zoo.report import gather, terminal, write_report
+    from zoo.report.trials import Question
 
     if report is not None:
         check_page(report)
-    found, measurements = gather(runs, _note)
-    if as_json:
-        print(json.dumps(rows(found), indent=1))
-    elif found:
-        Console().print(table(found))
-        for line in spreads(found):
-            print(f"{line}.")
-    for line in (*caveats(found, measurements), *([f"{once}."] if (once := repeats(found)) else [])):
-        _note(line)
+    question = Question.read(by, best, baseline, metric, learned)
+    if sql is not None and (question is not None or report is not None):
+        raise UsageError("--sql cannot be combined with other options than --json: it answers one question.")
+    found = gather(places, _note)
+    if sql is not None:
+        terminal.print_answer(found.ask(sql), as_json=as_json)
+        return
+    comparison = found.compared(question)
+    runs = found.runs if question is None else []
+    terminal.print_runs_and_trials(runs, comparison, found.measurements, as_json=as_json, note=_note)
     if report is not None:
-        write_report(found, report, measurements, ask_models=not no_answers)
+        comparisons = [] if comparison is None else [comparison]
+        write_report(runs, report, found.measurements, comparisons, ask_models=not no_answers)
         print(report, file=sys.stderr if as_json else sys.stdout)
-    elif measurements:
+    elif found.measurements:
         _note("What zoo bench measured is shown on a page: add --report report.html.")
 
 
@@ -272,19 +293,25 @@ def report(
     ] = None,
     no_answers: NoAnswers = False,
 ) -> None:
-    """Write a page with all runs and measurements below a folder."""
+    """Write a page with all runs, sweeps and measurements below a folder."""
     from zoo.core.files import check_page
     from zoo.report import gather, write_report
 
     if out is not None:
         check_page(out)
     places = places or [Path("runs")]
-    found, measurements = gather(places, _note)
+    found = gather(places, _note)
+    comparisons = found.each_sweep(_note)
     first = places[0] if places[0].is_dir() else places[0].parent
-    counts = {"run": len(found), "measurement": len(measurements)}
+    counts = {"run": len(found.runs), "sweep": len(comparisons), "measurement": len(found.measurements)}
     told = ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts.items() if n or what == "run")
     page = write_report(
-        found, out or first / "report.html", measurements, ask_models=not no_answers, command="zoo report"
+        found.runs,
+        out or first / "report.html",
+        found.measurements,
+        comparisons,
+        ask_models=not no_answers,
+        command="zoo report",
     )
     print(f"{page} ({told})")
 

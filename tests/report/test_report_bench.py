@@ -174,7 +174,7 @@ def test_runs_and_measurements_are_found_together(tmp_path):
     write_measurements(tmp_path / "bench" / "x.jsonl")
     (tmp_path / "bench" / "other.jsonl").write_text('{"text": "a data set"}\n')
     told: list[str] = []
-    runs, measurements = gather([tmp_path], told.append)
+    runs, measurements, _ = gather([tmp_path], told.append)
     assert ([run.name for run in runs], told) == (["lstm"], [])
     again = gather([tmp_path / "runs" / "lstm", tmp_path / "bench" / "x.jsonl", tmp_path / "bench"], told.append)
     assert len(measurements) == len(again[1]) > 0
@@ -189,7 +189,7 @@ def test_what_is_damaged_or_foreign_is_left_out_with_a_line(tmp_path):
     bad = written(tmp_path / "bad.jsonl", record("mad", "a", {}, {}))
     bad.write_text(bad.read_text() + "{\n")
     told: list[str] = []
-    runs, measurements = gather([tmp_path], told.append)
+    runs, measurements, _ = gather([tmp_path], told.append)
     assert ([run.name for run in runs], measurements) == (["lstm"], [])
     assert len(told) == 3
     for line, says in zip(sorted(told), ("bad.jsonl", "cut/result.json", "foreign/config.yaml"), strict=True):

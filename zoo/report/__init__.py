@@ -1,4 +1,4 @@
-"""Runs and measurements compared: a table, plots and a page.
+"""Runs, sweeps and measurements compared: a table, plots and a page.
 
     runs = load_runs(["runs/demo"])
     rich.print(table(runs))

@@ -35,12 +35,14 @@ class Row:
     Attributes:
         id: unique on the page, and plain enough for an attribute.
         label: its name.
-        look: index for `Look.of`.
+        look: index for `Look.of`: the colour, and the marker and dash that go with it.
+        variant: added to the index of marker and dash, of rows that share a colour.
     """
 
     id: str
     label: str
     look: int
+    variant: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Series:
     Attributes:
         row: id of the row.
         x, y: the points.
-        low, high: quartiles of `y`, where it was measured several times; else empty.
+        low, high: ends of a bar or band round `y` (of dots round `x`): quartiles, or an interval; empty without one.
+        each: of dots, the single values behind a mean; or empty.
         notes: a word on each point that was not simply measured ("formula"), "" on others; or empty.
     """
 
@@ -69,6 +72,7 @@ class Series:
     low: list[float] = field(default_factory=list)
     high: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    each: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,15 @@ class Panel:
     """One pair of axes.
 
     Attributes:
-        kind: curves, single points, or a bar for each row (then `x` holds the values and `y` is empty).
+        kind: curves, single points, or a bar or a dot for each row (then `x` holds the values and `y` is empty).
         front: whether to draw the Pareto front: lowest x, highest y.
         trained: a place on the x axis up to which models were trained; None without one.
         sweep: whether x is a setting that was swept, of no interest where rows share it.
+        band: whether `low` and `high` of curves are drawn as a band.
+        mark: of dots, a value of note on the x axis, such as chance; None without one.
     """
 
-    kind: Literal["lines", "points", "bars"]
+    kind: Literal["lines", "points", "bars", "dots"]
     x: Axis
     y: Axis
     series: list[Series]
@@ -90,17 +96,20 @@ class Panel:
     front: bool = False
     trained: float | None = None
     sweep: bool = False
+    band: bool = False
+    mark: float | None = None
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Shares from 0 to 1, as colours.
+    """Figures as colours: shares from 0 to 1, others from the least to the largest.
 
     Attributes:
         columns: what stands above the columns.
         lines: what stands before the lines: ids of rows where `by_row`, else texts.
         values: a list for each line; None where nothing is known.
-        row: id of the row that the whole map belongs to, "" where lines have rows of their own.
+        row: id of the row that the whole map belongs to, "all" of none in particular, "" where lines have their own.
+        unit: of the figures; percent for shares.
         trained: how many columns lie within what models were trained on; None where that is unknown.
     """
 
@@ -112,6 +121,7 @@ class HeatMap:
     title: str = ""
     row: str = ""
     trained: int | None = None
+    unit: Unit = "percent"
     kind: Literal["heat"] = "heat"
 
     @property
@@ -158,7 +168,8 @@ def _describe(panel: Panel | HeatMap, names: dict[str, str]) -> str:
     if isinstance(panel, HeatMap):
         parts = []
         for line, values in zip(panel.lines, panel.values, strict=True):
-            known = [f"{units.percent(v)} at {c}" for c, v in zip(panel.columns, values, strict=True) if v is not None]
+            read = TEXT[panel.unit]
+            known = [f"{read(v)} at {c}" for c, v in zip(panel.columns, values, strict=True) if v is not None]
             if known:
                 parts.append(f"{names.get(line, line)} {' to '.join(dict.fromkeys((known[0], known[-1])))}")
         return f"{head}Heat map of {panel.y.title or 'accuracy'} by {panel.x.title}: {'; '.join(parts)}."
@@ -166,12 +177,13 @@ def _describe(panel: Panel | HeatMap, names: dict[str, str]) -> str:
     parts = []
     for series in panel.series:
         name = names[series.row]
-        if panel.kind == "bars":
-            parts.append(f"{name} {x(series.x[0])}")
+        if panel.kind in ("bars", "dots"):
+            ends = f" ({x(series.low[0])} to {x(series.high[0])})" if panel.kind == "dots" and series.low else ""
+            parts.append(f"{name} {x(series.x[0])}{ends}")
         elif panel.kind == "points":
             parts.append(f"{name} {', '.join(f'{y(b)} at {x(a)}' for a, b in zip(series.x, series.y, strict=True))}")
         else:
             parts.append(f"{name} ends at {y(series.y[-1])} after {x(series.x[-1])}")
-    what = {"bars": "Bars of", "points": "Scatter plot of", "lines": "Line plot of"}[panel.kind]
-    subject = panel.x.title if panel.kind == "bars" else f"{panel.y.title} against {panel.x.title}"
+    what = {"bars": "Bars of", "dots": "Means of", "points": "Scatter plot of", "lines": "Line plot of"}[panel.kind]
+    subject = panel.x.title if panel.kind in ("bars", "dots") else f"{panel.y.title} against {panel.x.title}"
     return f"{head}{what} {subject}: {'; '.join(parts)}."

@@ -11,7 +11,7 @@ from zoo.report.runs import Run
 from zoo.report.units import printable
 from zoo.training.options import BOOKKEEPING
 
-_ASIDE = {"name", "out", "seed", "train.seed", "train.log_every", *BOOKKEEPING} - {"train.time_budget"}
+ASIDE = {"name", "out", "seed", "train.seed", "train.log_every", *BOOKKEEPING} - {"train.time_budget"}
 """Keys of a config that change neither what is learned nor when it ends, but for the seed."""
 _FEW, _SHORT = 3, 40
 """How many settings tell runs of one name apart in their labels, and in how many letters."""
@@ -59,7 +59,7 @@ def settings(run: Run) -> dict[str, Any]:
     """The config by dotted keys, without what is left aside."""
     config = run.config
     whole = {**config, **{k: run.section(k) for k in ("task", "model", "objective", "train") if run.section(k)}}
-    return {k: v for k, v in _flat(whole) if k not in _ASIDE}
+    return {k: v for k, v in _flat(whole) if k not in ASIDE}
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

@@ -67,8 +67,8 @@
     const row = rows.get(id);
     return {
       colour: colour(`look-${row.look % data.looks.n_colours}`),
-      symbol: pick(data.looks.symbols, row.look),
-      dash: pick(data.looks.dashes, row.look),
+      symbol: pick(data.looks.symbols, row.look + row.variant),
+      dash: pick(data.looks.dashes, row.look + row.variant),
       name: safe(clipped(row.label, n)),
       label: safe(row.label),
     };
@@ -99,8 +99,18 @@
     }];
   }
 
+  // The interval of a curve, below all curves. Arrow keys pass it by, as they do the front.
+  function bandTrace(s, id) {
+    return {
+      type: "scatter", mode: "lines", x: [...s.x, ...[...s.x].reverse()], y: [...s.high, ...[...s.low].reverse()],
+      fill: "toself", fillcolor: look(id, 28).colour, opacity: 0.17, line: { width: 0 }, hoverinfo: "skip",
+      showlegend: false, meta: "front",
+    };
+  }
+
   function curves(panel, width) {
     const series = panel.series.filter((s) => shown(s.row));
+    const bands = panel.band ? series.filter((s) => s.low.length).map((s) => bandTrace(s, s.row)) : [];
     const traces = series.map((s) => {
       const l = look(s.row, width < 480 ? 18 : 28);
       const n = s.x.length;
@@ -116,7 +126,7 @@
           opacity: 1,
           line: { color: s.notes.length ? l.colour : colour("paper"), width: s.notes.length ? 1.5 : 0.8 },
         },
-        error_y: spread ? {
+        error_y: spread && !panel.band ? {
           type: "data", symmetric: false, array: s.high.map((v, i) => v - s.y[i]), thickness: 1, width: 3,
           arrayminus: s.low.map((v, i) => s.y[i] - v),
         } : { visible: false },
@@ -129,7 +139,30 @@
         hovertemplate: "%{customdata}<extra></extra>",
       };
     });
-    return panel.front ? [...traces, ...frontTrace(series)] : traces;
+    return [...bands, ...traces, ...(panel.front ? frontTrace(series) : [])];
+  }
+
+  // A mean with its interval for each row, and the single values behind it.
+  function dots(panel) {
+    const read = text[panel.x.unit];
+    return panel.series.filter((s) => shown(s.row)).flatMap((s, i) => {
+      const l = look(s.row, 28);
+      const spread = s.low.length > 0;
+      const said = `<b>${l.label}</b><br>${safe(panel.x.title)} ${read(s.x[0])}` +
+        (spread ? ` (${read(s.low[0])} to ${read(s.high[0])})` : "");
+      return [{
+        type: "scatter", mode: "markers", x: s.each, y: s.each.map(() => i + 0.24), hoverinfo: "skip", showlegend: false,
+        meta: "front", marker: { color: l.colour, symbol: "circle-open", size: 7, line: { width: 1.5 } }, cliponaxis: false,
+      }, {
+        type: "scatter", mode: "markers", name: l.name, meta: s.row, x: s.x, y: [i], showlegend: false, cliponaxis: false,
+        marker: { color: l.colour, symbol: l.symbol, size: 12, line: { color: colour("paper"), width: 0.8 } },
+        error_x: spread ? {
+          type: "data", symmetric: false, array: [s.high[0] - s.x[0]], arrayminus: [s.x[0] - s.low[0]],
+          color: l.colour, thickness: 2, width: 5,
+        } : { visible: false },
+        customdata: [said], hovertemplate: "%{customdata}<extra></extra>",
+      }];
+    });
   }
 
   function bars(panel) {
@@ -161,14 +194,17 @@
   function heatMap(panel, width) {
     const { lines, values } = panel;
     const names = lines.map((line) => (panel.row ? safe(line) : look(line, 99).label));
+    const share = panel.unit === "percent";
+    const read = text[panel.unit];
     return [{
-      type: "heatmap", x: panel.columns.map((_, j) => j), y: lines.map((_, i) => i), z: values, zmin: 0, zmax: 1,
+      type: "heatmap", x: panel.columns.map((_, j) => j), y: lines.map((_, i) => i), z: values,
+      ...(share ? { zmin: 0, zmax: 1 } : {}),
       colorscale: "Cividis", showscale: false, xgap: 1, ygap: 1, hoverongaps: false, meta: panel.row,
-      text: values.map((line) => line.map((v) => (v === null ? "" : (100 * v).toFixed(0)))),
+      text: values.map((line) => line.map((v) => (v === null ? "" : share ? (100 * v).toFixed(0) : read(v)))),
       texttemplate: panel.columns.length * 30 < width - 90 ? "%{text}" : "",
       customdata: values.map((line, i) => line.map((v, j) => [
         `<b>${panel.row ? `${safe(panel.y.title)} ` : ""}${names[i]}</b>`,
-        `${safe(panel.x.title)} ${safe(panel.columns[j])}`, v === null ? "no figure" : text.percent(v),
+        `${safe(panel.x.title)} ${safe(panel.columns[j])}`, v === null ? "no figure" : read(v),
       ].join("<br>"))),
       hovertemplate: "%{customdata}<extra></extra>",
     }];
@@ -224,6 +260,22 @@
         },
       };
     }
+    if (panel.kind === "dots") {
+      const means = traces.filter((t) => t.meta !== "front");
+      const values = traces.flatMap((t) => t.x);
+      return {
+        ...base, height: 84 + 34 * means.length,
+        xaxis: axisLayout(panel.x, values, width < 480 ? 5 : 8),
+        yaxis: {
+          automargin: true, range: [means.length - 0.4, -0.6], showgrid: false, zeroline: false,
+          tickvals: means.map((_, i) => i), ticktext: means.map((t) => look(t.meta, most).name),
+        },
+        shapes: panel.mark === null ? [] : [{
+          type: "line", x0: panel.mark, x1: panel.mark, yref: "paper", y0: 0, y1: 1,
+          line: { color: colour("soft"), width: 1.5, dash: "4px,3px" },
+        }],
+      };
+    }
     if (panel.kind === "heat") {
       const within = panel.trained !== null && panel.trained > 0 && panel.trained < panel.columns.length;
       const every = Math.ceil((panel.columns.length * 34) / Math.max(1, width - 110));
@@ -246,7 +298,7 @@
       };
     }
     const series = panel.series.filter((s) => shown(s.row));
-    const named = traces.filter((t) => t.name);
+    const named = traces.filter((t) => t.name && t.meta !== "front");
     const longest = Math.max(1, ...named.map((t) => t.name.length));
     const perLine = Math.max(1, Math.floor((width - 20) / (60 + 7.2 * longest)));
     const legend = named.length <= 8; // more would crowd the plot out: the table is the key
@@ -291,7 +343,7 @@
       if (figure.hidden || figure.parentElement.parentElement.hidden) continue;
       const width = div.clientWidth || 320;
       const now = panel.kind === "heat" ? narrowed(panel) : panel;
-      const traces = { lines: curves, points: curves, bars, heat: heatMap }[panel.kind](now, width);
+      const traces = { lines: curves, points: curves, bars, dots, heat: heatMap }[panel.kind](now, width);
       Plotly.react(div, traces, place(now, traces, width), {
         responsive: true, displaylogo: false, displayModeBar: !touch, showTips: false,
         showSendToCloud: false, plotlyServerURL: "", // figures stay on this page
@@ -306,13 +358,14 @@
     div.addEventListener("keydown", (event) => {
       if (event.target !== div) return;
       const heat = panel.kind === "heat";
+      const single = panel.kind === "bars" || panel.kind === "dots"; // a point for each row
       const traces = div.data.filter((trace) => trace.meta !== "front");
       const n = heat ? traces[0].z.length : traces.length;
       if (!n) return;
       const length = (curve) => (heat ? traces[0].z[curve].length : traces[curve].x.length);
       const move = {
-        ArrowRight: () => (panel.kind === "bars" ? (at.curve += 1) : (at.point += 1)),
-        ArrowLeft: () => (panel.kind === "bars" ? (at.curve -= 1) : (at.point -= 1)),
+        ArrowRight: () => (single ? (at.curve += 1) : (at.point += 1)),
+        ArrowLeft: () => (single ? (at.curve -= 1) : (at.point -= 1)),
         ArrowDown: () => (at.curve += 1), ArrowUp: () => (at.curve -= 1),
         Home: () => (at.point = 0), End: () => (at.point = Infinity),
       }[event.key];

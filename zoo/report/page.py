@@ -22,6 +22,7 @@ from zoo.report.labels import labels, task_names
 from zoo.report.records import Record
 from zoo.report.runs import Run, as_runs
 from zoo.report.style import COLOURS, DASHES, SYMBOLS, Look, css_colours, css_dash, house_style, to_svg
+from zoo.report.trials import Comparison, section
 from zoo.report.units import printable
 
 _FACTS = {"Machine": ["machine"], "Software": ["versions", "commit", "precision"], "Backends that ran": ["backends"]}
@@ -53,6 +54,7 @@ def write_report(
     runs: Sequence[Run | str | Path] | str | Path,
     path: str | Path,
     measurements: Sequence[Record] = (),
+    comparisons: Sequence[Comparison] = (),
     *,
     ask_models: bool = True,
     command: str = "zoo compare",
@@ -63,22 +65,25 @@ def write_report(
         runs: what to compare, or the folders where it lies.
         path: where to.
         measurements: what `zoo bench` measured, shown below the runs.
+        comparisons: of the trials of sweeps, shown above the runs.
         ask_models: whether the models of runs that hold weights answer an example.
         command: what the page says that it was made by.
 
     Raises:
-        UsageError: no run and no measurement, a name that is no page's, or no place to write to.
+        UsageError: no run, measurement or comparison, a name that is no page's, or no place to write to.
     """
     check_page(path)
     runs = as_runs(runs)
-    if not runs and not measurements:
-        raise UsageError("A report needs at least one run or measurement.")
-    return write_output(path, render(runs, measurements, ask_models=ask_models, command=command).encode())
+    if not runs and not measurements and not comparisons:
+        raise UsageError("A report needs at least one run, sweep or measurement.")
+    page = render(runs, measurements, comparisons, ask_models=ask_models, command=command)
+    return write_output(path, page.encode())
 
 
 def render(
     runs: Sequence[Run],
     measurements: Sequence[Record] = (),
+    comparisons: Sequence[Comparison] = (),
     *,
     ask_models: bool = False,
     command: str = "zoo compare",
@@ -92,7 +97,8 @@ def render(
     columns, lines = leaderboard.lines(runs, page=True)
     layer_columns, subjects = bench.table(measurements)
     run_rows, layer_rows = plots.rows_of(runs), bench.rows_of(measurements)
-    rows = [*run_rows, *layer_rows]
+    sections = [section.of(comparison, f"sweep{i or ''}") for i, comparison in enumerate(comparisons)]
+    rows = [*run_rows, *layer_rows, *(row for each in sections for row in each.rows)]
     run_charts, layer_charts = plots.charts(runs), bench.charts(measurements)
     here = files("zoo.report")
     environment = Environment(
@@ -107,22 +113,25 @@ def render(
     scripts = [get_plotlyjs(), (here / "page.js").read_text(encoding="utf-8")]
     data = {
         "rows": [dataclasses.asdict(row) for row in rows],
-        "charts": [chart.as_data() for chart in (*run_charts, *layer_charts)],
+        "charts": [
+            chart.as_data() for chart in (*run_charts, *layer_charts, *(c for each in sections for c in each.charts))
+        ],
         "looks": {"n_colours": len(COLOURS), "symbols": SYMBOLS, "dashes": [css_dash(dash) for dash in DASHES]},
         "csv": _csv(leaderboard.csv_lines(runs), run_rows),
     }
     return environment.get_template("page.html.jinja").render(
-        title=_title(runs, measurements, task),
+        title=_title(runs, measurements, sections, task),
         task_options=[f"{k} = {_plain(v)}" for k, v in task.items() if k != "name"],
         style=Markup((here / "page.css").read_text(encoding="utf-8") + css_colours()),
         scripts=[Markup(script) for script in scripts],
         hashes=[Markup(_hash(script)) for script in scripts],
         data=Markup(_json(data)),
-        summary=words.summary(runs) if runs else f"{len(subjects)} layers measured by zoo bench.",
+        summary=_summary(runs, subjects, sections),
+        sections=sections,
         highlights=words.highlights(runs) if task else [],
         spreads=words.spreads(runs),
         repeats=words.repeats(runs),
-        caveats=words.caveats(runs, measurements),
+        caveats=[*(c for each in sections for c in each.caveats), *words.caveats(runs, measurements)],
         note=leaderboard.note(runs),
         columns=columns,
         lines=lines,
@@ -130,9 +139,11 @@ def render(
         tasks=tasks_of_runs,
         chosen_task=max(set(tasks_of_runs), key=tasks_of_runs.count, default="") if not task else "",
         objectives=_differing([str(run.section("objective").get("name") or "") for run in runs]),
-        swatches={row.id: Markup(Look.of(row.look).swatch()) for row in rows},
+        swatches={row.id: Markup(Look.of(row.look, row.variant).swatch()) for row in rows},
         csv=_data_link("text/csv", leaderboard.to_csv(runs)),
         pictures=[Picture(chart, describe(chart, rows)) for chart in run_charts],
+        section_pictures=[[Picture(chart, describe(chart, rows)) for chart in each.charts] for each in sections],
+        data_link=_data_link,
         layer_columns=layer_columns,
         subjects=subjects,
         layer_pictures=[Picture(chart, describe(chart, rows)) for chart in layer_charts],
@@ -140,7 +151,7 @@ def render(
         answers=answers(runs, run_rows) if ask_models else [],
         markup=Markup,
         recipes=[_recipe(run, row.label) for run, row in zip(runs, run_rows, strict=True)],
-        facts=_facts(runs, measurements),
+        facts=_facts(runs, measurements, [trial for each in sections for trial in each.machines]),
         command=command,
     )
 
@@ -182,7 +193,18 @@ def _common_task(runs: Sequence[Run]) -> dict[str, Any]:
     return first if all(task == first for task in rest) else {}
 
 
-def _title(runs: Sequence[Run], measurements: Sequence[Record], task: Mapping[str, Any]) -> str:
+def _summary(runs: Sequence[Run], subjects: Sequence[Any], sections: Sequence[section.Section]) -> str:
+    """Of sweeps where there are any, else of runs, else of measurements."""
+    if sections:
+        return " ".join(each.summary for each in sections[:2])
+    return words.summary(runs) if runs else f"{len(subjects)} layers measured by zoo bench."
+
+
+def _title(
+    runs: Sequence[Run], measurements: Sequence[Record], sections: Sequence[section.Section], task: Mapping[str, Any]
+) -> str:
+    if sections:
+        return sections[0].title if len(sections) == 1 else f"{len(sections)} sweeps compared"
     if not runs:
         return f"{len({r.title for r in measurements})} layers measured"
     subject = f"{len(runs)} models compared" if len(runs) > 1 else runs[0].name
@@ -225,12 +247,15 @@ def _recipe(run: Run, label: str) -> dict[str, str]:
     }
 
 
-def _facts(runs: Sequence[Run], measurements: Sequence[Record]) -> dict[str, list[Fact]]:
+def _facts(
+    runs: Sequence[Run], measurements: Sequence[Record], trials: Sequence[tuple[str, dict[str, Any]]]
+) -> dict[str, list[Fact]]:
     """Machine, versions and backends, each value stated once."""
     told = [(label, run.result) for run, label in zip(runs, labels(runs), strict=True) if run.result]
     told += [
         (f"zoo bench {r.benchmark}", {k: v for k, v in vars(r).items() if k != "backends" and v}) for r in measurements
     ]
+    told += trials
     groups: dict[str, list[Fact]] = {}
     for title, keys in _FACTS.items():
         each = [

@@ -116,12 +116,15 @@ class Run:
         return [p[0] for p in ordered], [p[1] for p in ordered]
 
 
-def load_runs(paths: Sequence[str | Path], told: Told | None = None) -> list[Run]:
+def load_runs(
+    paths: Sequence[str | Path], told: Told | None = None, *, aside: Callable[[Path], bool] = lambda folder: False
+) -> list[Run]:
     """The runs at `paths`, each once.
 
     Args:
         paths: run folders, or folders of run folders (up to `DEPTH` levels down).
         told: called with a line for each run folder that is damaged or belongs to another program; it is skipped.
+        aside: whether a folder, with all in it, is left aside.
 
     Raises:
         UsageError: nothing given, nothing there, not a run folder; without `told`, a damaged file.
@@ -132,7 +135,7 @@ def load_runs(paths: Sequence[str | Path], told: Told | None = None) -> list[Run
         raise UsageError(f"No run was given: {EXPECTED}.")
     folders: dict[Path, Path] = {}
     for given in paths:
-        for folder in _find(check_path(given)):
+        for folder in _find(check_path(given), aside):
             folders.setdefault(folder.resolve(), folder)
     return [run for folder in folders.values() if (run := tolerant(_load, folder, told)) is not None]
 
@@ -161,7 +164,7 @@ def as_runs(runs: Sequence[Run | str | Path] | str | Path) -> list[Run]:
     return found
 
 
-def _find(given: Path) -> list[Path]:
+def _find(given: Path, aside: Callable[[Path], bool]) -> list[Path]:
     """The run folders at or below `given`."""
     if given.is_file():
         hint = f" Did you mean {str(given.parent)!r}, the folder that holds it?" if is_run(given.parent) else ""
@@ -169,18 +172,20 @@ def _find(given: Path) -> list[Path]:
     if not given.is_dir():
         siblings = [p.name for p in given.parent.iterdir() if p.is_dir()] if given.parent.is_dir() else []
         raise UsageError(f"There is nothing at {str(given)!r}: {EXPECTED}.{closest(given.name, siblings)}")
-    found = list(_search(given, DEPTH))
+    found = list(_search(given, DEPTH, aside))
     if not found:
         raise UsageError(f"{str(given)!r} holds no run: {EXPECTED}; none is here or up to {DEPTH} levels below.")
     return found
 
 
-def _search(folder: Path, depth: int) -> Iterator[Path]:
+def _search(folder: Path, depth: int, aside: Callable[[Path], bool]) -> Iterator[Path]:
+    if aside(folder):
+        return
     if is_run(folder):  # its checkpoints are its own affair
         yield folder
     elif depth:
         for child in subfolders(folder):
-            yield from _search(child, depth - 1)
+            yield from _search(child, depth - 1, aside)
 
 
 def subfolders(folder: Path) -> list[Path]:

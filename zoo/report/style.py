@@ -69,9 +69,15 @@ class Look(NamedTuple):
     dash: Any
 
     @classmethod
-    def of(cls, index: int) -> Look:
-        """The look of run `index`; the first 28 differ in colour or dash, and mostly in marker too."""
-        return cls(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)])
+    def of(cls, index: int, variant: int = 0) -> Look:
+        """The look of row `index`; the first 28 differ in colour or dash, and mostly in marker too.
+
+        Args:
+            index: of the row.
+            variant: of rows that share a colour, 0 for the first.
+        """
+        other = index + variant
+        return cls(COLOURS[index % len(COLOURS)], MARKERS[other % len(MARKERS)], DASHES[other % len(DASHES)])
 
     def line(self, n_points: int) -> dict[str, Any]:
         """Keywords of `Axes.plot` for a curve of `n_points`, with a marker about eight times and at its end."""

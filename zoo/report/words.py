@@ -55,7 +55,7 @@ def summary(runs: Sequence[Run]) -> str:
     sentences = []
     if h := best.get("Most accurate"):
         verb = "answers" if len(h.names) == 1 else "answer"
-        first = f"{_list(h.names)} {verb} best, with {h.value} right{h.remark and ' ' + h.remark}"
+        first = f"{listed(h.names)} {verb} best, with {h.value} right{h.remark and ' ' + h.remark}"
         known = _others(runs, h.names)
         if known:
             others = "the other" if len(known) == 1 else f"the other {len(known)}"
@@ -65,13 +65,13 @@ def summary(runs: Sequence[Run]) -> str:
         sentences.append(first + ".")
     parts = []
     if h := best.get("Soonest at the target"):
-        parts.append(f"{_list(h.names)} {'is' if len(h.names) == 1 else 'are'} soonest at the target ({h.value})")
+        parts.append(f"{listed(h.names)} {'is' if len(h.names) == 1 else 'are'} soonest at the target ({h.value})")
     elif h := best.get("Fastest training"):
-        parts.append(f"{_list(h.names)} {'trains' if len(h.names) == 1 else 'train'} fastest ({h.value})")
+        parts.append(f"{listed(h.names)} {'trains' if len(h.names) == 1 else 'train'} fastest ({h.value})")
     if h := best.get("Smallest state"):
         remark = f", {h.remark}" if h.remark else ""
         verb = "carries" if len(h.names) == 1 else "carry"
-        parts.append(f"{_list(h.names)} {verb} the smallest state ({h.value}{remark})")
+        parts.append(f"{listed(h.names)} {verb} the smallest state ({h.value}{remark})")
     if parts:
         sentences.append(", and ".join(parts) + ".")
     return " ".join(sentences) or "These runs hold no figures yet."
@@ -106,26 +106,26 @@ def caveats(runs: Sequence[Run], measurements: Sequence[Record] = ()) -> list[st
     found = []
     if len({_key(run.section("task")) for run in runs if run.section("task")}) > 1:
         found.append("The runs are of different tasks or task options: their accuracies do not compare.")
-    found += _machines("The runs are from", [run.result.get("machine") for run in runs])
-    found += _machines("The layers were measured on", [r.machine for r in measurements])
+    found += machines("The runs are from", [run.result.get("machine") for run in runs])
+    found += machines("The layers were measured on", [r.machine for r in measurements])
     if len(precisions := {str(p) for run in runs if (p := run.result.get("precision"))}) > 1:
         found.append(f"The runs computed in different precisions ({', '.join(sorted(precisions))}).")
     splits = {split for run in runs if (split := run.scores()[1])}
     if len(splits) > 1:
         early = [label for run, label in named if run.scores()[1] == "validation"]
-        found.append(f"{_list(early)}: accuracy on validation examples, as the test was not read.")
+        found.append(f"{listed(early)}: accuracy on validation examples, as the test was not read.")
     found += _same_models(named)
     if stopped := [label for run, label in named if run.has_ended and run.ending]:
-        found.append(f"{_list(stopped)}: stopped by the clock, with figures as far as training came by then.")
+        found.append(f"{listed(stopped)}: stopped by the clock, with figures as far as training came by then.")
     for run, label in named:
         if not run.has_ended:
             found.append(f"{label}: {run.ending}; its figures are as far as it came.")
     return found
 
 
-def _machines(which: str, machines: Sequence[Any]) -> list[str]:
+def machines(which: str, given: Sequence[Any]) -> list[str]:
     """That machines differ, or else the numbers of threads used on one."""
-    known = [m for m in machines if isinstance(m, dict) and m]
+    known = [m for m in given if isinstance(m, dict) and m]
     if len({_key({k: v for k, v in m.items() if k != "threads"}) for m in known}) > 1:
         return [f"{which} different machines: their times and speeds do not compare."]
     threads = sorted({str(m["threads"]) for m in known if "threads" in m})
@@ -148,7 +148,7 @@ def _same_models(named: Sequence[tuple[Run, str]]) -> list[str]:
         if len(patterns) > 1
         for group in same_layers(patterns, width)
     )
-    return [f"{_list(group)} are the same layers under other names." for group in groups_of if len(group) > 1]
+    return [f"{listed(group)} are the same layers under other names." for group in groups_of if len(group) > 1]
 
 
 def spreads(runs: Sequence[Run]) -> list[str]:
@@ -179,7 +179,7 @@ def repeats(runs: Sequence[Run]) -> str:
     which = (
         "One seed each"
         if len(single) == len(found)
-        else f"{_list(single)}: one seed{'' if len(single) == 1 else ' each'}"
+        else f"{listed(single)}: one seed{'' if len(single) == 1 else ' each'}"
     )
     return f"{which}: small differences may be luck"
 
@@ -227,7 +227,8 @@ def _at_accuracy(run: Run) -> str:
     return "" if accuracy is None else f"at {units.percent(accuracy)} accuracy"
 
 
-def _list(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence lists them, the first two of many."""
     if len(names) > 3:
         return f"{names[0]}, {names[1]} and {len(names) - 2} others"
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
