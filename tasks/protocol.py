@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -72,6 +73,12 @@ class Task(ABC):
     continues: ClassVar[bool] = False
     """Whether every scored target but the last is the next input: an answer that can be written token by token."""
 
+    token_is_byte: bool = True
+    """Of a text: whether a token is a byte, so that its loss is told in bits per byte."""
+
+    absent: ClassVar[tuple[Split, ...]] = ()
+    """Splits of which there are no rows: validation or test, where a user's own data have none."""
+
     vocab_size: int
     """Number of token ids; every input and target is below it."""
     blank: int | None = None
@@ -85,6 +92,8 @@ class Task(ABC):
         super().__init_subclass__(**options)
         if "Config" in vars(cls):
             cls.Config._most = MOST
+        if not hasattr(cls, "name"):  # of a class that is in no registry
+            cls.name = cls.__name__
 
     def __init__(self, config: Options):
         self.config = config
@@ -200,6 +209,43 @@ class Task(ABC):
         return str(token)
 
 
+class StreamEnded(Exception):
+    """Training rows that come in order have come to their end; its text says more, or nothing."""
+
+
+class RowStream(ABC):
+    """Training rows that come in order, from the first."""
+
+    about: str
+    """What gives the rows, for a person."""
+    has_state: bool
+    """Whether its place can be saved."""
+
+    @abstractmethod
+    def take(self, n: int) -> Batch:
+        """The next `n` rows.
+
+        Raises:
+            StreamEnded: there are fewer.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any] | None:
+        """Its place, or None where it cannot be saved."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a place."""
+
+
+class Streamed(ABC):
+    """A mix-in for tasks whose training rows cannot be drawn by their index."""
+
+    @abstractmethod
+    def open(self, seed: int) -> RowStream:
+        """The training rows, from the first."""
+
+
 def split_rows(batch: Batch, size: int) -> list[Batch]:
     """A batch cut into batches of `size` rows, the last one shorter."""
     return [take(batch, slice(i, i + size)) for i in range(0, len(batch.inputs), size)]
@@ -288,7 +334,10 @@ __all__ = [
     "IGNORE",
     "SPLITS",
     "Batch",
+    "RowStream",
     "Split",
+    "StreamEnded",
+    "Streamed",
     "Task",
     "UsageError",
     "check_request",

@@ -22,6 +22,7 @@ Keys = NDArray[np.uint64]
 GAMMA = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 SPLIT_SALT = np.uint64(0x5EED)
+_TURNS = 6  # of a Feistel network
 
 
 def mix(x: ArrayLike) -> Keys:
@@ -102,3 +103,20 @@ def contents(rows: Iterable[NDArray]) -> Keys:
 def permutation(key: Keys, n: int) -> NDArray[np.int64]:
     """A random order of 0 ... n - 1 from one key (1,)."""
     return np.argsort(bits(key, n)[0], kind="stable")
+
+
+def shuffled(keys: Keys, places: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """(m,) where places (m,) lie in a random order of 0 ... n - 1, one order for each key (m,), with no memory of size n.
+
+    A Feistel network permutes the next power of four; what falls beyond n is permuted again.
+    """
+    half = np.uint64(max((int(n - 1).bit_length() + 1) // 2, 1))
+    low = (np.uint64(1) << half) - np.uint64(1)
+    found, left = places.astype(np.uint64), np.arange(len(places))
+    while len(left):
+        a, b = found[left] >> half, found[left] & low
+        for turn in range(_TURNS):
+            a, b = b, a ^ (fold(fold(keys[left], turn), b) & low)
+        found[left] = a << half | b
+        left = left[found[left] >= np.uint64(n)]
+    return found.astype(np.int64)

@@ -63,7 +63,7 @@ def evaluate(
 def scored(objective: Objective, batch: Batch, answers: Answers) -> dict[str, Any]:
     """What `evaluate` returns, of answers that are there."""
     figures = {"loss": answers.loss}
-    if objective.task.is_language:  # a token is a byte
+    if objective.task.is_language and objective.task.token_is_byte:
         figures["bits_per_byte"] = answers.loss / math.log(2)
     said = answers.predictions
     return {**figures, **objective.task.score(batch, said), **certainty(objective.task, batch, said)}
@@ -173,15 +173,20 @@ def _now(device: torch.device) -> float:
 
 
 def evaluate_run(
-    path: str | Path, overrides: Mapping[str, Any] | None = None, *, split: str = "validation", which: str = "best"
+    path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    split: str = "validation",
+    which: str = "best",
+    task: Task | None = None,
 ) -> dict[str, Any]:
-    """The score of a run's model, on its own task or a changed one (`{"task.n_pairs": 8}`).
+    """The score of a run's model, on its own task, a changed one (`{"task.n_pairs": 8}`), or a task object.
 
     Raises:
         UsageError: no such run or split, a damaged checkpoint, or a key that would change the model.
     """
     check_split(split)
-    model, parts, config, precision, found = open_run(path, overrides, which)
+    model, parts, config, precision, found = open_run(path, overrides, which, task=task)
     rows = held_out(parts.task, split, config.test_rows if split == "test" else config.eval_rows)
     size = config.eval_batch_size or config.batch_size
     score = evaluate(model, parts.objective, rows, batch_size=size, precision=precision)

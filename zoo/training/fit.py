@@ -22,6 +22,7 @@ from zoo.pattern import parse
 from zoo.protocol import Mixer, mixers
 from zoo.tasks.protocol import Task, create_task
 from zoo.training import machine
+from zoo.training.given import check_named
 
 
 class Parts(NamedTuple):
@@ -80,7 +81,7 @@ WAYS: dict[str, Way] = {
 """By the fields of `Needs`, in the order in which they are looked at."""
 
 
-def fit(task: Any, objective: Any, model: Mapping[str, Any], *more: Needs) -> Parts:
+def fit(task: Any, objective: Any, model: Mapping[str, Any], *more: Needs, given: Task | None = None) -> Parts:
     """The task, the objective, and the model's config with what they need filled in.
 
     Args:
@@ -89,11 +90,14 @@ def fit(task: Any, objective: Any, model: Mapping[str, Any], *more: Needs) -> Pa
         model: options, with `pattern` or `family`, and perhaps a budget that the width follows from: `n_parameters`,
             `state_bytes` or `flops_per_token`, the latter two after the tokens that a row has, or `context_length`.
         *more: needs of others.
+        given: the task itself, in place of its name.
 
     Raises:
         UsageError: any option that is wrong, or parts that do not fit together.
     """
-    made = create_task(tuples(task))
+    if given is None:
+        check_named(task)
+    made = create_task(tuples(task)) if given is None else given
     draft = model_config({"vocab_size": 1, **without_budget(model)})
     teacher = create_objective(tuples(objective), made, causal=draft.causal)
     needs = merge([made.needs(), teacher.needs(draft), *more])

@@ -14,6 +14,7 @@ from zoo.core.run_files import CONFIG, changes, differing, is_run, read_whole_co
 from zoo.interop.hf import CONFIG as PUBLISHED
 from zoo.models.create import create_model
 from zoo.models.ends import Ends
+from zoo.tasks.protocol import Task
 from zoo.training import checkpoint, checkpoints, imports
 from zoo.training.fit import Parts
 from zoo.training.machine import choose_device, choose_precision
@@ -79,8 +80,16 @@ class OpenRun(NamedTuple):
     checkpoint: Path
 
 
-def open_run(path: str | Path, overrides: Mapping[str, Any] | None = None, which: str = "best") -> OpenRun:
+def open_run(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, which: str = "best", *, task: Task | None = None
+) -> OpenRun:
     """A run's model on its device, with its own task and objective or changed ones.
+
+    Args:
+        path: a run folder, or one of its checkpoints.
+        overrides: dotted keys and values.
+        which: which checkpoint.
+        task: the task as an object, in place of the run's.
 
     Raises:
         UsageError: no such run, a damaged checkpoint, or a key that would change the model.
@@ -96,7 +105,7 @@ def open_run(path: str | Path, overrides: Mapping[str, Any] | None = None, which
     run = run_of(found)
     imports.check(run, {"task", "objective"} - set(overrides or ()))
     experiment = Experiment(**override(read_whole_config(run), overrides or {}))
-    parts, config = experiment.build(), experiment.train
+    parts, config = experiment.build(task), experiment.train
     device = choose_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)

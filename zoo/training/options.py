@@ -16,9 +16,11 @@ from zoo.models.budget import SIZES
 from zoo.models.config import ModelConfig, Recursion
 from zoo.models.create import model_config
 from zoo.objectives.base import objectives
+from zoo.tasks.protocol import Task
 from zoo.tasks.protocol import registry as tasks
 from zoo.training import machine
 from zoo.training.fit import Parts, fit
+from zoo.training.given import FROM_PYTHON
 
 SECTIONS = ("task", "model", "objective")
 NEVER = 2**40  # steps that no training comes to
@@ -262,13 +264,16 @@ class Experiment(Options, label="experiment"):
     def folder(self) -> Path:
         return Path(self.out or Path("runs", self.name))
 
-    def build(self) -> Parts:
+    def build(self, task: Task | None = None) -> Parts:
         """The task, the objective, and the model's config with what they need filled in.
+
+        Args:
+            task: the task itself, where the section `task` describes an object (`zoo.training.given`).
 
         Raises:
             UsageError: any option that is wrong, or parts that do not fit together.
         """
-        parts = fit(self.task, self.objective, self.model, self.train.needs())
+        parts = fit(self.task, self.objective, self.model, self.train.needs(), given=task)
         if self.train.accumulate > 1 and not parts.objective.takes_parts():
             told = f"{parts.objective.name} reads a batch whole: its method updates has no argument parts"
             raise UsageError(f"train.accumulate={self.train.accumulate} is not allowed: the objective {told}.")
@@ -292,7 +297,7 @@ class Experiment(Options, label="experiment"):
         """Every option spelt out, defaults included, as plain data: what `config.yaml` holds."""
         return {
             "name": self.name,
-            "task": {"name": parts.task.name, **_plain(parts.task.config)},
+            "task": self.task if FROM_PYTHON in self.task else {"name": parts.task.name, **_plain(parts.task.config)},
             "model": _plain(parts.model),
             "objective": {"name": parts.objective.name, **_plain(parts.objective.config)},
             "train": _plain(self.train),

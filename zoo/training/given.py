@@ -1,0 +1,67 @@
+"""A task that is given as an object from Python: what a run folder records of it, and what is said where it is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from zoo.core.errors import UsageError, quoted
+from zoo.tasks import random
+from zoo.tasks.protocol import SPLITS, Streamed, Task, registry
+
+FROM_PYTHON = "from_python"
+"""The key of a config's task that no name and options can make again."""
+_ROWS = 2  # of each split, that a digest is of
+
+
+def described(task: Any) -> dict[str, Any]:
+    """A config's section `task` for a task object: its name and options if they make it again, else what it is.
+
+    The digest of its first rows makes sure that a resumed run is given the same rows; batches that come in order have
+    none for training.
+
+    Raises:
+        UsageError: it is no task, or one whose rows differ when they are drawn again.
+    """
+    if not isinstance(task, Task):
+        fits = "zoo.tasks.from_dataset(...) or zoo.tasks.from_batches(...) makes one of a Dataset or a DataLoader"
+        raise UsageError(f"task={quoted(task, 60)} is no zoo.tasks.Task: {fits}; a task's name belongs to the experiment.")
+    for size in ("vocab_size", "seq_len", "layout", "config"):
+        if not hasattr(task, size):
+            raise UsageError(f"The task {task.name} sets no {size}, which its __init__ should.")
+    options = task.config.model_dump(mode="json")
+    if task.name in registry and registry[task.name] is type(task):
+        return {"name": task.name, **options}
+    cls = type(task)
+    facts = {"vocab_size": task.vocab_size, "seq_len": task.seq_len, "layout": task.layout}
+    about = {"class": f"{cls.__module__}.{cls.__qualname__}", **facts, "config": options, "digest": _digest(task)}
+    return {"name": task.name, FROM_PYTHON: about}
+
+
+def _digest(task: Task) -> str:
+    digests = []
+    for _ in range(2):
+        parts = []
+        for split in SPLITS:
+            if split not in task.absent and not (split == "train" and isinstance(task, Streamed)):
+                rows = task.sample(_ROWS, split=split, seed=0)
+                parts += [rows.inputs.contiguous().numpy(), rows.targets.contiguous().numpy()]
+        digests.append("".join(f"{key:016x}" for key in random.contents(parts).tolist()))
+    if digests[0] != digests[1]:
+        told = "row i has to depend on split, seed and i alone, so draw at random with a generator of that seed"
+        raise UsageError(f"The task {task.name} gives other rows when they are drawn again: {told}.")
+    return f"{random.contents([digests[0].encode()])[0]:016x}" if digests[0] else ""
+
+
+def check_named(section: Any) -> None:
+    """Raises UsageError where a config's section `task` is of a task that was given as an object."""
+    if isinstance(section, Mapping) and FROM_PYTHON in section:
+        about = section[FROM_PYTHON]
+        told = f", a {about['class']}" if isinstance(about, Mapping) and "class" in about else ""
+        raise UsageError(
+            f"The task {quoted(section.get('name'))} of this run was given as an object from Python{told}: pass it "
+            "again as task=..., to zoo.train or zoo.training.evaluation.evaluate_run (zoo.load needs no task)."
+        )
+
+
+__all__ = ["FROM_PYTHON", "check_named", "described"]
