@@ -7,4 +7,14 @@ from zoo.core.errors import UsageError
 from zoo.tasks.own import from_batches, from_dataset
 from zoo.tasks.protocol import IGNORE, Batch, Task, create_task, list_tasks, register
 
-__all__ = ["IGNORE", "Batch", "Task", "UsageError", "create_task", "from_batches", "from_dataset", "list_tasks", "register"]
+__all__ = [
+    "IGNORE",
+    "Batch",
+    "Task",
+    "UsageError",
+    "create_task",
+    "from_batches",
+    "from_dataset",
+    "list_tasks",
+    "register",
+]

@@ -54,8 +54,8 @@ def from_dataset(
     are padded on the right (only with the layout `next_token`).
 
     With `dataset[i]` and `len(dataset)`, every epoch reads all training rows in an order of its own, which follows from
-    the seed; a resumed run continues to the same bits. Row i must be the same whenever it is read. An iterable of rows is
-    read as `from_batches` reads batches.
+    the seed; a resumed run continues to the same bits. Row i must be the same whenever it is read. An iterable of rows
+    is read as `from_batches` reads batches.
 
     Args:
         dataset: the training rows.
@@ -88,8 +88,8 @@ def from_batches(
     that follow from the seed and the epoch; an iterator that ends also ends the run.
 
     Where the batches, or their iterator, have `state_dict` and `load_state_dict` (torchdata's `StatefulDataLoader`,
-    Hugging Face's streamed data sets), checkpoints keep that state. Otherwise a resumed run reads and drops the rows that
-    were trained already, and says so.
+    Hugging Face's streamed data sets), checkpoints keep that state. Otherwise a resumed run reads and drops the rows
+    that were trained already, and says so.
 
     Args:
         batches: of the training rows.
@@ -110,13 +110,15 @@ def _task(parts: list[Any], vocab_size: int, seq_len: int, layout: str, *, batch
         raise UsageError(f"layout={quoted(layout)} is not allowed: own data are 'next_token' or 'fill_in'.")
     train = parts[0]
     indexed = not batched and _is_indexed(train)
-    about = {"data": type(train).__name__, "n_rows": len(train) if indexed else None}
-    config = OwnConfig(vocab_size=vocab_size, seq_len=seq_len, layout=layout, **about)
+    name, n_rows = type(train).__name__, len(train) if indexed else None
+    config = OwnConfig(vocab_size=vocab_size, seq_len=seq_len, layout=layout, data=name, n_rows=n_rows)
     for split, part in zip(SPLITS, parts, strict=True):
         if part is None and split == "train":
             raise UsageError("There are no training rows: the data are None.")
         if part is not None and not _is_indexed(part) and not isinstance(part, Iterable):
-            told = "a Dataset, or an iterable of batches" if batched else "a Dataset, a list or another iterable of rows"
+            told = (
+                "a Dataset, or an iterable of batches" if batched else "a Dataset, a list or another iterable of rows"
+            )
             raise UsageError(f"The {split} data are {quoted(part, 60)}: expected {told}.")
         if part is not None and split != "train" and isinstance(part, Iterator):
             raise UsageError(f"The {split} data are an iterator, which ends when it was read once: give a list of it.")
@@ -198,10 +200,13 @@ class OwnData(Task):
 class IndexedData(OwnData):
     """Rows that are read by their index."""
 
+    name = "own_dataset"
 
 
 class StreamedData(OwnData, Streamed):
     """Training rows that come in order only."""
+
+    name = "own_batches"
 
     def _can_draw(self, split: Split) -> bool:
         return split != "train" and super()._can_draw(split)

@@ -106,7 +106,7 @@ def permutation(key: Keys, n: int) -> NDArray[np.int64]:
 
 
 def shuffled(keys: Keys, places: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """(m,) where places (m,) lie in a random order of 0 ... n - 1, one order for each key (m,), with no memory of size n.
+    """(m,) where places (m,) lie in a random order of 0 ... n - 1, an order for each key (m,), without memory for it.
 
     A Feistel network permutes the next power of four; what falls beyond n is permuted again.
     """

@@ -60,7 +60,9 @@ class Reader:
             wrong &= (tokens != IGNORE) if lowest is None else True
             if wrong.any():
                 token = tokens[wrong][0].item()
-                raise UsageError(f"{where} has the {what} {token}: tokens are from 0 to vocab_size-1={self.vocab_size - 1}.")
+                raise UsageError(
+                    f"{where} has the {what} {token}: tokens are from 0 to vocab_size-1={self.vocab_size - 1}."
+                )
         short = self.seq_len - n
         return Batch(F.pad(inputs, (0, short)), F.pad(targets, (0, short), value=IGNORE))
 
@@ -91,7 +93,9 @@ class Reader:
         except (TypeError, ValueError):
             raise UsageError(f"{where} is {quoted(part, 60)}: expected tokens (see zoo.tasks.from_dataset).") from None
         if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-            raise UsageError(f"{where} has {str(tensor.dtype).removeprefix('torch.')} values: tokens are whole numbers.")
+            raise UsageError(
+                f"{where} has {str(tensor.dtype).removeprefix('torch.')} values: tokens are whole numbers."
+            )
         if tensor.ndim != 1 + self.batched:
             expected = "(rows, tokens)" if self.batched else "(tokens,)"
             raise UsageError(f"{where} has the shape {tuple(tensor.shape)}: expected {expected}.")
@@ -106,25 +110,19 @@ def join(batches: list[Batch]) -> Batch:
 class Rows(RowStream):
     """Training rows of a source that is iterated, epoch after epoch, cut into batches of any size.
 
-    Every item is made with random states that follow from the seed and its number, so that a shuffled `DataLoader`, or a
-    `Dataset` that draws at random, gives the same rows to every run with that seed.
+    Every item is made with random states that follow from the seed and its number, so that a shuffled `DataLoader`,
+    or a `Dataset` that draws at random, gives the same rows to every run with that seed.
     """
 
     def __init__(self, source: Any, reader: Reader, seed: int):
         self._source, self._reader, self._seed = source, reader, seed
+        self.about = f"a {type(source).__name__}"
         self._iterator: Iterator[Any] | None = None
         self._items, self._in_epoch = 0, 0
         self._left: list[Batch] = []
         self._state: Any = None
         """The state of an iterator that is yet to be made."""
-
-    @property
-    def about(self) -> str:
-        return f"a {type(self._source).__name__}"
-
-    @property
-    def has_state(self) -> bool:
-        return self._keeper() is not None
+        self.has_state = self._keeper() is not None
 
     def _keeper(self) -> Any:
         """What keeps the state: the source or its iterator."""
@@ -136,9 +134,10 @@ class Rows(RowStream):
         with seeded(self._seed, self._items):
             if self._state is not None and _keeps(self._source):
                 self._source.load_state_dict(self._state)
-            self._iterator = iter(self._source)
-            if self._state is not None and not _keeps(self._source) and _keeps(self._iterator):
-                self._iterator.load_state_dict(self._state)  # type: ignore[attr-defined]
+            iterator: Any = iter(self._source)
+            if self._state is not None and not _keeps(self._source) and _keeps(iterator):
+                iterator.load_state_dict(self._state)
+            self._iterator = iterator
         self._state = None
 
     def take(self, n: int) -> Batch:

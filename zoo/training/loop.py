@@ -14,17 +14,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from zoo.core.errors import RunError, unknown
+from zoo.core.errors import RunError, UsageError, unknown
 from zoo.models.create import create_model
 from zoo.models.ends import Ends
 from zoo.objectives.base import Carry, Encoded, Update, figures
 from zoo.ops.common import logged_forms
 from zoo.protocol import Mixer
-from zoo.tasks.protocol import Batch
+from zoo.tasks.protocol import Batch, Streamed
 from zoo.training import checkpoint, machine, solving
 from zoo.training.callbacks import CallbackError, Callbacks
 from zoo.training.clock import Clock
-from zoo.training.data import Stream
+from zoo.training.data import DataEnded, Flow, Stream
 from zoo.training.evaluation import Answers, Stopped, answered, decode_rate, held_out, row_figures, scalars, scored
 from zoo.training.extending import STEPS, Extension, schedule
 from zoo.training.fit import Parts
@@ -68,9 +68,21 @@ class Trainer:
         self.model, self.at = self.session.model, self.session.at
         self.mixers = [module for module in self.model.modules() if isinstance(module, Mixer)]
         self._go_on(changed)
-        self.validation = held_out(self.task, "validation", self.config.eval_rows)
+        self.validation = None
+        if "validation" not in self.task.absent:
+            self.validation = held_out(self.task, "validation", self.config.eval_rows)
+        self._check_metrics()
+
+    def _check_metrics(self) -> None:
+        config = self.config
+        if self.validation is None:
+            for key in ("metric", "target"):
+                if getattr(config, key) is not None:
+                    told = f"{self.task.name} has no validation rows to measure it on"
+                    raise UsageError(f"train.{key} is not allowed: {told}.")
+            return
         known = ["loss", *scalars(self.task.score(self.validation, self.validation.targets))]
-        for metric in {self.config.selection, *([self.config.target.metric] if self.config.target else [])}:
+        for metric in {config.selection, *([config.target.metric] if config.target else [])}:
             if metric not in known:
                 raise unknown("metric", metric, known)
 
@@ -92,6 +104,7 @@ class Trainer:
 
     def run(self) -> Result:
         """Train to an end, then read test once with the weights that validation chose."""
+        self.stream: Stream | Flow | None = None
         self.written: dict[str, Any] = {"name": self.experiment.name, "status": "failed", "steps": self.at.step}
         try:
             result = self._run()
@@ -138,34 +151,36 @@ class Trainer:
         return Result(self.folder.path, data["status"], data)
 
     def _train(self) -> None:
-        stream = Stream(
-            self.task,
-            self.objective,
-            seed=self.config.seed,
-            batch_size=self.config.batch_size,
-            start=self.at.step,
-            stop=self.config.steps,
-            device=self.device,
-            rows=self.config.rows,
-        )
+        self.stream = stream = self._stream()
         try:
             self._loop(stream)
         except Stopped:
             self._save()
             raise
-        except CallbackError:
+        except (CallbackError, DataEnded):
             if self.at.moment != self.saved_moment:
                 self._write_checkpoint()
             raise
         finally:
             stream.close()
 
+    def _stream(self) -> Stream | Flow:
+        common: dict[str, Any] = {"seed": self.config.seed, "batch_size": self.config.batch_size, "start": self.at.step}
+        if isinstance(self.task, Streamed):
+            if self.config.rows is not None:
+                told = f"the rows of {self.task.name} come in order"
+                raise UsageError(f"train.rows={self.config.rows} is not allowed: {told}.")
+            say, state = self.reporter.say, self.session.data
+            return Flow(self.task, self.objective, **common, state=state, device=self.device, say=say)
+        rows, stop = self.config.rows, self.config.steps
+        return Stream(self.task, self.objective, **common, stop=stop, device=self.device, rows=rows)
+
     def _start_callbacks(self) -> None:
         at, config = self.at, self.experiment.resolved(self.parts)
         run = {"name": self.experiment.name, "folder": str(self.folder.path), "config": config, "step": at.step}
         self.callbacks.start({**run, "resumed": self.session.saved is not None})
 
-    def _loop(self, stream: Stream) -> None:
+    def _loop(self, stream: Stream | Flow) -> None:
         config, at = self.config, self.at
         while True:
             if at.to_evaluate:
@@ -250,6 +265,12 @@ class Trainer:
     def _evaluate(self) -> None:
         """The evaluation due at this step, and a checkpoint where its weights are the best so far."""
         at, config = self.at, self.config
+        if self.validation is None:
+            at.to_evaluate = False
+            if at.status is not None:  # with nothing to choose by, the last weights are the best
+                at.best = Best(step=at.step, rank=[float(at.step)], score={})
+                self._save()
+            return
         with self.clock.aside():
             score = self._score(self.session.evaluated, self.validation)
             self._check_finite(score["loss"])
@@ -290,6 +311,13 @@ class Trainer:
             self._evaluate()
             weights = checkpoint.read_weights(self._best_path())
         checkpoint.load_weights(model, weights, self._best_path())
+        test = {} if "test" in self.task.absent else self._score_test(model)
+        if self.validation is not None:
+            solving.record(self.folder.path, self.objective, model, precision=self.precision)
+        with machine.autocast(self.precision, self.device):
+            return test, decode_rate(model, self.objective.length)
+
+    def _score_test(self, model: Ends) -> dict[str, Any]:
         rows = held_out(self.task, "test", self.config.test_rows)
         answers = self._answers(model, rows)
         test = scored(self.objective, rows, answers)
@@ -298,9 +326,7 @@ class Trainer:
         line = self._line("test", **scalars(test))
         self.folder.record(line)
         self._call(self.callbacks.evaluation, line)
-        solving.record(self.folder.path, self.objective, model, precision=self.precision)
-        with machine.autocast(self.precision, self.device):
-            return test, decode_rate(model, self.objective.length)
+        return test
 
     def _best_path(self) -> Path:
         """The checkpoint of the best weights so far."""
@@ -348,7 +374,7 @@ class Trainer:
             "state_bytes": model.state_bytes(1, context),
             "context_length": context,
             "flops_per_token": model.flops_per_token(context),
-            "passes": self.objective.passes(model, self.validation),
+            "passes": self.objective.passes(model, self.validation or self._some_rows(1)),
             "loss_is_bound": self.objective.loss_is_bound,
             "tokens_per_second": self.folder.training_rate(),
             "decode_tokens_per_second": decode,
@@ -388,7 +414,8 @@ class Trainer:
                 raise RunError(f"A weight is not finite at step {self.at.step}: {self._advice()}.")
             self.at.seconds, self.at.metrics_size = self.clock.seconds(), self.folder.records_size()
             self.folder.check()
-            self.session.save(self.folder.checkpoints, self.experiment.resolved(self.parts))
+            place = self.stream.state() if isinstance(self.stream, Flow) else None
+            self.session.save(self.folder.checkpoints, self.experiment.resolved(self.parts), place)
             self.saved_at, self.saved_moment = time.perf_counter(), self.at.moment
 
     def _check_finite(self, loss: float) -> None:
@@ -398,13 +425,20 @@ class Trainer:
     def _advice(self) -> str:
         return f"try a lower train.lr (now {self.config.lr:g}), a longer train.warmup_steps, or train.clip"
 
+    def _some_rows(self, n: int) -> Batch:
+        """Rows for what depends on their shape alone."""
+        if isinstance(self.task, Streamed):
+            zeros = torch.zeros(n, self.task.seq_len, dtype=torch.int64)
+            return Batch(zeros, zeros)
+        return self.task.sample(n, split="train", seed=self.config.seed)
+
     # ---- compilation
 
     def _compile(self) -> None:
         """Compile the layers, timed over one pass forward and back of which nothing stays."""
         started, random = time.perf_counter(), torch.get_rng_state()
         self.model.backbone.compile()
-        rows = self.task.sample(self.config.batch_size, split="train", seed=self.config.seed)
+        rows = self._some_rows(self.config.batch_size)
         data = self.objective.encode(rows).to(self.device)
         carry = {k: v.clone() for k, v in self.session.carry.items()}
         buffers = [buffer.clone() for buffer in self.model.buffers()]

@@ -84,6 +84,7 @@ class Training(BaseModel):
     random_cuda: Tensor | None
     generator: Tensor
     carry: dict[str, Tensor]
+    data: dict[str, Any] | None = None
 
 
 class Session:
@@ -102,6 +103,8 @@ class Session:
         self.optimizer = Optimizer(self.model, config)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.carry: Carry = {}
+        self.data: dict[str, Any] | None = None
+        """The place of training rows that come in order, at the checkpoint that was resumed."""
         self.at = Position()
         self.saved: Path | None = None
         """The newest checkpoint known to be whole."""
@@ -115,14 +118,14 @@ class Session:
         """Whether every weight is a number."""
         return bool(torch.stack(torch._foreach_norm(self.optimizer.parameters)).isfinite().all())
 
-    def save(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def save(self, folder: Path, config: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> None:
         """Write a checkpoint of this moment of a run of this config, and delete those no longer kept.
 
         Raises:
             RunError: the file system refuses; earlier checkpoints are as they were.
         """
         cuda = self.device.type == "cuda"
-        training = {
+        training: dict[str, Any] = {
             "position": self.at.model_dump(),
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
@@ -130,6 +133,8 @@ class Session:
             "generator": self.generator.get_state(),
             "carry": self.carry,
         }
+        if data is not None:
+            training["data"] = data
         self.saved = checkpoint.save(
             folder,
             self.at.step,
@@ -198,6 +203,7 @@ class Session:
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise self._foreign(path, error) from None
         self.carry = {k: v.to(self.device) for k, v in training.carry.items()}
+        self.data = training.data
         self.at = training.position
 
     def _foreign(self, path: Path, error: Exception) -> checkpoint.Damaged:

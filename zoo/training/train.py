@@ -8,8 +8,10 @@ from typing import Any
 
 from zoo.core.errors import UsageError
 from zoo.core.run_files import CHECKPOINTS
+from zoo.tasks.protocol import Task
 from zoo.training import checkpoints, imports, machine
 from zoo.training.callbacks import Callback, Callbacks
+from zoo.training.given import described
 from zoo.training.loop import Trainer
 from zoo.training.options import Experiment
 from zoo.training.progress import Reporter
@@ -30,6 +32,7 @@ def train(
     resume: bool = False,
     fresh: bool = False,
     quiet: bool = False,
+    task: Task | None = None,
     callbacks: Iterable[Callback] = (),
     watch: Watch | None = None,
 ) -> Result:
@@ -46,6 +49,8 @@ def train(
         resume: fail unless a checkpoint exists.
         fresh: delete the existing run in the folder and start again.
         quiet: print nothing.
+        task: a task as an object, in place of the experiment's; `zoo.tasks.from_dataset` and `from_batches` make one of
+            data of your own. A run of such a task is resumed with the same object.
         callbacks: objects of classes derived from `zoo.Callback`. A run that has ended already calls none.
         watch: what a sweep asks of the training.
 
@@ -56,8 +61,10 @@ def train(
         Interrupted: SIGINT or SIGTERM, after a checkpoint.
     """
     called, watch = Callbacks(callbacks), watch or Watch()
+    if task is not None:
+        overrides = _with_task(overrides or {}, task)
     chosen = read_experiment(experiment, overrides, variant)
-    parts = chosen.build()
+    parts = chosen.build(task)
     machine.choose_device(chosen.train.device)
     if resume and fresh:
         raise UsageError("--resume goes on from a run and --fresh deletes it: give one of them.")
@@ -75,6 +82,13 @@ def train(
             return Result(run.path, old["status"], old)
         with stop_on_signals(watch.stops) as stop, reporter:
             return Trainer(chosen, parts, run, reporter, stop, called, watch, changed).run()
+
+
+def _with_task(overrides: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    for key in overrides:
+        if str(key).partition(".")[0] == "task":
+            raise UsageError(f"{key} and a task object are given: options of the object are set when it is made.")
+    return {**overrides, "task": described(task)}
 
 
 def _other_run(source: Any, folder: Path) -> Path | None:
