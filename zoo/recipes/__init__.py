@@ -1,4 +1,4 @@
-"""Recipes that come with the package."""
+"""Recipes and sweeps that come with the package."""
 
 from importlib.resources import files
 
@@ -19,4 +19,14 @@ def recipe_about(name: str) -> str:
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
-__all__ = ["list_recipes", "recipe_about", "recipe_text"]
+def list_sweeps() -> list[str]:
+    """The names of the sweeps."""
+    return sorted(f.name.removesuffix(".yaml") for f in (files(__name__) / "sweeps").iterdir())
+
+
+def sweep_text(name: str) -> str:
+    """The YAML of a sweep."""
+    return (files(__name__) / "sweeps" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+__all__ = ["list_recipes", "list_sweeps", "recipe_about", "recipe_text", "sweep_text"]

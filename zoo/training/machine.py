@@ -92,6 +92,18 @@ def peak_memory(device: torch.device) -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def reset_peak_memory(device: torch.device) -> bool:
+    """Make `peak_memory` start again from what is in use now; whether the system allows that."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        (STATUS.parent / "clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
 def cpu_name() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

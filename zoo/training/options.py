@@ -274,13 +274,21 @@ class Experiment(Options, label="experiment"):
             UsageError: any option that is wrong, or parts that do not fit together.
         """
         parts = fit(self.task, self.objective, self.model, self.train.needs(), given=task)
+        self.check(parts)
+        return parts
+
+    def check(self, parts: Parts) -> None:
+        """Refuse a training that its own parts do not bear.
+
+        Raises:
+            UsageError: parts of a batch under an objective that reads it whole, or more rows than there is memory for.
+        """
         if self.train.accumulate > 1 and not parts.objective.takes_parts():
             told = f"{parts.objective.name} reads a batch whole: its method updates has no argument parts"
             raise UsageError(f"train.accumulate={self.train.accumulate} is not allowed: the objective {told}.")
-        self._has_room(parts)
-        return parts
+        self._check_room(parts)
 
-    def _has_room(self, parts: Parts) -> None:
+    def _check_room(self, parts: Parts) -> None:
         """Refuses rows that this machine's memory cannot hold: those drawn at once, and those a model reads at once."""
         memory, length = machine.total_memory(), parts.objective.length
         rows = 16 * length  # bytes of what is asked and what is answered

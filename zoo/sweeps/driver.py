@@ -1,0 +1,187 @@
+"""The course of a sweep: what is started when, what is stored, and what is said at the end."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from zoo.core.errors import UsageError
+from zoo.sweeps.folder import SweepFolder
+from zoo.sweeps.plan import Plan, Trial
+from zoo.sweeps.store import Record
+from zoo.sweeps.trial import DONE, Job, Outcome, base_row
+from zoo.sweeps.view import View
+from zoo.sweeps.workers import Workers
+from zoo.training.stopping import Interrupted, Stop
+
+
+class Driver:
+    """Runs the trials of a plan that the store does not have yet.
+
+    Args:
+        plan: the trials.
+        folder: the sweep's, locked.
+        view: shows what happens.
+        stop: asks for an end.
+    """
+
+    def __init__(self, plan: Plan, folder: SweepFolder, view: View, stop: Stop):
+        self.plan, self.folder, self.view, self.stop = plan, folder, view, stop
+        self.store, self.config = folder.store, plan.config
+        self.rows: dict[int, dict[str, Any]] = {}
+        """What is stored of each trial."""
+        if self.store.folder.is_dir():
+            self.rows = {row["trial"]: row for row in self.store.trials().rows(named=True)}
+        self.queue: deque[Job] = deque()
+        self.running: dict[int, Job] = {}
+        self.chosen: set[int] = set()
+        self.seconds = sum(row["seconds"] or 0.0 for row in self.rows.values())
+        self.started = 0
+
+    def run(self, workers: Workers) -> None:
+        """Train until nothing is left, the budget is spent, or an end is asked for.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM, after the trials that ran have saved a checkpoint.
+        """
+        for trial in self.plan.trials:
+            self._enqueue(trial)
+        self._choose()
+        interrupted: int | None = None
+        while self.queue or self.running:
+            if self.stop() and interrupted is None:
+                interrupted = 128 + int(self.stop.number or 2)
+            if interrupted is not None:
+                if not self.running:
+                    break
+                workers.stop()
+            while interrupted is None and self.queue and len(self.running) < workers.count and self._has_budget():
+                self._start(workers, self.queue.popleft())
+            if not self.running:
+                break
+            for outcome in workers.wait():
+                self._take(outcome)
+                if outcome.exit_status is not None and interrupted is None:
+                    interrupted = outcome.exit_status
+            self.view.show(self.rows, self.running, workers.records(), len(self.plan))
+        if interrupted is not None:
+            told = f"Interrupted with {self.told()}. The same command continues: zoo sweep {self.folder.path}"
+            raise Interrupted(told, interrupted - 128)
+
+    def _enqueue(self, trial: Trial) -> None:
+        row = self.rows.get(trial.index)
+        attempt = 1
+        if row is not None:
+            if row["status"] in DONE or (row["status"] == "failed" and row["attempts"] > self.config.retries):
+                return
+            attempt = (row["attempts"] or 1) + (row["status"] == "failed")
+        self.queue.append(Job(trial, str(self.folder.trial(trial.id)), attempt))
+
+    def _has_budget(self) -> bool:
+        budget = self.config.budget
+        begun = sum(row["status"] != "running" for row in self.rows.values()) + len(self.running)
+        if budget.trials is not None and begun >= budget.trials and self.queue[0].trial.index not in self.rows:
+            return False
+        return budget.seconds is None or self.seconds < budget.seconds
+
+    def _start(self, workers: Workers, job: Job) -> None:
+        self.running[job.trial.index] = job
+        self.started += 1
+        self._store(Record(base_row(job, "running")))
+        self.view.show(self.rows, self.running, workers.records(), len(self.plan))
+        workers.start(job)
+
+    def _store(self, record: Record) -> None:
+        self.store.add(record)
+        self.rows[record.row["trial"]] = dict(record.row)
+
+    def _take(self, outcome: Outcome) -> None:
+        job = outcome.job
+        del self.running[job.trial.index]
+        self._store(outcome.record)
+        self.seconds += outcome.record.row.get("seconds") or 0.0
+        if outcome.status == "failed" and job.attempt <= self.config.retries:
+            self.view.say(f"{job.trial.id} failed and is started again: {outcome.record.row['reason']}")
+            self.queue.append(job._replace(attempt=job.attempt + 1))
+            return
+        self.view.ended(job.trial, outcome.record.row)
+        self._choose()
+
+    # ---- the choice of an option
+
+    def _choose(self) -> None:
+        """Enqueue the final trials of every combination whose option can be chosen now."""
+        if self.config.choose is None:
+            return
+        for group in sorted({trial.group for trial in self.plan.trials} - self.chosen):
+            trials = self.plan.group(group)
+            if all(self._is_over(trial) for trial in trials):
+                self.chosen.add(group)
+                value = self._best(trials)
+                if value is None:
+                    self._give_up(group, trials[0])
+                    continue
+                for trial in self.plan.final(group, value):
+                    self._enqueue(trial)
+
+    def _is_over(self, trial: Trial) -> bool:
+        row = self.rows.get(trial.index)
+        if row is None or trial.index in self.running:
+            return False
+        return row["status"] in DONE or (row["status"] == "failed" and row["attempts"] > self.config.retries)
+
+    def _best(self, trials: list[Trial]) -> Any:
+        """The value with the best mean validation figure over its seeds; a value that failed at one seed is out."""
+        assert self.config.choose is not None
+        figures: dict[Any, list[float]] = {}
+        values = []
+        for trial in trials:
+            value = trial.point[self.config.choose.key]
+            if value not in values:
+                values.append(value)
+            figures.setdefault(values.index(value), []).append(figure_of(self.rows[trial.index], trial))
+        means = {i: math.fsum(found) / len(found) for i, found in figures.items()}
+        best = max(means, key=lambda i: means[i])
+        return None if means[best] == -math.inf else values[best]
+
+    def _give_up(self, group: int, example: Trial) -> None:
+        """Record that no option could be chosen: the final trials of this combination cannot be trained."""
+        assert self.config.choose is not None
+        key = self.config.choose.key
+        for trial in self.plan.final(group, example.point[key]):
+            point = {**trial.point, key: None}
+            reason = f"no {key} could be chosen: all of its trials failed"
+            self._store(Record(base_row(Job(trial._replace(point=point), "", 1), "failed", reason)))
+
+    # ---- the end
+
+    def told(self) -> str:
+        """How many trials ended in which way."""
+        counts: dict[str, int] = {}
+        for row in self.rows.values():
+            counts[row["status"]] = counts.get(row["status"], 0) + 1
+        counts["not started"] = len(self.plan) - len(self.rows)
+        parts = [f"{n} {status.replace('_', ' ')}" for status, n in counts.items() if n]
+        return f"{len(self.plan)} trials: {', '.join(parts) or 'none'}"
+
+
+def selection_of(trial: Trial) -> str:
+    """The validation figure that measures a trial."""
+    train = trial.config["train"]
+    return train["metric"] or (train["target"] or {}).get("metric") or "accuracy"
+
+
+def figure_of(row: dict[str, Any], trial: Trial) -> float:
+    """The validation figure of a trial, the larger the better; below all where it has none."""
+    metric = selection_of(trial)
+    value = row.get(f"validation.{metric}")
+    if row["status"] == "failed" or not isinstance(value, int | float) or math.isnan(value):
+        return -math.inf
+    return -value if metric == "loss" else value
+
+
+Say = Callable[[str], None]
+
+__all__ = ["Driver", "UsageError", "figure_of", "selection_of"]
