@@ -31,7 +31,7 @@ from zoo.models.config import ModelConfig, Recursion
 from zoo.objectives.base import objectives
 from zoo.pattern import make_word, parse, to_text
 from zoo.protocol import Mixer, Place, mixers
-from zoo.recipes import list_recipes, recipe_about
+from zoo.recipes import headline, list_recipes, recipe_text
 from zoo.report.benchmark import in_order
 from zoo.report.units import size
 from zoo.tasks.protocol import registry as tasks
@@ -415,7 +415,7 @@ def recipe_pages() -> Iterator[tuple[str, str]]:
         text = (resources.files("zoo.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
         lines = [f"# {name}", "", *fenced(f"zoo train {name}", "sh"), "", *fenced(text, "yaml"), ""]
         yield f"recipes/{name}.md", "\n".join(lines)
-    rows = [[f"[{name}](recipes/{name}.md)", cell(recipe_about(name))] for name in names]
+    rows = [[f"[{name}](recipes/{name}.md)", cell(headline(recipe_text(name)))] for name in names]
     about = (
         "# Recipes\n\n"
         "Experiments that ship with the package: `zoo train NAME`. `key=value` changes any key.\n"

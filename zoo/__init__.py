@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from zoo.pattern import create_mixer, list_mixers
     from zoo.protocol import Context, Mixer, Place, State, register
     from zoo.states import canonical, fork, join, select
+    from zoo.sweeps.sweep import sweep
     from zoo.training.callbacks import Callback
     from zoo.training.loading import load
     from zoo.training.saving import save
@@ -49,6 +50,7 @@ _LATER = {
     "Callback": "zoo.training.callbacks",
     "load": "zoo.training.loading",
     "save": "zoo.training.saving",
+    "sweep": "zoo.sweeps.sweep",
     "train": "zoo.training.train",
 }
 _PACKAGES = ("benchmarks", "core", "laws", "models", "objectives", "ops", "report", "sweeps", "tasks", "training")
@@ -76,6 +78,7 @@ __all__ = [
     "save",
     "select",
     "swap",
+    "sweep",
     "to_hf",
     "train",
 ]

@@ -52,7 +52,7 @@ def zoo_(
     """Train, compare and recombine sequence models."""
 
 
-LISTS = ("mixers", "models", "tasks", "objectives", "norms", "residuals", "recipes", "benchmarks")
+LISTS = ("mixers", "models", "tasks", "objectives", "norms", "residuals", "recipes", "sweeps", "benchmarks")
 
 
 @app.command("list")
@@ -61,7 +61,7 @@ def list_(
     pattern: Annotated[str, typer.Argument(help="Names to list, as a shell pattern.")] = "*",
     as_json: Json = False,
 ) -> None:
-    """List mixers, models, tasks, objectives, norms, residual kinds, recipes or benchmarks."""
+    """List mixers, models, tasks, objectives, norms, residual kinds, recipes, sweeps or benchmarks."""
     from zoo.listing import listing
 
     _print_listing(listing(what, pattern), as_json)
@@ -139,6 +139,70 @@ def train(
     for line in results.lines:
         print(line)
     raise typer.Exit(results.status)
+
+
+@app.command()
+def sweep(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SWEEP|RECIPE", help="A sweep or a recipe by name, a YAML file of either, or the folder of a sweep."
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Options, such as train.steps=500; a list is swept: train.lr=[1e-3,3e-3]."
+        ),
+    ] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Only this variant of a recipe. May be repeated.")] = None,
+    out: Annotated[str | None, typer.Option(help="The folder. Default: runs/NAME.")] = None,
+    search: Annotated[str | None, typer.Option(help="grid, random(20), or asha(n=20, grace=100).")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Number of draws from distributions, for each combination of the lists.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds of every combination, such as 0,1,2.")] = None,
+    choose: Annotated[str | None, typer.Option(help="A key whose value is chosen by validation first.")] = None,
+    choose_seeds: Annotated[str | None, typer.Option(help="Seeds of that choice, such as 100,101.")] = None,
+    budget_seconds: Annotated[
+        float | None, typer.Option(help="Start no trial after this many seconds of training in all.")
+    ] = None,
+    budget_trials: Annotated[int | None, typer.Option(help="Start at most this number of trials.")] = None,
+    retries: Annotated[int | None, typer.Option(help="Start a failed trial again, at most this often.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of trials at once. Default: one for each processor.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Address of a Ray cluster. Default: this machine.")] = None,
+    no_ray: Annotated[bool, typer.Option("--no-ray", help="Train one trial after another in this process.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials and write nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Train an experiment at many points of a space of options.
+
+    If the folder contains this sweep, the sweep continues. The exit status is 1 if a trial failed.
+    """
+    from zoo.sweeps.command import run
+
+    try:
+        lines, status = run(
+            source,
+            overrides or [],
+            variants=variant or [],
+            seeds=seeds,
+            choose=choose,
+            choose_seeds=choose_seeds,
+            budget={"seconds": budget_seconds, "trials": budget_trials},
+            options={"out": out, "search": search, "samples": samples, "retries": retries, "workers": workers},
+            address=address,
+            ray=False if no_ray else None,
+            dry=dry_run,
+            quiet=quiet,
+        )
+    except KeyboardInterrupt as error:  # typer would drop its text
+        _fail(str(error) or "Interrupted.", getattr(error, "exit_status", 130))
+    for line in lines:
+        print(line)
+    raise typer.Exit(status)
 
 
 @app.command("eval")

@@ -13,13 +13,13 @@ from zoo.models.families import families
 from zoo.objectives.base import objectives
 from zoo.pattern import list_mixers, parse
 from zoo.protocol import mixers, norms
-from zoo.recipes import list_recipes, recipe_about
+from zoo.recipes import headline, list_recipes, list_sweeps, recipe_text, sweep_text
 from zoo.report.benchmark import in_order
 from zoo.residual import residuals
 from zoo.tasks.protocol import registry as tasks
 from zoo.training.recipes import read_recipe
 
-KINDS = ("mixers", "models", "tasks", "objectives", "norms", "residuals", "recipes", "benchmarks")
+KINDS = ("mixers", "models", "tasks", "objectives", "norms", "residuals", "recipes", "sweeps", "benchmarks")
 PLAIN: dict[str, Registry[Any]] = {"objectives": objectives, "norms": norms, "residuals": residuals}
 
 
@@ -43,9 +43,12 @@ def listing(what: str, pattern: str = "*") -> list[dict[str, Any]]:
         return [{"name": cls.label(), "about": _about(cls)} for cls in in_order() if cls.label() in shown]
     if what == "models":
         return [_model(n) for n in families.names(pattern)]
+    if what == "sweeps":
+        return [{"name": n, "about": headline(sweep_text(n))} for n in fnmatch.filter(list_sweeps(), pattern)]
     names = fnmatch.filter(list_recipes(), pattern)
     return [
-        {"name": n, "variants": list(read_recipe(n).get("variants") or {}), "about": recipe_about(n)} for n in names
+        {"name": n, "variants": list(read_recipe(n).get("variants") or {}), "about": headline(recipe_text(n))}
+        for n in names
     ]
 
 

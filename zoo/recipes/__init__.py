@@ -13,9 +13,9 @@ def recipe_text(name: str) -> str:
     return (files(__name__) / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def recipe_about(name: str) -> str:
-    """The first line of the comment that one opens with."""
-    first = recipe_text(name).split("\n", 1)[0]
+def headline(text: str) -> str:
+    """The first line of the comment that a YAML text opens with."""
+    first = text.split("\n", 1)[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
@@ -29,4 +29,4 @@ def sweep_text(name: str) -> str:
     return (files(__name__) / "sweeps" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-__all__ = ["list_recipes", "list_sweeps", "recipe_about", "recipe_text", "sweep_text"]
+__all__ = ["headline", "list_recipes", "list_sweeps", "recipe_text", "sweep_text"]

@@ -140,7 +140,7 @@ class SweepConfig(Options, label="sweep"):
             raise UsageError(f"{next(iter(space.drawn))} is given as a distribution: {told}.")
         if self.search.n is not None and not space.drawn:
             told = 'no key is given as one, such as train.lr="{log_uniform: [1e-4, 1e-2]}"'
-            raise UsageError(f"sweep.search: {self.search.name} with n={self.search.n} draws from distributions: {told}.")
+            raise UsageError(f"sweep.search: n={self.search.n} is a number of draws from distributions, but {told}.")
         if space.drawn and self.search.n is None:
             raise UsageError("sweep.search: give the number of draws, such as asha(n=20).")
         if {SEED, VARIANT} & space.drawn.keys():
@@ -172,7 +172,8 @@ def read_sweep_config(
             `experiment`, or whatever stands for an experiment.
         space: keys and values, over those of the sweep.
         variants: variants of a recipe.
-        options: of `SweepConfig`, over those of the sweep; None leaves one out.
+        options: of `SweepConfig`, over those of the sweep, and `samples`, the number of draws of a search, by default
+            a random one; None leaves one out.
 
     Raises:
         UsageError: any wrong option.
@@ -193,6 +194,9 @@ def read_sweep_config(
         more[VARIANT] = plain(variants)
     data["space"] = {**{str(k): plain(v) for k, v in given.items()}, **more}
     options = {k: plain(v) for k, v in options.items() if v is not None}
+    if (samples := options.pop("samples", None)) is not None:
+        search = Search.read(options.get("search", data.get("search", "random")))
+        options["search"] = {**search, "n": samples}
     if SEED in more:
         data.pop("seeds", None)
     if "seeds" in options:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
-from zoo.core.errors import UsageError
 from zoo.sweeps.folder import SweepFolder
 from zoo.sweeps.plan import Plan, Trial
 from zoo.sweeps.store import Record
@@ -71,7 +69,7 @@ class Driver:
             raise Interrupted(told, interrupted - 128)
 
     def _enqueue(self, trial: Trial) -> None:
-        row = self.rows.get(trial.index)
+        row = self.rows.get(trial.number)
         attempt = 1
         if row is not None:
             if row["status"] in DONE or (row["status"] == "failed" and row["attempts"] > self.config.retries):
@@ -82,12 +80,12 @@ class Driver:
     def _has_budget(self) -> bool:
         budget = self.config.budget
         begun = sum(row["status"] != "running" for row in self.rows.values()) + len(self.running)
-        if budget.trials is not None and begun >= budget.trials and self.queue[0].trial.index not in self.rows:
+        if budget.trials is not None and begun >= budget.trials and self.queue[0].trial.number not in self.rows:
             return False
         return budget.seconds is None or self.seconds < budget.seconds
 
     def _start(self, workers: Workers, job: Job) -> None:
-        self.running[job.trial.index] = job
+        self.running[job.trial.number] = job
         self.started += 1
         self._store(Record(base_row(job, "running")))
         self.view.show(self.rows, self.running, workers.records(), len(self.plan))
@@ -99,7 +97,7 @@ class Driver:
 
     def _take(self, outcome: Outcome) -> None:
         job = outcome.job
-        del self.running[job.trial.index]
+        del self.running[job.trial.number]
         self._store(outcome.record)
         self.seconds += outcome.record.row.get("seconds") or 0.0
         if outcome.status == "failed" and job.attempt <= self.config.retries:
@@ -127,8 +125,8 @@ class Driver:
                     self._enqueue(trial)
 
     def _is_over(self, trial: Trial) -> bool:
-        row = self.rows.get(trial.index)
-        if row is None or trial.index in self.running:
+        row = self.rows.get(trial.number)
+        if row is None or trial.number in self.running:
             return False
         return row["status"] in DONE or (row["status"] == "failed" and row["attempts"] > self.config.retries)
 
@@ -141,7 +139,7 @@ class Driver:
             value = trial.point[self.config.choose.key]
             if value not in values:
                 values.append(value)
-            figures.setdefault(values.index(value), []).append(figure_of(self.rows[trial.index], trial))
+            figures.setdefault(values.index(value), []).append(figure_of(self.rows[trial.number], trial))
         means = {i: math.fsum(found) / len(found) for i, found in figures.items()}
         best = max(means, key=lambda i: means[i])
         return None if means[best] == -math.inf else values[best]
@@ -163,7 +161,7 @@ class Driver:
         for row in self.rows.values():
             counts[row["status"]] = counts.get(row["status"], 0) + 1
         counts["not started"] = len(self.plan) - len(self.rows)
-        parts = [f"{n} {status.replace('_', ' ')}" for status, n in counts.items() if n]
+        parts = [f"{n} {status}" for status, n in counts.items() if n]
         return f"{len(self.plan)} trials: {', '.join(parts) or 'none'}"
 
 
@@ -182,6 +180,4 @@ def figure_of(row: dict[str, Any], trial: Trial) -> float:
     return -value if metric == "loss" else value
 
 
-Say = Callable[[str], None]
-
-__all__ = ["Driver", "UsageError", "figure_of", "selection_of"]
+__all__ = ["Driver", "figure_of", "selection_of"]

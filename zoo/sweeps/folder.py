@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ from filelock import FileLock, Timeout
 
 import zoo
 from zoo.core import yaml_text
-from zoo.core.errors import UsageError
+from zoo.core.errors import UsageError, quoted
 from zoo.core.files import write_atomic, writing
-from zoo.core.run_files import changes, differing, is_run
+from zoo.core.run_files import is_run
 from zoo.sweeps.config import SweepConfig
 from zoo.sweeps.store import STORE, SWEEP, Store, read_sweep
 
@@ -59,21 +60,37 @@ class SweepFolder:
         """
         data: dict[str, Any] = config.model_dump(mode="json")
         data = {k: v for k, v in data.items() if v is not None and k != "out"}
+        searched = config.search.given()
+        data["search"] = {"name": config.search.name} | {k: data["search"][k] for k in searched}
         path = self.path / SWEEP
         if path.exists():
             old = read_sweep(self.path)
             known = [k for k in SweepConfig.model_fields if k not in FREE]
-            before, now = ({k: each.get(k) for k in known} for each in (old, data))
-            if keys := differing(before, now):
-                told = changes(before, now, keys[:3], "there")
+            before, now = (_leaves({k: each.get(k) for k in known}) for each in (old, data))
+            keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+            if keys:
+                told = ", ".join(f"{k} ({_shown(before, k)} there, {_shown(now, k)} now)" for k in keys[:3])
                 more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-                fix = "give them as before, or choose another folder with --out"
-                raise UsageError(f"{self.path} holds a sweep with a different {told}{more}: {fix}.")
+                fix = "give all as before, or choose another folder with --out"
+                raise UsageError(f"{self.path} holds a sweep with another {told}{more}: {fix}.")
         data |= {"trials": trials, "zoo_version": zoo.__version__}
         write_atomic(path, yaml_text.dump(data).encode())
 
     def trial(self, name: str) -> Path:
         return self.path / TRIALS / name
+
+
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        found |= _leaves(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found
+
+
+def _shown(leaves: Mapping[str, Any], key: str) -> str:
+    return quoted(leaves[key], 60) if leaves.get(key) is not None else "not given"
 
 
 __all__ = ["FREE", "SweepFolder"]

@@ -99,7 +99,7 @@ def judged(plan: Plan) -> tuple[Rules | None, dict[int, str]]:
     grace = search.grace or max(train["eval_every"] for train in trains)
     if grace >= steps:
         raise UsageError(f"sweep.search: grace={grace} is no less than train.steps={steps}: no trial would be ended.")
-    groups = {trial.index: json.dumps([trial.point[key] for key in search.by]) for trial in plan.trials}
+    groups = {trial.number: json.dumps([trial.point[key] for key in search.by]) for trial in plan.trials}
     return Rules(metrics.pop(), grace, steps, search.reduction), groups
 
 

@@ -23,7 +23,7 @@ class Trial(NamedTuple):
     """One training of a sweep.
 
     Attributes:
-        index: its place among all.
+        number: its place among all.
         stage: "choose" where an option is chosen by it, "final" where that option was chosen, "grid" otherwise.
         point: the swept keys and their values here, without the seed.
         seed: the seed.
@@ -32,7 +32,7 @@ class Trial(NamedTuple):
         group: of a choice, the number of the combination of all other keys; else -1.
     """
 
-    index: int
+    number: int
     stage: str
     point: dict[str, Any]
     seed: int
@@ -42,7 +42,7 @@ class Trial(NamedTuple):
 
     @property
     def id(self) -> str:
-        return f"{self.index:05d}"
+        return f"{self.number:05d}"
 
     @property
     def variant(self) -> str | None:

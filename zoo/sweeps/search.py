@@ -43,11 +43,20 @@ class Search(Options, label="sweep.search"):
         Raises:
             UsageError: no text of this kind, or a wrong option.
         """
+        return super().of(cls.read(value))
+
+    @staticmethod
+    def read(value: Any) -> Any:
+        """The options that a text stands for; a mapping as it is.
+
+        Raises:
+            UsageError: no text of this kind.
+        """
         if isinstance(value, str):
             value = _read_call(value)
         if isinstance(value, Mapping) and isinstance(value.get("by"), list):
             value = {**value, "by": tuple(value["by"])}
-        return super().of(value)
+        return value
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Search:

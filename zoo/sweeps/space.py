@@ -115,7 +115,8 @@ def plain(value: Any) -> Any:
 def takes_lists(key: str, base: Mapping[str, Any]) -> int:
     """How deep a list the option of a dotted key takes; 0 for an option that takes none, and for an unknown one."""
     section, *path = key.split(".")
-    owner: type[BaseModel] | None = {"train": TrainConfig, "model": ModelConfig}.get(section)
+    owners: dict[str, type[BaseModel]] = {"train": TrainConfig, "model": ModelConfig}
+    owner = owners.get(section)
     for name, registry in (("task", tasks), ("objective", objectives)):
         if section == name:
             given = base.get(section, "next_token")

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from zoo.core.errors import UsageError
 from zoo.sweeps.config import SweepConfig, read_sweep_config
-from zoo.sweeps.driver import Driver, figure_of, selection_of
+from zoo.sweeps.driver import Driver, selection_of
 from zoo.sweeps.folder import SweepFolder
 from zoo.sweeps.judge import Judge, judged
 from zoo.sweeps.plan import Plan
@@ -92,10 +91,45 @@ def sweep(
         UsageError: any wrong input, in any trial, before the first is trained; a folder in use, or of another sweep.
         Interrupted: SIGINT or SIGTERM, after the trials that ran have saved a checkpoint.
     """
-    options = {"search": search, "choose": choose, "budget": budget, "retries": retries, "workers": workers}
+    options: dict[str, Any] = {
+        "search": search,
+        "choose": choose,
+        "budget": budget,
+        "retries": retries,
+        "workers": workers,
+    }
     options |= {"seeds": None if seeds is None else list(seeds), "out": None if out is None else str(out)}
     config = read_sweep_config(experiment, space, list(variants), **options)
     return run_sweep(config, address=address, ray=ray, quiet=quiet)
+
+
+def dry_run(config: SweepConfig) -> list[str]:
+    """The trials of a sweep, a line for each.
+
+    Raises:
+        UsageError: as `sweep`.
+    """
+    plan = Plan(config)
+    judged(plan)
+    lines = [f"{trial.id}  {trial.told()}" for trial in plan.trials]
+    lines += [f"{config.folder}: {len(plan)} trials"]
+    if config.choose is not None:
+        told = f"{len(plan.trials)} to choose {config.choose.key} by {selection_of(plan.trials[0])} on validation"
+        lines[-1] += f", of which {told}, then {plan.finals} with the chosen values"
+    return lines
+
+
+def summary(done: Sweep) -> list[str]:
+    """What a person reads at the end of a sweep."""
+    rows = done.trials().rows(named=True)
+    total = sum(done.counts.values())
+    told = ", ".join(f"{n} {status}" for status, n in done.counts.items())
+    lines = [f"{done.path}: {total} {'trial' if total == 1 else 'trials'}: {told}"]
+    if done.failed:
+        row = next(row for row in rows if row["status"] == "failed")
+        what = "One trial" if done.failed == 1 else f"{done.failed} trials"
+        lines.append(f"{what} failed, such as {row['id']}: {row['reason']}")
+    return [*lines, f"Compare them with: zoo compare {done.path}"]
 
 
 @kept_random_state()
@@ -123,4 +157,4 @@ def run_sweep(config: SweepConfig, *, address: str | None, ray: bool | None, qui
     return Sweep(folder.path, counts)
 
 
-__all__ = ["Sweep", "UsageError", "figure_of", "run_sweep", "sweep"]
+__all__ = ["Sweep", "dry_run", "run_sweep", "summary", "sweep"]

@@ -69,7 +69,7 @@ class TrialWatch(Watch):
         self.reads_test = job.trial.stage != "choose"
 
     def evaluated(self, record: Mapping[str, Any]) -> bool:
-        return self.judge(self.job.trial.index, dict(record))
+        return self.judge(self.job.trial.number, dict(record))
 
 
 def run_trial(
@@ -128,7 +128,7 @@ def base_row(
     """What is stored of a trial whatever came of it."""
     trial, now = job.trial, datetime.now(UTC)
     row: dict[str, Any] = {
-        "trial": trial.index,
+        "trial": trial.number,
         "id": trial.id,
         "stage": trial.stage,
         "status": status,

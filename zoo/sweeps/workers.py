@@ -26,19 +26,21 @@ class Workers(ABC):
     def wait(self) -> list[Outcome]:
         """What has come back since, after a moment at most or, where trials are trained here, after one."""
 
+    @abstractmethod
     def records(self) -> dict[int, dict[str, Any]]:
         """The newest validation record of every trial that runs."""
-        return {}
 
+    @abstractmethod
     def stop(self) -> None:
         """Make the trials that run save a checkpoint and come back."""
 
+    @abstractmethod
     def close(self) -> None:
         """Leave no process behind."""
 
 
 class Here(Workers):
-    """This process.
+    """This process, in which one trial is trained after another.
 
     Args:
         judge: see `zoo.sweeps.trial.TrialWatch`.
@@ -53,6 +55,15 @@ class Here(Workers):
 
     def wait(self) -> list[Outcome]:
         return [run_trial(self._jobs.pop(0), self._judge)] if self._jobs else []
+
+    def records(self) -> dict[int, dict[str, Any]]:
+        return {}
+
+    def stop(self) -> None:
+        """Nothing to do: a trial that is trained here sees the signal itself."""
+
+    def close(self) -> None:
+        """Nothing to do: there are no other processes."""
 
 
 __all__ = ["Here", "Workers"]
