@@ -118,21 +118,26 @@ def test_sizes_on_which_python_and_cpp_disagree_are_refused(tmp_path):
         ({"ZOO_CACHE": "/proc/nowhere"}, "No such file or directory: /proc/nowhere"),
     ],
 )
-def test_without_kernels_the_reason_is_told(environment, why, tmp_path):
-    code = "from zoo.ops import native; print(native.why_not())"
-    inherited = {name: value for name, value in os.environ.items() if name != "ZOO_KERNELS"}
-    env = {**inherited, "ZOO_CACHE": str(tmp_path), **environment}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(why)
+def test_without_kernels_the_reason_is_told(environment, why, tmp_path, monkeypatch):
+    for name, value in ({"ZOO_CACHE": str(tmp_path)} | environment).items():
+        monkeypatch.setenv(name, value)
+    if "ZOO_KERNELS" not in environment:
+        monkeypatch.delenv("ZOO_KERNELS", raising=False)
+    forget()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UsageWarning)
+            assert (native.why_not() or "").startswith(why)
+    finally:
+        forget()
 
 
 @needs_compiler
 def test_built_once_for_several_processes(tmp_path):
     code = "from zoo.ops import native; native.load('probe')"
     env = {**os.environ, "ZOO_CACHE": str(tmp_path)}
-    running = [subprocess.Popen([sys.executable, "-c", code], env=env) for _ in range(3)]
-    assert [p.wait(120) for p in running] == [0, 0, 0]
+    running = [subprocess.Popen([sys.executable, "-c", code], env=env) for _ in range(2)]
+    assert [p.wait(120) for p in running] == [0, 0]
     assert len(list(tmp_path.glob("kernels/*.so"))) == 1
     (built,) = tmp_path.glob("kernels/*.so")
     assert native._whole(built)
