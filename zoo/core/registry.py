@@ -30,13 +30,19 @@ class Registry(Generic[T]):
         base: the class that they all subclass: its abstract methods, and the signatures of all its methods, are the
             contract, and so is a nested class `Config` of options.
         settings: class attributes of a few values.
+        optional: parameters of the base's methods that a method of a subclass need not take.
     """
 
     def __init__(
-        self, kind: str, *packages: str, base: type | None = None, settings: Mapping[str, Collection[Any]] = {}
+        self,
+        kind: str,
+        *packages: str,
+        base: type | None = None,
+        settings: Mapping[str, Collection[Any]] = {},
+        optional: Collection[str] = (),
     ):
         self.kind = kind
-        self._packages, self._base, self._settings = packages, base, settings
+        self._packages, self._base, self._settings, self._optional = packages, base, settings, optional
         self._classes: dict[str, T] = {}
         self._modules: dict[str, str] = {}  # where each was registered from
         self._refused: dict[str, str] = {}
@@ -132,7 +138,7 @@ class Registry(Generic[T]):
             static = inspect.getattr_static
             if isinstance(static(base, method), classmethod) and not isinstance(static(cls, method), classmethod):
                 return f"its {method} is no classmethod"
-            if wanted := _unlike(getattr(cls, method), getattr(base, method)):
+            if wanted := _unlike(getattr(cls, method), getattr(base, method), self._optional):
                 return f"its {method} does not take {wanted}"
         return None
 
@@ -206,12 +212,12 @@ def _is_word(name: object) -> bool:
     return isinstance(name, str) and bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name))
 
 
-def _unlike(method: Any, like: Any) -> str | None:
-    """The parameters with which `like` is called, where `method` does not take them."""
+def _unlike(method: Any, like: Any, optional: Collection[str] = ()) -> str | None:
+    """The parameters with which `like` is called, where `method` does not take them; without `optional` ones."""
     if method is like or not callable(like):
         return None
     try:
-        called = inspect.signature(like).parameters.values()
+        called = [p for p in inspect.signature(like).parameters.values() if p.name not in optional]
         taken = inspect.signature(method)
     except (TypeError, ValueError):
         return None if callable(method) else "a call"

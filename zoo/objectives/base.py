@@ -264,7 +264,7 @@ class Objective(ABC):
         """
 
 
-objectives: Registry[type[Objective]] = Registry("objective", "zoo.objectives", base=Objective)
+objectives: Registry[type[Objective]] = Registry("objective", "zoo.objectives", base=Objective, optional=("parts",))
 register = objectives.register
 """Class decorator `@register("name")`."""
 
