@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from zoo.core.errors import UsageError
 from zoo.laws import TOLERANCE as LAW_TOLERANCE
 from zoo.laws import cases_of, error, noise
-from zoo.laws.judge import WIDTH
+from zoo.laws.cases import WIDTH
 from zoo.ops import causal_conv1d, delta_rule, dplr, linear_attention, mlstm, scan, selective_scan
 from zoo.ops.choices import fixed_choices
 from zoo.protocol import mixers

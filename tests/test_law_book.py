@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, NamedTuple
 
 import pytest
@@ -13,8 +14,10 @@ from torch.autograd.function import once_differentiable
 
 import zoo
 from zoo.core.options import Options
-from zoo.laws import LAWS, Case, Check, LawBroken, poisoned_memory
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, mixers, recurrent_dtype, register
+from zoo.laws import LAWS, Case, Check, Finding, LawBroken, Verdict, poisoned_memory
+from zoo.laws.verdicts import lines
+from zoo.protocol import Context, Mixer, Norm, Place, State, first_parameter_like, mixers, recurrent_dtype, register
+from zoo.residual import Connection
 from zoo.states import tree_bytes
 
 
@@ -132,10 +135,16 @@ class Toy(Mixer):
         if flaw == "learns from padding":
             y = y + 0.1 * x.mean((0, 1)) - 0.1 * x.mean((0, 1)).detach()
         h = h.mT.contiguous().mT if flaw == "other strides" else h
+        if flaw == "returns the outputs alone":
+            return y  # type: ignore[return-value]
         return scale * y, ToyState(h.mT if flaw == "layout" else h)
 
     def flops_per_token(self, context_length: int) -> int:
         return (2 if self.config.flaw == "half the flops" else 4) * self.d_model**2
+
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        return [{}, {"flaw": "none"}]
 
     def state_bytes(self, batch_size: int, context_length: int, dtype: torch.dtype) -> int:
         dtype = dtype if self.config.flaw == "bytes" else recurrent_dtype(dtype)
@@ -153,10 +162,19 @@ class Doorless(Toy):
         return super().__call__(x, state, context)
 
 
+class Untried(Toy):
+    """The toy, with an option that no law case changes."""
+
+    class Config(Toy.Config):
+        size: int = 1
+
+
 F32, BF16 = torch.float32, torch.bfloat16
 SETTINGS: dict[str, dict[str, Any]] = {"forms": {"steps": 63}, "graphs of decoding": {"n": 20}}
 """With which the laws are tried here, where not with their principal ones."""
 FLAWS = {
+    "returns the outputs alone": ["contract"],
+    "untried": ["law cases"],
     "default device": ["chunk consistency", "purity"],
     "restarts": ["chunk consistency", "states of rows"],
     "looks ahead": ["causality"],
@@ -196,7 +214,8 @@ FLAWS = {
 def finding(law: str, dtype: torch.dtype | None = None, **options: Any) -> zoo.laws.Finding:
     chosen = LAWS[law]
     setting = SETTINGS.get(law, chosen.settings[0])
-    toy = Doorless if str(options.get("flaw")).startswith("takes any") else Toy
+    flaw = str(options.get("flaw"))
+    toy = Doorless if flaw.startswith("takes any") else Untried if flaw == "untried" else Toy
     return Check(chosen, Case(toy, options), dtype or chosen.dtypes[0], setting).find()
 
 
@@ -244,6 +263,162 @@ def test_the_checked_mixer_stays_as_it_is():
     assert not mixer.training
 
 
+class Returns(Toy):
+    """The toy with other results; the flaw says which."""
+
+    def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> State:
+        state = super().init_state(batch_size, capacity=capacity, device=device, dtype=dtype)
+        return {"bare": state.h, "a list": (state.h, [state.h]), "no tuple": None}.get(self.config.flaw, state)
+
+    def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
+        y, state = Toy.forward(self, x)
+        flaw = self.config.flaw
+        if flaw == "no such attribute":
+            return self.missing
+        y = {"narrow": y[..., :1], "double": y.double(), "detached": y.detach()}.get(flaw, y)
+        return (y, state, 1) if flaw == "three values" else (y, () if flaw == "another state" else state)
+
+    def step(self, x_t: Tensor, state: State, context: Context | None = None) -> tuple[Tensor, State]:
+        return self(x_t[:, None]) if self.config.flaw == "step of a sequence" else super().step(x_t, state, context)
+
+    def flops_per_token(self, context_length: int) -> int:
+        return 2.0 if self.config.flaw == "half a number" else 2  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("flaw", "said"),
+    [
+        (
+            "bare",
+            r"init_state returns a tensor \(2, 32\) float32 as a state: a state is a NamedTuple of ",
+        ),
+        ("a list", "init_state returns a tuple with a list as a state: a state is a NamedTuple"),
+        ("no tuple", "init_state returns a NoneType as a state"),
+        ("three values", r"forward returns 3 values, expected \(y, next state\)"),
+        ("narrow", r"forward returns a tensor \(2, 3, 1\) float32 as y, expected a tensor \(2, 3, 32\) float32"),
+        ("double", r"forward returns a tensor \(2, 3, 32\) float64 as y"),
+        ("detached", "the outputs of forward have no gradient"),
+        ("another state", r"forward returns another state than init_state: toy: state is \(\), expected ToyState"),
+        ("step of a sequence", r"step returns a tensor \(2, 1, 32\) float32 as y, expected a tensor \(2, 32\)"),
+        ("half a number", "flops_per_token returns 2.0, expected a whole number"),
+        ("no such attribute", r"AttributeError: .*'missing' \(test_law_book.py, line \d+\)"),
+    ],
+)
+def test_a_broken_contract_is_one_line_and_no_other_law_is_checked(flaw, said):
+    mixer = Returns(32, Toy.Config(flaw=flaw))
+    (found,) = zoo.laws.examine(mixer, laws=[1, 2, 9], dtypes=[F32])
+    assert str(found).startswith("toy: law 0, contract, does not hold in float32: ")
+    assert re.search(said, found.broken)
+    with pytest.raises(LawBroken, match=f"^contract: .*{said}"):
+        zoo.laws.quick(mixer)
+
+
+class Scaled(Norm):
+    """x / rms(x) w, with one flaw on request."""
+
+    axes = ("channels", "time")
+
+    class Config(Options):
+        flaw: str | None = None
+        untried: int = 1
+
+    def __init__(self, d_model: int, config: Config, *, eps: float, axis: str = "channels"):
+        super().__init__(d_model, config, eps=eps, axis=axis)
+        self.weight = nn.Parameter(torch.ones(d_model))
+
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        return [{}, {"flaw": "none", "untried": 2}]
+
+    def forward(self, x: Tensor) -> Tensor:
+        flaw = self.config.flaw
+        mean = x.square().mean(1 if self.axis == "time" and flaw != "mixes channels" else -1, keepdim=True)
+        y = x * self.weight * (mean if flaw == "divides by zero" else mean + self.eps).rsqrt()
+        if flaw == "narrow":
+            y = y[..., :1]
+        if flaw == "float32":
+            y = y.float()
+        if flaw == "reads other steps":
+            y = y - y.mean(1, keepdim=True)
+        if flaw == "reads other rows" and self.axis == "channels":
+            y = y - y.mean(0, keepdim=True)
+        if flaw == "reads other streams" and y.ndim == 4:
+            y = y - y.mean(2, keepdim=True)
+        if flaw == "breaks the graph" and y.sum().item() > 1e9:
+            y = 2 * y
+        if flaw == "drops the odd channel" and y.shape[-1] == 46:
+            y = y[..., 1:]
+        return y + y.detach() if flaw == "wrong gradient" else y
+
+
+Scaled.name = "scaled"
+
+
+@pytest.mark.parametrize(
+    ("flaw", "law", "said"),
+    [
+        ("narrow", "contract", r"forward returns \(2, 3, 1\) float32, expected \(2, 3, 32\) float32"),
+        ("float32", "contract", r"returns \(2, 3, 32\) float32, expected \(2, 3, 32\) bfloat16"),
+        ("divides by zero", "contract", "the norm of zeros, such as padding, is not finite"),
+        ("reads other streams", "contract", "one stream of several"),
+        ("mixes channels", "contract", 'channels beside others, along axis="time"'),
+        ("reads other steps", "chunk consistency", "cut at"),
+        ("reads other rows", "batch independence", "row 0 alone"),
+        ("breaks the graph", "compilation", "backend=eager"),
+        ("drops the odd channel", "any size", ""),
+        ("wrong gradient", "second derivatives", ""),
+    ],
+)
+def test_a_flaw_of_a_norm_breaks_its_law(flaw, law, said):
+    norm = Scaled(32, Scaled.Config(flaw=flaw), eps=1e-5)
+    with pytest.raises(LawBroken, match=rf'^scaled\(flaw="{flaw}"\): law \d+, {law}, does not hold in .*{said}'):
+        zoo.laws.check(norm, laws=["contract", law])
+
+
+class Steps(Connection):
+    """x + y, with one flaw on request."""
+
+    class Config(Options):
+        flaw: str | None = None
+
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        return [{}, {"flaw": "none"}]
+
+    def forward(self, stream: Tensor) -> Any:
+        flaw = self.config.flaw
+        h = stream[..., :1] if flaw == "narrow" else stream
+        return (h, stream) if flaw == "two values" else (h, stream, None)
+
+    def write(self, stream: Tensor, y: Tensor, weights: None) -> Tensor:
+        flaw = self.config.flaw
+        if flaw == "writes in place":
+            return stream.add_(y)
+        return (stream + y).mean(1) if flaw == "loses steps" else stream + y
+
+    def flops_per_token(self) -> int:
+        return 7 if self.config.flaw == "counts too many" else 0
+
+
+Steps.name = "steps"
+
+
+@pytest.mark.parametrize(
+    ("flaw", "law", "said"),
+    [
+        ("narrow", "contract", r"forward, as h, returns \(2, 3, 1\)"),
+        ("two values", "contract", r"forward does not return \(h, the stream"),
+        ("loses steps", "contract", r"write returns \(2, 32\) float32, expected \(2, 3, 32\)"),
+        ("writes in place", "purity", "x was written to"),
+        ("counts too many", "flops", r"flops_per_token\(33\) = 4110 counted as 4096"),
+    ],
+)
+def test_a_flaw_of_a_residual_kind_breaks_its_law(flaw, law, said):
+    operator = Steps(32, Steps.Config(flaw=flaw), index=0, eps=1e-5)
+    with pytest.raises(LawBroken, match=rf'^steps\(flaw="{flaw}"\): law \d+, {law}, does not hold in .*{said}'):
+        zoo.laws.check(operator, laws=["contract", law])
+
+
 def test_memory_is_poisoned():
     with poisoned_memory():
         x = torch.ones(2, 3)
@@ -280,6 +455,21 @@ def test_the_command_ends_with_0_or_1(registered, capsys):
     )
     assert ended("toy", "--law", "77")[0] == 2
     assert ended("to")[0] == 2
+    status, lines = ended("toy(flaw='returns the outputs alone')")
+    assert status == 1
+    assert len(lines) == 3
+    assert lines[2].endswith(": the contract is broken, and no other law was checked.")
+    status, lines = ended("rmsnorm", "mhc(streams=2)", "--law", "purity")
+    assert (status, lines[0], lines[3]) == (0, "rmsnorm", "mhc(streams=2)")
+    assert ended("rmsnorm", "--law", "packing")[0] == 2
+
+
+def test_laws_that_are_broken_for_one_reason_say_it_once():
+    first, second = Finding(LAWS["purity"], "toy", "float32", "why"), Finding(LAWS["cost"], "toy", "float32", "why")
+    found = [Verdict("toy", LAWS["purity"], [first]), Verdict("toy", LAWS["cost"], [second])]
+    said = [line for line, _ in lines(iter(found))]
+    assert said[1].endswith("BROKEN: toy, float32: why")
+    assert said[2].endswith("BROKEN, for the same reason as law 5")
 
 
 def test_registry_is_untouched():

@@ -9,8 +9,10 @@ import torch
 
 import zoo
 from zoo.laws import LAWS, Case, Check, cases_of, plan
-from zoo.laws.judge import LENGTH, WIDTH
-from zoo.protocol import Place, mixers
+from zoo.laws.cases import LENGTH, WIDTH
+from zoo.laws.stand_ins import LAWS_OF_RESIDUALS, stand_in_class
+from zoo.protocol import Place, mixers, norms
+from zoo.residual import residuals
 
 NAMES = mixers.names()
 
@@ -84,6 +86,28 @@ def test_second_derivatives_without_kernels(name, monkeypatch):
     )
 
 
+QUICK = [law for law in LAWS_OF_RESIDUALS if law not in ("compilation", "transforms")]
+"""The others trace graphs, which takes half a second each."""
+
+
+def of_norms_and_residual_kinds(test):
+    names = [pytest.param(registry, name, id=name) for registry in (norms, residuals) for name in registry.names()]
+    return pytest.mark.parametrize(("registry", "name"), names)(test)
+
+
+@of_norms_and_residual_kinds
+def test_laws_of_norms_and_residual_kinds(registry, name):
+    own = cases_of(stand_in_class(registry[name]))
+    judge([check for law in QUICK if law in own[0].mixer.laws for check in plan(LAWS[law], own)])
+
+
+@pytest.mark.slow
+@of_norms_and_residual_kinds
+def test_laws_of_norms_and_residual_kinds_in_every_case(registry, name):
+    own = cases_of(stand_in_class(registry[name]))
+    judge([check for law in own[0].mixer.laws for check in plan(LAWS[law], own, thorough=True)])
+
+
 def test_every_mixer_is_here():
     assert set(zoo.list_mixers()) <= set(NAMES)
     assert {"bidirectional"} == set(NAMES) - set(zoo.list_mixers())
@@ -98,9 +122,3 @@ def test_cases_are_created_by_name(name):
         traits = mixer.traits
         assert not traits.couples_rows or (name, case.options.get("solver")) == ("neural_ode", "dopri5")
         assert bool(traits.work_varies) == bool(case.options.get("n_zero_experts"))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_option_is_off_its_default_in_some_case(name):
-    changed = {option for case in cases(name) for option in case.mixer.Config(**case.options).changed()}
-    assert changed >= set(mixers[name].Config.model_fields) - {"backend"}

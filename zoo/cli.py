@@ -391,7 +391,11 @@ def bench(context: typer.Context) -> int | None:
 @app.command()
 def laws(
     words: Annotated[
-        list[str], typer.Argument(metavar="WORD...", help="Mixers to check, such as gqa or 'gqa(n_heads=4)'.")
+        list[str],
+        typer.Argument(
+            metavar="WORD...",
+            help="Mixers, norms or residual kinds to check, such as gqa, 'gqa(n_heads=4)' or rmsnorm.",
+        ),
     ],
     device: Annotated[str, typer.Option(help="Device: cpu or cuda.")] = "cpu",
     law: Annotated[
@@ -401,11 +405,11 @@ def laws(
     times: Annotated[bool, typer.Option("--times", help="Print the processor seconds of each law.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check the laws of mixers.
+    """Check the laws of mixers, norms and residual kinds.
 
     Prints a line for each law. The exit status is 1 if a law is broken.
     """
-    from zoo.laws.judge import lines, verdicts
+    from zoo.laws.verdicts import lines, verdicts
 
     found = verdicts(words, laws=law, device=device, thorough=thorough)
     if as_json:

@@ -278,6 +278,11 @@ class Norm(nn.Module, ABC):
     name: ClassVar[str]
     axes: ClassVar[tuple[str, ...]] = ("channels",)
 
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        """Sets of options for the laws: the defaults, and every option with another value at least once."""
+        return [{}]
+
     def __init__(self, d_model: int, config: Options, *, eps: float, axis: str = "channels"):
         super().__init__()
         self.d_model, self.eps, self.axis = d_model, eps, axis

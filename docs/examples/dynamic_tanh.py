@@ -23,5 +23,9 @@ class DynamicTanh(Norm):
         self.slope = nn.Parameter(torch.tensor(config.start))
         self.weight, self.bias = nn.Parameter(torch.ones(d_model)), nn.Parameter(torch.zeros(d_model))
 
+    @classmethod
+    def law_cases(cls):
+        return [{}, {"start": 0.8}]
+
     def forward(self, x):
         return self.weight * torch.tanh(self.slope * x) + self.bias

@@ -21,6 +21,10 @@ class LayerScale(zoo.residual.Connection):
         super().__init__(d_model, config, index=index, eps=eps)
         self.weight = nn.Parameter(torch.full((d_model,), config.start))
 
+    @classmethod
+    def law_cases(cls):
+        return [{}, {"start": 0.2}]
+
     def forward(self, stream):
         return stream, stream, None  # what the step reads, what is kept, and nothing for `write`
 

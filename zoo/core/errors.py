@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import traceback
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class UsageError(ValueError):
@@ -30,6 +32,13 @@ def unknown(kind: str, given: object, allowed: Iterable[str]) -> UsageError:
     allowed = list(allowed)
     listing = ", ".join(allowed) or "none"
     return UsageError(f"Unknown {kind} {quoted(given)}.{closest(str(given), allowed)} Available: {listing}.")
+
+
+def raised_at(error: BaseException, folder: str | Path) -> str:
+    """` (own.py, line 3)`: the last line of a file in a folder that an error came through; empty if there is none."""
+    files = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    lines = [f" ({file.name}, line {line})" for file, line in files if file.parent == Path(folder)]
+    return lines[-1] if lines else ""
 
 
 def quoted(value: object, most: int = 100) -> str:

@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoo.core.errors import UsageError, UsageWarning, closest
+from zoo.core.errors import UsageError, UsageWarning, closest, raised_at
 from zoo.core.moved import moved
 from zoo.core.run_files import CHECKPOINTS, is_run
 
@@ -166,13 +166,10 @@ def _line(error: BaseException) -> str:
 
     Empty where no line of it was reached, and for a SyntaxError, whose text says the same.
     """
-    frames = [
-        (Path(frame.filename), frame.lineno)
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<") and Path(frame.filename).name not in ("imports.py", "__init__.py")
-    ]
-    own = [frame for frame in frames if frame[0].parent == frames[0][0].parent]
-    return "" if isinstance(error, SyntaxError) or not own else f" ({own[-1][0].name}, line {own[-1][1]})"
+    files = (frame.filename for frame in traceback.extract_tb(error.__traceback__))
+    machinery = (__file__, importlib.__file__)
+    imported = next((file for file in files if not file.startswith("<") and file not in machinery), None)
+    return "" if imported is None or isinstance(error, SyntaxError) else raised_at(error, Path(imported).parent)
 
 
 @contextlib.contextmanager

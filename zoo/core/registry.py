@@ -190,6 +190,10 @@ class Registry(Generic[T]):
         named = os.environ.get(IMPORTS)
         return f"{IMPORTS}={named} adds no more." if named else f"{IMPORTS} adds files of your own."
 
+    def refusal(self, name: str) -> str | None:
+        """Why the class that was to be registered as `name` was refused, or None."""
+        return self._refused.get(name)
+
     def left_out(self, name: str) -> str | None:
         """Why a name is not registered, where that is known."""
         return self._refused.get(name) or " ".join([*self._problems, *imports.failed_imports()]) or None
@@ -225,8 +229,8 @@ def _unlike(method: Any, like: Any, optional: Collection[str] = ()) -> str | Non
     positional = [p.name for p in called if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     try:
         taken.bind(*positional, **named)
-    except TypeError:
-        return ", ".join(name for name in (*positional, *named) if name != "self")
+    except TypeError as error:
+        return f"{', '.join([*(p for p in positional if p != 'self'), *(f'{p}=' for p in named)])} ({error})"
     return None
 
 

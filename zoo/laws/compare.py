@@ -178,6 +178,7 @@ def row(tree: Any, i: int) -> Any:
 def gradients(outputs: Any, inputs: Sequence[Tensor], seed: int = 9) -> list[Tensor]:
     """Gradients of a random weighing of all floating-point tensors of `outputs`; zeros where nothing arrives."""
     leaves = [leaf for leaf in tree_leaves(outputs) if leaf.requires_grad]
+    require(bool(leaves), "no output has a gradient")
     loss = sum(
         (leaf * noise(*leaf.shape, seed=seed + i, device=leaf.device).to(leaf)).sum() for i, leaf in enumerate(leaves)
     )

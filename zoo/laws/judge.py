@@ -1,72 +1,36 @@
-"""Checking mixers against the law book: which checks there are, what each finds, and a line for every law."""
+"""Checking mixers against the law book: which checks there are, and what each finds."""
 
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from zoo.core.errors import UsageError
+from zoo.core.errors import UsageError, raised_at
 from zoo.laws import batches, costs, derivatives, openness, order, refusal, training  # noqa: F401 - they enter laws
 from zoo.laws.book import LAWS, Law, conditions, named
+from zoo.laws.cases import Case, subject_of
 from zoo.laws.compare import TOLERANCE, LawBroken, device_of, dtype_of, off_inits
+from zoo.laws.contract import contract
 from zoo.laws.order import causality, chunk_consistency, rounding
-from zoo.pattern import make_word, mixer_config, mixer_of, to_text
-from zoo.protocol import Mixer, Place, mixers
-
-WIDTH = 32
-LENGTH = 300
-"""For how many steps a mixer with weights for each is built."""
+from zoo.laws.stand_ins import StandIn, stand_in
+from zoo.protocol import Mixer, Norm
+from zoo.residual import Connection
 
 
-@dataclass(frozen=True)
-class Case:
-    """A mixer class with one set of options, in a model that is causal or not, on a device."""
-
-    mixer: type[Mixer]
-    options: dict[str, Any] = field(default_factory=dict)
-    causal: bool = True
-    device: str = "cpu"
-
-    def __str__(self) -> str:
-        word = to_text(make_word(self.mixer.name, self.options)) if self.mixer.name in mixers else self.mixer.name
-        word = word if self.causal else f"{word}, looking ahead"
-        return word if self.device == "cpu" else f"{word} on {self.device}"
-
-    def build(self, dtype: torch.dtype = torch.float64, d_model: int = WIDTH, **options: Any) -> Mixer:
-        """The mixer with parameters moved off their inits; the same ones in float64 and float32, on every device."""
-        config = self.mixer.Config(**{**self.options, **options})
-        return copy.deepcopy(_built(self.mixer, d_model, config, self.causal)).to(self.device, dtype)
-
-
-@functools.lru_cache(maxsize=64)  # of the cases of a few words
-def _built(cls: type[Mixer], d_model: int, config: Any, causal: bool) -> Mixer:
-    """A mixer of which every case gets a copy; in float32."""
-    place = Place(layer=1, n_layers=3, causal=causal, length=LENGTH)
-    with torch.random.fork_rng(), torch.device("cpu"):
-        torch.manual_seed(1)
-        return off_inits(cls(d_model, config, place=place).double()).float()
-
-
-def cases_of(cls: type[Mixer], device: str = "cpu") -> list[Case]:
-    """The law cases of a mixer, and the first two again in a model that is not causal where that changes the mixer."""
-    cases = [Case(cls, options, device=device) for options in cls.law_cases()]
-    if not _causal(cases[0]):
-        return cases
-    ahead = [Case(cls, case.options, causal=False, device=device) for case in cases[:2]]
-    return cases + [case for case in ahead if not _causal(case)]
-
-
-def _causal(case: Case) -> bool:
-    config, place = case.mixer.Config(**case.options), Place(layer=1, n_layers=3, causal=case.causal, length=LENGTH)
-    with torch.device("meta"):
-        return case.mixer(WIDTH, config, place=place).causal
+def _told(error: Exception, cls: type[Mixer]) -> str:
+    """An error in a few words, with the line of the file of a mixer class, or of what it stands for."""
+    found = cls.of if issubclass(cls, StandIn) else cls
+    file = getattr(sys.modules.get(found.__module__), "__file__", None)
+    where = raised_at(error, Path(file).parent) if file else ""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return (text.removeprefix("UsageError: ") if isinstance(error, UsageError) else text) + where
 
 
 class Finding(NamedTuple):
@@ -105,7 +69,12 @@ class Check(NamedTuple):
 
     def find(self) -> Finding:
         """What comes of it."""
-        return _find(self.law, str(self.case), self.case.build(self.dtype), self.setting, self.elsewhere)
+        try:
+            mixer = self.case.build(self.dtype)
+        except Exception as error:
+            how, broken = str(self.dtype).removeprefix("torch."), f"it cannot be built: {_told(error, self.case.mixer)}"
+            return Finding(self.law, str(self.case), how, broken)
+        return _find(self.law, str(self.case), mixer, self.setting, self.elsewhere)
 
 
 def plan(law: Law, cases: Sequence[Case], *, thorough: bool = False) -> list[Check]:
@@ -144,12 +113,12 @@ def _find(law: Law, subject: str, mixer: Mixer, setting: Mapping[str, Any], else
         except LawBroken as error:
             broken = str(error)
         except Exception as error:
-            broken = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            broken = _told(error, type(mixer))
     return Finding(law, subject, how, broken, note, time.process_time() - began)
 
 
 def examine(
-    mixer: Mixer,
+    mixer: Mixer | Norm | Connection,
     *,
     laws: Sequence[str | int] | None = None,
     dtypes: Sequence[torch.dtype] | None = None,
@@ -157,10 +126,11 @@ def examine(
 ) -> Iterator[Finding]:
     """What every law finds of a built mixer, in every precision and with every setting.
 
-    The mixer stays as it is: laws are checked of copies, their parameters moved off their inits by random numbers.
+    The mixer stays as it is: laws are checked of copies, their parameters moved off their inits by random numbers. The
+    contract comes first, and where it is broken nothing else is checked.
 
     Args:
-        mixer: of any width.
+        mixer: of any width; or a norm, or the residual operator of a step.
         laws: names or numbers; all by default.
         dtypes: precisions, of those of each law; all of them by default.
         device: that of the mixer by default.
@@ -168,27 +138,48 @@ def examine(
     Raises:
         UsageError: an unknown law.
     """
-    chosen = named(laws)
+    if isinstance(mixer, Norm | Connection):
+        mixer = stand_in(mixer)
+    chosen = binding(named(laws), type(mixer))
     with torch.random.fork_rng():
         torch.manual_seed(1)
         kept = off_inits(copy.deepcopy(mixer).cpu().double().train()).float()
     device = device_of(mixer) if device is None else device
-    subject = to_text(make_word(mixer.name, mixer.config.changed())) if mixer.name in mixers else mixer.name
-    for law in chosen:
+    subject = subject_of(type(mixer), mixer.config.changed())
+    first = LAWS[contract.__name__]
+    for law in chosen if first in chosen else [first, *chosen]:
         for dtype in law.dtypes:
             if dtypes is None or dtype in dtypes:
                 for setting in law.settings:
-                    yield _find(law, subject, copy.deepcopy(kept).to(device, dtype), setting)
+                    finding = _find(law, subject, copy.deepcopy(kept).to(device, dtype), setting)
+                    if law in chosen or finding.broken:
+                        yield finding
+                    if law is first and finding.broken:
+                        return
+
+
+def binding(laws: Sequence[Law], cls: type[Mixer]) -> list[Law]:
+    """Those laws that a class of mixers is checked for.
+
+    Raises:
+        UsageError: none of the laws is for what it stands for.
+    """
+    if not issubclass(cls, StandIn):
+        return list(laws)
+    found = [law for law in laws if law.name in cls.laws]
+    if not found:
+        raise UsageError(f"{cls.name} is no mixer; its laws are {', '.join(cls.laws)}.")
+    return found
 
 
 def check(
-    mixer: Mixer,
+    mixer: Mixer | Norm | Connection,
     *,
     laws: Sequence[str | int] | None = None,
     dtypes: Sequence[torch.dtype] | None = None,
     device: torch.device | str | None = None,
 ) -> list[Finding]:
-    """What every law finds of a built mixer; arguments as of `examine`.
+    """What every law finds of a built mixer, norm or residual operator; arguments as of `examine`.
 
     Raises:
         LawBroken: the first law that does not hold, in one line.
@@ -220,120 +211,20 @@ def quick(mixer: Any, n: int = 70) -> list[str]:
         torch.manual_seed(1)
         mixer = off_inits(copy.deepcopy(mixer))
     try:
+        if isinstance(mixer, Mixer):
+            _require_contract(mixer)
         if mixer.causal:
             names.append("chunk consistency")
             chunk_consistency(mixer, n, max(TOLERANCE[dtype_of(mixer)], 32 * rounding(mixer, n)))
         names.append("causality")
         causality(mixer, n)
     except LawBroken as broken:
-        raise LawBroken(f"{names[-1]}: {broken}") from None
+        raise LawBroken(f"{names[-1] if names else 'contract'}: {broken}") from None
     return names
 
 
-class Verdict(NamedTuple):
-    """What came of a law for all cases of a word."""
-
-    word: str
-    law: Law
-    findings: list[Finding]
-
-    @property
-    def broken(self) -> list[Finding]:
-        """Where it does not hold."""
-        return [finding for finding in self.findings if finding.broken]
-
-    @property
-    def checked(self) -> list[Finding]:
-        """Where it binds the mixer."""
-        return [finding for finding in self.findings if finding.note is None or finding.broken]
-
-    @property
-    def seconds(self) -> float:
-        """Processor seconds."""
-        return sum(finding.seconds for finding in self.findings)
-
-    def line(self, times: bool = False) -> str:
-        """Number, name and what came of it."""
-        n, notes = len(self.checked), sorted({finding.note for finding in self.findings if finding.note})
-        if self.broken:
-            first, more = self.broken[0], len(self.broken) - 1
-            told = f"BROKEN: {first.subject}, {first.how}: {first.broken}" + (f" (and {more} more)" if more else "")
-        elif not self.findings:
-            told = "not checked of these options"
-        elif not n:
-            told = f"not checked: {notes[0]}"
-        else:
-            told = f"holds, {n} check{'' if n == 1 else 's'}" + (f" ({'; '.join(notes)})" if notes else "")
-        seconds = f"{self.seconds:7.2f} s  " if times else ""
-        return f"{self.law.number:>3}  {self.law.name:<30}{seconds}{told}"
-
-    def data(self) -> dict[str, Any]:
-        """The same for a machine."""
-        return {
-            "word": self.word,
-            "number": self.law.number,
-            "law": self.law.name,
-            "holds": not self.broken,
-            "checks": len(self.checked),
-            "broken": [str(finding) for finding in self.broken],
-            "notes": sorted({finding.note for finding in self.findings if finding.note}),
-            "seconds": round(self.seconds, 3),
-        }
-
-
-def cases_of_word(word: str, device: str = "cpu") -> list[Case]:
-    """All law cases of a mixer by its name; of a word with options, those options.
-
-    Raises:
-        UsageError: an unknown word, options that do not fit, or a device that is not there.
-    """
+def _require_contract(mixer: Mixer) -> None:
     try:
-        torch.empty(1, dtype=torch.float64, device=device)  # MPS has none, and the laws compare with it
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
-        raise UsageError(f"device={device} cannot be used here: {reason}.") from None
-    if word.strip() in mixers:
-        return cases_of(mixers[word.strip()], device)
-    config = mixer_config(word)
-    case = Case(mixer_of(config), config.changed(), device=device)
-    case.build()
-    return [case]
-
-
-def verdicts(
-    words: Sequence[str], *, laws: Sequence[str | int] | None = None, device: str = "cpu", thorough: bool = False
-) -> Iterator[Verdict]:
-    """What every law finds of words, one after the other.
-
-    Args:
-        words: names of mixers, each with all its law cases, or words with options.
-        laws: names or numbers; all by default.
-        device: "cpu", "cuda" or another of torch's.
-        thorough: as of `plan`.
-
-    Raises:
-        UsageError: an unknown word, law or device, or options that do not fit; before anything is checked.
-    """
-    chosen, cases = named(laws), [cases_of_word(word, device) for word in words]
-    return (
-        Verdict(word, law, [check.find() for check in plan(law, own, thorough=thorough)])
-        for word, own in zip(words, cases, strict=True)
-        for law in chosen
-    )
-
-
-def lines(found: Iterator[Verdict], *, times: bool = False) -> Iterator[tuple[str, bool]]:
-    """A line for every law below one for its word, a last one for each word, and whether the law holds."""
-    for word, group in itertools.groupby(found, key=lambda verdict: verdict.word):
-        yield word, True
-        said = []
-        for verdict in group:
-            said.append(verdict)
-            yield verdict.line(times), not verdict.broken
-        broken = [verdict.law.name for verdict in said if verdict.broken]
-        told = f"{len(broken)} of {len(said)} laws are broken: {', '.join(broken)}" if broken else "every law holds"
-        seconds = f", in {sum(verdict.seconds for verdict in said):.1f} processor seconds" if times else ""
-        yield f"{word}: {told}{seconds}.", True
-
-
-__all__ = ["LAWS", "Case", "Check", "Finding", "Verdict", "cases_of", "check", "examine", "plan", "quick", "verdicts"]
+        contract(mixer)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise LawBroken(_told(error, type(mixer))) from error

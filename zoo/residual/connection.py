@@ -37,6 +37,13 @@ class Connection(nn.Module, ABC):
 
     def __init__(self, d_model: int, config: Any, *, index: int, eps: float):
         super().__init__()
+        self.d_model, self.index, self.eps = d_model, index, eps
+        self.config: Any = config  # of the subclass's own Config
+
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        """Sets of options for the laws: the defaults, and every option with another value at least once."""
+        return [{}]
 
     @classmethod
     def widen(cls, x: Tensor, config: Any) -> Tensor:

@@ -45,7 +45,11 @@ class Streams(Connection):
 
     def __init__(self, d_model: int, config: Any, *, index: int, eps: float):
         super().__init__(d_model, config, index=index, eps=eps)
-        self.d_model, self.n_streams, self.eps = d_model, config.streams, eps
+        self.n_streams = config.streams
+
+    @classmethod
+    def law_cases(cls) -> list[dict[str, Any]]:
+        return [{}, {"streams": 3, "dynamic": False}]
 
     @classmethod
     def widen(cls, x: Tensor, config: Any) -> Tensor:
