@@ -7,7 +7,6 @@ which `make docs` does. Mixers, tasks, objectives, models and recipes are enumer
 
 from __future__ import annotations
 
-import ast
 import functools
 import inspect
 import re
@@ -18,12 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple
 
 import torch
 
 import zoo
 from zoo import protocol
+from zoo.core.described import described
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.listing import listing
@@ -94,63 +94,13 @@ def cell(text: str) -> str:
 # ---- options
 
 
-def attributes(cls: type) -> dict[str, str]:
-    """The description of each field of a class: "name: text" in its docstring, or a text below the field."""
-    found: dict[str, str] = {}
-    doc = inspect.cleandoc(vars(cls).get("__doc__") or "")
-    _, _, listed = doc.rpartition("Attributes:\n")
-    listed = textwrap.dedent(listed)
-    for name, text in re.findall(r"^(\w+(?:, \w+)*): ((?:.+)(?:\n[ \t]+.*)*)", listed, re.M):
-        found |= dict.fromkeys(name.split(", "), " ".join(text.split()))
-    try:
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    except (OSError, TypeError):
-        return found
-    assert isinstance(body, ast.ClassDef)
-    for field, below in zip(body.body, body.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            assert isinstance(field.target, ast.Name)
-            found[field.target.id] = " ".join(str(below.value.value).split())
-    return found
-
-
-def type_name(kind: Any) -> str:
-    """A type as a person writes it: what may be given."""
-    if kind is type(None):
-        return "None"
-    if get_origin(kind) is Literal:
-        return " or ".join(repr(value) if isinstance(value, str) else str(value) for value in get_args(kind))
-    if hasattr(kind, "__metadata__"):
-        return type_name(get_args(kind)[0])
-    if get_origin(kind) is tuple:
-        inner = [type_name(part) for part in get_args(kind) if part is not ...]
-        return f"several {inner[0]}" if ... in get_args(kind) else f"({', '.join(inner)})"
-    if get_origin(kind) is dict:
-        return "KEY=VALUE"
-    if get_args(kind):
-        return " or ".join(dict.fromkeys(type_name(part) for part in get_args(kind)))
-    return getattr(kind, "__name__", str(kind))
-
-
-def options(config: type) -> list[str]:
+def options(config: type[Options]) -> list[str]:
     """A table of all options of a `Config` class."""
-    fields: dict[str, Any] = config.model_fields  # type: ignore[attr-defined]
-    if not fields:
-        return ["None.", ""]
-    meanings: dict[str, str] = {}
-    for cls in reversed([c for c in config.__mro__ if issubclass(c, Options)]):
-        # what an option means may be said where it is used, by a class of the same module
-        module = sys.modules[cls.__module__]
-        users = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == cls.__module__]
-        for user in [*users, cls]:
-            found = attributes(user).items()
-            meanings |= {name: text for name, text in found if user is cls or name not in meanings}
     rows = []
-    for name, field in fields.items():
-        default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
-        meaning = field.description or meanings.get(name, "")
-        rows.append([f"`{name}`", cell(type_name(field.annotation)), cell(default), cell(meaning)])
-    return table(["option", "type", "default", "meaning"], rows)
+    for each in described(config):
+        default = each.default if each.default == "required" else f"`{each.default}`"
+        rows.append([f"`{each.name}`", cell(each.type), cell(default), cell(each.about)])
+    return table(["option", "type", "default", "meaning"], rows) if rows else ["None.", ""]
 
 
 # ---- mixers

@@ -687,3 +687,22 @@ def test_what_failed_under_another_value_of_the_variable_is_past(tmp_path, monke
     assert len(imports.failed_imports()) == 1
     monkeypatch.delenv("ZOO_IMPORT")
     assert imports.failed_imports() == []
+
+
+def test_listed_options_are_those_of_an_experiment():
+    found = {entry["name"]: entry for entry in listing("options")}
+    for section, config in (("train", TrainConfig), ("model", ModelConfig), ("model.recursion", Recursion)):
+        for name, field in config.model_fields.items():
+            entry = found[f"{section}.{name}"]
+            assert entry["about"], name
+            assert entry["type"], name
+            if not field.is_required():
+                default = field.get_default(call_default_factory=True)
+                assert entry["default"] == repr(default)
+    assert {f"model.{name}" for name in SIZES} <= found.keys()
+    assert {"name", "out", "task", "train.target.value"} <= found.keys()
+    assert [entry["name"] for entry in listing("options", "train.ema*")] == [
+        "train.ema",
+        "train.ema_start",
+        "train.ema_warmup",
+    ]

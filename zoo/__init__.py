@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from zoo.states import canonical, fork, join, select
     from zoo.sweeps.sweep import sweep
     from zoo.training.callbacks import Callback
+    from zoo.training.estimate import estimate
     from zoo.training.loading import load
     from zoo.training.saving import save
     from zoo.training.train import train
@@ -51,6 +52,7 @@ _LATER = {
     "load": "zoo.training.loading",
     "save": "zoo.training.saving",
     "sweep": "zoo.sweeps.sweep",
+    "estimate": "zoo.training.estimate",
     "train": "zoo.training.train",
 }
 _PACKAGES = ("benchmarks", "core", "laws", "models", "objectives", "ops", "report", "sweeps", "tasks", "training")
@@ -67,6 +69,7 @@ __all__ = [
     "create_backbone",
     "create_mixer",
     "create_model",
+    "estimate",
     "fork",
     "from_hf",
     "join",

@@ -52,7 +52,18 @@ def zoo_(
     """Train, compare and recombine sequence models."""
 
 
-LISTS = ("mixers", "models", "tasks", "objectives", "norms", "residuals", "recipes", "sweeps", "benchmarks")
+LISTS = (
+    "mixers",
+    "models",
+    "tasks",
+    "objectives",
+    "norms",
+    "residuals",
+    "recipes",
+    "sweeps",
+    "benchmarks",
+    "options",
+)
 
 
 @app.command("list")
@@ -61,7 +72,7 @@ def list_(
     pattern: Annotated[str, typer.Argument(help="Names to list, as a shell pattern.")] = "*",
     as_json: Json = False,
 ) -> None:
-    """List mixers, models, tasks, objectives, norms, residual kinds, recipes, sweeps or benchmarks."""
+    """List mixers, models, tasks, objectives, norms, residual kinds, recipes, sweeps, benchmarks or options."""
     from zoo.listing import listing
 
     _print_listing(listing(what, pattern), as_json)
@@ -125,11 +136,22 @@ def train(
         bool, typer.Option("--fresh", help="Delete the existing run in the folder and start again.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the options and what training takes. Train and write nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with --dry-run.")] = False,
 ) -> None:
     """Train every variant of a recipe, each in its own process.
 
     If the folder contains a run, the run is resumed.
     """
+    if dry_run:
+        if resume or fresh:
+            raise UsageError(f"--dry-run trains nothing: leave out --{'fresh' if fresh else 'resume'}.")
+        _print_estimate(recipe, overrides or [], variant or [], as_json)
+        return
+    if as_json:
+        raise UsageError("--json belongs to --dry-run: what a training comes to is in the result.json of its folder.")
     from zoo.training.launch import train_recipe
 
     try:
@@ -203,6 +225,18 @@ def sweep(
     for line in lines:
         print(line)
     raise typer.Exit(status)
+
+
+def _print_estimate(recipe: str, overrides: list[str], variants: list[str], as_json: bool) -> None:
+    from zoo.report.estimates import estimate_lines
+    from zoo.training.estimate import estimate
+    from zoo.training.recipes import parse_overrides
+
+    found = estimate(recipe, parse_overrides(overrides), variants=variants)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        print("\n\n".join("\n".join(estimate_lines(each)) for each in found))
 
 
 @app.command("eval")
@@ -448,7 +482,8 @@ def _print_listing(found: list[dict[str, Any]], as_json: bool) -> None:
         return
     width = max((len(f["name"]) for f in found), default=0)
     for f in found:
-        print(f"{f['name']:<{width}}  {f['about']}".rstrip())
+        default = f"({f['type']}; {f['default']}) " if "default" in f else ""
+        print(f"{f['name']:<{width}}  {default}{f['about']}".rstrip())
 
 
 def _one_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:

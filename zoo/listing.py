@@ -6,8 +6,10 @@ import fnmatch
 import inspect
 from typing import Any
 
+from zoo.core.described import Described, described_within
 from zoo.core.errors import UsageError, unknown
 from zoo.core.registry import Registry
+from zoo.models.budget import ABOUT_BUDGETS
 from zoo.models.config import ModelConfig
 from zoo.models.families import families
 from zoo.objectives.base import objectives
@@ -17,9 +19,10 @@ from zoo.recipes import headline, list_recipes, list_sweeps, recipe_text, sweep_
 from zoo.report.benchmark import in_order
 from zoo.residual import residuals
 from zoo.tasks.protocol import registry as tasks
+from zoo.training.options import Experiment
 from zoo.training.recipes import read_recipe
 
-KINDS = ("mixers", "models", "tasks", "objectives", "norms", "residuals", "recipes", "sweeps", "benchmarks")
+KINDS = ("mixers", "models", "tasks", "objectives", "norms", "residuals", "recipes", "sweeps", "benchmarks", "options")
 PLAIN: dict[str, Registry[Any]] = {"objectives": objectives, "norms": norms, "residuals": residuals}
 
 
@@ -41,6 +44,8 @@ def listing(what: str, pattern: str = "*") -> list[dict[str, Any]]:
     if what == "benchmarks":
         shown = fnmatch.filter([cls.label() for cls in in_order()], pattern)
         return [{"name": cls.label(), "about": _about(cls)} for cls in in_order() if cls.label() in shown]
+    if what == "options":
+        return [each._asdict() for each in experiment_options() if fnmatch.fnmatchcase(each.name, pattern)]
     if what == "models":
         return [_model(n) for n in families.names(pattern)]
     if what == "sweeps":
@@ -50,6 +55,13 @@ def listing(what: str, pattern: str = "*") -> list[dict[str, Any]]:
         {"name": n, "variants": list(read_recipe(n).get("variants") or {}), "about": headline(recipe_text(n))}
         for n in names
     ]
+
+
+def experiment_options() -> list[Described]:
+    """Every option of an experiment that does not depend on its task or objective."""
+    of_model = described_within(ModelConfig, "model.")
+    budgets = (Described(f"model.{name}", "int", "None", about) for name, about in ABOUT_BUDGETS.items())
+    return [*described_within(Experiment), *of_model, *budgets]
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -8,9 +8,17 @@ from typing import Any, NamedTuple
 from zoo.core.errors import UsageError, quoted
 from zoo.protocol import MAX_WIDTH, MIN_WIDTH
 
+ABOUT_BUDGETS = {
+    "n_parameters": "in place of d_model: the width is the largest with at most this number of parameters",
+    "state_bytes": "in place of d_model: the largest width whose state takes at most this many bytes after "
+    "context_length tokens",
+    "flops_per_token": "in place of d_model: the largest width with at most this many FLOPs a token at context_length",
+    "context_length": "number of tokens for state_bytes and flops_per_token",
+}
+"""The options of a budget, each with its meaning."""
 BUDGETS = ("n_parameters", "state_bytes", "flops_per_token")
 """What can be given in place of a width."""
-SIZES = ("d_model", *BUDGETS, "context_length")
+SIZES = ("d_model", *ABOUT_BUDGETS)
 """The options that say how wide a model is."""
 MOST = 2**40
 

@@ -235,6 +235,10 @@ class Objective(ABC):
             parts: number of parts of a step.
         """
 
+    def training_flops(self, model: Any, *, recompute: bool = False) -> int:
+        """Matmul FLOPs (multiply-add = 2) by token of a training step: forward, and backward twice as many."""
+        return (4 if recompute else 3) * model.flops_per_token(self.length)
+
     @classmethod
     def takes_parts(cls) -> bool:
         """Whether `updates` can read a batch in parts."""

@@ -188,6 +188,13 @@ class DeepSupervision(Objective):
         }
         return thought.state, stop.detach(), Update(loss, logits, expected, rows, metrics)
 
+    def training_flops(self, model: Any, *, recompute: bool = False) -> int:
+        """As for other objectives; backward through the last cycle, or the last update of latent and answer, only."""
+        r, forward = model.recursion, model.flops_per_token(self.length)
+        learning = 2 if r.gradient == "step" else r.updates + 1
+        backward = (3 if recompute else 2) * forward * learning // (r.cycles * (r.updates + 1))
+        return forward * (2 if self.config.halting == "q" else 1) + backward
+
     def carries(self, carry: Carry, model: Any, n: int) -> bool:
         if not carry:
             return True

@@ -215,7 +215,7 @@ class Optimizer:
             if groups != [group["params"] for group in part.state_dict()["param_groups"]]:
                 raise ValueError("optimizer: other parameters")
             params = [p for group in part.param_groups for p in group["params"]]
-            names = _kept_by(part)
+            names = kept_by(part)
             for index, values in kept.items():
                 if not 0 <= index < len(params) or values.keys() != names:
                     raise ValueError(f"optimizer: another method's ({', '.join(map(str, values))})")
@@ -227,7 +227,7 @@ class Optimizer:
                         raise ValueError(f"optimizer: {name} has another shape")
 
 
-def _kept_by(optimizer: torch.optim.Optimizer) -> set[str]:
+def kept_by(optimizer: torch.optim.Optimizer) -> set[str]:
     """What an optimizer keeps of each parameter it has moved."""
     sample = nn.Parameter(torch.zeros(2, 2))
     sample.grad = torch.zeros(2, 2)
