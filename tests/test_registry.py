@@ -24,6 +24,8 @@ from zoo.core.imports import import_source
 from zoo.core.options import Options
 from zoo.core.registry import Registry
 from zoo.listing import listing
+from zoo.models.budget import SIZES
+from zoo.models.config import ModelConfig, Recursion
 from zoo.models.families import families
 from zoo.objectives.base import create_objective, objectives
 from zoo.pattern import mixer_config, mixer_of
@@ -31,6 +33,7 @@ from zoo.protocol import Context, Mixer, Place, derive_heads, mixers, norms
 from zoo.residual import residuals
 from zoo.tasks.protocol import create_task
 from zoo.tasks.protocol import registry as tasks
+from zoo.training.options import TrainConfig
 
 
 @pytest.fixture

@@ -218,21 +218,18 @@ class Objective(ABC):
         return not carry
 
     @abstractmethod
-    def updates(
-        self, model: nn.Module, data: Encoded, carry: Carry, generator: torch.Generator, parts: int = 1
-    ) -> Iterator[Update]:
+    def updates(self, model: nn.Module, data: Encoded, carry: Carry, generator: torch.Generator) -> Iterator[Update]:
         """The losses of one batch, one per optimizer step; the model changes between them.
 
-        With `parts`, the rows of a step are read in a number of parts, each with a loss of its own that is
-        differentiated before the next part is read; the losses, and so the gradients, add up to those of the whole
-        batch. An objective whose `updates` has no argument `parts` is refused where `train.accumulate` is set.
+        An objective that `train.accumulate` may be set with has a further argument, `parts: int = 1`: the number of
+        parts in which the rows of a step are read. Each part has a loss of its own, which is differentiated before the
+        next one is read; the losses, and so the gradients, add up to those of the whole batch.
 
         Args:
             model: in training mode.
             data: one batch from `encode`, on the model's device.
             carry: changed in place; what it holds when the iterator ends comes with the next batch.
             generator: the source of every random draw, on the CPU.
-            parts: number of parts of a step.
         """
 
     def training_flops(self, model: Any, *, recompute: bool = False) -> int:

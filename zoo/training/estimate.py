@@ -1,4 +1,4 @@
-"""What a training would take, before it is started: parameters, memory, work; nothing is written and nothing trained."""
+"""What a training would take, before it is started: parameters, memory, work. Nothing is written or trained."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _activations(parts: Parts, train: TrainConfig, device: torch.device) -> int:
 
 
 def _pieces(model: Ends) -> int:
-    """How many parts of a pass are computed again one after another: steps of the pattern, applications of a network."""
+    """How many parts of a pass are computed again, one by one: steps of the pattern, or applications of a network."""
     recursion = model.config.recursion
     if recursion is not None:
         return 2 if recursion.gradient == "step" else recursion.updates + 1

@@ -232,7 +232,7 @@ class Trainer:
         return parts
 
     def _updates(self, data: Encoded, carry: Carry, generator: torch.Generator) -> Iterator[Update]:
-        more = {"parts": self.config.accumulate} if self.config.accumulate > 1 else {}
+        more: Any = {"parts": self.config.accumulate} if self.config.accumulate > 1 else {}
         return self.objective.updates(self.model, data, carry, generator, **more)
 
     # ---- records
