@@ -39,7 +39,6 @@ from zoo.benchmarks.subjects import Subject
 from zoo.benchmarks.tables import chance_in, pivot, short, spread
 from zoo.benchmarks.training import (
     ENOUGH,
-    chance_of,
     check_layers,
     fields_of,
     layers_of,
@@ -50,6 +49,7 @@ from zoo.benchmarks.training import (
 from zoo.core.errors import UsageError, unknown
 from zoo.report.bench import by_setting, slice_of, with_chance
 from zoo.report.benchmark import ACCURACY, LENGTH, Benchmark, Curve, Head, Plot, Table, benchmarks
+from zoo.report.chance import chance_of
 from zoo.report.charts import Axis, HeatMap, Panel
 from zoo.report.records import OK, Figure, Record, figure
 from zoo.report.slices import in_order

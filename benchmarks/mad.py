@@ -19,10 +19,11 @@ from zoo.benchmarks.cells import NO_AVERAGE, Measured, NoFigure, Request, cell
 from zoo.benchmarks.options import BenchmarkOptions, Count, Numbers, Seconds, Seeds, Share, Training, Width, option
 from zoo.benchmarks.subjects import Subject
 from zoo.benchmarks.tables import chance_in, pivot, spread
-from zoo.benchmarks.training import chance_of, check_layers, fields_of, layers_of, median_of, require_learned, trained
+from zoo.benchmarks.training import check_layers, fields_of, layers_of, median_of, require_learned, trained
 from zoo.core.errors import unknown
 from zoo.report.bench import bars, by_setting, slice_of, with_chance
 from zoo.report.benchmark import ACCURACY, Benchmark, Curve, Head, Plot, Table, benchmarks
+from zoo.report.chance import chance_of
 from zoo.report.charts import Axis, HeatMap, Panel
 from zoo.report.records import OK, Record, figure
 from zoo.report.units import percent

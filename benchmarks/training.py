@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from zoo.benchmarks.cells import CLOCK, NOT_LEARNED, NOT_OFFERED, NoFigure, Request
 from zoo.benchmarks.subjects import Subject, with_heads
 from zoo.core.errors import RunError, UsageError
 from zoo.pattern import parse
 from zoo.report.records import MIXER
-from zoo.tasks.protocol import create_task
 from zoo.training.recipes import override
 from zoo.training.train import train
 
 FAILED = "failed"
 ENOUGH = 0.85
 """The accuracy from which on something counts as learned."""
-CHANCE_ROWS = 2048
 CHECKPOINT = 1e9  # seconds: such a training is over before it is worth one
 
 
@@ -46,23 +40,6 @@ def layers_of(subject: Subject, template: str, width: int) -> str:
     """
     check_layers(template)
     return str(with_heads(parse(template.replace(MIXER, subject.name)), width))
-
-
-def chance_of(task: Mapping[str, Any]) -> float:
-    """The accuracy on test rows of always giving the answer that is most frequent in validation rows."""
-    return _chance(json.dumps(task, sort_keys=True))
-
-
-@functools.cache
-def _chance(asked: str) -> float:
-    task = create_task(json.loads(asked, object_hook=_tuples))
-    known, test = (task.sample(CHANCE_ROWS, split=split, seed=0) for split in ("validation", "test"))
-    answer = known.targets[known.targets >= 0].mode().values
-    return float(task.score(test, torch.full_like(test.targets, int(answer)))["accuracy"])
-
-
-def _tuples(options: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
 
 
 def require_learned(results: Sequence[Mapping[str, Any]], accuracies: Sequence[float], after: str) -> None:

@@ -35,6 +35,7 @@ from zoo.protocol import mixers
 from zoo.report import bench as drawing
 from zoo.report import records
 from zoo.report.benchmark import benchmarks
+from zoo.report.chance import chance_of
 from zoo.states import tree_bytes
 
 SMALL = {
@@ -364,7 +365,7 @@ def test_what_was_not_learned_is_no_score(monkeypatch, status, told):
 
 def test_chance_is_what_a_constant_answer_gets():
     niah = {"name": "niah", "seq_len": 64, "n_queries": 8, "asked": "in_turn", "key_vocab": 8, "value_vocab": 8}
-    assert training.chance_of({**niah, "min_length": 34}) == pytest.approx(1 / 8, abs=0.01)
+    assert chance_of({**niah, "min_length": 34}) == pytest.approx(1 / 8, abs=0.01)
 
 
 def test_a_page_says_of_how_many_values_its_figures_are():

@@ -157,8 +157,17 @@ def test_stopped_by_the_clock_is_no_score(tmp_path):
     assert any("stopped by the clock" in caveat for caveat in words.caveats(comparison))
 
 
-def test_without_chance_nothing_is_said_of_learning(tmp_path):
+def test_chance_is_of_the_task_where_trials_do_not_have_it(tmp_path):
     changes = {("gqa", BEST_LR, seed): {"chance": None} for seed in SEEDS}
+    task = {"task.name": "mqar", "task.vocab_size": 64, "task.seq_len": 32, "task.n_pairs": "[2, 4]"}
+    folder = write_sweep(tmp_path / "s", ["gqa"], [BEST_LR], SEEDS, config=task, changes=changes)
+    comparison = compare(from_sweep(folder))
+    assert comparison.chance == pytest.approx(1 / 32, abs=0.02)  # values are the upper half of 64 tokens
+    assert comparison.groups[0].learning.text == "0 of 3"
+
+
+def test_without_chance_nothing_is_said_of_learning(tmp_path):
+    changes = {("gqa", BEST_LR, seed): {"chance": None, "config.task.name": "gone"} for seed in SEEDS}
     comparison = compare(from_sweep(write_sweep(tmp_path / "s", ["gqa"], [BEST_LR], SEEDS, changes=changes)))
     assert comparison.groups[0].learning.n == 0
     assert comparison.chance is None

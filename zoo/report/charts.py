@@ -131,12 +131,14 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Chart:
-    """An entry of the gallery: a name for links, a heading, how to read it, and its panels."""
+    """An entry of the gallery: a name for links, a heading, how to read it, its panels, and whether they stand side by
+    side over the whole width."""
 
     name: str
     title: str
     caption: str
     panels: list[Panel | HeatMap]
+    wide: bool = False
 
     def as_data(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -82,10 +82,10 @@
     return front;
   }
 
-  function frontTrace(series) {
+  function frontTrace(series, log) {
     const front = paretoFront(series.map((s) => [s.x[0], s.y[0]]));
     if (!front.length) return [];
-    const end = 1.8 * Math.max(...series.map((s) => s.x[0]));
+    const end = (log ? 1.8 : 1.05) * Math.max(...series.map((s) => s.x[0]));
     const xs = [front[0][0]], ys = [0];
     for (const [x, y] of front) {
       xs.push(x, x);
@@ -108,9 +108,11 @@
     };
   }
 
+  const MOST_OF_BANDS = 8; // more would hide each other
+
   function curves(panel, width) {
     const series = panel.series.filter((s) => shown(s.row));
-    const bands = panel.band ? series.filter((s) => s.low.length).map((s) => bandTrace(s, s.row)) : [];
+    const bands = panel.band && series.length <= MOST_OF_BANDS ? series.filter((s) => s.low.length).map((s) => bandTrace(s, s.row)) : [];
     const traces = series.map((s) => {
       const l = look(s.row, width < 480 ? 18 : 28);
       const n = s.x.length;
@@ -139,7 +141,7 @@
         hovertemplate: "%{customdata}<extra></extra>",
       };
     });
-    return [...bands, ...traces, ...(panel.front ? frontTrace(series) : [])];
+    return [...bands, ...traces, ...(panel.front ? frontTrace(series, panel.x.log) : [])];
   }
 
   // A mean with its interval for each row, and the single values behind it.

@@ -38,7 +38,8 @@ def columns(comparison: Comparison) -> list[Column]:
     chance = "" if comparison.chance is None else f"\n(chance {units.percent(comparison.chance)})"
     best = "min" if comparison.lower else "max"
     about = (
-        "Mean over seeds, its 95% interval, and the figure of each seed. A group of which no seed learned has no score."
+        "Mean over seeds, its 95% interval, and the figure of each seed, of more than five the range. A group of which "
+        "no seed learned has no score."
     )
     found = [
         Column(f"{comparison.metric}{chance}", about, best, _figure),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ _COSTS = (
     ("state_bytes", Axis("state of one sequence", "size", log=True)),
     ("seconds", Axis("training time", "duration", log=True)),
 )
+_RATIO = 4  # of the largest cost to the least, from which on steps are ratios
 _POINTS = 120  # of a curve: a band has three times as many
 
 
@@ -48,16 +50,16 @@ def charts(comparison: Comparison, rows: Sequence[Row]) -> list[Chart]:
             _means(comparison, rows),
         ),
         Chart(
+            f"{prefix}-curves", "Learning curves",
+            "The mean over seeds on validation rows, and Student's t interval (95%) as a band where at most 8 groups "
+            "are shown. A seed that met its target keeps its last figure.",
+            _curves(comparison, rows),
+        ),
+        Chart(
             f"{prefix}-cost", f"{metric.capitalize()} against cost",
             "Bars are 95% intervals. The dashed line is the Pareto front of the rows shown: on it, nothing cheaper has "
             "a better mean.",
-            _costs(comparison, rows),
-        ),
-        Chart(
-            f"{prefix}-curves", "Learning curves",
-            "The mean over seeds on validation rows, and Student's t interval (95%) as a band. A seed that met its "
-            "target keeps its last figure.",
-            _curves(comparison, rows),
+            _costs(comparison, rows), wide=True,
         ),
         Chart(
             f"{prefix}-choice", f"Validation {selection(comparison.trials.rows)} by {', '.join(comparison.best)}",
@@ -97,7 +99,11 @@ def _costs(comparison: Comparison, rows: Sequence[Row]) -> list[Panel | HeatMap]
             mean = group.estimate.mean
             series.append(Series(row.id, [price], [mean], *_edges([group.estimate.interval], [mean])))
         if len(series) > 1:
-            panels.append(Panel("points", cost, axis, series, title=cost.title, front=not comparison.lower))
+            prices = [x for each in series for x in each.x]
+            x = cost
+            if max(prices) < _RATIO * min(prices):
+                x = replace(cost, log=False, title=f"{cost.title}, s" if cost.unit == "duration" else cost.title)
+            panels.append(Panel("points", x, axis, series, title=cost.title, front=not comparison.lower))
     return panels
 
 
@@ -179,7 +185,7 @@ def _map(comparison: Comparison, rows: Sequence[Row]) -> tuple[str, str, list[Pa
         cells = [_validation(group, key, metric) for group in comparison.groups]
         columns = _in_order({column for line in cells for column in line})
         title, caption = (
-            f"Validation {metric} by {key}",
+            f"Map of validation {metric} by {key}",
             "The mean over seeds of every value tried.",
         )
         lines, row = [row.id for row in rows], ""

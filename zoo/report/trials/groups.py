@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from zoo.core.errors import UsageError
+from zoo.report.chance import chance_of
 from zoo.report.labels import ASIDE
 from zoo.report.layers import joined, same_layers
 from zoo.report.runs import ENDED
@@ -32,6 +34,7 @@ _ENDINGS = {
     "interrupted": "interrupted",
     "running": "not ended",
 }
+_TASK = "config.task."
 _NAMES = ("model.pattern", "name")  # keys in which one layer may have several names
 _NAMED = 3  # keys named in an error
 
@@ -118,8 +121,8 @@ def _group(
     split = next((s for s in SPLITS if any(figure(row, s, metric) is not None for row in rows)), "")
     rows = [row for row in rows if not split or figure(row, split, metric) is not None]
     scores = _scores(trials, rows, split, metric)
-    chances = {c for row in every if (c := number(row.get("chance"))) is not None}
-    chance = chances.pop() if len(chances) == 1 and metric == "accuracy" else None
+    chances = {_chance(row) for row in every} if metric == "accuracy" else set()
+    chance = chances.pop() if len(chances) == 1 else None
     return Group(
         names,
         rows,
@@ -158,6 +161,23 @@ def _rows(tests: Sequence[Sequence[TestRows | None]], metric: str) -> Rows | Non
         return None
     values = np.stack([np.mean([getattr(test, metric) for test in of_seed], 0) for of_seed in tests]).astype(float)
     return None if np.isnan(values).any() else Rows(values, problems)
+
+
+def _chance(row: Mapping[str, Any]) -> float | None:
+    """The accuracy of a constant answer: as the trial has it, else of its task; None if unknown."""
+    known = number(row.get("chance"))
+    task = {k.removeprefix(_TASK): _plain(v) for k, v in row.items() if k.startswith(_TASK) and v is not None}
+    if known is not None or "name" not in task:
+        return known
+    try:
+        return chance_of(task)
+    except (UsageError, RuntimeError, TypeError, ValueError):  # a task of another version, or without such an answer
+        return None
+
+
+def _plain(given: Any) -> Any:
+    """A value of a config; lists are stored as JSON."""
+    return json.loads(given) if isinstance(given, str) and given[:1] in ("[", "{") else given
 
 
 def _n_problems(rows: Sequence[Mapping[str, Any]], split: str) -> int:

@@ -31,8 +31,8 @@ def summary(comparison: Comparison) -> str:
     interval = figure.interval
     span = "" if interval is None else f", 95% interval {text(interval.low)} to {text(interval.high)}"
     seeds = len(first.scores.seeds) if first.scores else 0
-    over = f" over {seeds} seeds" if seeds > 1 else " of one seed"
-    return f"{head} The best mean {comparison.metric} has {first.label}: {text(figure.mean)}{over}{span}."
+    over = f"over {seeds} seeds" if seeds > 1 else "with one seed"
+    return f"{head} {first.label} has the best mean {comparison.metric}: {text(figure.mean)} {over}{span}."
 
 
 def notes(comparison: Comparison) -> list[str]:
