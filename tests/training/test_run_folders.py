@@ -504,12 +504,6 @@ def test_a_budget_that_cuts_the_steps_short_is_named(recipe, capsys):
     assert "train.time_budget=0.2 ended it before train.steps=100000" in last
 
 
-def test_new_weights_under_an_old_config_are_told(stopped, capsys):
-    run = stopped()
-    train(run, {"out": "runs/other", "task.n_pairs": 3})
-    assert "runs/other starts from new weights: runs/small gives it a config, and no weights" in capsys.readouterr().err
-
-
 def test_folders_of_variants_name_their_runs(recipe, capsys):
     from zoo.cli import main
 

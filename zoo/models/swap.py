@@ -11,7 +11,7 @@ from zoo.core.errors import UsageError
 from zoo.models.config import ModelConfig
 from zoo.models.create import create_model, fitted, is_family, read_spec
 from zoo.models.ends import Ends
-from zoo.models.transfer import check_plain, put, words_of
+from zoo.models.transfer import check_plain, plan, put, words_of
 from zoo.pattern import Pattern, from_data, swap_each
 from zoo.pattern import swap as swap_words
 
@@ -71,15 +71,15 @@ def _swap_model(model: Ends, words: Mapping[str, str], layers: Iterable[int] | N
     before, after = words_of(model), words_of(new)
     replaced = [n for n, m in after.items() if type(m) is not type(before[n]) or m.config != before[n].config]
     old, dtype = model.state_dict(), model.compute_dtype()
-    stays = {n for n, t in new.state_dict().items() if n in old and old[n].shape == t.shape}
-    stays -= {name for name in stays if any(name.startswith(f"{place}.") for place in replaced)}
+    transfer, _ = plan(model, new, lambda name: not any(name.startswith(f"{place}.") for place in replaced))
+    stays = set(transfer.kept)
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     for name, tensor in (*new.named_parameters(), *new.named_buffers()):
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(old[name].dtype if name in stays else dtype)
         if isinstance(tensor, nn.Parameter) and name in stays:
             tensor.requires_grad_(trained[name])
-    new = new.to(model.embedding.weight.device)
-    new.swapped = put(old, new, lambda name: name in stays)
-    new.train(model.training)
-    return new
+    new = new.to(next(model.parameters()).device)
+    put(old, new, transfer)
+    new.swapped = transfer
+    return new.train(model.training)

@@ -1,14 +1,15 @@
-"""Weights of one model put into another."""
+"""Weights of one model put into another: names, shapes and words decide which fit, before a value is copied."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
+from zoo.models.config import ModelConfig
 from zoo.models.create import create_model
 from zoo.models.ends import Ends
 from zoo.models.weights import Transfer
@@ -18,20 +19,27 @@ VOCABULARY = ("embedding.weight", "head.weight", "head_bias")
 """Weights with a row for every token id."""
 
 
-def check_plain(model: nn.Module, what: str) -> None:
+class Misfit(NamedTuple):
+    """A weight that was to be taken and does not fit, and why."""
+
+    name: str
+    why: str
+
+
+def check_plain(model: Ends, what: str) -> None:
     """Refuses a model that has other weights than its config says: one with adapters, pruned or parametrized.
 
     Raises:
         UsageError: it names the first weight that is too many or missing.
     """
-    own, expected = model.state_dict(), outline(model.config).state_dict()  # type: ignore[arg-type]
+    own, expected = model.state_dict(), outline(model.config).state_dict()
     for name in [*own, *expected]:
         if name not in own or name not in expected or own[name].shape != expected[name].shape:
             reason = "an adapter, a pruned or a parametrized weight: merge or remove it first"
             raise UsageError(f"{what}: {name} of this model is not what its config says, as with {reason}.")
 
 
-def outline(config: Any) -> Ends:
+def outline(config: ModelConfig) -> Ends:
     """The model of a config without memory for its weights."""
     with torch.device("meta"):
         return create_model(config)
@@ -46,39 +54,59 @@ def words_of(model: nn.Module) -> dict[str, Mixer]:
     return found
 
 
-@torch.no_grad()
-def put(
-    weights: Mapping[str, Tensor], model: nn.Module, takes: Callable[[str], bool], *, resize: bool = False
-) -> Transfer:
-    """Put the weights of the names that `takes` accepts into a model; all others keep the model's own values.
+def plan(
+    source: Ends, target: Ends, takes: Callable[[str], bool], *, resize: bool = False
+) -> tuple[Transfer, list[Misfit]]:
+    """What becomes of the weights of a model that are put into another one, and which of them do not fit.
 
     Args:
-        weights: by name.
-        model: the model, which is changed. Its weights keep their dtype and device.
-        takes: whether a weight of this name is taken.
+        source: the model that the weights are from; both may be outlines.
+        target: the model that the weights are put into.
+        takes: whether a weight of this name is to be taken.
         resize: take weights with a row for every token id though the number of rows differs.
 
-    Raises:
-        UsageError: a weight of another shape is to be taken.
+    Returns:
+        A transfer in which what does not fit is fresh or left out, and a list of it.
     """
-    kept, resized, fresh = [], [], []
-    own = model.state_dict()
-    for name, slot in own.items():
-        if name not in weights or not takes(name):
+    theirs, ours = source.state_dict(), target.state_dict()
+    words, own = words_of(source), words_of(target)
+    others = {p: (words[p].name, m.name) for p, m in own.items() if p in words and words[p].name != m.name}
+    kept, resized, fresh, misfits = [], [], [], []
+    for name, tensor in ours.items():
+        why = None
+        if not takes(name):
             fresh.append(name)
             continue
-        given = weights[name]
-        if given.shape == slot.shape:
-            slot.copy_(given)
+        if place := next((p for p in others if name.startswith(f"{p}.")), None):
+            why = "of {} there and of {} here".format(*others[place])
+        elif name not in theirs:
+            why = "not there"
+        elif theirs[name].shape == tensor.shape:
             kept.append(name)
-        elif resize and name in VOCABULARY and given.shape[1:] == slot.shape[1:]:
-            rows = min(len(given), len(slot))
-            slot[:rows] = given[:rows].to(slot.device, slot.dtype)
+        elif resize and name in VOCABULARY and theirs[name].shape[1:] == tensor.shape[1:]:
             resized.append(name)
         else:
-            raise UsageError(f"{name} is {tuple(given.shape)} there and {tuple(slot.shape)} in the model.")
-    left = [name for name in weights if name not in own or not takes(name)]
-    return Transfer(tuple(kept), tuple(resized), tuple(fresh), tuple(left))
+            why = f"{tuple(theirs[name].shape)} there and {tuple(tensor.shape)} here"
+        if why is not None:
+            fresh.append(name)
+            misfits.append(Misfit(name, why))
+    gone = [n for n in theirs if n not in ours and takes(n) and not any(n.startswith(f"{p}.") for p in others)]
+    misfits += [Misfit(name, "not in the model") for name in gone]
+    left = [name for name in theirs if name not in kept and name not in resized]
+    return Transfer(tuple(kept), tuple(resized), tuple(fresh), tuple(left)), misfits
 
 
-__all__ = ["VOCABULARY", "check_plain", "outline", "put", "words_of"]
+@torch.no_grad()
+def put(weights: Mapping[str, Tensor], model: nn.Module, transfer: Transfer) -> None:
+    """Copy the weights that a transfer keeps or resizes into a model, whose own dtypes and devices stay."""
+    slots = model.state_dict()
+    for name in (*transfer.kept, *transfer.resized):
+        slot, given = slots[name], weights[name]
+        if slot.shape == given.shape:
+            slot.copy_(given)
+        else:
+            rows = min(len(slot), len(given))
+            slot[:rows].copy_(given[:rows])
+
+
+__all__ = ["VOCABULARY", "Misfit", "check_plain", "outline", "plan", "put", "words_of"]

@@ -81,7 +81,14 @@ WAYS: dict[str, Way] = {
 """By the fields of `Needs`, in the order in which they are looked at."""
 
 
-def fit(task: Any, objective: Any, model: Mapping[str, Any], *more: Needs, given: Task | None = None) -> Parts:
+def fit(
+    task: Any,
+    objective: Any,
+    model: Mapping[str, Any],
+    *more: Needs,
+    given: Task | None = None,
+    grows: bool | None = None,
+) -> Parts:
     """The task, the objective, and the model's config with what they need filled in.
 
     Args:
@@ -91,6 +98,7 @@ def fit(task: Any, objective: Any, model: Mapping[str, Any], *more: Needs, given
             `state_bytes` or `flops_per_token`, the latter two after the tokens that a row has, or `context_length`.
         *more: needs of others.
         given: the task itself, in place of its name.
+        grows: whether a vocabulary that is too small is made larger; None where the model starts from new weights.
 
     Raises:
         UsageError: any option that is wrong, or parts that do not fit together.
@@ -102,18 +110,22 @@ def fit(task: Any, objective: Any, model: Mapping[str, Any], *more: Needs, given
     teacher = create_objective(tuples(objective), made, causal=draft.causal)
     needs = merge([made.needs(), teacher.needs(draft), *more])
     read = {"context_length": teacher.length} if model.keys() & {"state_bytes", "flops_per_token"} else {}
-    config = model_config({**read, **model, **filled(needs, draft, model)})
+    config = model_config({**read, **model, **filled(needs, draft, model, grows)})
+    if grows and config.published is not None and config.published.get("vocab_size") == model.get("vocab_size"):
+        published = {**config.published, "vocab_size": config.vocab_size}
+        config = ModelConfig(**{**config.changed(), "published": published})
     check_lengths(_outline(config), needs)
     return Parts(made, teacher, config)
 
 
-def filled(needs: Needs, draft: ModelConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+def filled(needs: Needs, draft: ModelConfig, given: Mapping[str, Any], grows: bool | None = None) -> dict[str, Any]:
     """The options that meet the needs where they are left out.
 
     Args:
         needs: of all parts.
         draft: the model's config without what is filled in.
         given: the options as they were given.
+        grows: as in `fit`.
 
     Raises:
         UsageError: what is given does not meet a need.
@@ -135,8 +147,11 @@ def filled(needs: Needs, draft: ModelConfig, given: Mapping[str, Any]) -> dict[s
         elif isinstance(need.value, bool):
             if chosen != need.value:
                 raise UsageError(f"model.{way.option}={chosen} is not allowed: {need.why}.")
+        elif chosen < need.value and name == "vocab_size" and grows:
+            fill[name] = need.value
         elif chosen < need.value:
-            raise UsageError(f"model.{way.option}={chosen} is too small: {need.why}.")
+            hint = "; init.resize_vocab=true adds the rest" if name == "vocab_size" and grows is False else ""
+            raise UsageError(f"model.{way.option}={chosen} is too small: {need.why}{hint}.")
     return fill
 
 

@@ -33,6 +33,7 @@ from zoo.training.progress import Reporter
 from zoo.training.result import Result, has_more_time
 from zoo.training.run import RunFolder
 from zoo.training.session import Best, Session
+from zoo.training.starting import Start
 from zoo.training.stopping import Interrupted, Stop
 from zoo.training.watch import Pruned, Watch
 
@@ -52,6 +53,7 @@ class Trainer:
         callbacks: Callbacks | None = None,
         watch: Watch | None = None,
         changed: Mapping[str, list[Any]] = {},
+        start: Start | None = None,
     ):
         self.experiment, self.config, self.parts = experiment, experiment.train, parts
         self.folder, self.reporter, self.stop = run, reporter, stop
@@ -62,7 +64,7 @@ class Trainer:
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         self.baseline_memory = machine.peak_memory(self.device)
-        self.session = Session(self.model_config, self.config, self.device)
+        self.session, self.starts = Session(self.model_config, self.config, self.device, start), start is not None
         carries = functools.partial(self.objective.carries, n=self.config.batch_size)
         self.session.resume(run.checkpoints, reporter.say, carries)
         self.model, self.at = self.session.model, self.session.at
@@ -182,6 +184,8 @@ class Trainer:
 
     def _loop(self, stream: Stream | Flow) -> None:
         config, at = self.config, self.at
+        if self.starts and self.session.saved is None:
+            self._save()  # so that the run can be resumed without what it started from
         while True:
             if at.to_evaluate:
                 self._evaluate()
@@ -355,10 +359,10 @@ class Trainer:
     ) -> dict[str, Any]:
         at, model, context = self.at, self.model, self.objective.length
         sections = self.experiment.resolved(self.parts)
-        data = {
+        data: dict[str, Any] = {
             "name": self.experiment.name,
             "status": status,
-            **{k: sections[k] for k in ("task", "model", "objective", "train")},
+            **{k: sections[k] for k in ("task", "model", "objective", "train", "init") if k in sections},
             "seed": self.config.seed,
             "steps": at.step,
             **({"extended": [{"step": e.step, **e.changes} for e in at.extended]} if at.extended else {}),

@@ -21,6 +21,7 @@ from zoo.tasks.protocol import registry as tasks
 from zoo.training import machine
 from zoo.training.fit import Parts, fit
 from zoo.training.given import FROM_PYTHON
+from zoo.training.init import Init, as_init
 
 SECTIONS = ("task", "model", "objective")
 NEVER = 2**40  # steps that no training comes to
@@ -220,6 +221,8 @@ class Experiment(Options, label="experiment"):
             the length of the task's rows.
         objective: a name, or a mapping of `name` and options.
         train: options of `TrainConfig`.
+        init: where the first weights come from: the path of a folder, or a mapping of the options of `Init`. By
+            default they are new. Options of the model that are left out are then those of the source.
     """
 
     name: str = "experiment"
@@ -228,6 +231,7 @@ class Experiment(Options, label="experiment"):
     model: dict[str, Any]
     objective: dict[str, Any] = Field(default_factory=lambda: {"name": "next_token"})
     train: TrainConfig = Field(default_factory=TrainConfig)
+    init: Init | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -249,6 +253,11 @@ class Experiment(Options, label="experiment"):
                 return {"name": "next_token", **section}
             return section
         return TrainConfig.of(value)
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _init(cls, value: Any) -> Any:
+        return Init.of(as_init(value))
 
     @model_validator(mode="after")
     def _fits(self) -> Experiment:
@@ -273,7 +282,8 @@ class Experiment(Options, label="experiment"):
         Raises:
             UsageError: any option that is wrong, or parts that do not fit together.
         """
-        parts = fit(self.task, self.objective, self.model, self.train.needs(), given=task)
+        grows = None if self.init is None else self.init.resize_vocab
+        parts = fit(self.task, self.objective, self.model, self.train.needs(), given=task, grows=grows)
         self.check(parts)
         return parts
 
@@ -309,6 +319,7 @@ class Experiment(Options, label="experiment"):
             "model": _plain(parts.model),
             "objective": {"name": parts.objective.name, **_plain(parts.objective.config)},
             "train": _plain(self.train),
+            **({"init": _plain(self.init)} if self.init is not None else {}),
         }
 
 
@@ -317,6 +328,7 @@ def _places(option: str, data: Mapping[str, Any]) -> list[str]:
     fields: dict[str, Iterable[str]] = {
         "train": TrainConfig.model_fields,
         "model": [*ModelConfig.model_fields, *SIZES],
+        "init": Init.model_fields,
     }
     for section, known in (("task", tasks), ("objective", objectives)):
         named = data.get(section, "next_token")
@@ -357,6 +369,8 @@ def _defaults(options: type[Options]) -> dict[str, Any]:
 
 def as_section(section: str, value: Any) -> Any:
     """A section given as one text, as the mapping it stands for."""
+    if section == "model" and isinstance(value, ModelConfig):
+        return value.model_dump(mode="json", exclude_defaults=True)
     if not isinstance(value, str):
         return dict(value) if isinstance(value, Mapping) else value
     if section != "model":

@@ -33,7 +33,9 @@ from zoo.recipes import list_recipes, recipe_text
 from zoo.tasks.protocol import Task, create_task
 from zoo.tasks.protocol import registry as tasks
 from zoo.training import imports
+from zoo.training.init import as_init
 from zoo.training.options import SECTIONS, Experiment, as_section
+from zoo.training.sources import model_section
 
 
 def parse_value(text: str) -> Any:
@@ -69,6 +71,8 @@ def override(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
     for section in SECTIONS:
         if section in new:
             new[section] = as_section(section, new[section])
+    if "init" in new:
+        new["init"] = as_init(new["init"])
     if {"d_model", *BUDGETS, "family"} & _of_the_model(overrides) and isinstance(new.get("model"), dict):
         new["model"] = {k: v for k, v in new["model"].items() if k not in SIZES}
     for key, value in overrides.items():
@@ -83,6 +87,8 @@ def override(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
             where[last] = override(where[last], value)
         else:
             where[last] = as_section(last, value) if not path and last in SECTIONS else value
+            if key == "init" and isinstance(value, str | Path):
+                where[last] = {**(old if isinstance(old, dict) else {}), **as_init(value)}
         family = key == "model" and isinstance(value, Mapping) and "family" in value and "pattern" not in value
         if family or key == "model.family":
             new["model"].pop("pattern", None)
@@ -150,7 +156,7 @@ def read_experiments(
 
 def _read_experiments(source: Any, overrides: Mapping[str, Any], variants: Iterable[str]) -> dict[str, Experiment]:
     if isinstance(source, Experiment):
-        return {"": source if not overrides else Experiment(**override(source.model_dump(), overrides))}
+        return {"": source if not overrides else _experiment(source.model_dump(), overrides, [])}
     data = {str(k): v for k, v in source.items()} if isinstance(source, Mapping) else read_recipe(source)
     table = _variants(data.pop("variants", None))
     chosen = [str(v) for v in variants] or list(table)
@@ -160,18 +166,47 @@ def _read_experiments(source: Any, overrides: Mapping[str, Any], variants: Itera
     declared = data.get("words")
     known = list(declared) if isinstance(declared, Mapping) else []
     if not chosen:
-        return {"": Experiment(**_with_words(override(data, overrides), known))}
+        return {"": _experiment(data, overrides, known)}
     if len(chosen) > 1 and _names_a_model(overrides) and all(_names_a_model(table[name]) for name in chosen):
         words = ", ".join(f"words.{name}" for name in known)
         told = f"override {words}, or name one by --variant" if known else "name one by --variant"
         raise UsageError(f"One model.pattern or model.family makes all {len(chosen)} variants the same model: {told}.")
     experiments = {}
     for name in chosen:
-        merged = _with_words(override(override(data, table[name]), overrides), known)
-        base = Path(merged.get("out") or Path("runs", str(merged.get("name", "experiment"))))
-        merged |= {"name": name, "out": str(base / name)}
-        experiments[name] = Experiment(**merged)
+        varied = override(data, table[name])
+        placed = {**overrides, "name": name, "out": str(_folder(override(varied, overrides)) / name)}
+        experiments[name] = _experiment(varied, placed, known, varied=_names_a_model(table[name]))
     return experiments
+
+
+def _experiment(
+    data: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    words: Iterable[str],
+    varied: bool = False,
+) -> Experiment:
+    """An experiment of a recipe and overrides; options of its model that `init` gives are filled in.
+
+    Where `init` is an override, it brings the source's model in place of the recipe's, unless a variant, a word or an
+    override names another one; `model.pattern` and other options are set in that of the source.
+    """
+    merged = override(data, overrides)
+    init = merged.get("init")
+    if isinstance(init, Mapping) and init.get("source") is not None:
+        named = isinstance(merged.get("model"), Mapping) and {"pattern", "family"} & merged["model"].keys()
+        sections = {str(key).partition(".")[0] for key in overrides}
+        whole = isinstance(overrides.get("model"), str) or "family" in _of_the_model(overrides)
+        chosen = varied or whole or "words" in sections
+        if not named or ("init" in sections and not chosen):
+            base = {**data, "model": model_section(init, _folder(merged))}
+            given = {} if named or not isinstance(data.get("model"), Mapping) else {"model": data["model"]}
+            merged = override(override(base, given), overrides)
+    return Experiment(**_with_words(merged, words))
+
+
+def _folder(data: Mapping[str, Any]) -> Path:
+    """The run folder of an experiment's mapping."""
+    return Path(data.get("out") or Path("runs", str(data.get("name", "experiment"))))
 
 
 def _variants(table: Any) -> dict[str, Mapping[str, Any]]:

@@ -25,6 +25,7 @@ from zoo.core.run_files import (
     CONFIG,
     EVENTS,
     IMPORTED,
+    INIT,
     LOCK,
     METRICS,
     RESULT,
@@ -43,9 +44,8 @@ from zoo.training.options import BOOKKEEPING, completed
 from zoo.training.result import ENDED
 
 _TRASH = ".deleted.{}.tmp"
-_LEFTOVER = re.compile(
-    rf"\.({'|'.join(map(re.escape, (CONFIG, METRICS, RESULT, SOLVING, IMPORTED, 'deleted')))})\.[0-9a-f]{{8}}\.tmp"
-)
+_OWN = (CONFIG, METRICS, RESULT, SOLVING, INIT, IMPORTED)
+_LEFTOVER = re.compile(rf"\.({'|'.join(map(re.escape, (*_OWN, 'deleted')))})\.[0-9a-f]{{8}}\.tmp")
 
 
 class RunFolder:
@@ -141,7 +141,7 @@ class RunFolder:
             fix = "change it back, choose another folder with out=..., or start over with --fresh"
             raise UsageError(f"{self.path / CONFIG} was edited after its run had begun: {told}: {fix}.")
         told = changes(old, new, keys, "there")
-        fix = "give them as before, choose another folder with out=..., or start over with --fresh"
+        fix = f"give them as before, train in another folder with out=... init={self.path}, or start over with --fresh"
         raise UsageError(f"{self.path} holds a run with a different {told}: {fix}.")
 
     def _foreign(self) -> bool:
@@ -153,7 +153,7 @@ class RunFolder:
         if not (self.path / CONFIG).exists() and self._foreign():
             raise UsageError(f"{self.path} holds no {CONFIG}, so it is not a run that --fresh could start over.")
         with writing(self.path):
-            own = [self.path / name for name in (CONFIG, METRICS, RESULT, SOLVING, IMPORTED)]
+            own = [self.path / name for name in _OWN]
             own += [path for path in self.path.iterdir() if path.name.startswith(EVENTS)]
             kept = checkpoints.belongings(self.checkpoints)  # through a link, should it be one, which stays
         trash = self.path / _TRASH.format(secrets.token_hex(4))
@@ -218,6 +218,10 @@ class RunFolder:
         lines = [line.get("tokens_per_second") for line in read_metrics(self.path) if line.get("split") == "train"]
         rates = [rate for rate in lines if isinstance(rate, int | float)]
         return statistics.median(rates) if rates else None
+
+    def write_init(self, data: Mapping[str, Any]) -> None:
+        """Write what became of the weights that the run starts from."""
+        write_atomic(self.path / INIT, json.dumps(data, indent=1).encode() + b"\n")
 
     # ---- result
 

@@ -143,6 +143,15 @@ def load_saved(folder: Path) -> Ends:
     return model.eval()
 
 
+def saved_options(folder: Path) -> dict[str, Any]:
+    """The options of the model of a folder that `save` wrote.
+
+    Raises:
+        UsageError: as `load_saved`.
+    """
+    return ModelConfig(**_read(folder).model).model_dump(mode="json")
+
+
 def _read(folder: Path) -> _Model:
     path = folder / MODEL
     try:
@@ -190,4 +199,4 @@ def _digest(path: Path) -> tuple[int, str]:
         return file.tell(), digest.hexdigest()
 
 
-__all__ = ["MODEL", "TEXT_FILES", "is_saved", "load_saved", "save"]
+__all__ = ["MODEL", "TEXT_FILES", "is_saved", "load_saved", "save", "saved_options"]

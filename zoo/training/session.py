@@ -20,6 +20,7 @@ from zoo.training.extending import Extension
 from zoo.training.optimizer import Average, Optimizer
 from zoo.training.options import TrainConfig
 from zoo.training.randomness import seed_device
+from zoo.training.starting import Start
 
 
 class Best(BaseModel):
@@ -88,12 +89,17 @@ class Training(BaseModel):
 
 
 class Session:
-    """Model, running average, optimizer, random states and position, made anew from a config and its seed."""
+    """Model, running average, optimizer, random states and position, made anew from a config and its seed.
 
-    def __init__(self, model: ModelConfig, config: TrainConfig, device: torch.device):
+    With `start`, the model has the weights that it keeps of another one.
+    """
+
+    def __init__(self, model: ModelConfig, config: TrainConfig, device: torch.device, start: Start | None = None):
         seed_device(config.seed, device)
         self.config, self.device = config, device
         self.model = create_model(model).to(device)
+        if start is not None:
+            start.into(self.model)
         if config.parameters == "bfloat16":
             self.model.to(torch.bfloat16)
         self.model.recompute = config.recompute

@@ -6,12 +6,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from zoo.core.errors import UsageError
 from zoo.core.run_files import CHECKPOINTS
+from zoo.models.ends import Ends
 from zoo.tasks.protocol import Task
 from zoo.training import checkpoints, imports, machine
 from zoo.training.callbacks import Callback, Callbacks
 from zoo.training.given import described
+from zoo.training.init import as_init
 from zoo.training.loop import Trainer
 from zoo.training.options import Experiment
 from zoo.training.progress import Reporter
@@ -19,6 +23,7 @@ from zoo.training.randomness import kept_random_state
 from zoo.training.recipes import read_experiment
 from zoo.training.result import Result, has_ended
 from zoo.training.run import RunFolder
+from zoo.training.starting import check_object, prepare
 from zoo.training.stopping import stop_on_signals
 from zoo.training.watch import Watch
 
@@ -33,6 +38,7 @@ def train(
     fresh: bool = False,
     quiet: bool = False,
     task: Task | None = None,
+    model: Ends | None = None,
     callbacks: Iterable[Callback] = (),
     watch: Watch | None = None,
 ) -> Result:
@@ -51,6 +57,9 @@ def train(
         quiet: print nothing.
         task: a task as an object, in place of the experiment's; `zoo.tasks.from_dataset` and `from_batches` make one of
             data of your own. A run of such a task is resumed with the same object.
+        model: a model to start from, of `create_model`, `swap`, `from_hf` or `load`; the same as `"model": model` in a
+            mapping. The training has its config, and starts from a copy of its weights in `train.parameters`; the
+            object stays as it is. `{"init": {"skip": [...]}}` and the other options of `init` apply.
         callbacks: objects of classes derived from `zoo.Callback`. A run that has ended already calls none.
         watch: what a sweep asks of the training.
 
@@ -63,6 +72,7 @@ def train(
     called, watch = Callbacks(callbacks), watch or Watch()
     if task is not None:
         overrides = _with_task(overrides or {}, task)
+    experiment, overrides, model = _with_model(experiment, overrides or {}, model)
     chosen = read_experiment(experiment, overrides, variant)
     parts = chosen.build(task)
     machine.choose_device(chosen.train.device)
@@ -70,18 +80,24 @@ def train(
         raise UsageError("--resume goes on from a run and --fresh deletes it: give one of them.")
     if resume and not checkpoints.steps(chosen.folder / CHECKPOINTS):
         raise UsageError(f"{chosen.folder} holds no checkpoint to resume from: leave out --resume to start.")
+    _check_fine_tuning(experiment, overrides, chosen.folder)
+    start = None
+    if chosen.init is not None:
+        chosen, start = prepare(chosen, parts.model, model, fresh=fresh)
     with RunFolder(chosen.folder) as run:
         changed = run.open(chosen.resolved(parts), fresh=fresh)
+        if start is not None:
+            run.write_init(start.data())
         imports.record(run.path, parts)
         reporter = Reporter(chosen.name, chosen.train.steps, chosen.train.selection, quiet=quiet)
-        if (source := _other_run(experiment, chosen.folder)) and not checkpoints.steps(run.checkpoints):
-            reporter.say(f"{run.path} starts from new weights: {source} gives it a config, and no weights.")
         old = run.result(reporter.say)
         if old is not None and has_ended(old, chosen.train):
             reporter.say(f"{run.path} holds this run, {old['status']} at step {old['steps']}: nothing to do.")
             return Result(run.path, old["status"], old)
+        if start is not None:
+            reporter.say(f"{run.path} starts from {start.source}: {start.transfer}.")
         with stop_on_signals(watch.stops) as stop, reporter:
-            return Trainer(chosen, parts, run, reporter, stop, called, watch, changed).run()
+            return Trainer(chosen, parts, run, reporter, stop, called, watch, changed, start).run()
 
 
 def _with_task(overrides: Mapping[str, Any], task: Task) -> dict[str, Any]:
@@ -91,8 +107,32 @@ def _with_task(overrides: Mapping[str, Any], task: Task) -> dict[str, Any]:
     return {**overrides, "task": described(task)}
 
 
-def _other_run(source: Any, folder: Path) -> Path | None:
-    """The run folder that an experiment was read from, where it is not the one that is trained into."""
-    path = Path(source) if isinstance(source, str | Path) else None
-    held = path is not None and bool(checkpoints.steps(path / CHECKPOINTS))
-    return path if held and path and folder.resolve() != path.resolve() else None
+def _with_model(
+    experiment: Any, overrides: Mapping[str, Any], model: Ends | None
+) -> tuple[Any, Mapping[str, Any], Ends | None]:
+    """The experiment without a model object, the overrides with its config, and the object."""
+    if isinstance(experiment, Mapping) and isinstance(experiment.get("model"), nn.Module):
+        if model is not None:
+            raise UsageError("Two models are given: one in the experiment, and model=.")
+        model = experiment["model"]
+        experiment = {k: v for k, v in experiment.items() if k != "model"}
+    if model is None:
+        return experiment, overrides, None
+    config = check_object(model).config.model_dump(mode="json")
+    own = as_init(experiment.get("init")) if isinstance(experiment, Mapping) else None
+    init = as_init(overrides.get("init")) or {}
+    for given in (own, init, {"source": overrides.get("init.source")}):
+        if isinstance(given, Mapping) and given.get("source") is not None:
+            raise UsageError("A model object and init.source are given: a training starts from one of them.")
+    rest = {k: v for k, v in overrides.items() if k != "init"}
+    return experiment, {"init": {**init, "source": None}, "model": config, **rest}, model
+
+
+def _check_fine_tuning(experiment: Any, overrides: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a training into a new folder by the config of a trained run that does not say which weights it means."""
+    path = Path(experiment) if isinstance(experiment, str | Path) else None
+    if path is None or not checkpoints.steps(path / CHECKPOINTS) or folder.resolve() == path.resolve():
+        return
+    if "init" not in overrides and not checkpoints.steps(folder / CHECKPOINTS):
+        told = f"init={path} starts {folder} from its weights, init=null from new ones"
+        raise UsageError(f"{path} is a trained run: {told}.")
