@@ -15,37 +15,12 @@ from zoo.core.needs import Need, Needs
 from zoo.core.options import Options
 from zoo.core.registry import Registry, split_spec
 from zoo.tasks import random
+from zoo.tasks.batch import IGNORE, Batch, split_rows, take
 from zoo.tasks.random import SPLITS, Split
+from zoo.tasks.scores import exactly, summary
 from zoo.tasks.sketch import Cell, Kind, Sketch
 
-IGNORE = -100
-"""The target where nothing is scored (the `ignore_index` of torch's cross entropy)."""
-
 _COLUMNS = 48  # of a terminal, at most, for a sketch
-
-
-class Batch(NamedTuple):
-    """`n` rows of a task. All tensors have the row first.
-
-    Attributes:
-        inputs: (n, L) int64 token ids.
-        targets: (n, L) int64 token ids, `IGNORE` where nothing is scored. Under the layout `next_token` the target at
-            position t is what the model should predict having read inputs up to t; under `fill_in` it is the
-            content of cell t.
-        slices: figures of each row by which scores are split, each (n,): number of pairs, clues, path length.
-        timespans: (n, L) time since the previous token, for tasks with irregular times.
-        puzzles: (n,) int64 numbers, below the task's `n_puzzles`, of the puzzles that rows belong to, for models that
-            learn something of each.
-        streams: (n,) int64 names of the rows' own random streams, for what is drawn while they are answered; where
-            there are none, their content names them.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    slices: dict[str, Tensor] = {}  # noqa: RUF012 - never written to
-    timespans: Tensor | None = None
-    puzzles: Tensor | None = None
-    streams: Tensor | None = None
 
 
 MOST = 2**20
@@ -246,23 +221,6 @@ class Streamed(ABC):
         """The training rows, from the first."""
 
 
-def split_rows(batch: Batch, size: int) -> list[Batch]:
-    """A batch cut into batches of `size` rows, the last one shorter."""
-    return [take(batch, slice(i, i + size)) for i in range(0, len(batch.inputs), size)]
-
-
-def take(batch: Batch, rows: slice | Tensor) -> Batch:
-    """The rows that an index picks."""
-    slices = {k: v[rows] for k, v in batch.slices.items()}
-    inputs, targets, _, *rest = batch
-    return Batch(inputs[rows], targets[rows], slices, *(None if t is None else t[rows] for t in rest))
-
-
-def exactly(batch: Batch, predictions: Tensor) -> Tensor:
-    """(n,) bool, the rows with every scored position right."""
-    return ((predictions == batch.targets) | (batch.targets == IGNORE)).all(1)
-
-
 def names_of(keys: random.Keys) -> Tensor:
     """Keys (n,) as the tensor that holds the same bits."""
     return torch.from_numpy(keys.view(np.int64))
@@ -276,19 +234,6 @@ def _kind(token: int, hidden: bool, asked: bool, target: int) -> Kind:
     if token != target:
         return "wrong"
     return "right" if asked else "given"
-
-
-def _summary(figures: dict[str, Tensor], slices: dict[str, Tensor]) -> dict[str, Any]:
-    def mean(rows: Tensor | slice) -> dict[str, Any]:
-        picked = {k: v[rows] for k, v in figures.items()}
-        return {k: v.double().mean().item() for k, v in picked.items()} | {"n": len(picked["exact"])}
-
-    result: dict[str, Any] = mean(slice(None))
-    result["slices"] = {
-        name: {str(value): mean(values == value) for value in values.unique().tolist()}
-        for name, values in slices.items()
-    }
-    return result
 
 
 registry: Registry[type[Task]] = Registry(
