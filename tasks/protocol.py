@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,8 +17,11 @@ from zoo.core.registry import Registry, split_spec
 from zoo.tasks import random
 from zoo.tasks.batch import IGNORE, Batch, split_rows, take
 from zoo.tasks.random import SPLITS, Split
-from zoo.tasks.scores import exactly, summary
+from zoo.tasks.scores import LOWER_IS_BETTER, exactly, squared_errors, summary
 from zoo.tasks.sketch import Cell, Kind, Sketch
+
+Layout = Literal["next_token", "fill_in", "reconstruct", "series"]
+"""How a task asks: for the next token, for cells, for a whole row again, or of a series of real vectors."""
 
 _COLUMNS = 48  # of a terminal, at most, for a sketch
 
@@ -37,10 +40,15 @@ class Task(ABC):
 
     name: ClassVar[str]
     Config: ClassVar[type[Options]]
-    layout: ClassVar[Literal["next_token", "fill_in", "reconstruct"]]
+    layout: ClassVar[Layout]
     overlap: ClassVar[str | None] = None
-    irregular_times: ClassVar[bool] = False
+    irregular_times: bool = False
     """Whether batches have `timespans`."""
+
+    trivial_predictor: ClassVar[str] = "0 everywhere"
+    """What `trivial` answers, in words."""
+    lower_is_better: ClassVar[frozenset[str]] = LOWER_IS_BETTER
+    """The figures of the score of which less is better."""
 
     is_language: ClassVar[bool] = False
     """Whether targets are the inputs moved by one step: a text to be modelled, with no question in it."""
@@ -55,7 +63,13 @@ class Task(ABC):
     """Splits of which there are no rows: validation or test, where a user's own data have none."""
 
     vocab_size: int
-    """Number of token ids; every input and target is below it."""
+    """Number of token ids; every input and target is below it. A task of the layout `series` has none."""
+    n_inputs: int = 0
+    """Numbers of a vector of the inputs, under the layout `series`."""
+    n_outputs: int = 0
+    """Numbers of a vector of the targets, where a series asks for real vectors."""
+    n_classes: int = 0
+    """Number of classes, where a series asks for those."""
     blank: int | None = None
     """The input token of a cell that is to be filled in, under the layout `fill_in`; every other cell is known then."""
     n_puzzles: int = 0
@@ -79,7 +93,12 @@ class Task(ABC):
         if self.layout == "reconstruct":
             decoder = f"{self.name} needs a decoder"
         puzzles = f"{self.name} numbers {self.n_puzzles}, which is filled in where it is left out"
+        inputs, answers = f"{self.name} needs {self.n_inputs}", self.n_outputs or self.n_classes
+        outputs, given = f"{self.name} needs {answers}", "which is filled in where it is left out"
+        series = self.layout == "series"
         return Needs(
+            inputs=Need(self.n_inputs, f"{inputs}, {given}") if series else None,
+            outputs=Need(answers, f"{outputs}, {given}") if series else None,
             decoder=Need(self.layout == "reconstruct", decoder),
             n_puzzles=Need(self.n_puzzles, puzzles) if self.n_puzzles else None,
             timespans=Need(True, f"{self.name} has irregular times") if self.irregular_times else None,
@@ -98,18 +117,28 @@ class Task(ABC):
 
         Args:
             batch: rows as `sample` gave them.
-            predictions: (n, L) int64, read only where `batch.targets` is not `IGNORE`.
+            predictions: (n, L) int64, or (n, L, D_out) real vectors, read only where the batch is `scored`.
 
         Returns:
             `accuracy` (share of scored positions that are right, averaged per row), `exact` (share of rows with every
             scored position right), `n` (rows), what the task adds, and `slices`:
-            `{slice name: {value: {the same figures}}}`.
+            `{slice name: {value: {the same figures}}}`. Where targets are real vectors, in place of the first two:
+            `mse` (mean squared error of the scored steps, averaged per row), `trivial_mse` (the same of `trivial`), and
+            `mse_ratio` (the first by the second).
         """
-        return _summary(self.figures(batch, predictions), batch.slices)
+        return summary(self.figures(batch, predictions), batch.slices)
+
+    def trivial(self, batch: Batch) -> Tensor:
+        """(n, L, D_out) answers that take no learning, as `trivial_predictor` says, for rows whose targets are real."""
+        return torch.zeros_like(batch.targets)
 
     def figures(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
         """The figures of each row, each (n,), whose means `score` gives."""
-        scored = batch.targets != IGNORE
+        if batch.mask is not None:
+            errors = {"mse": predictions, "trivial_mse": self.trivial(batch)}
+            own = self.row_scores(batch, predictions)
+            return {name: squared_errors(batch, answers) for name, answers in errors.items()} | own
+        scored = batch.scored
         right = (predictions == batch.targets) & scored
         return {
             "accuracy": right.sum(1).double() / scored.sum(1).clamp(min=1),
@@ -125,7 +154,7 @@ class Task(ABC):
         problem only where they are equal.
         """
         given = [batch.inputs, batch.targets, *([] if batch.timespans is None else [batch.timespans])]
-        rows = zip(*(t.cpu().numpy() for t in given), strict=True)
+        rows = zip(*(np.ascontiguousarray(t.cpu().flatten(1)) for t in given), strict=True)
         return names_of(random.contents(np.concatenate([part.view(np.uint8) for part in row]) for row in rows))
 
     def row_scores(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
@@ -150,7 +179,7 @@ class Task(ABC):
 
     def asked(self, batch: Batch) -> Tensor:
         """(n, L) bool: the cells to be answered, which are scored and not known."""
-        scored = batch.targets != IGNORE
+        scored = batch.scored
         return scored if self.blank is None else scored & (batch.inputs == self.blank)
 
     def question(self, batch: Batch, row: int = 0) -> Sketch:
@@ -166,22 +195,27 @@ class Task(ABC):
             tokens: (n, L) int64 answers so far.
             hidden: (n, L) bool, cells without an answer yet, whose tokens are not read.
         """
-        kinds, scored = self.kinds(batch, row, tokens, hidden), (batch.targets[row] != IGNORE).tolist()
+        kinds, scored = self.kinds(batch, row, tokens, hidden), batch.scored[row].tolist()
         pairs = zip(tokens[row].tolist(), kinds, scored, strict=True)
         words = [(kind, "" if kind == "hidden" else self.spell(token)) for token, kind, kept in pairs if kept]
-        most = max(len(self.spell(token)) for token in range(self.vocab_size))
+        tokens_there = range(self.n_classes or self.vocab_size) if batch.mask is None else ()
+        most = max([len(self.spell(token)) for token in tokens_there] or [len(word) for _, word in words])
         cells = tuple(Cell(kind, word, (word or "_").rjust(most) + " ") for kind, word in words)
         return Sketch(min(len(cells), max(_COLUMNS // (most + 1), 1)), cells)
 
     def kinds(self, batch: Batch, row: int, tokens: Tensor, hidden: Tensor) -> list[Kind]:
-        """What each of a row's L cells is in an answer in the making, see `sketch`."""
+        """What each of a row's L cells is in an answer in the making, see `sketch`; a real vector is not judged."""
+        if batch.mask is not None:
+            found: tuple[Kind, Kind] = "right", "hidden"
+            pairs = zip(batch.mask[row].tolist(), hidden[row].tolist(), strict=True)
+            return [found[unknown] if scored else "given" for scored, unknown in pairs]
         asked, target = self.asked(batch)[row].tolist(), batch.targets[row].tolist()
         cells = zip(tokens[row].tolist(), hidden[row].tolist(), asked, target, strict=True)
         return [_kind(*cell) for cell in cells]
 
-    def spell(self, token: int) -> str:
-        """A token as a short word."""
-        return str(token)
+    def spell(self, token: Any) -> str:
+        """A token as a short word, or a real vector."""
+        return ",".join(f"{value:.2f}" for value in token) if isinstance(token, list) else str(token)
 
 
 class StreamEnded(Exception):
@@ -236,9 +270,7 @@ def _kind(token: int, hidden: bool, asked: bool, target: int) -> Kind:
     return "right" if asked else "given"
 
 
-registry: Registry[type[Task]] = Registry(
-    "task", "zoo.tasks", base=Task, settings={"layout": ("next_token", "fill_in", "reconstruct")}
-)
+registry: Registry[type[Task]] = Registry("task", "zoo.tasks", base=Task, settings={"layout": get_args(Layout)})
 register = registry.register
 
 
@@ -269,9 +301,12 @@ def create_task(spec: Any, **options: Any) -> Task:
     name, options = split_spec(spec, options, "task")
     cls = registry[name]
     task = cls(cls.Config(**options))
-    for size in ("vocab_size", "seq_len"):
-        if not hasattr(task, size):
+    series = task.layout == "series"
+    for size in ("n_inputs" if series else "vocab_size", "seq_len"):
+        if not getattr(task, size, 0):
             raise UsageError(f"The task {name!r} sets no {size}, which its __init__ should.")
+    if series and bool(task.n_outputs) == bool(task.n_classes):
+        raise UsageError(f"The task {name!r} sets n_outputs or n_classes, one of them, in its __init__.")
     return task
 
 
@@ -292,4 +327,6 @@ __all__ = [
     "list_tasks",
     "names_of",
     "register",
+    "split_rows",
+    "take",
 ]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from zoo.tasks.batch import IGNORE, Batch
 
-_LEAST = 1e-12
-"""Of what the ratio of errors divides by, so that a task whose trivial answers are right gives a number."""
+LOWER_IS_BETTER = frozenset({"loss", "bits_per_byte", "mse", "mse_ratio"})
+"""Figures of which less is better; of all others, a task's own too unless it says so, more is."""
+_LEAST = 1e-12  # of what the ratio of errors divides by: a trivial predictor may be right everywhere
 
 
 def exactly(batch: Batch, predictions: Tensor) -> Tensor:
@@ -26,9 +26,15 @@ def squared_errors(batch: Batch, predictions: Tensor) -> Tensor:
 
 
 def summary(figures: dict[str, Tensor], slices: dict[str, Tensor]) -> dict[str, Any]:
+    """The means of the figures of rows, of all rows and of those of each value of each slice; of errors their ratio to
+    the trivial predictor's too."""
+
     def mean(rows: Tensor | slice) -> dict[str, Any]:
-        picked = {k: v[rows] for k, v in figures.items()}
-        return {k: v.double().mean().item() for k, v in picked.items()} | {"n": len(picked["exact"])}
+        picked = {k: v[rows].double() for k, v in figures.items()}
+        means = {k: v.mean().item() for k, v in picked.items()}
+        if "trivial_mse" in means:
+            means["mse_ratio"] = means["mse"] / max(means["trivial_mse"], _LEAST)
+        return means | {"n": len(next(iter(picked.values())))}
 
     result: dict[str, Any] = mean(slice(None))
     result["slices"] = {
@@ -36,5 +42,3 @@ def summary(figures: dict[str, Tensor], slices: dict[str, Tensor]) -> dict[str, 
         for name, values in slices.items()
     }
     return result
-
-

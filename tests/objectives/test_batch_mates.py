@@ -20,8 +20,13 @@ from zoo.training.solving import solve_run
 SUDOKU = {"name": "sudoku", "size": 4, "max_givens": 8}  # 8 to 12 blanks a row
 MQAR = {"name": "mqar", "seq_len": 24, "n_pairs": (2, 3, 4), "vocab_size": 25}  # 2 to 4 answers a row
 TEXT = {"name": "text", "seq_len": 24}
+SERIES = {"name": "oscillators", "n_steps": 20, "min_steps": 14, "gap_steps": (2, 4)}  # 4 to 8 answers a row
+DIGITS = {"name": "digits", "order": "rows"}
 WORDS = {"name": "formal_language", "min_length": 3, "max_length": 12}  # answers of many lengths
 CASES = [
+    ("regression", SERIES, {}),
+    ("regression", SERIES | {"timespans": False}, {"huber": 0.5}),
+    ("classification", DIGITS, {"label_smoothing": 0.1}),
     ("next_token", SUDOKU, {}),
     ("next_token", MQAR, {}),
     ("next_token", TEXT, {}),
@@ -52,11 +57,13 @@ CASES = [
 def parts(name, spec, options):
     """An objective with an untrained model in float64."""
     task = create_task(spec)
-    chosen = create_objective(name, task, causal=name == "next_token", **options)
+    chosen = create_objective(name, task, causal=name not in ("masked_diffusion", "deep_supervision"), **options)
     torch.manual_seed(0)
+    answers = task.n_outputs or task.n_classes
+    ends = {"inputs": task.n_inputs, "outputs": answers} if chosen.series else {"vocab_size": chosen.vocab_size}
     recursion = {"recursion": {"cycles": 1, "updates": 2, "max_steps": 2}} if name == "deep_supervision" else {}
     model = zoo.create_model(
-        "2*(mha(n_heads=2) swiglu)", d_model=16, vocab_size=chosen.vocab_size, causal=chosen.causal, **recursion
+        "2*(mha(n_heads=2) swiglu)", d_model=16, causal=chosen.causal, **ends, **recursion
     ).double()
     with torch.no_grad():
         for p in model.parameters():
@@ -87,9 +94,10 @@ def test_rows_are_answered_alone(name, spec, options, named):
 def test_the_first_rows_are_the_same_of_any_number(name, spec, options):
     model, chosen = parts(name, spec, options)
     few, many = (answered(model, chosen, held_out(chosen.task, "test", n), batch_size=4) for n in (5, 9))
-    assert torch.equal(many.predictions[:5], few.predictions)
+    agree = torch.equal if name != "regression" else torch.allclose
+    assert agree(many.predictions[:5], few.predictions)
     later = answered(model, chosen, held_out(chosen.task, "test", 2, start=3), batch_size=2)
-    assert torch.equal(later.predictions, few.predictions[3:])
+    assert agree(later.predictions, few.predictions[3:])
 
 
 def test_the_bound_is_right_at_every_batch_size():

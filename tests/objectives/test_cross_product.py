@@ -11,6 +11,7 @@ from zoo.objectives import create_objective, list_objectives
 from zoo.protocol import Place
 from zoo.report import leaderboard
 from zoo.report.runs import load_runs
+from zoo.tasks import create_task
 from zoo.training.optimizer import Optimizer
 from zoo.training.options import Experiment
 from zoo.training.train import train
@@ -19,13 +20,21 @@ WORDS = zoo.list_mixers(kind="sequence")
 RECURSION = {"cycles": 1, "updates": 1, "max_steps": 2, "prefix": 1}
 
 
+BOTH_WAYS = ("masked_diffusion", "deep_supervision")  # these need a model that looks ahead
+SUDOKU = {"name": "sudoku", "size": 4, "max_givens": 12}
+TASKS = {
+    "regression": {"name": "oscillators", "n_steps": 12, "min_steps": 10, "gap_steps": (2, 3), "held_out": 0.3},
+    "classification": {"name": "digits", "order": "rows"},
+}
+
+
 def experiment(objective, pattern, **model):
-    """4x4 Sudoku with a small model that suits the objective."""
-    suits = {"causal": objective == "next_token"}
+    """4x4 Sudoku, or a series, with a small model that suits the objective."""
+    suits = {"causal": objective not in BOTH_WAYS}
     if objective == "deep_supervision":
         suits |= {"recursion": RECURSION, "placement": "post"}
     return Experiment(
-        task={"name": "sudoku", "size": 4, "max_givens": 12},
+        task=TASKS.get(objective, SUDOKU),
         model={"pattern": pattern, "d_model": 16, **suits, **model},
         objective={"name": objective},
         train={"batch_size": 4, "lr": 1e-2, "warmup_steps": 0},
@@ -51,7 +60,10 @@ def learns_and_answers(made):
     said, loss = parts.objective.evaluate(model, rows)
     assert loss.isfinite()
     assert said.shape == rows.targets.shape
-    assert 0 <= said.min() <= said.max() < parts.task.vocab_size
+    if parts.task.n_outputs:
+        assert said.isfinite().all()
+    else:
+        assert 0 <= said.min() <= said.max() < (parts.task.n_classes or parts.task.vocab_size)
     return model
 
 
@@ -67,8 +79,8 @@ PAIRS = [
 @pytest.mark.parametrize(("word", "objective"), PAIRS)
 def test_every_mixer_under_every_objective(word, objective):
     made = experiment(objective, f"{word} swiglu")
-    looks_ahead = not zoo.create_mixer(word, 16, place=Place(causal=objective == "next_token")).causal
-    if looks_ahead == (objective != "next_token"):
+    looks_ahead = not zoo.create_mixer(word, 16, place=Place(causal=objective not in BOTH_WAYS)).causal
+    if looks_ahead == (objective in BOTH_WAYS):
         learns_and_answers(made)
     elif looks_ahead:
         with pytest.raises(zoo.UsageError, match=f"{word} looks ahead here, but the model is causal: set causal=False"):
@@ -119,6 +131,25 @@ def test_tasks_that_do_not_suit_are_refused(name, task, message):
 
 
 @pytest.mark.parametrize(
+    ("name", "task", "message"),
+    [
+        ("next_token", "oscillators", r"is a series of real vectors: set objective=regression\."),
+        ("masked_diffusion", "digits", r"is a series of real vectors: set objective=classification\."),
+        ("deep_supervision", "oscillators", r"is a series of real vectors: set objective=regression\."),
+        ("regression", "sudoku", r"the rows of sudoku are tokens: set objective=next_token\."),
+        ("classification", "mqar", r"the rows of mqar are tokens: set objective=next_token\."),
+        ("regression", "digits", r"digits asks for classes: set objective=classification\."),
+        ("classification", "oscillators", r"oscillators asks for real vectors: set objective=regression\."),
+    ],
+)
+def test_series_and_tokens_are_not_mixed_up(name, task, message):
+    causal = name not in BOTH_WAYS
+    with pytest.raises(zoo.UsageError, match=message) as refusal:
+        create_objective(name, create_task(task), causal=causal)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
     ("name", "options"),
     [
         ("next_token", {}),
@@ -144,7 +175,7 @@ def test_passes_are_those_taken(name, options, monkeypatch):
 def test_they_stand_side_by_side(tmp_path, capsys):
     """One table of all three, on one task; and of a text's bits a byte, with the bound marked as one."""
     short = {"train.steps": 2, "train.eval_rows": 4, "train.test_rows": 4, "train.threads": 1}
-    for name in list_objectives():
+    for name in ("next_token", *BOTH_WAYS):
         made = experiment(name, "gqa swiglu").model_dump(exclude_unset=True)
         train({**made, "out": str(tmp_path / "sudoku" / name)}, short, quiet=True)
     for name in ("next_token", "masked_diffusion"):

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from zoo import tasks
-from zoo.tasks.protocol import IGNORE, SPLITS
+from zoo.tasks.protocol import IGNORE, SPLITS, take
 
 NAMES = tasks.list_tasks()
 
@@ -24,14 +24,16 @@ def task(request):
 
 def equal(a: tasks.Batch, b: tasks.Batch) -> bool:
     slices = a.slices.keys() == b.slices.keys() and all(torch.equal(a.slices[k], b.slices[k]) for k in a.slices)
-    puzzles = a.puzzles is b.puzzles or torch.equal(a.puzzles, b.puzzles)
-    return torch.equal(a.inputs, b.inputs) and torch.equal(a.targets, b.targets) and slices and puzzles
+    fields = [(getattr(a, name), getattr(b, name)) for name in a._fields if name != "slices"]
+    return slices and all(x is y or torch.equal(x, y) for x, y in fields)
 
 
-def part(batch: tasks.Batch, rows: slice) -> tasks.Batch:
-    slices = {k: v[rows] for k, v in batch.slices.items()}
-    timespans, puzzles = (None if t is None else t[rows] for t in (batch.timespans, batch.puzzles))
-    return tasks.Batch(batch.inputs[rows], batch.targets[rows], slices, timespans, puzzles)
+part = take
+
+
+def wrong_answers(batch: tasks.Batch) -> torch.Tensor:
+    """Answers of which none is right."""
+    return batch.targets + 1 if batch.mask is not None else torch.where(batch.targets == 1, 2, 1)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -89,6 +91,13 @@ def test_problems_have_names_of_their_own(task):
 
 def test_shapes_and_ranges(task):
     batch = task.sample(16, split="train", seed=0)
+    assert task.layout in ("next_token", "fill_in", "reconstruct", "series")
+    assert batch.scored.any(1).all(), "every row asks something"
+    assert all(v.shape == (16,) for v in batch.slices.values())
+    assert (batch.timespans is None) == (not task.irregular_times)
+    if task.layout == "series":
+        shapes_of_series(task, batch)
+        return
     for tokens in (batch.inputs, batch.targets):
         assert tokens.shape == (16, task.seq_len)
         assert tokens.dtype == torch.int64
@@ -97,24 +106,45 @@ def test_shapes_and_ranges(task):
     scored = batch.targets[batch.targets != IGNORE]
     assert scored.min() >= 0
     assert scored.max() < task.vocab_size
-    assert (batch.targets != IGNORE).any(1).all(), "every row asks something"
-    assert all(v.shape == (16,) for v in batch.slices.values())
     assert (batch.puzzles is None) == (task.n_puzzles == 0)
     if batch.puzzles is not None:
         assert batch.puzzles.shape == (16,)
         assert batch.puzzles.dtype == torch.int64
         assert 0 <= batch.puzzles.min() <= batch.puzzles.max() < task.n_puzzles
-    assert task.layout in ("next_token", "fill_in", "reconstruct")
+
+
+def shapes_of_series(task, batch):
+    assert batch.inputs.shape == (16, task.seq_len, task.n_inputs)
+    assert batch.inputs.dtype == torch.float32
+    assert batch.inputs.isfinite().all()
+    if task.n_classes:
+        assert batch.mask is None
+        assert batch.targets.shape == (16, task.seq_len)
+        assert 0 <= batch.targets[batch.scored].min() <= batch.targets[batch.scored].max() < task.n_classes
+    else:
+        assert batch.targets.shape == (16, task.seq_len, task.n_outputs)
+        assert batch.targets.isfinite().all()
+        assert batch.mask.dtype == torch.bool
+        assert task.trivial(batch).shape == batch.targets.shape
+    if batch.timespans is not None:
+        assert batch.timespans.shape == (16, task.seq_len)
+        assert batch.timespans.min() >= 0
+    if batch.lengths is not None:
+        steps = torch.arange(task.seq_len) < batch.lengths[:, None]
+        assert not (batch.scored & ~steps).any(), "nothing is asked in the padding"
 
 
 def test_scores(task):
     batch = task.sample(32, split="validation", seed=0)
     right = task.score(batch, batch.targets)
+    if task.n_outputs:
+        scores_of_vectors(task, batch, right)
+        return
     assert right["accuracy"] == right["exact"] == 1.0
     assert right["n"] == 32
     for values in right["slices"].values():
         assert sum(figures["n"] for figures in values.values()) == 32
-    wrong = torch.where(batch.targets == 1, 2, 1)
+    wrong = wrong_answers(batch)
     assert task.score(batch, wrong)["exact"] == 0.0
     mixed = torch.cat([batch.targets[:8], wrong[8:]])
     assert task.score(batch, mixed)["exact"] == 0.25
@@ -122,10 +152,21 @@ def test_scores(task):
     assert task.score(batch, elsewhere) == right, "predictions are read only where a target stands"
 
 
+def scores_of_vectors(task, batch, right):
+    assert right["mse"] == right["mse_ratio"] == 0.0
+    assert right["n"] == 32
+    for values in right["slices"].values():
+        assert sum(figures["n"] for figures in values.values()) == 32
+    assert task.score(batch, batch.targets + 1)["mse"] == pytest.approx(1.0, rel=1e-5)
+    assert task.score(batch, task.trivial(batch))["mse_ratio"] == pytest.approx(1.0)
+    elsewhere = torch.where(batch.mask[..., None], batch.targets, torch.nan)
+    assert task.score(batch, elsewhere) == right, "predictions are read only where a target is scored"
+
+
 def test_pictures(task):
     batch = task.sample(3, split="test", seed=0)
-    wrong = torch.where(batch.targets == 1, 2, 1)
-    for predictions in (None, batch.targets.clamp(min=0), wrong):
+    right = batch.targets if batch.mask is not None else batch.targets.clamp(min=0)
+    for predictions in (None, right, wrong_answers(batch)):
         assert task.render(batch, 2, predictions).strip()
         assert isinstance(task.draw(batch, 2, predictions), Figure)
 

@@ -37,12 +37,13 @@ class Encoded(NamedTuple):
     """Rows as the model reads them.
 
     Attributes:
-        tokens: (n, T) int64.
+        tokens: (n, T) int64; of a series its inputs, (n, T, D_in) real vectors.
         positions: (m,) int64, the scored positions in the flattened (n * T).
-        targets: (m,) int64, what should be predicted there.
+        targets: (m,) int64, what should be predicted there; or (m, D_out) real vectors.
         timespans: (n, T) time since the previous token, where the task has irregular times.
         puzzles: (n,) int64 numbers of the puzzles, where the task numbers them and the objective passes them on.
         streams: (n,) int64 names of the rows' random streams, where the batch has them: see `zoo.objectives.draws`.
+        lengths: (n,) int64 steps of each row, where rows are padded.
     """
 
     tokens: Tensor
@@ -51,6 +52,12 @@ class Encoded(NamedTuple):
     timespans: Tensor | None = None
     puzzles: Tensor | None = None
     streams: Tensor | None = None
+    lengths: Tensor | None = None
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of all rows, n * T."""
+        return self.tokens.shape[0] * self.tokens.shape[1]
 
     def to(self, device: torch.device) -> Encoded:
         return self.each(lambda t: t.to(device, non_blocking=True))
@@ -68,7 +75,7 @@ class Encoded(NamedTuple):
         for rows in row_parts(len(self.tokens), parts):
             here = (row >= rows.start) & (row < rows.stop)
             positions = self.positions[here] - rows.start * self.tokens.shape[1]
-            whole = (self.timespans, self.puzzles, self.streams)
+            whole = (self.timespans, self.puzzles, self.streams, self.lengths)
             of_rows = (None if t is None else t[rows] for t in whole)
             found.append(Encoded(self.tokens[rows], positions, self.targets[here], *of_rows))
         return found
@@ -86,13 +93,13 @@ class Update:
 
     Attributes:
         loss: scalar to differentiate; of a part, what it adds to the loss of the whole batch.
-        logits: (m, vocab) at the scored positions, for the training accuracy.
-        targets: (m,).
+        logits: (m, vocab) at the scored positions, for the training accuracy; or (m, D_out) predicted real vectors.
+        targets: (m,), or (m, D_out) real vectors.
         rows: (m,) int64, the row each position belongs to, counted within the part.
         metrics: further scalars worth logging.
         share: the part's share of the rows.
         last: whether the optimizer moves the model after this part.
-        predicted: (m,) the most probable tokens, where the logits are no longer kept.
+        predicted: (m,) the most probable tokens, or (m, D_out), where the logits are no longer kept.
     """
 
     loss: Tensor
@@ -105,14 +112,22 @@ class Update:
     predicted: Tensor | None = None
 
     def figures(self) -> dict[str, float]:
-        """`accuracy` averaged per row and `exact`, as `Task.score` defines them, and the further metrics."""
+        """`accuracy` averaged per row and `exact`, or `mse`, as `Task.score` defines them, and the further metrics."""
         return figures([self])
 
     def light(self) -> Update:
         """The same figures, without the graph and the logits."""
         metrics = {k: v.detach() for k, v in self.metrics.items()}
         logits = self.logits.detach()
-        return replace(self, loss=self.loss.detach(), logits=logits[:0], predicted=logits.argmax(-1), metrics=metrics)
+        predicted = self.answers()
+        return replace(self, loss=self.loss.detach(), logits=logits[:0], predicted=predicted, metrics=metrics)
+
+    def answers(self) -> Tensor:
+        """(m,) the most probable tokens, or (m, D_out) the predicted real vectors."""
+        if self.predicted is not None:
+            return self.predicted
+        logits = self.logits.detach()
+        return logits if self.targets.is_floating_point() else logits.argmax(-1)
 
 
 def figures(parts: Sequence[Update]) -> dict[str, float]:
@@ -120,14 +135,16 @@ def figures(parts: Sequence[Update]) -> dict[str, float]:
     found = []
     for part in parts:
         # On the CPU, as not every device has float64.
-        predicted = part.logits.detach().argmax(-1) if part.predicted is None else part.predicted
-        right = (predicted == part.targets).cpu().double()
+        said, targets = part.answers().cpu(), part.targets.cpu()
+        is_real = targets.is_floating_point()
+        each = (said.double() - targets.double()).square().mean(-1) if is_real else (said == targets).double()
         rows = part.rows.cpu()
         scored = torch.bincount(rows).double()
-        hits = torch.bincount(rows, right, len(scored))[scored > 0]
-        found.append((hits, scored[scored > 0]))
-    hits, scored = (torch.cat(each) for each in zip(*found, strict=True))
-    whole = {"accuracy": (hits / scored).mean().item(), "exact": (hits == scored).double().mean().item()}
+        sums = torch.bincount(rows, each, len(scored))[scored > 0]
+        found.append((sums, scored[scored > 0]))
+    sums, scored = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+    mean = (sums / scored).mean().item()
+    whole = {"mse": mean} if is_real else {"accuracy": mean, "exact": (sums == scored).double().mean().item()}
     metrics: dict[str, float] = {}
     for part in parts:
         for name, value in part.metrics.items():
@@ -139,7 +156,8 @@ class Frame(NamedTuple):
     """The answers after one step of solving, in the task's coordinates, on the CPU.
 
     Attributes:
-        tokens: (n, L) int64 token ids; the row's input where a cell is hidden or not scored.
+        tokens: (n, L) int64 token ids; the row's input where a cell is hidden or not scored. Of a series, (n, L)
+            classes or (n, L, D_out) real vectors, of any value where nothing is scored.
         hidden: (n, L) bool, scored cells that have no answer yet.
         halting: (n,) probability that the model gives to its answer being right, where it has a say in that.
     """
@@ -173,13 +191,17 @@ class Objective(ABC):
     Config: ClassVar[type[Options]]
     recursive: ClassVar[bool] = False
     """Whether it teaches recursive models, and no others."""
+    series: ClassVar[bool] = False
+    """Whether it teaches tasks of the layout `series`, and no others."""
+    metric: ClassVar[str] = "accuracy"
+    """The figure of the task's score that selects the best weights, where a training names none."""
     step_name: str = "step"
     """What one step of finding an answer is called."""
     loss_is_bound: ClassVar[bool] = False
     """Whether the loss of `evaluate` is only an upper bound of the answers' negative log likelihood."""
 
     vocab_size: int
-    """Token ids the model needs: the task's and those the objective adds."""
+    """Token ids the model needs: the task's and those the objective adds; 0 for series."""
     length: int
     """Tokens the model reads at once."""
 
@@ -191,6 +213,15 @@ class Objective(ABC):
 
     def __init__(self, config: Options, task: Task, *, causal: bool):
         self.config, self.task, self.causal = config, task, causal
+        if self.series and task.layout != "series":
+            raise UsageError(
+                f"{self.name} teaches series of real vectors, and the rows of {task.name} are tokens: "
+                "set objective=next_token."
+            )
+        if task.layout == "series" and not self.series:
+            fix = "classification" if task.n_classes else "regression"
+            told = f"{self.name} teaches tokens, and {task.name} is a series of real vectors"
+            raise UsageError(f"{told}: set objective={fix}.")
 
     def needs(self, draft: ModelConfig) -> Needs:
         """What it needs of the model, for this task; what is left out there is filled in.

@@ -17,7 +17,8 @@ from zoo.objectives.base import Objective
 from zoo.objectives.draws import row_names
 from zoo.statistics import clustered_interval
 from zoo.tasks import random
-from zoo.tasks.protocol import IGNORE, Batch, Task, check_split, exactly, names_of, split_rows
+from zoo.tasks.protocol import Batch, Task, check_split, exactly, names_of, split_rows
+from zoo.tasks.scores import squared_errors
 from zoo.training.loading import open_run
 from zoo.training.machine import autocast, synchronize
 
@@ -50,7 +51,8 @@ def evaluate(
     Of a text, `bits_per_byte` is the loss in bits: exact under next_token, under masked_diffusion an estimate, by one
     draw of times and masks a row, of an upper bound.
     `n_rows` were scored, of `n_problems` (`Task.problems`); `exact_low` and `exact_high` are the 95 % interval of
-    `exact` over those problems, None where there is one only. No figure depends on `batch_size`.
+    `exact` over those problems, None where there is one only; where targets are real vectors, `mse_low` and `mse_high`
+    are that of `mse`. No figure depends on `batch_size`.
 
     Raises:
         Stopped: `stop` said so between two batches.
@@ -73,7 +75,7 @@ class Answers(NamedTuple):
     """A model's answers to n rows.
 
     Attributes:
-        predictions: (n, L), on the CPU.
+        predictions: (n, L), or (n, L, D_out) real vectors, on the CPU.
         loss: mean of a scored position.
     """
 
@@ -108,7 +110,7 @@ def answered(
                 predicted, loss = objective.evaluate(model, part)
             predictions.append(predicted)
             losses.append(loss.cpu().double())
-            weights.append((part.targets != IGNORE).sum())
+            weights.append(part.scored.sum())
     weight = torch.stack(weights).double()
     return Answers(torch.cat(predictions), ((torch.stack(losses) * weight).sum() / weight.sum()).item())
 
@@ -121,15 +123,19 @@ def row_figures(task: Task, batch: Batch, predictions: Tensor) -> dict[str, list
 
 
 def certainty(task: Task, batch: Batch, predictions: Tensor) -> dict[str, Any]:
-    """What the share of exact answers rests on: rows, problems that differ, and the 95 % interval over these."""
+    """What the share of exact answers, or the mean squared error, rests on: rows, problems that differ, and the 95 %
+    interval over these."""
     problems = task.problems(batch).numpy()
-    interval = clustered_interval(exactly(batch, predictions).numpy(), problems)
+    name, values = "exact", exactly(batch, predictions) if batch.mask is None else None
+    if values is None:
+        name, values = "mse", squared_errors(batch, predictions)
+    interval = clustered_interval(values.numpy(), problems)
     low, high = interval or (None, None)
     return {
         "n_rows": len(problems),
         "n_problems": len(np.unique(problems)),
-        "exact_low": low,
-        "exact_high": high,
+        f"{name}_low": low,
+        f"{name}_high": high,
     }
 
 
@@ -150,17 +156,17 @@ def decode_rate(model: Any, context_length: int, *, steps: int = 64, seconds: fl
     if not model.causal or steps < 3:
         return None
     device = next(model.parameters()).device
-    tokens = torch.zeros(1, context_length, dtype=torch.int64, device=device)
+    inputs = model.zeros(1, context_length)
     if learned is not None:
-        tokens = tokens[:, : learned - steps]
+        inputs = inputs[:, : learned - steps]
     with evaluation_mode(model):
-        _, state = model.features(tokens, model.init_state(1, capacity=tokens.shape[1] + steps))
-        token, done, start = tokens[:, 0], 0, 0.0
+        _, state = model.features(inputs, model.init_state(1, capacity=inputs.shape[1] + steps))
+        step, done, start = inputs[:, 0], 0, 0.0
         for i in range(steps):
             if i == 2:  # the first steps warm up
                 start = _now(device)
-            logits, state = model.step(token, state)
-            token = logits.argmax(-1)
+            logits, state = model.step(step, state)
+            step = logits.argmax(-1) if model.config.inputs is None else step  # a real vector is given, not predicted
             done = i - 1
             if done > 0 and time.perf_counter() - start > seconds:
                 break

@@ -41,7 +41,14 @@ def extends(key: str) -> bool:
     return key in (STEPS, ROWS, METRIC) or key == TARGET or key.startswith(f"{TARGET}.")
 
 
-def check(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], done: int, result: Mapping[str, Any]) -> None:
+def check(
+    path: Path,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    done: int,
+    result: Mapping[str, Any],
+    default: str = "accuracy",
+) -> None:
     """Refuse changes of a run's length that cannot be made.
 
     Args:
@@ -50,6 +57,7 @@ def check(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], done: int,
         new: the section `train` that it is to go on with.
         done: number of steps that are done.
         result: what result.json holds.
+        default: the figure that selects the best weights where neither says which (`Objective.metric`).
 
     Raises:
         UsageError: fewer steps than are done, a run that its target or its time ended, or weights that were chosen by
@@ -60,9 +68,10 @@ def check(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], done: int,
     if after.steps < done:
         told = "choose at least as many, another folder with out=..., or start over with --fresh"
         raise UsageError(f"{path} has trained {done} steps, more than train.steps={after.steps}: {told}.")
-    if before.selection != after.selection:
-        told = f"{path} chose its best weights by {before.selection}, and would go on with {after.selection}"
-        raise UsageError(f"{told}: give train.metric={before.selection} too.")
+    chosen, wanted = before.selects_by(default), after.selects_by(default)
+    if chosen != wanted:
+        told = f"{path} chose its best weights by {chosen}, and would go on with {wanted}"
+        raise UsageError(f"{told}: give train.metric={chosen} too.")
     if status == "target" and before.target == after.target:
         told = "train.target=null goes on without a target, train.target.value=... to another"
         raise UsageError(f"{path} reached its train.target at step {done}: {told}.")

@@ -42,11 +42,13 @@ class Way(NamedTuple):
         option: the option that is filled in then, with a dot where it is one of a section; None where a person has to
             choose.
         concerns: whether the need is about this model at all.
+        exact: whether a larger size does not serve.
     """
 
     chosen: Callable[[ModelConfig, Mapping[str, Any]], Any]
     option: str | None = None
     concerns: Callable[[ModelConfig, Mapping[str, Any]], bool] = lambda config, given: True
+    exact: bool = False
 
 
 def _learns_of_puzzles(config: ModelConfig, given: Mapping[str, Any] = {}) -> bool:
@@ -72,6 +74,8 @@ def _wants_time(config: ModelConfig, given: Mapping[str, Any]) -> bool:
 WAYS: dict[str, Way] = {
     "recursion": Way(lambda config, given: config.recursion is not None),
     "vocab_size": Way(lambda config, given: given.get("vocab_size"), "vocab_size"),
+    "inputs": Way(lambda config, given: given.get("inputs"), "inputs", exact=True),
+    "outputs": Way(lambda config, given: given.get("outputs"), "outputs", exact=True),
     "length": Way(lambda config, given: config.max_len, "max_len", _has_positions),
     "decoder": Way(lambda config, given: given.get("decoder"), "decoder"),
     "n_puzzles": Way(_n_puzzles, "recursion.n_puzzles", _learns_of_puzzles),
@@ -106,7 +110,7 @@ def fit(
     if given is None:
         check_named(task)
     made = create_task(tuples(task)) if given is None else given
-    draft = model_config({"vocab_size": 1, **without_budget(model)})
+    draft = model_config({**_ends(made, model), **without_budget(model)})
     teacher = create_objective(tuples(objective), made, causal=draft.causal)
     needs = merge([made.needs(), teacher.needs(draft), *more])
     read = {"context_length": teacher.length} if model.keys() & {"state_bytes", "flops_per_token"} else {}
@@ -116,6 +120,20 @@ def fit(
         config = ModelConfig(**{**config.changed(), "published": published})
     check_lengths(_outline(config), needs)
     return Parts(made, teacher, config)
+
+
+def _ends(task: Task, model: Mapping[str, Any]) -> dict[str, int]:
+    """Ends for the draft of a model, as the task has tokens or real vectors.
+
+    Raises:
+        UsageError: the model is given ends of the other kind.
+    """
+    series = task.layout == "series"
+    for name in ("vocab_size",) if series else ("inputs", "outputs"):
+        if model.get(name):
+            told = f"the rows of {task.name} are {'real vectors' if series else 'tokens'}: leave it out"
+            raise UsageError(f"model.{name}={model[name]} is not allowed: {told}.")
+    return {"inputs": 1, "outputs": 1, "vocab_size": 0} if series else {"vocab_size": 1}
 
 
 def filled(needs: Needs, draft: ModelConfig, given: Mapping[str, Any], grows: bool | None = None) -> dict[str, Any]:
@@ -144,7 +162,7 @@ def filled(needs: Needs, draft: ModelConfig, given: Mapping[str, Any], grows: bo
             fill |= (
                 {section: {**getattr(draft, section).given(), option: need.value}} if section else {option: need.value}
             )
-        elif isinstance(need.value, bool):
+        elif isinstance(need.value, bool) or way.exact:
             if chosen != need.value:
                 raise UsageError(f"model.{way.option}={chosen} is not allowed: {need.why}.")
         elif chosen < need.value and name == "vocab_size" and grows:

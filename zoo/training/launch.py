@@ -103,9 +103,8 @@ def train_recipe(
 def summary(result: Result) -> str:
     """One line about a training that has ended."""
     score, test = result.metrics["validation"], result.metrics["test"]
-    figures = (
-        f"validation accuracy {score['accuracy']:.4f}, test accuracy {test['accuracy']:.4f}, exact {test['exact']:.4f}"
-    )
+    name, second = ("mse", "mse_ratio") if "mse" in score else ("accuracy", "exact")
+    figures = f"validation {name} {score[name]:.4f}, test {name} {test[name]:.4f}, {second} {test[second]:.4f}"
     ended = f"{result.status} at step {result.data['steps']} after {result.data['seconds']:.1f} s"
     cut = result.data.get("train")
     if result.status == "time_budget" and isinstance(cut, dict):

@@ -84,7 +84,8 @@ class Trainer:
                     raise UsageError(f"train.{key} is not allowed: {told}.")
             return
         known = ["loss", *scalars(self.task.score(self.validation, self.validation.targets))]
-        for metric in {config.selection, *([config.target.metric] if config.target else [])}:
+        self.selection = config.selects_by(self.objective.metric)
+        for metric in {self.selection, *([config.target.metric] if config.target else [])}:
             if metric not in known:
                 raise unknown("metric", metric, known)
 
@@ -198,7 +199,7 @@ class Trainer:
 
             data = next(stream)
             parts = self._step(data)
-            at.tokens += data.tokens.numel()
+            at.tokens += data.n_steps
             at.step += 1
 
             if at.step == config.steps:
@@ -278,13 +279,13 @@ class Trainer:
         with self.clock.aside():
             score = self._score(self.session.evaluated, self.validation)
             self._check_finite(score["loss"])
-            value = score[config.selection]
-            rank = [-value if config.selection == "loss" else value, -score["loss"]]
+            value = score[self.selection]
+            rank = [-value if self.selection in self.task.lower_is_better else value, -score["loss"]]
             improved = at.best is None or rank > at.best.rank
             if improved:
                 at.best = Best(step=at.step, rank=rank, score=score)
             line = self._line("validation", **scalars(score))
-            if config.target is not None and config.target.reached_by(score):
+            if config.target is not None and config.target.reached_by(score, self.task.lower_is_better):
                 at.status, at.seconds_to_target = "target", line["seconds"]
             at.to_evaluate = False
             self.folder.record(line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from zoo.models.create import model_config
 from zoo.objectives.base import objectives
 from zoo.tasks.protocol import Task
 from zoo.tasks.protocol import registry as tasks
+from zoo.tasks.scores import LOWER_IS_BETTER
 from zoo.training import machine
 from zoo.training.fit import Parts, fit
 from zoo.training.given import FROM_PYTHON
@@ -33,16 +34,16 @@ class Target(Options, label="train.target"):
 
     Attributes:
         metric: a figure of the task's score, or "loss".
-        value: training ends when validation reaches this value (for the loss: falls to this value).
+        value: training ends when validation reaches this value (of the loss and other errors: falls to this value).
     """
 
     metric: str = "accuracy"
     value: float
 
-    def reached_by(self, score: Mapping[str, Any]) -> bool:
-        """Whether a validation score meets it."""
+    def reached_by(self, score: Mapping[str, Any], lower_is_better: Container[str] = LOWER_IS_BETTER) -> bool:
+        """Whether a validation score meets it; of figures in `lower_is_better` less is better."""
         figure = score[self.metric]
-        return figure <= self.value if self.metric == "loss" else figure >= self.value
+        return figure <= self.value if self.metric in lower_is_better else figure >= self.value
 
 
 class TrainConfig(Options, label="train"):
@@ -97,7 +98,8 @@ class TrainConfig(Options, label="train"):
         eval_rows: validation rows.
         test_rows: test rows, read once at the end with the best weights.
         eval_batch_size: rows evaluated at once, by default `batch_size`.
-        metric: the validation figure that selects the best weights, by default the target's or accuracy.
+        metric: the validation figure that selects the best weights, by default the target's, or else the objective's:
+            accuracy, or for regression mse.
         target: a figure on validation that ends the training.
         time_budget: seconds after which training ends.
         log_every: steps between training lines in metrics.jsonl.
@@ -188,9 +190,9 @@ class TrainConfig(Options, label="train"):
         """`precision`, which bfloat16 parameters decide."""
         return self.precision if self.parameters == "float32" else self.parameters
 
-    @property
-    def selection(self) -> str:
-        return self.metric or (self.target.metric if self.target else "accuracy")
+    def selects_by(self, default: str = "accuracy") -> str:
+        """The validation figure that selects the best weights: by default the target's, or else the objective's."""
+        return self.metric or (self.target.metric if self.target else default)
 
 
 BOOKKEEPING = {
@@ -206,7 +208,8 @@ BOOKKEEPING = {
 class Experiment(Options, label="experiment"):
     """One training run.
 
-    Options of the model that task and objective need are filled in if they are not given: `vocab_size`; `max_len`, if
+    Options of the model that task and objective need are filled in if they are not given: `vocab_size`, or `inputs` and
+    `outputs` for a series of real vectors; `max_len`, if
     there are weights for every position; `recursion.n_puzzles`, if there are places for a puzzle embedding;
     `time_feature`, if the task has irregular times that no mixer of the pattern reads; `decoder`, for a task of the
     layout `reconstruct`.

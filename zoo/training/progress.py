@@ -53,12 +53,17 @@ class Reporter:
 
     def evaluation(self, line: dict[str, Any], rate: float | None) -> None:
         """A validation line of metrics.jsonl."""
-        self.score = f"{self.metric} {line[self.metric]:.3f}"
+        self.score = _figure(line, self.metric)
         if self.bar is not None:
             self.bar.update(self.row, completed=line["step"], refresh=True)
             return
         width = len(str(self.steps))
         speed = "" if rate is None else f"  {rate:,.0f} tokens/s"
-        names = list(dict.fromkeys(["loss", "accuracy", "exact", self.metric]))
-        figures = "  ".join(f"{k} {line[k]:.3f}" for k in names)
+        names = dict.fromkeys(["loss", "accuracy", "exact", "mse", "mse_ratio", self.metric])
+        figures = "  ".join(_figure(line, name) for name in names if name in line)
         self.say(f"{self.name}  step {line['step']:>{width}}/{self.steps}  {figures}{speed}  {line['seconds']:.1f} s")
+
+
+def _figure(line: dict[str, Any], name: str) -> str:
+    """A figure with its name; of errors, which may be small, four digits that count."""
+    return f"{name} {line[name]:.4g}" if name == "mse" else f"{name} {line[name]:.3f}"

@@ -38,6 +38,7 @@ from zoo.core.run_files import (
     read_result,
     read_whole_config,
 )
+from zoo.objectives.base import objectives
 from zoo.training import checkpoints, extending
 from zoo.training.events import Events
 from zoo.training.options import BOOKKEEPING, completed
@@ -131,7 +132,8 @@ class RunFolder:
             if differ:
                 done = max(checkpoints.steps(self.checkpoints))
                 result = self.result(lambda line: None) or {}
-                extending.check(self.path, old["train"], new["train"], done, result)
+                metric = objectives[new["objective"]["name"]].metric
+                extending.check(self.path, old["train"], new["train"], done, result, metric)
             return {k: [at_key(old, k), at_key(new, k)] for k in differ}
         edited = False
         with contextlib.suppress(UsageError):
@@ -244,9 +246,14 @@ class RunFolder:
         write_atomic(self.path / RESULT, json.dumps(result, indent=1).encode() + b"\n")
 
 
-class _Figures(BaseModel):
+class _Right(BaseModel):
     accuracy: float
     exact: float
+
+
+class _Near(BaseModel):
+    mse: float
+    mse_ratio: float
 
 
 class _Result(BaseModel):
@@ -262,8 +269,8 @@ class _Result(BaseModel):
 class _Ended(BaseModel):
     """What that of a run that has ended says besides."""
 
-    validation: _Figures
-    test: _Figures
+    validation: _Right | _Near
+    test: _Right | _Near
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -72,9 +72,18 @@ def solve(objective: Objective, model: nn.Module, batch: Batch, *, precision: st
         for i, frame in enumerate(objective.solve(model, batch), 1):
             sketch = objective.task.sketch(batch, 0, frame.tokens, frame.hidden)
             kinds = objective.task.kinds(batch, 0, frame.tokens, frame.hidden)
+            if batch.mask is not None:
+                steps.append(Step(f"{objective.step_name} {i}", _error(objective.task, batch, frame), sketch))
+                continue
             lost = [kind == "wrong" and not own for kind, own in zip(kinds, asked[0].tolist(), strict=True)]
             steps.append(Step(f"{objective.step_name} {i}", _note(frame, sketch, sum(lost)), sketch))
     return steps
+
+
+def _error(task: Task, batch: Batch, frame: Frame) -> str:
+    """How far real vectors are off, beside the trivial predictor."""
+    score = task.score(batch, frame.tokens)
+    return f"mse {score['mse']:.4g}; {task.trivial_predictor}: {score['trivial_mse']:.4g}"
 
 
 def _note(frame: Frame, sketch: Sketch, lost: int) -> str:

@@ -89,7 +89,9 @@ def train(
         if start is not None:
             run.write_init(start.data())
         imports.record(run.path, parts)
-        reporter = Reporter(chosen.name, chosen.train.steps, chosen.train.selection, quiet=quiet)
+        reporter = Reporter(
+            chosen.name, chosen.train.steps, chosen.train.selects_by(parts.objective.metric), quiet=quiet
+        )
         old = run.result(reporter.say)
         if old is not None and has_ended(old, chosen.train):
             reporter.say(f"{run.path} holds this run, {old['status']} at step {old['steps']}: nothing to do.")
