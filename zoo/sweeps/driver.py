@@ -6,12 +6,14 @@ import math
 from collections import deque
 from typing import Any
 
+from zoo.objectives.base import objectives
 from zoo.sweeps.folder import SweepFolder
 from zoo.sweeps.plan import Plan, Trial
 from zoo.sweeps.store import Record
 from zoo.sweeps.trial import DONE, Job, Outcome, base_row
 from zoo.sweeps.view import View
 from zoo.sweeps.workers import Workers
+from zoo.tasks.scores import LOWER_IS_BETTER
 from zoo.training.stopping import Interrupted, Stop
 
 
@@ -168,7 +170,9 @@ class Driver:
 def selection_of(trial: Trial) -> str:
     """The validation figure that measures a trial."""
     train = trial.config["train"]
-    return train["metric"] or (train["target"] or {}).get("metric") or "accuracy"
+    return (
+        train["metric"] or (train["target"] or {}).get("metric") or objectives[trial.config["objective"]["name"]].metric
+    )
 
 
 def figure_of(row: dict[str, Any], trial: Trial) -> float:
@@ -177,7 +181,7 @@ def figure_of(row: dict[str, Any], trial: Trial) -> float:
     value = row.get(f"validation.{metric}")
     if row["status"] == "failed" or not isinstance(value, int | float) or math.isnan(value):
         return -math.inf
-    return -value if metric == "loss" else value
+    return -value if metric in LOWER_IS_BETTER else value
 
 
 __all__ = ["Driver", "figure_of", "selection_of"]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from zoo.core.errors import UsageError
 from zoo.sweeps.plan import Plan
+from zoo.tasks.scores import LOWER_IS_BETTER
 
 
 class Rules(NamedTuple):
@@ -51,7 +52,7 @@ class Judge:
         if trial not in self._known:
             self._known.add(trial)
             scheduler.on_trial_add(None, named)
-        figure = -record[rules.metric] if rules.metric == "loss" else record[rules.metric]
+        figure = -record[rules.metric] if rules.metric in LOWER_IS_BETTER else record[rules.metric]
         return scheduler.on_trial_result(None, named, {"step": record["step"], "figure": figure}) == "STOP"
 
     def _scheduler(self, group: str) -> Any:

@@ -177,7 +177,7 @@ class Plan:
         if task not in self._metrics:
             rows = held_out(parts.task, "validation", 2)
             self._metrics[task] = ["loss", *scalars(parts.task.score(rows, rows.targets))]
-        for metric in {train.selection, *([train.target.metric] if train.target else [])}:
+        for metric in {train.selects_by(parts.objective.metric), *([train.target.metric] if train.target else [])}:
             if metric not in self._metrics[task]:
                 raise unknown("metric", metric, self._metrics[task])
         return parts

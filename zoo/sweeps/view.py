@@ -14,6 +14,7 @@ from rich.text import Text
 
 from zoo.sweeps.plan import Trial
 from zoo.sweeps.trial import DONE, Job
+from zoo.tasks.scores import LOWER_IS_BETTER
 
 REFRESH_SECONDS = 0.5
 MOST_LINES = 12
@@ -110,7 +111,7 @@ class View:
 
     def best(self, rows: list[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         """The row with the best validation figure, if one has any."""
-        sign = -1 if self.metric == "loss" else 1
+        sign = -1 if self.metric in LOWER_IS_BETTER else 1
         known = [row for row in rows if isinstance(row.get(f"validation.{self.metric}"), int | float)]
         known = [row for row in known if math.isfinite(row[f"validation.{self.metric}"]) and row["status"] != "failed"]
         return max(known, key=lambda row: sign * row[f"validation.{self.metric}"], default=None)

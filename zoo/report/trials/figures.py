@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zoo.core.errors import unknown
+from zoo.objectives.base import objectives
 from zoo.report.charts import Unit
 from zoo.report.units import number
 
@@ -40,11 +41,17 @@ def check_metric(rows: Sequence[Mapping[str, Any]], metric: str | None) -> str:
 
 
 def selection(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The validation figure by which training selected its best weights, accuracy where configs do not say."""
+    """The validation figure by which training selected its best weights, the objective's where configs do not say."""
     named = Counter(
-        str(row.get("config.train.metric") or row.get("config.train.target.metric") or "accuracy") for row in rows
+        str(row.get("config.train.metric") or row.get("config.train.target.metric") or _own(row)) for row in rows
     )
     return named.most_common(1)[0][0] if named else "accuracy"
+
+
+def _own(row: Mapping[str, Any]) -> str:
+    """The figure of a trial's objective; accuracy where that is not known."""
+    name = str(row.get("config.objective.name"))
+    return objectives[name].metric if name in objectives else "accuracy"
 
 
 def lower_is_better(metric: str) -> bool:
