@@ -11,8 +11,8 @@ import yaml
 from zoo.core.errors import UsageError
 from zoo.models.create import create_model
 from zoo.recipes import list_sweeps
+from zoo.sweeps.asha import judged
 from zoo.sweeps.config import read_sweep_config
-from zoo.sweeps.judge import judged
 from zoo.sweeps.plan import Plan
 from zoo.sweeps.search import Search
 from zoo.sweeps.space import read_space

@@ -40,15 +40,19 @@ class Driver:
         self.seconds = sum(row["seconds"] or 0.0 for row in self.rows.values())
         self.started = 0
 
+    def prepare(self) -> int:
+        """Find out what there is to do; returns the number of trials, of a later stage too."""
+        for trial in self.plan.trials:
+            self._enqueue(trial)
+        self._choose()
+        return len(self.queue) + (self.plan.finals if self.queue else 0)
+
     def run(self, workers: Workers) -> None:
-        """Train until nothing is left, the budget is spent, or an end is asked for.
+        """Train what `prepare` has found, until nothing is left, the budget is spent, or an end is asked for.
 
         Raises:
             Interrupted: SIGINT or SIGTERM, after the trials that ran have saved a checkpoint.
         """
-        for trial in self.plan.trials:
-            self._enqueue(trial)
-        self._choose()
         interrupted: int | None = None
         while self.queue or self.running:
             if self.stop() and interrupted is None:

@@ -1,14 +1,15 @@
-"""Which trials go on: all of them, or those that asynchronous successive halving (ASHA) lets."""
+"""Which trials go on: all of them, or those that asynchronous successive halving (ASHA) lets.
+
+This module imports little, as it is also loaded by a process of Ray's that does nothing else.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from zoo.core.errors import UsageError
-from zoo.sweeps.plan import Plan
-from zoo.tasks.scores import LOWER_IS_BETTER
+History = Sequence[tuple[int, dict[str, Any]]]
+"""Trials, and validation records of theirs."""
 
 
 class Rules(NamedTuple):
@@ -16,12 +17,14 @@ class Rules(NamedTuple):
 
     Attributes:
         metric: the validation figure that trials are measured by.
+        lower: whether that figure is the better the lower it is.
         grace: steps before which no trial is ended.
         steps: of a whole training.
         reduction: see `zoo.sweeps.search.Search`.
     """
 
     metric: str
+    lower: bool
     grace: int
     steps: int
     reduction: float
@@ -33,18 +36,20 @@ class Judge:
     Args:
         rules: how it judges.
         groups: by trial, the name of those that are measured against each other; a trial that is missing goes on.
+        history: the validation records of trials that ran before.
     """
 
-    def __init__(self, rules: Rules | None = None, groups: dict[int, str] | None = None):
+    def __init__(self, rules: Rules | None = None, groups: dict[int, str] | None = None, history: History = ()):
         self.rules, self.groups = rules, groups or {}
         self._schedulers: dict[str, Any] = {}
         self._known: set[int] = set()
-        self.latest: dict[int, dict[str, Any]] = {}
-        """The newest record of each trial."""
+        self._latest: dict[int, dict[str, Any]] = {}
+        for trial, record in history:
+            self.evaluated(trial, record)
 
-    def __call__(self, trial: int, record: dict[str, Any]) -> bool:
+    def evaluated(self, trial: int, record: dict[str, Any]) -> bool:
         """Whether a trial ends with this validation record."""
-        self.latest[trial] = record
+        self._latest[trial] = record
         if self.rules is None or trial not in self.groups:
             return False
         rules, scheduler = self.rules, self._scheduler(self.groups[trial])
@@ -52,8 +57,12 @@ class Judge:
         if trial not in self._known:
             self._known.add(trial)
             scheduler.on_trial_add(None, named)
-        figure = -record[rules.metric] if rules.metric in LOWER_IS_BETTER else record[rules.metric]
+        figure = -record[rules.metric] if rules.lower else record[rules.metric]
         return scheduler.on_trial_result(None, named, {"step": record["step"], "figure": figure}) == "STOP"
+
+    def latest(self) -> dict[int, dict[str, Any]]:
+        """The newest record of each trial."""
+        return self._latest
 
     def _scheduler(self, group: str) -> Any:
         if group not in self._schedulers:
@@ -78,30 +87,4 @@ class _Named(NamedTuple):
     trial_id: str
 
 
-def judged(plan: Plan) -> tuple[Rules | None, dict[int, str]]:
-    """How the trials of a plan are judged: the arguments of `Judge`.
-
-    Raises:
-        UsageError: there is no Ray, whose scheduler is needed, or trials that cannot be measured against each other.
-    """
-    search = plan.config.search
-    if search.name != "asha":
-        return None, {}
-    if importlib.util.find_spec("ray") is None:
-        raise UsageError("search=asha needs Ray, which is not installed: pip install sequence-zoo[sweep].")
-    for key in search.by:
-        if key not in plan.keys:
-            raise UsageError(f"sweep.search: by={key!r} is no swept key. Swept: {', '.join(plan.keys) or 'none'}.")
-    trains = [trial.config["train"] for trial in plan.trials]
-    metrics = {train["metric"] or (train["target"] or {}).get("metric", "accuracy") for train in trains}
-    if len(metrics) > 1:
-        raise UsageError(f"search=asha measures all trials by one figure, not by {' and '.join(sorted(metrics))}.")
-    steps = max(train["steps"] for train in trains)
-    grace = search.grace or max(train["eval_every"] for train in trains)
-    if grace >= steps:
-        raise UsageError(f"sweep.search: grace={grace} is no less than train.steps={steps}: no trial would be ended.")
-    groups = {trial.number: json.dumps([trial.point[key] for key in search.by]) for trial in plan.trials}
-    return Rules(metrics.pop(), grace, steps, search.reduction), groups
-
-
-__all__ = ["Judge", "Rules", "judged"]
+__all__ = ["History", "Judge", "Rules"]

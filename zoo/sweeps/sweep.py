@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from zoo.core.errors import UsageError
+from zoo.sweeps import cluster
+from zoo.sweeps.asha import history_of, judged
 from zoo.sweeps.config import SweepConfig, read_sweep_config
 from zoo.sweeps.driver import Driver, selection_of
 from zoo.sweeps.folder import SweepFolder
-from zoo.sweeps.judge import Judge, judged
+from zoo.sweeps.judge import Judge
 from zoo.sweeps.plan import Plan
 from zoo.sweeps.store import Store
 from zoo.sweeps.view import View
@@ -83,8 +86,8 @@ def sweep(
         retries: how often a trial that failed is started again.
         workers: number of trials at once with Ray, by default one for each processor.
         address: of a Ray cluster.
-        ray: whether Ray trains the trials, by default where it is installed; without it they are trained in this
-            process, one after another, to the same bits.
+        ray: whether Ray trains the trials, by default where it is installed and `workers` is not 1; without it they are
+            trained in this process, one after another, to the same bits.
         quiet: print nothing.
 
     Raises:
@@ -135,6 +138,12 @@ def summary(done: Sweep) -> list[str]:
 @kept_random_state()
 def run_sweep(config: SweepConfig, *, address: str | None, ray: bool | None, quiet: bool) -> Sweep:
     """Run what `sweep` describes."""
+    if ray is None:
+        ray = address is not None or (cluster.has_ray() and config.workers != 1)
+    if ray and not cluster.has_ray():
+        raise UsageError("Ray is not installed: pip install sequence-zoo[sweep], or leave out --address.")
+    if not ray and address is not None:
+        raise UsageError("--address is that of a Ray cluster: leave out --no-ray.")
     plan = Plan(config)
     rules, groups = judged(plan)
     metric = selection_of(plan.trials[0])
@@ -142,8 +151,13 @@ def run_sweep(config: SweepConfig, *, address: str | None, ray: bool | None, qui
         folder.open(config, len(plan))
         with View(str(folder.path), metric, quiet=quiet) as view:
             driver = Driver(plan, folder, view, stop)
-            judge = Judge(rules, groups)
-            workers: Workers = Here(judge)
+            history = [] if rules is None else history_of(plan, folder.store, folder.trial(""))
+            wanted = driver.prepare()
+            workers: Workers
+            if ray and wanted:
+                workers = cluster.RayWorkers(config.workers, address, rules, groups, history, wanted)
+            else:
+                workers = Here(Judge(rules, groups, history).evaluated)
             try:
                 driver.run(workers)
             finally:
