@@ -195,7 +195,14 @@ def sweep(
         int | None, typer.Option(help="Number of trials at once. Default: one for each processor.")
     ] = None,
     address: Annotated[str | None, typer.Option(help="Address of a Ray cluster. Default: this machine.")] = None,
-    no_ray: Annotated[bool, typer.Option("--no-ray", help="Train one trial after another in this process.")] = False,
+    ray: Annotated[
+        bool | None,
+        typer.Option(
+            "--ray/--no-ray",
+            help="Train by Ray, or one trial after another in this process. Default: by Ray where it is installed and "
+            "--workers is not 1.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials and write nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
@@ -216,7 +223,7 @@ def sweep(
             budget={"seconds": budget_seconds, "trials": budget_trials},
             options={"out": out, "search": search, "samples": samples, "retries": retries, "workers": workers},
             address=address,
-            ray=False if no_ray else None,
+            ray=ray,
             dry=dry_run,
             quiet=quiet,
         )
