@@ -6,7 +6,6 @@ import math
 from collections import deque
 from typing import Any
 
-from zoo.objectives.base import objectives
 from zoo.sweeps.folder import SweepFolder
 from zoo.sweeps.plan import Plan, Trial
 from zoo.sweeps.store import Record
@@ -171,21 +170,13 @@ class Driver:
         return f"{len(self.plan)} trials: {', '.join(parts) or 'none'}"
 
 
-def selection_of(trial: Trial) -> str:
-    """The validation figure that measures a trial."""
-    train = trial.config["train"]
-    return (
-        train["metric"] or (train["target"] or {}).get("metric") or objectives[trial.config["objective"]["name"]].metric
-    )
-
-
 def figure_of(row: dict[str, Any], trial: Trial) -> float:
     """The validation figure of a trial, the larger the better; below all where it has none."""
-    metric = selection_of(trial)
+    metric = trial.metric
     value = row.get(f"validation.{metric}")
     if row["status"] == "failed" or not isinstance(value, int | float) or math.isnan(value):
         return -math.inf
     return -value if metric in LOWER_IS_BETTER else value
 
 
-__all__ = ["Driver", "figure_of", "selection_of"]
+__all__ = ["Driver", "figure_of"]

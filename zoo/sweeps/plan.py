@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from zoo.core.errors import UsageError, unknown
+from zoo.objectives.base import objectives
 from zoo.sweeps.config import SweepConfig
 from zoo.sweeps.space import SEED, VARIANT
 from zoo.training import machine
@@ -47,6 +48,13 @@ class Trial(NamedTuple):
     @property
     def variant(self) -> str | None:
         return self.point.get(VARIANT)
+
+    @property
+    def metric(self) -> str:
+        """The validation figure that measures it."""
+        train = self.config["train"]
+        own = objectives[self.config["objective"]["name"]].metric
+        return train["metric"] or (train["target"] or {}).get("metric") or own
 
     def told(self) -> str:
         """What is special about it, in one line."""

@@ -12,7 +12,7 @@ from zoo.core.errors import UsageError
 from zoo.sweeps import cluster
 from zoo.sweeps.asha import history_of, judged
 from zoo.sweeps.config import SweepConfig, read_sweep_config
-from zoo.sweeps.driver import Driver, selection_of
+from zoo.sweeps.driver import Driver
 from zoo.sweeps.folder import SweepFolder
 from zoo.sweeps.judge import Judge
 from zoo.sweeps.plan import Plan
@@ -117,7 +117,7 @@ def dry_run(config: SweepConfig) -> list[str]:
     lines = [f"{trial.id}  {trial.told()}" for trial in plan.trials]
     lines += [f"{config.folder}: {len(plan)} trials"]
     if config.choose is not None:
-        told = f"{len(plan.trials)} to choose {config.choose.key} by {selection_of(plan.trials[0])} on validation"
+        told = f"{len(plan.trials)} to choose {config.choose.key} by {plan.trials[0].metric} on validation"
         lines[-1] += f", of which {told}, then {plan.finals} with the chosen values"
     return lines
 
@@ -146,7 +146,7 @@ def run_sweep(config: SweepConfig, *, address: str | None, ray: bool | None, qui
         raise UsageError("--address is that of a Ray cluster: leave out --no-ray.")
     plan = Plan(config)
     rules, groups = judged(plan)
-    metric = selection_of(plan.trials[0])
+    metric = plan.trials[0].metric
     with SweepFolder(config.folder) as folder, stop_on_signals() as stop:
         folder.open(config, len(plan))
         with View(str(folder.path), metric, quiet=quiet) as view:
