@@ -135,7 +135,12 @@ class Backbone(nn.Module):
 
     Raises:
         UsageError: a mixer that cannot keep `causal`, with the word that can.
+
+    Attributes:
+        config: of a backbone that `zoo.create_backbone` made, the options that make it again.
     """
+
+    config: Any = None
 
     def __init__(
         self,

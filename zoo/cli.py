@@ -337,6 +337,36 @@ def generate(
 
 
 @app.command()
+def export(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|FOLDER", help="A run folder, a checkpoint of one, or a saved model.")
+    ],
+    out: Annotated[Path, typer.Argument(help="The folder to write. It does not exist yet, or is empty.")],
+    form: Annotated[
+        str, typer.Option("--format", help="hf: as transformers reads it, for models of families. zoo: as zoo.save.")
+    ] = "hf",
+    which: Annotated[str, typer.Option(help="Checkpoint of a run: best, last, or one such as step_300.")] = "best",
+) -> None:
+    """Write the model of a run or of a folder in a published format."""
+    from zoo.training.exchange import export_model
+
+    print(export_model(source, out, form=form, which=which))
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A published checkpoint, or a .pth file of RWKV-7's authors.")
+    ],
+    out: Annotated[Path, typer.Argument(help="The folder to write. It does not exist yet, or is empty.")],
+) -> None:
+    """Save the model of a published checkpoint for the zoo."""
+    from zoo.training.exchange import import_model
+
+    print(import_model(source, out))
+
+
+@app.command()
 def compare(
     places: Annotated[
         list[Path],

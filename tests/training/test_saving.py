@@ -17,13 +17,15 @@ def _saved(folder, spec="gqa swiglu mamba2", **options) -> Path:
     return zoo.save(zoo.create_model(spec, **{"d_model": 32, "vocab_size": 16, **options}), folder)
 
 
-@pytest.mark.parametrize("spec", ["qwen3_moe-tiny", "hrm-tiny", "llada-tiny", "swapped", "own"])
+@pytest.mark.parametrize("spec", ["qwen3_moe-tiny", "hrm-tiny", "llada-tiny", "swapped", "own", "series"])
 def test_a_model_comes_back_to_the_bit(tmp_path, spec):
     if spec == "own":
         options = {"residual": "mhc(streams=2)", "positions": "learned", "max_len": 9, "head_bias": True}
         model = zoo.create_model(
             "2*(gla(norm='layernorm') moe(n_experts=2, top_k=1, normalize=False))", vocab_size=7, **options
         )
+    elif spec == "series":
+        model = zoo.create_model("cfc swiglu", inputs=3, outputs=2, d_model=16)
     elif spec == "swapped":
         model = zoo.swap(zoo.create_model("llama3-tiny"), {"gqa": "mla"}, layers=[1])
     else:
@@ -41,6 +43,21 @@ def test_a_model_comes_back_to_the_bit(tmp_path, spec):
     assert [p.name for p in (tmp_path / "folders").iterdir()] == ["model"]  # nothing temporary is left
 
 
+@pytest.mark.parametrize("residual", ["plain", "mhc(streams=2)"])
+def test_a_backbone_comes_back_to_the_bit(tmp_path, capsys, residual):
+    backbone = zoo.create_backbone("2*(cfc swiglu)", d_model=16, residual=residual)
+    again = zoo.load(zoo.save(backbone, tmp_path / "b"))
+    x = torch.randn(2, 5, 16)
+    assert torch.equal(again(x)[0], backbone.eval()(x)[0])
+    assert again.config == backbone.config
+    with pytest.raises(zoo.UsageError, match="save takes a model of create_model or create_backbone"):
+        zoo.save(zoo.create_model("gqa", d_model=16, vocab_size=8).backbone, tmp_path / "part")
+    for words in (["generate", "--tokens", "1"], ["export", str(tmp_path / "out")]):
+        with pytest.raises(SystemExit):
+            main([words[0], str(tmp_path / "b"), *words[1:]])
+        assert "holds a backbone, which has neither inputs nor a head" in capsys.readouterr().err
+
+
 def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
     folder = _saved(tmp_path / "m")
     there = {p.name: p.read_bytes() for p in folder.iterdir()}
@@ -53,7 +70,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
     with pytest.raises(zoo.UsageError, match="cannot be written: No space"):
         _saved(tmp_path / "full")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "m"]
-    with pytest.raises(zoo.UsageError, match="save takes a model of the zoo"):
+    with pytest.raises(zoo.UsageError, match="save takes a model of create_model"):
         zoo.save(torch.nn.Linear(2, 2), tmp_path / "linear")
 
 

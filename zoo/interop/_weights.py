@@ -174,7 +174,8 @@ def check_complete(model: nn.Module, maps: Collection[Map], name: str) -> None:
         likely = closest(strange[0], own - placed)
         told = f"for {some(strange)}, which the model does not have"
         raise UsageError(f"The family of {name} has a map in its `weights` {told}.{likely}")
-    if twice := [slot for slot, n in (counts + Counter(n for m in maps for n in m.theirs)).items() if n > 1]:
+    both = counts, Counter(n for m in maps for n in m.theirs)  # the same name may stand on both sides
+    if twice := [name for side in both for name, n in side.items() if n > 1]:
         raise UsageError(f"The family of {name} has several maps in its `weights` for {some(twice)}.")
     if left := sorted((own & model.state_dict().keys()) - placed):
         raise UsageError(f"The family of {name} has no map in its `weights` for {some(left)}.")

@@ -78,7 +78,9 @@ def create_backbone(spec: str | Pattern | Mapping[str, Any] | ModelConfig | Sequ
 
     def build(config: ModelConfig) -> Backbone:
         with refuse_oversize("model"):
-            return make_backbone(config, config.pattern)
+            backbone = make_backbone(config, config.pattern)
+        backbone.config = config
+        return backbone
 
     config, budget = read_spec(spec, {**ends, **options})
     return build(config if budget is None else fitted(config, budget, build))

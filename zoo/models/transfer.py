@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from zoo.backbone import Backbone
 from zoo.core.errors import UsageError
 from zoo.models.config import ModelConfig
-from zoo.models.create import create_model
+from zoo.models.create import create_backbone, create_model
 from zoo.models.ends import Ends
 from zoo.models.weights import Transfer
 from zoo.protocol import Mixer
@@ -26,13 +27,14 @@ class Misfit(NamedTuple):
     why: str
 
 
-def check_plain(model: Ends, what: str) -> None:
+def check_plain(model: Ends | Backbone, what: str) -> None:
     """Refuses a model that has other weights than its config says: one with adapters, pruned or parametrized.
 
     Raises:
         UsageError: it names the first weight that is too many or missing.
     """
-    own, expected = model.state_dict(), outline(model.config).state_dict()
+    made = outline(model.config) if isinstance(model, Ends) else outline_of_layers(model.config)
+    own, expected = model.state_dict(), made.state_dict()
     for name in [*own, *expected]:
         if name not in own or name not in expected or own[name].shape != expected[name].shape:
             reason = "an adapter, a pruned or a parametrized weight: merge or remove it first"
@@ -43,6 +45,12 @@ def outline(config: ModelConfig) -> Ends:
     """The model of a config without memory for its weights."""
     with torch.device("meta"):
         return create_model(config)
+
+
+def outline_of_layers(config: ModelConfig) -> Backbone:
+    """The backbone of a config without memory for its weights."""
+    with torch.device("meta"):
+        return create_backbone(config)
 
 
 def words_of(model: nn.Module) -> dict[str, Mixer]:
@@ -109,4 +117,4 @@ def put(weights: Mapping[str, Tensor], model: nn.Module, transfer: Transfer) -> 
             slot[:rows].copy_(given[:rows])
 
 
-__all__ = ["VOCABULARY", "Misfit", "check_plain", "outline", "plan", "put", "words_of"]
+__all__ = ["VOCABULARY", "Misfit", "check_plain", "outline", "outline_of_layers", "plan", "put", "words_of"]

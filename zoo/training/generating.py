@@ -22,7 +22,7 @@ from zoo.training.checkpoint import is_checkpoint
 from zoo.training.evaluation import answered, held_out
 from zoo.training.loading import load, open_run
 from zoo.training.machine import choose_device
-from zoo.training.saving import is_saved
+from zoo.training.saving import is_saved, load_model
 
 TOKENIZER = "tokenizer.json"
 ENDS = ("generation_config.json", PUBLISHED)  # where a checkpoint folder says which token ends a text
@@ -135,7 +135,10 @@ def respond(
     one = published or is_saved(source)
     if which is not None and (one or is_checkpoint(source)):
         raise UsageError(f"--which={which} chooses from a run: {source} is a checkpoint folder, which holds one model.")
-    model: Ends = from_hf(source, device=target) if published else load(source, which or "best").to(target)
+    if is_saved(source):
+        model: Ends = load_model(source).to(target)
+    else:
+        model = from_hf(source, device=target) if published else load(source, which or "best").to(target)
     writing = IDS if tokens else _writing(source, model, as_bytes, text=bool(prompts))
     asked = [writing.encode(text) for text in ([_content(file)] if file is not None else prompts or tokens)]
     rows = [Continuation(prompt, writing) for prompt in asked]

@@ -24,7 +24,7 @@ from zoo.training.recipes import override
 from zoo.training.saving import is_saved, load_saved
 
 
-def load(path: str | Path, which: str = "best") -> Ends:
+def load(path: str | Path, which: str = "best") -> Any:
     """Load the model of a run or of a folder that `zoo.save` wrote, on the CPU in evaluation mode.
 
     Args:

@@ -13,7 +13,7 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -21,13 +21,14 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor, nn
 
 from zoo import __version__
+from zoo.backbone import Backbone
 from zoo.core.errors import UsageError, quoted
 from zoo.core.files import sync_folder, write_bytes
 from zoo.core.readers import check_path, read_bytes, shown
 from zoo.models.config import ModelConfig
-from zoo.models.create import create_model
+from zoo.models.create import create_backbone, create_model
 from zoo.models.ends import Ends
-from zoo.models.transfer import check_plain, outline
+from zoo.models.transfer import check_plain, outline, outline_of_layers
 from zoo.models.uninitialised import Uninitialised
 from zoo.training import imports
 
@@ -53,6 +54,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(strict=True)
 
     format: int
+    kind: Literal["model", "backbone"] = "model"
     model: dict[str, Any]
     weights: _File
     imports: list[dict[str, Any]] = []
@@ -63,10 +65,11 @@ def is_saved(folder: Path) -> bool:
     return (folder / MODEL).is_file()
 
 
-def save(model: Ends, folder: str | Path, *, text_files: Mapping[str, bytes] = {}) -> Path:
+def save(model: Ends | Backbone, folder: str | Path, *, text_files: Mapping[str, bytes] = {}) -> Path:
     """Save a model with its config: `zoo.load(folder)` gives it back, to the same bits.
 
-    Any model of the zoo can be saved, swapped and resized models of published families too. The folder appears whole
+    Any model of the zoo can be saved, swapped and resized models of published families and backbones of
+    `create_backbone` too. The folder appears whole
     or not at all. It also serves `zoo generate`, `init=` of an experiment, and `zoo export`.
 
     Args:
@@ -80,10 +83,10 @@ def save(model: Ends, folder: str | Path, *, text_files: Mapping[str, bytes] = {
     Raises:
         UsageError: not a model of the zoo, or one with adapters; a folder that holds files or cannot be written.
     """
-    if not isinstance(model, Ends):
+    if not isinstance(model, Ends | Backbone) or model.config is None:
         hint = " (torch.save(module.state_dict(), file) saves the weights of any module)"
         told = f"{type(model).__name__}{hint if isinstance(model, nn.Module) else ''}"
-        raise UsageError(f"save takes a model of the zoo, as create_model gives it, not a {told}.")
+        raise UsageError(f"save takes a model of create_model or create_backbone, not a {told}.")
     path = check_path(folder)
     check_plain(model, "save")
     if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
@@ -99,6 +102,7 @@ def save(model: Ends, folder: str | Path, *, text_files: Mapping[str, bytes] = {
         data = {
             "format": FORMAT,
             "zoo": __version__,
+            "kind": "model" if isinstance(model, Ends) else "backbone",
             "model": model.config.model_dump(mode="json"),
             "imports": imports.needed_by_model(model.config),
             "weights": {"bytes": size, "digest": digest},
@@ -118,8 +122,8 @@ def save(model: Ends, folder: str | Path, *, text_files: Mapping[str, bytes] = {
     return Path(folder)
 
 
-def load_saved(folder: Path) -> Ends:
-    """The model of a folder that `save` wrote, on the CPU in evaluation mode.
+def load_saved(folder: Path) -> Ends | Backbone:
+    """The model or the backbone of a folder that `save` wrote, on the CPU in evaluation mode.
 
     Raises:
         UsageError: a file is missing, damaged or not what `save` writes, or a word is not registered here.
@@ -128,14 +132,15 @@ def load_saved(folder: Path) -> Ends:
     imports.check_entries(folder, data.imports)
     weights = _read_weights(folder, data.weights)
     config = ModelConfig(**data.model)
-    own = outline(config).state_dict()  # before any memory is taken for sizes that the file does not have
+    form, create = (outline, create_model) if data.kind == "model" else (outline_of_layers, create_backbone)
+    own = form(config).state_dict()  # before any memory is taken for sizes that the file does not have
     for name in [*own, *weights]:
         if name not in own or name not in weights or own[name].shape != weights[name].shape:
             there = tuple(weights[name].shape) if name in weights else "absent"
             here = tuple(own[name].shape) if name in own else "absent"
             raise _damaged(folder, f"{shown(name)} is {there} in {WEIGHTS} and {here} in the model")
     with Uninitialised():  # every weight is read
-        model = create_model(config)
+        model = create(config)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name in weights:
             tensor.data = tensor.data.to(weights[name].dtype)
@@ -147,9 +152,28 @@ def saved_options(folder: Path) -> dict[str, Any]:
     """The options of the model of a folder that `save` wrote.
 
     Raises:
-        UsageError: as `load_saved`.
+        UsageError: as `load_saved`, or it holds a backbone.
     """
-    return ModelConfig(**_read(folder).model).model_dump(mode="json")
+    data = _read(folder)
+    if data.kind == "backbone":
+        raise _headless(folder)
+    return ModelConfig(**data.model).model_dump(mode="json")
+
+
+def load_model(folder: Path) -> Ends:
+    """As `load_saved`, where a whole model is meant.
+
+    Raises:
+        UsageError: the folder holds a backbone.
+    """
+    model = load_saved(folder)
+    if not isinstance(model, Ends):
+        raise _headless(folder)
+    return model
+
+
+def _headless(folder: Path) -> UsageError:
+    return UsageError(f"{shown(folder)} holds a backbone, which has neither inputs nor a head: only zoo.load reads it.")
 
 
 def _read(folder: Path) -> _Model:
@@ -199,4 +223,4 @@ def _digest(path: Path) -> tuple[int, str]:
         return file.tell(), digest.hexdigest()
 
 
-__all__ = ["MODEL", "TEXT_FILES", "is_saved", "load_saved", "save", "saved_options"]
+__all__ = ["MODEL", "TEXT_FILES", "is_saved", "load_model", "load_saved", "save", "saved_options"]

@@ -19,8 +19,9 @@ from zoo.models.transfer import VOCABULARY, Misfit, check_plain, outline, plan, 
 from zoo.models.weights import Transfer, grouped
 from zoo.training import checkpoints
 from zoo.training.init import Init
-from zoo.training.loading import load, load_from
+from zoo.training.loading import load_from
 from zoo.training.options import Experiment
+from zoo.training.saving import load_model
 from zoo.training.sources import kind_of, same_source
 
 
@@ -57,7 +58,7 @@ def open_model(path: str | Path, which: str = "best") -> tuple[Ends, Path]:
         return load_from(path, which)
     if which != "best":
         raise UsageError(f"which={which!r} chooses from a run: {path} holds one model.")
-    return (load(path) if kind == "saved" else from_hf(path)), Path(path)
+    return (load_model(Path(path)) if kind == "saved" else from_hf(path)), Path(path)
 
 
 def check_object(model: Any) -> Ends:
