@@ -23,11 +23,10 @@ import torch
 
 import zoo
 from zoo import protocol
-from zoo.core.described import described
+from zoo.core.described import Described, described
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.listing import listing
-from zoo.models.config import ModelConfig, Recursion
+from zoo.listing import all_options, listing
 from zoo.objectives.base import objectives
 from zoo.pattern import make_word, parse, to_text
 from zoo.protocol import Mixer, Place, mixers
@@ -35,7 +34,6 @@ from zoo.recipes import headline, list_recipes, recipe_text
 from zoo.report.benchmark import in_order
 from zoo.report.units import size
 from zoo.tasks.protocol import registry as tasks
-from zoo.training.options import Target, TrainConfig
 
 DOCS = Path(__file__).resolve().parent
 WIDTH = 256
@@ -96,8 +94,13 @@ def cell(text: str) -> str:
 
 def options(config: type[Options]) -> list[str]:
     """A table of all options of a `Config` class."""
+    return option_table(described(config))
+
+
+def option_table(found: Iterable[Described]) -> list[str]:
+    """A table of options."""
     rows = []
-    for each in described(config):
+    for each in found:
         default = each.default if each.default == "required" else f"`{each.default}`"
         rows.append([f"`{each.name}`", cell(each.type), cell(default), cell(each.about)])
     return table(["option", "type", "default", "meaning"], rows) if rows else ["None.", ""]
@@ -409,6 +412,7 @@ def start_page() -> Iterator[tuple[str, str]]:
     text = text.replace("[CONTRIBUTING.md](CONTRIBUTING.md)", "[Contributing](contributing.md)")
     trees = {
         "Start": ["Start <self>", "concepts", "training", "data", "adding", "limits", "contributing"],
+        "Reference": ["options", "files"],
         "What there is": ["mixers/README", "attention", "tasks", "objectives", "models", "recipes"],
         "Measuring": ["benchmarks", "report", "results/README"],
     }
@@ -423,8 +427,12 @@ def start_page() -> Iterator[tuple[str, str]]:
     yield "results/README.md", "\n".join([text, *toctree([page for page in found if page != "README"], hidden=True)])
 
 
-CONFIGS = {"train": TrainConfig, "train.target": Target, "model": ModelConfig, "model.recursion": Recursion}
-"""Sections of an experiment whose options a page may list."""
+def section_options(section: str) -> list[str]:
+    """A table of the options of a section of an experiment or a sweep, as `zoo list options` names them."""
+    prefix = "" if section == "experiment" else f"{section}."
+    inside = [each for each in all_options() if each.name.startswith(prefix)]
+    own = [each._replace(name=each.name.removeprefix(prefix)) for each in inside]
+    return option_table([each for each in own if "." not in each.name and each.name != "sweep"])
 
 
 def filled(text: str) -> str:
@@ -437,7 +445,7 @@ def filled(text: str) -> str:
         language = {".py": "python", ".cpp": "cpp"}.get(path.suffix, "text")
         return "\n".join(fenced(path.read_text(encoding="utf-8"), language))
 
-    text = re.sub(r"<!-- options: (\S+) -->", lambda m: "\n".join(options(CONFIGS[m[1]])).rstrip("\n"), text)
+    text = re.sub(r"<!-- options: (\S+) -->", lambda m: "\n".join(section_options(m[1])).rstrip("\n"), text)
     return re.sub(r"<!-- file: (\S+) -->", contents, text)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import pathlib
 import pkgutil
@@ -20,6 +19,7 @@ import yaml
 import zoo
 import zoo.cli
 from zoo.benchmarks.command import bench
+from zoo.listing import all_options
 from zoo.ops.delta_kernel import KERNEL
 from zoo.ops.kernel import Kernel
 from zoo.recipes import list_recipes
@@ -167,33 +167,17 @@ def test_every_option_says_what_it_means(site):
                 assert meaning, f"{page.stem}: {option}"
 
 
-def test_the_page_about_training_says_what_every_option_means(site):
-    page = (site / "training.md").read_text()
-    for section, config in pages.CONFIGS.items():
-        table = page.partition(f"\n## Options of `{section}`\n")[2].partition("\n## ")[0]
-        found = re.findall(r"^\| `(\w+)` \| .+ \| (?:`.*`|required) \| (.+) \|$", table, re.M)
-        assert [option for option, _ in found] == list(config.model_fields)
-
-
-def test_the_fields_of_a_run_that_the_page_names_are_there(tmp_path):
-    experiment = {
-        "out": str(tmp_path / "run"),
-        "task": {"name": "mqar", "vocab_size": 32, "seq_len": 16, "n_pairs": 2},
-        "model": {"pattern": "short_conv", "d_model": 16},
-        "train": {"steps": 2, "eval_every": 2, "log_every": 1, "batch_size": 2, "eval_rows": 2, "test_rows": 2},
-    }
-    zoo.train(experiment)
-    page = (DOCS / "training.md").read_text()
-    files, fields = page.partition("\n## A run folder\n")[2].partition("\nFields of `result.json`:\n")[::2]
-    fields = fields.partition("\n## ")[0]
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    named = {name for row in re.findall(r"^\| (`.+?) \|", fields, re.M) for name in re.findall(r"`(\w+)`", row)}
-    assert named <= set(result)
-    told = set(re.findall(r"`(\w+)`", files.partition("\nRecords of")[2]))
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert set().union(*lines) <= told
-    there = {path.name for path in (tmp_path / "run").iterdir()} - {".lock"}
-    assert there <= {name.rstrip("/").split("/")[0] for name in re.findall(r"^\| `(\S+)` \|", files, re.M)}
+def test_the_page_of_options_has_every_option(site):
+    page = (site / "options.md").read_text()
+    found = set()
+    for title, table in re.findall(r"^## (.+)\n((?:.*\n)*?)(?=^## |\Z)", page, re.M):
+        words = title.replace("`", "").split()
+        section = {"Experiment": "", "Sweep": "sweep."}.get(title, f"{words[0]}.")
+        section = f"sweep.{section}" if title.endswith("of a sweep") else section
+        rows = re.findall(r"^\| `(\w+)` \| .+ \| (?:`.*`|required) \| (.+) \|$", table, re.M)
+        assert len(rows) == table.count("\n| ") - 1, title
+        found |= {f"{section}{name}" for name, _ in rows}
+    assert found == {each.name for each in all_options()}
 
 
 def test_a_page_of_a_mixer_has_its_equation_costs_exceptions_and_results(site):

@@ -18,6 +18,7 @@ from zoo.protocol import mixers, norms
 from zoo.recipes import headline, list_recipes, list_sweeps, recipe_text, sweep_text
 from zoo.report.benchmark import in_order
 from zoo.residual import residuals
+from zoo.sweeps.config import SweepConfig
 from zoo.tasks.protocol import registry as tasks
 from zoo.training.options import Experiment
 from zoo.training.recipes import read_recipe
@@ -45,7 +46,7 @@ def listing(what: str, pattern: str = "*") -> list[dict[str, Any]]:
         shown = fnmatch.filter([cls.label() for cls in in_order()], pattern)
         return [{"name": cls.label(), "about": _about(cls)} for cls in in_order() if cls.label() in shown]
     if what == "options":
-        return [each._asdict() for each in experiment_options() if fnmatch.fnmatchcase(each.name, pattern)]
+        return [each._asdict() for each in all_options() if fnmatch.fnmatchcase(each.name, pattern)]
     if what == "models":
         return [_model(n) for n in families.names(pattern)]
     if what == "sweeps":
@@ -57,11 +58,11 @@ def listing(what: str, pattern: str = "*") -> list[dict[str, Any]]:
     ]
 
 
-def experiment_options() -> list[Described]:
-    """Every option of an experiment that does not depend on its task or objective."""
+def all_options() -> list[Described]:
+    """Every option of an experiment that does not depend on its task or objective, and of a sweep (`sweep.`)."""
     of_model = described_within(ModelConfig, "model.")
     budgets = (Described(f"model.{name}", "int", "None", about) for name, about in ABOUT_BUDGETS.items())
-    return [*described_within(Experiment), *of_model, *budgets]
+    return [*described_within(Experiment), *of_model, *budgets, *described_within(SweepConfig, "sweep.")]
 
 
 def _model(name: str) -> dict[str, Any]:
