@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import functools
 import math
@@ -15,22 +16,39 @@ from typing import Any
 import torch
 
 from zoo.benchmarks.subjects import Subject, distinct_layers, passed_laws
-from zoo.core.errors import UsageError
+from zoo.core.errors import UsageError, quoted, unknown
 from zoo.laws import LawBroken
 from zoo.ops.common import logged_forms
 from zoo.report.records import OK, Record
 from zoo.training import machine
 
 OVER, NO_MEMORY, NOT_OFFERED, LAW = "over budget", "no memory", "not offered", "breaks a law"
+FAILED = "failed"
 NOT_LEARNED, CLOCK, NO_AVERAGE = "not learned", "stopped by the clock", "no average"
 
 
+STATUSES = (OVER, NO_MEMORY, NOT_OFFERED, LAW, FAILED, NOT_LEARNED, CLOCK, NO_AVERAGE)
+
+
 class NoFigure(Exception):
-    """A cell that ends without figures: `status` and why."""
+    """A cell that ends without figures.
+
+    Args:
+        status: one of `STATUSES`, the words that records have.
+        why: one line.
+
+    Raises:
+        UsageError: another status.
+    """
 
     def __init__(self, status: str, why: str):
-        super().__init__(why)
+        if status not in STATUSES:
+            raise unknown("status of a cell without figures", status, STATUSES)
+        super().__init__(status, why)
         self.status, self.why = status, why
+
+    def __str__(self) -> str:
+        return self.why
 
 
 @dataclass(frozen=True)
@@ -111,6 +129,11 @@ def free_bytes(device: str) -> float:
     return math.inf
 
 
+OF_ITSELF = frozenset(
+    ("benchmark", "name", "setting", "figures", "status", "why", "threads", "device", "machine", "versions", "commit")
+)
+FIELDS = [each.name for each in dataclasses.fields(Record) if each.name not in OF_ITSELF | {"date"}]
+"""Fields of a record that `measure` may give beside the figures."""
 Measured = tuple[Mapping[str, Any], Mapping[str, Any]]
 """The figures of a cell, and further fields of its record."""
 
@@ -148,7 +171,7 @@ def cell(
     }
     with logged_forms() as forms:
         try:
-            figures, more = measure()
+            figures, more = _measured(measure(), benchmark)
             rest |= {"figures": dict(figures), **more}
         except NoFigure as none:
             rest |= {"status": none.status, "why": none.why}
@@ -162,6 +185,19 @@ def cell(
     made = record(benchmark, subject.name, setting, device=request.device, **rest)
     request.say(progress(made))
     return made
+
+
+def _measured(found: Any, benchmark: str) -> Measured:
+    """What `measure` of a benchmark returned, checked."""
+    who = f"The benchmark {benchmark!r}: what measures a cell"
+    if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Mapping) for part in found)):
+        raise UsageError(f"{who} returns {quoted(found, 60)}, expected (figures, further fields of the record).")
+    for name, value in found[0].items():
+        if not (isinstance(value, Mapping) and isinstance(value.get("value"), int | float)):
+            raise UsageError(f"{who} returns {name}={quoted(value, 60)}: make it with zoo.benchmarks.figure.")
+    if wrong := next((name for name in found[1] if name not in FIELDS), None):
+        raise unknown(f"field of a record of the benchmark {benchmark!r}", wrong, FIELDS)
+    return found
 
 
 @functools.cache

@@ -18,10 +18,9 @@ from typer.core import TyperGroup
 
 from zoo.benchmarks import page
 from zoo.benchmarks.cells import Request
-from zoo.benchmarks.options import BenchmarkOptions
 from zoo.benchmarks.subjects import choose, peers
 from zoo.benchmarks.tables import notes
-from zoo.core.errors import UsageError
+from zoo.core.errors import UsageError, quoted
 from zoo.core.files import write_atomic, writing
 from zoo.core.imports import import_source
 from zoo.report import records
@@ -65,8 +64,11 @@ def run(
     if missing:
         seen = {name for r in old for name in (r.name, *r.same)}
         request = dataclasses.replace(request, subjects=[s for s in request.subjects if s.name not in seen])
+        if not request.subjects:
+            request.say(f"{file}: nothing is missing.")
+            return
     made: list[Record] = []
-    for record in benchmark.cells(request):
+    for record in _records(benchmark, request):
         made.append(record)
         if as_json:
             print(record.line(), flush=True)
@@ -76,11 +78,30 @@ def run(
         page.write(type(benchmark), records.merged(old, made), file, pages or file.parent)
     if not as_json:
         console = Console()
-        for table in benchmark.tables(made):
+        for table in page.tables(type(benchmark), made):
             console.print(f"\n{table.title}", soft_wrap=True, markup=False, highlight=False)
             console.print(_rich(table))
         for line in notes(made):
             print(line)
+
+
+def _records(benchmark: Benchmark, request: Request) -> Iterator[Record]:
+    """The records of a benchmark, as they are made.
+
+    Raises:
+        UsageError: it yields something else, or nothing.
+    """
+    who = f"cells of the benchmark {benchmark.label()!r}"
+    found, any_yielded = benchmark.cells(request), False
+    if not isinstance(found, Iterator):
+        raise UsageError(f"{who} returns {quoted(found, 60)}: it should yield records.")
+    for record in found:
+        any_yielded = True
+        if not isinstance(record, Record):
+            raise UsageError(f"{who} yields {quoted(record, 60)}, no Record: make it with zoo.benchmarks.cell.")
+        yield record
+    if not any_yielded:
+        raise UsageError(f"{who} yields no record for these layers and options: nothing was measured.")
 
 
 def _rich(table: Table) -> RichTable:
@@ -139,8 +160,6 @@ def requested(benchmark: Benchmark, options: dict[str, Any]) -> Request:
     at = machine.choose_device(options["device"])
     subjects = [*choose(options["words"] or ()), *(peers() if benchmark.peers and not options["no_peers"] else [])]
     config = benchmark.config
-    if not isinstance(config, BenchmarkOptions):
-        raise UsageError(f"The Config of the benchmark {benchmark.name!r} should be a subclass of BenchmarkOptions.")
     repeats = getattr(config, "repeats", 1)
     precision = machine.choose_precision(precision, at)
     return Request(subjects, at.type, precision, config.budget, repeats, tuple(imports))

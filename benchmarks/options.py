@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo
 
@@ -111,6 +112,18 @@ def option(default: Any, help: str, *, least: int | None = None, most: int | Non
     return Field(default, description=help, ge=least, le=most)
 
 
+def _unread(kind: Any) -> str | None:
+    """The name of a type that no option of the command can have, or None."""
+    parts = [part for part in get_args(kind) if part not in (Ellipsis, NoneType)]
+    if get_origin(kind) in (Union, UnionType) and len(parts) == 1:
+        return _unread(parts[0])
+    if get_origin(kind) is tuple and all(part in (int, float, str) for part in parts):
+        return None
+    if kind in (bool, int, float, str) or (get_origin(kind) or kind) is dict:
+        return None
+    return getattr(kind, "__name__", None) if isinstance(kind, type) and not parts else str(kind)
+
+
 SHARED = frozenset(
     ("words", "device", "precision", "threads", "no_peers", "imports", "out", "pages", "missing", "as_json")
 )
@@ -125,6 +138,21 @@ class BenchmarkOptions(Options):
     _most: ClassVar[int] = MOST_TOKENS
 
     budget: Seconds = option(10.0, "Seconds of a cell.")
+
+    @classmethod
+    def wrong(cls) -> str | None:
+        """What is wrong with an option that the command is made from, in a few words, or None."""
+        for name, field in cls.model_fields.items():
+            if field.is_required():
+                return f"its option {name} has no default"
+            if (kind := _unread(field.annotation)) is not None:
+                known = "bool, int, float, str, a tuple of numbers or texts, or dict"
+                return f"its option {name} is of type {kind}, which the command cannot read: use {known}"
+        try:
+            cls()
+        except UsageError as error:
+            return f"a default does not fit: {str(error).partition(': ')[2].rstrip('.')}"
+        return None
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:

@@ -9,11 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from zoo.benchmarks.tables import notes
+from zoo.core.errors import UsageError, quoted
 from zoo.core.files import write_atomic
 from zoo.report import bench, static
-from zoo.report.benchmark import Benchmark, Plot
+from zoo.report.benchmark import Benchmark, Plot, Table
 from zoo.report.charts import Chart
 from zoo.report.records import Record
+
+
+def tables(benchmark: type[Benchmark], found: Sequence[Record]) -> list[Table]:
+    """The tables of a benchmark.
+
+    Raises:
+        UsageError: it makes something else.
+    """
+    made = benchmark.tables(found)
+    if not (isinstance(made, list) and all(isinstance(table, Table) for table in made)):
+        raise UsageError(f"tables of the benchmark {benchmark.label()!r} returns {quoted(made, 60)}, no list of Table.")
+    return made
 
 
 def write(benchmark: type[Benchmark], found: Sequence[Record], data: Path, folder: Path) -> None:
@@ -62,7 +75,7 @@ def markdown(benchmark: type[Benchmark], found: Sequence[Record], link: str, cha
     lines += [*(f"- {place}" for place in places), ""]
     for chart in charts:
         lines += [f"![{chart.title}]({picture_of(benchmark, chart)})", "", chart.caption, ""]
-    for table in benchmark.tables(found):
+    for table in tables(benchmark, found):
         lines += [f"## {table.title}", "", _markdown_row(table.head)]
         lines += ["|---|" + "---:|" * (len(table.head) - 1), *map(_markdown_row, table.rows), ""]
     lines += [f"- {line}" for line in notes(found)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.benchmarks.cells import CLOCK, NOT_LEARNED, NOT_OFFERED, NoFigure, Request
+from zoo.benchmarks.cells import CLOCK, FAILED, NOT_LEARNED, NOT_OFFERED, NoFigure, Request
 from zoo.benchmarks.subjects import Subject, with_heads
 from zoo.core.errors import RunError, UsageError
 from zoo.pattern import parse
@@ -15,7 +15,6 @@ from zoo.report.records import MIXER
 from zoo.training.recipes import override
 from zoo.training.train import train
 
-FAILED = "failed"
 ENOUGH = 0.85
 """The accuracy from which on something counts as learned."""
 CHECKPOINT = 1e9  # seconds: such a training is over before it is worth one

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import pickle
 import re
 import sys
 
@@ -27,13 +28,14 @@ from zoo.benchmarks import (
     training,
 )
 from zoo.benchmarks.page import markdown
-from zoo.core.errors import UsageWarning
+from zoo.core.errors import UsageError, UsageWarning
+from zoo.core.options import Options
 from zoo.laws.order import causality
 from zoo.mixers.attention_parts import AttentionWord
 from zoo.pattern import list_mixers
 from zoo.protocol import mixers
 from zoo.report import bench as drawing
-from zoo.report import records
+from zoo.report import benchmark, records
 from zoo.report.benchmark import benchmarks
 from zoo.report.chance import chance_of
 from zoo.states import tree_bytes
@@ -590,3 +592,103 @@ def test_a_benchmark_that_lacks_something_is_refused_alone(tmp_path, monkeypatch
     assert "'without_tables'" in first
     assert "it lacks tables" in first
     assert "cannot be called 'out'" in second
+
+
+def of_one_cell(**attributes):
+    """A benchmark with one cell for each layer, and other attributes than it should have."""
+
+    class OneCell(benchmark.Benchmark):
+        Config, title, peers = type("Config", (options.BenchmarkOptions,), {"__doc__": "None."}), "One", False
+
+        def cells(self, request):
+            for subject in request.at(32):
+                yield cells.cell(request, self.label(), subject, {"width": 32}, self.measure)
+
+        def measure(self):
+            return {"figure": records.figure(1.0)}, {}
+
+        @classmethod
+        def tables(cls, found):
+            return []
+
+    for name, value in attributes.items():
+        setattr(OneCell, name, value)
+    return OneCell
+
+
+def with_option(**fields):
+    space = {"__doc__": "One.", "__module__": __name__, "model_config": {"arbitrary_types_allowed": True}}
+    return type("Config", (options.BenchmarkOptions,), space | fields)
+
+
+def config_of(kind, default):
+    return with_option(__annotations__={"rows": kind}, rows=default)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "why"),
+    [
+        (
+            {"Config": config_of(int, options.option("many", "Rows."))},
+            "a default does not fit: rows='many' is not allowed",
+        ),
+        (
+            {"Config": config_of(int, options.option(0, "Rows.", least=1))},
+            "a default does not fit: rows=0 is not allowed",
+        ),
+        (
+            {"Config": config_of(list[int], options.option([1], "Rows."))},
+            r"rows is of type list\[int\], which the command",
+        ),
+        ({"Config": config_of(torch.dtype, torch.float32)}, "rows is of type dtype, which the command cannot read"),
+        ({"Config": with_option(__annotations__={"rows": int})}, "its option rows has no default"),
+        ({"Config": type("Config", (Options,), {})}, "its Config is no subclass of BenchmarkOptions"),
+        ({"title": None}, "it lacks title"),
+        ({"plots": ("curve",)}, "its plots are no tuple of Plot"),
+    ],
+)
+def test_a_benchmark_is_refused_when_it_registers(monkeypatch, attributes, why):
+    with pytest.raises(UsageError, match=f"The benchmark 'one_cell'.* is refused: .*{why}"):
+        benchmark.register("one_cell")(of_one_cell(**attributes))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "why"),
+    [
+        (
+            {"cells": lambda self, request: iter(())},
+            "yields no record for these layers and options: nothing was measured",
+        ),
+        ({"cells": lambda self, request: None}, "returns None: it should yield records"),
+        ({"cells": lambda self, request: iter([{"x": 1}])}, r"yields \{'x': 1\}, no Record"),
+        ({"measure": lambda self: 3.0}, r"returns 3.0, expected \(figures, further fields"),
+        ({"measure": lambda self: ({"x": 3.0}, {})}, "returns x=3.0: make it with zoo.benchmarks.figure"),
+        ({"measure": lambda self: ({}, {"law": []})}, "Unknown field of a record .*'law'. Did you mean 'laws'"),
+        (
+            {"tables": classmethod(lambda cls, found: "text")},
+            "tables of the benchmark 'one-cell' returns 'text', no list",
+        ),
+    ],
+)
+def test_what_a_benchmark_gives_back_is_checked(attributes, why):
+    cls = of_one_cell(**attributes)
+    cls.name = "one_cell"
+    with pytest.raises(UsageError, match=why) as refusal:
+        command.run(cls(cls.Config()), request(subjects=subjects.choose(["mha"])))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_cell_without_figures_has_a_status_that_records_have():
+    with pytest.raises(UsageError, match=r"Unknown status .*'over budgt'. Did you mean 'over budget'\?"):
+        cells.NoFigure("over budgt", "it took long")
+    sent = pickle.loads(pickle.dumps(cells.NoFigure(cells.OVER, "it took long")))  # as from a child process
+    assert (sent.status, sent.why, str(sent)) == (cells.OVER, "it took long", "it took long")
+
+
+def test_nothing_is_measured_where_nothing_is_missing(tmp_path):
+    cls, said = of_one_cell(), []
+    cls.name = "one_cell"
+    asked = request(subjects=subjects.choose(["mha"]), say=said.append)
+    command.run(cls(cls.Config()), asked, out=tmp_path)
+    command.run(cls(cls.Config()), asked, out=tmp_path, missing=True)
+    assert said[-1].endswith("one-cell.jsonl: nothing is missing.")

@@ -673,6 +673,17 @@ def test_options_take_numpy_s_numbers():
             Some(**wrong)
 
 
+@pytest.mark.parametrize("axes", ["channels", (), ("channels", "tme"), ["time"], None])
+def test_axes_of_a_norm_are_those_that_there_are(axes):
+    with pytest.raises(UsageError, match=r"The norm 'own_norm'.* is refused: its axes are .*'channels' or 'time'"):
+        norms.register("own_norm")(type("Own", (norms["none"],), {"axes": axes}))
+
+
+def test_traits_are_traits():
+    with pytest.raises(UsageError, match=r"'own_traits'.* is refused: its traits are \{.*write Traits"):
+        zoo.register("own_traits")(type("Own", (mixers["mlp"],), {"traits": {"not_compilable": "why"}}))
+
+
 def test_law_cases_are_of_the_class():
     with pytest.raises(UsageError, match=r"'own_cases'.* is refused: its law_cases is no classmethod"):
 

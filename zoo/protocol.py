@@ -252,8 +252,17 @@ class Mixer(nn.Module, ABC):
         return [{}]
 
 
+def _wrong_traits(cls: type[Mixer]) -> str | None:
+    return None if isinstance(cls.traits, Traits) else f"its traits are {cls.traits!r:.60}; write Traits(...)"
+
+
 mixers: Registry[type[Mixer]] = Registry(
-    "mixer", "zoo.mixers", "zoo.channel_mixers", base=Mixer, settings={"kind": ("sequence", "channel")}
+    "mixer",
+    "zoo.mixers",
+    "zoo.channel_mixers",
+    base=Mixer,
+    settings={"kind": ("sequence", "channel")},
+    check=_wrong_traits,
 )
 register = mixers.register
 """Class decorator `@register("name")`."""
@@ -293,7 +302,15 @@ class Norm(nn.Module, ABC):
         """x, normed, in its dtype."""
 
 
-norms: Registry[type[Norm]] = Registry("norm", "zoo.norms", base=Norm)
+def _wrong_axes(cls: type[Norm]) -> str | None:
+    if isinstance(cls.axes, tuple) and cls.axes and all(axis in AXES for axis in cls.axes):
+        return None
+    return f"its axes are {cls.axes!r:.60}; they should be a tuple of {' or '.join(map(repr, AXES))}"
+
+
+AXES = ("channels", "time")
+"""What a norm can run along."""
+norms: Registry[type[Norm]] = Registry("norm", "zoo.norms", base=Norm, check=_wrong_axes)
 
 MIN_WIDTH, MAX_WIDTH = 16, 2**20
 """The range of D, which is even."""

@@ -31,6 +31,7 @@ class Registry(Generic[T]):
             contract, and so is a nested class `Config` of options.
         settings: class attributes of a few values.
         optional: parameters of the base's methods that a method of a subclass need not take.
+        check: what else is wrong with a class, in a few words, or None.
     """
 
     def __init__(
@@ -40,9 +41,11 @@ class Registry(Generic[T]):
         base: type | None = None,
         settings: Mapping[str, Collection[Any]] = {},
         optional: Collection[str] = (),
+        check: Callable[[Any], str | None] = lambda cls: None,
     ):
         self.kind = kind
-        self._packages, self._base, self._settings, self._optional = packages, base, settings, optional
+        self._packages, self._base, self._settings = packages, base, settings
+        self._optional, self._check = optional, check
         self._classes: dict[str, T] = {}
         self._modules: dict[str, str] = {}  # where each was registered from
         self._refused: dict[str, str] = {}
@@ -140,7 +143,7 @@ class Registry(Generic[T]):
                 return f"its {method} is no classmethod"
             if wanted := _unlike(getattr(cls, method), getattr(base, method), self._optional):
                 return f"its {method} does not take {wanted}"
-        return None
+        return self._check(cls)
 
     def _discover(self) -> None:
         """Import what there is to be imported, unless that is done; others wait while one does."""

@@ -126,7 +126,20 @@ class Benchmark(ABC):
         """The tables of the page, of records that may come from several calls."""
 
 
-benchmarks: Registry[type[Benchmark]] = Registry("benchmark", "zoo.benchmarks", base=Benchmark)
+def _wrong(cls: type[Benchmark]) -> str | None:
+    config: Any = cls.Config
+    if not hasattr(config, "wrong"):
+        return "its Config is no subclass of BenchmarkOptions"
+    if not isinstance(getattr(cls, "title", None), str):
+        return "it lacks title, a text"
+    for what, kind in (("plots", Plot), ("heads", Head)):
+        found = getattr(cls, what)
+        if not (isinstance(found, tuple | list) and all(isinstance(each, kind) for each in found)):
+            return f"its {what} are no tuple of {kind.__name__}"
+    return config.wrong()
+
+
+benchmarks: Registry[type[Benchmark]] = Registry("benchmark", "zoo.benchmarks", base=Benchmark, check=_wrong)
 register = benchmarks.register
 
 
