@@ -2,7 +2,7 @@
 # make test: every fast test, in 5 minutes on 2 cores; its last lines say what took how many processor seconds
 # make test-plain: the fast tests of the ops as on a machine without kernels, and as on one without a compiler
 # make check: lint, types, import contracts, docs     make check-all: the slow checks
-# make parity: against other people's code     make bench-ops: speed and exactness of the ops beside theirs
+# make parity: against other people's code, and with their trackers     make bench-ops: speed and exactness of the ops beside theirs
 # make docs: the documentation as a site that works offline, build/docs/html/index.html
 # make bench: a small first run of every benchmark of `zoo bench` over every mixer
 PYTHON ?= python3
@@ -44,9 +44,10 @@ check-all: $(VENV)/.installed-dev
 
 # Environments of their own, as the peers disagree: where flash-linear-attention is installed, transformers calls it, GPU or
 # not. Each sees this project's environment, so that torch is not installed again.
-parity: $(VENV)/parity/peers/.installed $(VENV)/parity/fla/.installed
+parity: $(VENV)/parity/peers/.installed $(VENV)/parity/fla/.installed $(VENV)/parity/tracking/.installed
 	OMP_NUM_THREADS=1 $(VENV)/parity/peers/bin/python -m pytest -n 2 tests/parity/peers
 	OMP_NUM_THREADS=1 $(VENV)/parity/fla/bin/python -m pytest -n 2 tests/parity/fla
+	OMP_NUM_THREADS=1 $(VENV)/parity/tracking/bin/python -m pytest -n 2 tests/parity/tracking
 
 # Sizes and budgets (seconds) with which all of it takes about 50 minutes on 2 cores that do nothing else.
 BENCH := $(BIN)/zoo bench
@@ -80,6 +81,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.torch
 	touch $@ $(VENV)/.installed
 
 PEERS_peers := transformers==5.23.0 peft==0.21.2 ncps==1.0.1 rwkv==0.8.32 scipy
+PEERS_tracking := wandb==0.31.0 mlflow==3.17.2
 PEERS_fla := transformers==5.23.0 einops setuptools wheel ninja packaging
 # These name dependencies that the project brings, or that only their GPU kernels need.
 BARE_peers := mambapy==1.2.0 xlstm==2.0.6 mlstm_kernels==2.0.6 omegaconf==2.3.0 antlr4-python3-runtime==4.9.3 dacite opt_einsum \
@@ -94,7 +96,7 @@ $(VENV)/parity/%/.installed: Makefile | $(VENV)/.installed-dev
 	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
 		> `$(VENV)/parity/$*/bin/python -c "import site; print(site.getsitepackages()[0])"`/project.pth
 	$(VENV)/parity/$*/bin/python -m pip install --quiet $(PEERS_$*)
-	$(VENV)/parity/$*/bin/python -m pip install --quiet --no-deps $(BARE_$*)
+	if [ -n "$(BARE_$*)" ]; then $(VENV)/parity/$*/bin/python -m pip install --quiet --no-deps $(BARE_$*); fi
 	mkdir -p $(VENV)/parity/$*/sources
 	for package in $(SOURCES_$*); do MAMBA_SKIP_CUDA_BUILD=TRUE CAUSAL_CONV1D_SKIP_CUDA_BUILD=TRUE \
 		$(VENV)/parity/$*/bin/python -m pip download --quiet --no-deps --no-build-isolation --no-binary :all: \

@@ -411,7 +411,7 @@ def start_page() -> Iterator[tuple[str, str]]:
     text = re.sub(r"\[([^\]]+)\]\((?:(?:zoo|tasks|tests|benchmarks)/[^)]*|CITATION\.cff)\)", r"`\1`", text)
     text = text.replace("[CONTRIBUTING.md](CONTRIBUTING.md)", "[Contributing](contributing.md)")
     trees = {
-        "Start": ["Start <self>", "concepts", "training", "data", "adding", "limits", "contributing"],
+        "Start": ["Start <self>", "concepts", "training", "data", "tracking", "adding", "limits", "contributing"],
         "Reference": ["options", "files"],
         "What there is": ["mixers/README", "attention", "tasks", "objectives", "models", "recipes"],
         "Measuring": ["benchmarks", "report", "results/README"],

@@ -136,6 +136,9 @@ def train(
         bool, typer.Option("--fresh", help="Delete the existing run in the folder and start again.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    track: Annotated[
+        list[str] | None, typer.Option(help="Send records to this tracker: wandb or mlflow. May be repeated.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the options and what training takes. Train and write nothing.")
     ] = False,
@@ -155,7 +158,9 @@ def train(
     from zoo.training.launch import train_recipe
 
     try:
-        results = train_recipe(recipe, overrides or [], variant or [], resume=resume, fresh=fresh, quiet=quiet)
+        results = train_recipe(
+            recipe, overrides or [], variant or [], resume=resume, fresh=fresh, quiet=quiet, track=track or []
+        )
     except KeyboardInterrupt as error:  # typer would drop its text
         _fail(str(error) or "Interrupted.", getattr(error, "exit_status", 130))
     for line in results.lines:

@@ -6,6 +6,7 @@ result.json        what `zoo compare` reads
 init.json          of a run that started from other weights: which it kept, and which were new
 imports.json       the files of the user's own that it needs: see `zoo.training.imports`
 solving.json       an example while it is solved, where that takes steps: see `zoo.training.solving`
+tracking.json      the ids under which experiment trackers know the run
 events.out.*       the same records for TensorBoard, where that is installed: a file for each start
 checkpoints/       see `zoo.training.checkpoint`
 """
@@ -26,7 +27,8 @@ from zoo.core.readers import read_text, shown
 
 CONFIG, METRICS, RESULT, SOLVING = "config.yaml", "metrics.jsonl", "result.json", "solving.json"
 INIT = "init.json"
-IMPORTED, CHECKPOINTS, EVENTS, LOCK = "imports.json", "checkpoints", "events.out.tfevents.", ".lock"
+IMPORTED, TRACKING = "imports.json", "tracking.json"
+CHECKPOINTS, EVENTS, LOCK = "checkpoints", "events.out.tfevents.", ".lock"
 """Names of files and folders; `EVENTS` is how the names of event files begin."""
 SECTIONS = ("task", "model", "objective", "train")
 """Of a config."""

@@ -27,6 +27,9 @@ PACKAGES = {
     "numba": "puzzle generators",
     "torchdiffeq": "solver=dopri5 and adjoint=True of neural_ode",
     "tokenizers": "text in the tokens of a tokenizer.json",
+    "tensorboard": "event files",
+    "wandb": "--track wandb",
+    "mlflow": "--track mlflow",
 }
 SIZES = (128, 512, 2048)
 

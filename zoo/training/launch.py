@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from zoo.training.recipes import parse_overrides, read_experiments
 from zoo.training.result import Result
+from zoo.training.tracking import trackers
 from zoo.training.train import train
 
 CHILD = """
@@ -74,22 +75,33 @@ class Launched(NamedTuple):
 
 
 def train_recipe(
-    source: str, overrides: Sequence[str], variants: Sequence[str], *, resume: bool, fresh: bool, quiet: bool
+    source: str,
+    overrides: Sequence[str],
+    variants: Sequence[str],
+    *,
+    resume: bool,
+    fresh: bool,
+    quiet: bool,
+    track: Sequence[str] = (),
 ) -> Launched:
     """Train one experiment here, or several, each in a child process; an interruption ends them all.
+
+    `track` names the trackers that the runs' records are sent to.
 
     Raises:
         UsageError: any wrong input, in any variant, before the first is trained.
     """
     experiments = read_experiments(source, parse_overrides(overrides), variants)
+    callbacks = trackers(track)
     if len(experiments) == 1:
         name = next(iter(experiments)) or None
         changes = parse_overrides(overrides)
-        result = train(source, changes, variant=name, resume=resume, fresh=fresh, quiet=quiet)
+        result = train(source, changes, variant=name, resume=resume, fresh=fresh, quiet=quiet, callbacks=callbacks)
         return Launched(0, [summary(result)])
     for experiment in experiments.values():
         experiment.build()
     flags = [flag for flag, on in (("--resume", resume), ("--fresh", fresh), ("--quiet", quiet)) if on]
+    flags += [word for name in track for word in ("--track", name)]
     failed = 0
     for name in experiments:
         status = run_zoo(["train", source, *overrides, "--variant", name, *flags])

@@ -30,6 +30,7 @@ from zoo.core.run_files import (
     METRICS,
     RESULT,
     SOLVING,
+    TRACKING,
     at_key,
     changes,
     differing,
@@ -45,7 +46,7 @@ from zoo.training.options import BOOKKEEPING, completed
 from zoo.training.result import ENDED
 
 _TRASH = ".deleted.{}.tmp"
-_OWN = (CONFIG, METRICS, RESULT, SOLVING, INIT, IMPORTED)
+_OWN = (CONFIG, METRICS, RESULT, SOLVING, INIT, IMPORTED, TRACKING)
 _LEFTOVER = re.compile(rf"\.({'|'.join(map(re.escape, (*_OWN, 'deleted')))})\.[0-9a-f]{{8}}\.tmp")
 
 
