@@ -16,7 +16,7 @@ from zoo.models.families import families
 from zoo.models.recursive import RecursiveModel
 from zoo.models.series import SeriesModel
 from zoo.models.token import TokenModel
-from zoo.models.uninitialised import Uninitialised
+from zoo.models.uninitialised import where_none_are_held
 from zoo.pattern import Pattern, from_data, list_mixers
 
 
@@ -42,7 +42,7 @@ def create_model(spec: str | Pattern | Mapping[str, Any] | ModelConfig | Sequenc
 
 
 def _built(config: ModelConfig) -> Ends:
-    with refuse_oversize("model"):
+    with refuse_oversize("model"), where_none_are_held():
         if config.recursion is not None:
             return RecursiveModel(config)
         return SeriesModel(config) if config.inputs else TokenModel(config)
@@ -77,7 +77,7 @@ def create_backbone(spec: str | Pattern | Mapping[str, Any] | ModelConfig | Sequ
     ends = {} if isinstance(spec, ModelConfig) else {"vocab_size": 1}
 
     def build(config: ModelConfig) -> Backbone:
-        with refuse_oversize("model"):
+        with refuse_oversize("model"), where_none_are_held():
             backbone = make_backbone(config, config.pattern)
         backbone.config = config
         return backbone
@@ -97,7 +97,7 @@ def fitted(config: ModelConfig, budget: Budget, build: Callable[[ModelConfig], A
     build = _built if build is None else build
 
     def count(width: int) -> int:
-        with torch.device("meta"), Uninitialised():
+        with torch.device("meta"):
             model = build(config.model_copy(update={"d_model": width}))
         if budget.option == "n_parameters":
             return model.n_parameters()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.overrides import TorchFunctionMode
 
 
@@ -16,3 +18,8 @@ class Uninitialised(TorchFunctionMode):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)
+
+
+def where_none_are_held() -> contextlib.AbstractContextManager[Any]:
+    """`Uninitialised` where the default device is "meta", where an init takes a millisecond for no numbers."""
+    return Uninitialised() if torch.get_default_device().type == "meta" else contextlib.nullcontext()
