@@ -137,7 +137,7 @@ def make_word(name: str, options: Mapping[str, Any]) -> Word:
 def mixer_of(config: Options) -> type[Mixer]:
     """The mixer class whose Config `config` is."""
     name = type(config)._label  # that of the registry
-    if name in mixers and mixers[name].Config is type(config):
+    if name is not None and name in mixers and mixers[name].Config is type(config):
         return mixers[name]
     raise UsageError(f"{type(config).__qualname__} is the config of no registered mixer.")
 
