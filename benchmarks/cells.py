@@ -53,7 +53,7 @@ class NoFigure(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a benchmark.
+    """What a benchmark measures, and how.
 
     Attributes:
         subjects: what is measured, in order.
@@ -158,7 +158,7 @@ def cell(
         setting: of the cell.
         measure: gives the figures, or raises NoFigure.
         layer: what is built, by default the subject's own words.
-        conditions: what was asked for beside the setting and the budget.
+        conditions: what was requested beside the setting and the budget.
         chance: the accuracy of a constant answer.
     """
     rest: dict[str, Any] = {

@@ -143,7 +143,7 @@ def shared(
 
 
 def requested(benchmark: Benchmark, options: dict[str, Any]) -> Request:
-    """What is asked of a benchmark by the shared options, checked.
+    """The request that the shared options make of a benchmark, checked.
 
     Raises:
         UsageError: an unknown word, device or precision, or a number out of its range.

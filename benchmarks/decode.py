@@ -191,7 +191,7 @@ class Decode(Benchmark):
     seconds so far, with the quartiles of the pieces' rates. A subject's budget spans the reading of its longest
     context; what is not reached is marked. Step: the median of single steps of `step` from a state at that context:
     where the state has a fixed size, the one that was read; where it grows, one made by hand (see `states.py`), so that
-    attention is measured at contexts that it could not read in time. Drift, of states of fixed size, if asked for:
+    attention is measured at contexts that it could not read in time. Drift, of states of fixed size, with `--drift`:
     single steps in float32, their last outputs and final state against `forward` in float64 over the whole, and the
     memory that the steps added. Beside the error stands how far the float64 outputs move when every input is rounded to
     float32 otherwise: where a recurrence makes small differences large, no step in float32 can be nearer.

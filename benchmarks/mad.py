@@ -169,8 +169,8 @@ class MAD(Benchmark):
     width 128 with two mixers and two channel mixers, the best of six settings of AdamW, its score the mean over tasks
     of the mean over their settings. Here a training sees as many rows as `share` of that, or as the budget lets it;
     each row is new, so that nothing is learned by heart but `memorization`, and settings that differ in the number of
-    rows have no meaning and are left out. Test is read once for each training; where several learning rates were asked
-    for, validation chooses.
+    rows have no meaning and are left out. Test is read once for each training; where several learning rates were
+    given, validation chooses.
 
     Short of the published training only what was learned, 85 % at least, is shown as a score: a lower figure says how
     far the training came, not what the layer can do. An average is shown where every task has a score.

@@ -113,7 +113,7 @@ def values(found: Sequence[Record]) -> str:
 
 
 def conditions(r: Record) -> str:
-    """What else was asked for, as a line of the page; empty where the record does not say."""
+    """What else was requested, as a line of the page; empty where the record does not say."""
 
     def text(value: Any) -> str:
         return (

@@ -19,7 +19,7 @@ def tells_state(layer: Any, batch_size: int, context: int) -> int:
     """Bytes of the state that a layer says it has.
 
     Raises:
-        NoFigure: a layer without a state to go on from.
+        NoFigure: a layer without a state to continue from.
     """
     told = layer.state_bytes(batch_size, context, torch.float32)
     if not layer.causal:

@@ -43,7 +43,7 @@ class Subject:
         name: a word, a pattern, or a peer's name.
         make: from width and length to the module.
         peer: whether it is a public layer.
-        same: other names that were asked for and stand for the same layer at the width it is measured at.
+        same: other names that were given and stand for the same layer at the width it is measured at.
     """
 
     name: str

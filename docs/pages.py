@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import torch
 
 import zoo
-from zoo import protocol
 from zoo.core.described import Described, described
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
@@ -436,9 +435,7 @@ def section_options(section: str) -> list[str]:
 
 
 def filled(text: str) -> str:
-    """A page with its comments replaced: `<!-- laws -->`, `<!-- file: NAME -->`, `<!-- options: SECTION -->`."""
-    laws = re.findall(r"^(\d+\. .+(?:\n +.+)*)$", inspect.cleandoc(protocol.__doc__ or ""), re.M)
-    text = text.replace("<!-- laws -->", "\n".join(laws))
+    """A page with its comments replaced: `<!-- file: NAME -->`, `<!-- options: SECTION -->`."""
 
     def contents(match: re.Match[str]) -> str:
         path = DOCS / match[1]

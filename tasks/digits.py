@@ -27,7 +27,7 @@ _SHADES = " .:-=+*#%@"
 class Digits(Task):
     """Name the digit of a picture of 8 x 8 pixels, which is read as a series.
 
-    With order="rows" a step is a row of 8 pixels, from 0 (white) to 1 (black); the class is asked for at the last one:
+    With order="rows" a step is a row of 8 pixels, from 0 (white) to 1 (black); the class is predicted at the last one:
 
         ```
         inputs      ....:+*-  ...+@#..  ..       8 steps of 8 pixels

@@ -90,7 +90,7 @@ class LongContext(Task):
     """A context, a question and an answer that is written token by token.
 
     A row of length l is l - q - a + 1 tokens of context, q of question and the answer but for its last token, which is
-    only asked for; behind it is padding. `order` may mix question and answer.
+    only predicted; behind it is padding. `order` may mix question and answer.
     """
 
     layout = "next_token"

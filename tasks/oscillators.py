@@ -65,7 +65,7 @@ class Oscillators(Task):
         ```
 
     In a gap, several steps in a row are not observed. Single steps are held out too. Every step that was not observed
-    is asked for: a causal model predicts it from the past, one with causal=False from both sides. The trivial predictor
+    is predicted: a causal model predicts it from the past, one with causal=False from both sides. The trivial predictor
     repeats the last observed places. Slices: `gap`, the longest run of steps without an observation, rounded up to the
     next of 1, 2, 3, 4, 6, 8, 12, ...
 

@@ -57,7 +57,7 @@ class Task(ABC):
     """Whether every scored target but the last is the next input: an answer that can be written token by token."""
 
     token_is_byte: bool = True
-    """Of a text: whether a token is a byte, so that its loss is told in bits per byte."""
+    """Of a text: whether a token is a byte, so that its loss is given in bits per byte."""
 
     absent: ClassVar[tuple[Split, ...]] = ()
     """Splits of which there are no rows: validation or test, where a user's own data have none."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import inspect
 import os
 import pathlib
 import pkgutil
@@ -18,7 +20,9 @@ import yaml
 
 import zoo
 import zoo.cli
+from zoo import protocol
 from zoo.benchmarks.command import bench
+from zoo.laws import LAWS
 from zoo.listing import all_options
 from zoo.ops.delta_kernel import KERNEL
 from zoo.ops.kernel import Kernel
@@ -101,6 +105,17 @@ def test_the_floors_of_the_picture_are_those_of_the_import_contract():
     picture = re.search(r"## The floors\n.*?```\n(.*?)```", (DOCS / "concepts.md").read_text(), re.S)[1]
     drawn = [set(re.findall(r"zoo/(\w+)", line)) for line in picture.splitlines() if line.startswith("zoo/")]
     assert [floor - {"tasks"} for floor in drawn] == [set(re.findall(r"zoo\.(\w+)", layer)) for layer in layers]
+
+
+def test_the_laws_of_the_page_are_those_of_the_law_book():
+    """As a reader of the file sees them, and as `zoo/protocol.py` lists them."""
+    listed = re.findall(r"^(\d+\. .+(?:\n +.+)*)$", inspect.cleandoc(protocol.__doc__), re.M)
+    section = (DOCS / "concepts.md").read_text().partition("\n## The laws\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^(\d+\. .+(?:\n +.+)*)$", section, re.M) == listed
+    of_objectives = 14
+    assert [int(law.partition(".")[0]) for law in listed] == sorted(
+        {law.number for law in LAWS.values()} | {of_objectives}
+    )
 
 
 def test_the_way_of_tokens_is_the_stack_at_the_doors_of_the_kernel(tmp_path, monkeypatch):
@@ -217,6 +232,34 @@ def test_no_page_and_no_help_has_a_retired_phrase(site, capsys):
         prose = re.sub(r"^ *```.*?^ *```|`[^`\n]*`|^## Measured$.*", "", text, flags=re.S | re.M)
         found |= {name: [match[0] for match in RETIRED.finditer(prose)]}
     assert not {name: phrases for name, phrases in found.items() if phrases}
+
+
+def public_docstrings(node, path):
+    """The docstrings of what can be used from outside: of a module, its classes, functions, methods and constants."""
+    yield path, ast.get_docstring(node) or ""
+    if isinstance(node, ast.FunctionDef):
+        return
+    for before, each in zip([None, *node.body], node.body, strict=False):
+        if isinstance(each, ast.ClassDef | ast.FunctionDef) and not each.name.startswith("_"):
+            yield from public_docstrings(each, f"{path}.{each.name}")
+        text = each.value.value if isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant) else None
+        if isinstance(text, str) and isinstance(before, ast.Assign | ast.AnnAssign):
+            name = ast.unparse(before.targets[0] if isinstance(before, ast.Assign) else before.target)
+            if not name.startswith("_"):
+                yield f"{path}.{name}", text
+
+
+def test_no_docstring_of_a_public_name_has_a_retired_phrase():
+    found = set()
+    for folder in ("zoo", "tasks", "benchmarks"):
+        for file in (DOCS.parent / folder).rglob("*.py"):
+            where = file.relative_to(DOCS.parent)
+            if "studies" in where.parts or (where.parts[0] == "zoo" and where.parts[1] in ("tasks", "benchmarks")):
+                continue
+            for name, doc in public_docstrings(ast.parse(file.read_text()), where.as_posix()):
+                prose = re.sub(r"`[^`\n]*`|^ *\w+:", "", doc, flags=re.M)  # without names of arguments
+                found |= {(name, match[0]) for match in RETIRED.finditer(prose)}
+    assert not found
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ width of a head, W convolution width.
 A mixer maps (B, T, D) to (B, T, D) and takes its past as an explicit state, so that the same code serves training,
 chunked prefill and step-by-step decoding. Checked for every mixer (`zoo/laws`):
 
+0. Contract: `forward`, `step` and `init_state` return what the contract says; `law_cases` changes every option.
 1. Chunk consistency: cutting a sequence anywhere and carrying the state changes neither outputs nor final state.
 2. Causality: no output of a causal mixer depends on a later input.
 3. Batch independence: no output depends on another row.

@@ -19,7 +19,7 @@ TURNS = 8
 
 
 class Pair(NamedTuple):
-    """A grid and the grid that the rule makes of it."""
+    """A grid, and the rule's answer to it."""
 
     question: Grid
     answer: Grid

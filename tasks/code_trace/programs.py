@@ -72,7 +72,7 @@ def write(words: list[int], grammar: Grammar, fewer: int = 0) -> str | None:
     Args:
         words: the first `SHAPE` say how many statements, whether there is a second function and whether a loop.
         grammar: what it is made of.
-        fewer: so many statements less than the first word says, down to one.
+        fewer: number of statements less than the first word says, down to one.
     """
     try:
         return _Writer(words, grammar).program(fewer)

@@ -23,7 +23,7 @@ def tell(keys, sizes, question, people, places, things, facts, needed, asked, an
         people, places, things: how many there are.
         facts: (n, m, 3) person, action, and place or thing.
         needed: (n, m) whether the answer takes the fact.
-        asked: (n, 2) person or thing asked about, and for BEFORE where it is now.
+        asked: (n, 2) person or thing that the question is about, and for BEFORE where it is now.
         answers: (n, 1 + things) how many answers there are, then places, a count or things in the order of taking.
 
     Returns whether every row found a story.

@@ -26,8 +26,8 @@ class Needs(NamedTuple):
     Attributes:
         recursion: whether the model thinks in steps.
         vocab_size: number of token ids.
-        inputs: numbers of a real vector that the model reads at each step; exactly so many.
-        outputs: numbers that the model gives for each step; exactly so many.
+        inputs: numbers of a real vector that the model reads at each step; exactly this number.
+        outputs: numbers that the model gives for each step; exactly this number.
         length: number of tokens that the model reads at once.
         decoder: whether the model predicts every token of a row from the features of its last.
         n_puzzles: number of puzzles of each of which the model learns something, where it learns of any.

@@ -125,7 +125,7 @@ def fill(
     device: torch.device | str = "cpu",
 ) -> None:
     """Put weights where they belong in a hollow model. Nothing is allocated before all names and shapes are right, and
-    then one map's tensors are held beside the model.
+    then the tensors of one map at a time are in memory beside the model.
 
     Args:
         weights: by their published names; they are copied.

@@ -166,7 +166,7 @@ def random_like(mixer: Any, *shape: int, seed: int = 0) -> Tensor:
 
 
 def forked(state: State | None) -> State | None:
-    """A copy of a state to go on from, which may be rest."""
+    """A copy of a state, to continue from; None, rest, stays None."""
     return None if state is None else fork(state)
 
 

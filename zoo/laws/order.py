@@ -97,7 +97,7 @@ def causality(mixer: Mixer, n: int = 33) -> None:
 @torch.no_grad()
 def rounding(mixer: Any, n: int) -> float:
     """How far results in float64 move, relatively, when every input of `n` steps moves by half a unit in its last
-    place of the mixer's own dtype: what no computation in that dtype can be asked to stay below."""
+    place of the mixer's own dtype: no computation in that dtype can be expected to stay below it."""
     x, fields = given(mixer, n)
     nudge = 1 + torch.finfo(dtype_of(mixer)).eps / 2 * noise(*x.shape, seed=2, device=x.device).sign()
     exactly = copy.deepcopy(mixer).double()

@@ -17,7 +17,7 @@ from zoo.tasks.protocol import Task
 class Classification(SeriesObjective):
     """Predict a class at the scored steps of a series: cross entropy.
 
-    A class of a whole row is asked for at the row's last step, where a causal model has read all of it. The score has
+    A class of a whole row is predicted at the row's last step, where a causal model has read all of it. The score has
     `accuracy` (averaged per row) and `exact` (rows with every scored step right).
     """
 

@@ -17,7 +17,7 @@ DEPTH = 3
 """How many levels of folders below a given one may lie between it and its runs."""
 
 EXPECTED = "expected a run folder (with config.yaml, as `zoo train` writes it) or a folder of run folders"
-Told = Callable[[str], object]
+Say = Callable[[str], object]
 """Hears of what is left out, a line each."""
 T = TypeVar("T")
 ENDED = {"finished": "", "target": "", "time_budget": "stopped by the clock"}
@@ -117,17 +117,17 @@ class Run:
 
 
 def load_runs(
-    paths: Sequence[str | Path], told: Told | None = None, *, aside: Callable[[Path], bool] = lambda folder: False
+    paths: Sequence[str | Path], say: Say | None = None, *, aside: Callable[[Path], bool] = lambda folder: False
 ) -> list[Run]:
     """The runs at `paths`, each once.
 
     Args:
         paths: run folders, or folders of run folders (up to `DEPTH` levels down).
-        told: called with a line for each run folder that is damaged or belongs to another program; it is skipped.
+        say: called with a line for each run folder that is damaged or belongs to another program; it is skipped.
         aside: whether a folder, with all in it, is left aside.
 
     Raises:
-        UsageError: nothing given, nothing there, not a run folder; without `told`, a damaged file.
+        UsageError: nothing given, nothing there, not a run folder; without `say`, a damaged file.
     """
     if isinstance(paths, str | Path):
         paths = [paths]
@@ -137,17 +137,17 @@ def load_runs(
     for given in paths:
         for folder in _find(check_path(given), aside):
             folders.setdefault(folder.resolve(), folder)
-    return [run for folder in folders.values() if (run := tolerant(_load, folder, told)) is not None]
+    return [run for folder in folders.values() if (run := tolerant(_load, folder, say)) is not None]
 
 
-def tolerant(read: Callable[[Path], T], path: Path, told: Told | None) -> T | None:
-    """What `read` gives; where it raises a UsageError, `told` hears of it, if there is one, and None."""
+def tolerant(read: Callable[[Path], T], path: Path, say: Say | None) -> T | None:
+    """What `read` gives; where it raises a UsageError, `say` hears of it, if there is one, and None."""
     try:
         return read(path)
     except UsageError as error:
-        if told is None:
+        if say is None:
             raise
-        told(f"Left out: {error}")
+        say(f"Left out: {error}")
         return None
 
 

@@ -373,7 +373,7 @@ def filmstrip_svg(run_folder: str | Path) -> str:
 def animation_html(run_folder: str | Path, name: str = "solving") -> str:
     """The same as an animation without any script, with buttons that stop it and show each step.
 
-    It stands still at its end for those who have asked their system for less motion, and on paper.
+    It stands still at its end for readers whose system is set to less motion, and on paper.
 
     Args:
         run_folder: of the run.

@@ -11,7 +11,7 @@ from zoo.core.errors import UsageError
 from zoo.core.readers import check_path
 from zoo.core.run_files import is_run
 from zoo.report.records import Record, load_records
-from zoo.report.runs import DEPTH, EXPECTED, Run, Told, load_runs, subfolders, tolerant
+from zoo.report.runs import DEPTH, EXPECTED, Run, Say, load_runs, subfolders, tolerant
 from zoo.report.trials.compare import Comparison, Question, compare
 from zoo.report.trials.source import Trials, from_runs, from_sweep, together
 from zoo.sweeps.sql import Answer, query
@@ -37,14 +37,14 @@ class Found(NamedTuple):
             return compare(self._trials(), **question._asdict())
         return compare(together(self.sweeps)) if self.sweeps else None
 
-    def each_sweep(self, told: Told) -> list[Comparison]:
-        """A comparison for each sweep; `told` hears of those that have none."""
+    def each_sweep(self, say: Say) -> list[Comparison]:
+        """A comparison for each sweep; `say` hears of those that have none."""
         found = []
         for trials in self.sweeps:
             try:
                 found.append(compare(trials))
             except UsageError as error:
-                told(f"Left out: {error}")
+                say(f"Left out: {error}")
         return found
 
     def ask(self, sql: str) -> Answer:
@@ -63,12 +63,12 @@ class Found(NamedTuple):
         return together(parts)
 
 
-def gather(paths: Sequence[str | Path], told: Told) -> Found:
+def gather(paths: Sequence[str | Path], say: Say) -> Found:
     """The runs, measurements and sweeps at `paths`, each once. The trials of a sweep are no runs of their own.
 
     Args:
         paths: run folders, sweeps, files of `zoo bench`, or folders of these (up to `DEPTH` levels down).
-        told: called with a line for each file that is damaged or belongs to another program; it is skipped.
+        say: called with a line for each file that is damaged or belongs to another program; it is skipped.
 
     Raises:
         UsageError: nothing given, nothing there, or nothing left.
@@ -86,10 +86,10 @@ def gather(paths: Sequence[str | Path], told: Told) -> Found:
         sweeps.update({folder.resolve(): folder for folder in below})
         if not (found or below) or _holds_run(path, DEPTH):
             folders.append(path)
-    runs = load_runs(folders, told, aside=is_sweep) if folders or not (files or sweeps) else []
-    trials = [one for path in sweeps.values() if (one := tolerant(from_sweep, path, told)) is not None]
+    runs = load_runs(folders, say, aside=is_sweep) if folders or not (files or sweeps) else []
+    trials = [one for path in sweeps.values() if (one := tolerant(from_sweep, path, say)) is not None]
     # One by one: a damaged file does not take the others with it.
-    whole = [file for file in files.values() if tolerant(lambda f: load_records([f]), file, told) is not None]
+    whole = [file for file in files.values() if tolerant(lambda f: load_records([f]), file, say) is not None]
     measurements = load_records(whole)
     if not runs and not measurements and not trials:
         raise UsageError(f"Nothing is left to compare: {EXPECTED}, a sweep, or a file of `zoo bench`.")

@@ -30,7 +30,7 @@ from zoo.sweeps.workers import Workers
 
 WAIT_SECONDS = 0.25
 STOP_SECONDS = 60.0
-"""How long a worker that was asked to stop may take to save its checkpoint."""
+"""How long a worker may take after a request to stop to save its checkpoint."""
 _LONGEST = 40  # characters of a folder in which Ray can still name its sockets
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -47,7 +47,7 @@ class Driver:
         return len(self.queue) + (self.plan.finals if self.queue else 0)
 
     def run(self, workers: Workers) -> None:
-        """Train what `prepare` has found, until nothing is left, the budget is spent, or an end is asked for.
+        """Train what `prepare` has found, until nothing is left, the budget is spent, or a signal ends it.
 
         Raises:
             Interrupted: SIGINT or SIGTERM, after the trials that ran have saved a checkpoint.

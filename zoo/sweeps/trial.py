@@ -75,7 +75,7 @@ class TrialWatch(Watch):
 def run_trial(
     job: Job, judge: Callable[[int, dict[str, Any]], bool], stops: Callable[[], bool] = lambda: False
 ) -> Outcome:
-    """Train a trial, or go on with one that was interrupted; whatever goes wrong is part of the outcome.
+    """Train a trial, or continue one that was interrupted; whatever goes wrong is part of the outcome.
 
     Args:
         job: the trial.

@@ -17,11 +17,12 @@ _OF_ONE_NAME = EVENTS + "zoo"  # the one file of runs of earlier versions, which
 class Events:
     """The event files of a run: one for each time that it was started.
 
-    A new file hides what earlier files hold of later steps than the run goes on from, so that no step appears twice.
+    A new file hides what earlier files have of steps after the one from which the run continues, so that no step
+    appears twice.
 
     Args:
         folder: of the run.
-        kept: the records of metrics.jsonl that the run goes on from.
+        kept: the records of metrics.jsonl from which the run continues.
         say: takes a line for a person.
     """
 

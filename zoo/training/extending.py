@@ -54,7 +54,7 @@ def check(
     Args:
         path: the run folder.
         old: the section `train` that the run was trained with.
-        new: the section `train` that it is to go on with.
+        new: the section `train` with which it is to continue.
         done: number of steps that are done.
         result: what result.json holds.
         default: the figure that selects the best weights where neither says which (`Objective.metric`).

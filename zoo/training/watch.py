@@ -24,7 +24,7 @@ class Watch:
     rows: dict[str, list[Any]] | None = None
 
     def stops(self) -> bool:
-        """Whether the training should save a checkpoint and end, asked between two batches."""
+        """Whether the training should save a checkpoint and end; read between two batches."""
         return False
 
     def evaluated(self, record: Mapping[str, Any]) -> bool:

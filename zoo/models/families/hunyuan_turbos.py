@@ -2,7 +2,7 @@
 
 Neither weights nor a config are public, so config keys and weight names here are ours. Published: 560B parameters, 56B
 of them active; 128 layers, of which 57 Mamba-2, 7 grouped-query attention and 64 experts, in blocks AMF and MF; 1
-shared and 32 routed experts, 2 of which a token has. Also told of, by others: width 5120, 64 heads with 8 of keys and
+shared and 32 routed experts, 2 of which a token has. Reported by others: width 5120, 64 heads with 8 of keys and
 values, 16 groups in Mamba-2, SwiGLU. The counts of layers leave experts after each mixer, so an AMF block is A F M F.
 
 Inferred: where the 7 blocks stand (evenly), heads of width / n_heads, rotary positions with the base 10000, a softmax

@@ -1,7 +1,7 @@
 """TRM, the tiny recursive model (Jolicoeur-Martineau 2025, arXiv 2510.04871): two layers, applied again and again.
 
 The config keys are the authors', of `config/arch/trm.yaml`, with the `vocab_size` and `seq_len` (and, where puzzles are
-told apart, the `num_puzzle_identifiers`) that they take from the data. Their checkpoints are torch files beside a YAML
+numbered, the `num_puzzle_identifiers`) that they take from the data. Their checkpoints are torch files beside a YAML
 file, which `zoo.interop.trm.from_authors` loads; `zoo.from_hf` reads what `zoo.to_hf` has written, with the same names.
 
 Sizes: of the paper's experiments, with its vocabularies; -att and -mlp are the other form on the same puzzles.

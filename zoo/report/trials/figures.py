@@ -26,7 +26,7 @@ def metrics_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def check_metric(rows: Sequence[Mapping[str, Any]], metric: str | None) -> str:
-    """A figure to compare: the one asked for, else what the trials were selected by.
+    """A figure to compare: the given one, else what the trials were selected by.
 
     Raises:
         UsageError: no trial has it.

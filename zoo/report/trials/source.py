@@ -58,7 +58,7 @@ class Trials:
 
     @cached_property
     def keys(self) -> list[str]:
-        """All keys that trials can be told apart by: swept ones first, then those of configs, then columns."""
+        """All keys that distinguish trials: swept ones first, then those of configs, then columns."""
         columns = self.frames["trials"].columns
         config = [c.removeprefix("config.") for c in columns if c.startswith("config.")]
         plain = [c for c in columns if "." not in c]
