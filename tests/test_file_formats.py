@@ -53,7 +53,7 @@ def test_the_files_of_a_run(made):
     }
     there = {"events" if name.startswith("events") else name for name in there}
     assert there <= said
-    assert said - there <= {"imports.json", "solving.json", "events"}
+    assert said - there <= {"imports.json", "init.json", "solving.json", "tracking.json", "events"}
     assert named(section("Checkpoints")) == {path.name for path in (made / "run/checkpoints/step_2").iterdir()}
 
 
@@ -76,6 +76,24 @@ def test_the_records(made):
 
 def test_the_result(made):
     assert named(section("`result.json`")) == set(json.loads((made / "run/result.json").read_text()))
+
+
+def test_a_run_that_starts_from_other_weights_and_is_extended(made):
+    experiment = {**SMALL, "init": str(made / "run"), "out": str(made / "tuned")}
+    zoo.train(experiment, quiet=True)
+    result = zoo.train(made / "tuned", {"train.steps": 3}, quiet=True).data
+    assert result.keys() == named(section("`result.json`")) | {"init", "extended"}
+    assert json.loads((made / "tuned/init.json").read_text()).keys() == named(section("`init.json`"))
+    assert all(f"`{key}`" in section("`result.json`") for key in ("init", "extended", *result["extended"][0])[:3])
+
+
+def test_a_saved_model(made):
+    folder = zoo.save(zoo.load(made / "run"), made / "saved")
+    text = section("A saved model")
+    data = json.loads((folder / "model.json").read_text())
+    assert all(f"`{name}`" in text for name in (*data, *(path.name for path in folder.iterdir())))
+    content = (folder / "weights.safetensors").read_bytes()
+    assert data["weights"]["digest"] == hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def test_a_manifest_can_be_checked_without_the_package(made):

@@ -94,3 +94,14 @@ def test_what_cannot_be_converted_is_refused_by_name(published, capsys, words, t
     convert = export_model if words[0] == "export" else import_model
     with pytest.raises(zoo.UsageError):
         convert(*words[1:3], **options)
+
+
+def test_the_example_of_the_page_runs(published, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    code = next(block for block in page.split("```python\n")[1:] if "zoo.save(" in block).split("```")[0]
+    assert "14 weights kept, 4 new (backbone.steps.2.mixers.0.*), 2 left out" in code
+    found: dict[str, object] = {}
+    exec(code, found)
+    assert str(found["swapped"].swapped).startswith("14 weights kept, 4 new (backbone.steps.2.mixers.0.*), 2 left out")
+    assert torch.equal(zoo.load("saved").norm.weight, zoo.load("runs/swapped").norm.weight)
+    assert zoo.load("runs/again").config.pattern == found["swapped"].config.pattern
