@@ -413,7 +413,7 @@ def start_page() -> Iterator[tuple[str, str]]:
         "Start": ["Start <self>", "concepts", "training", "data", "tracking", "adding", "limits", "contributing"],
         "Reference": ["options", "files"],
         "What there is": ["mixers/README", "attention", "tasks", "objectives", "models", "recipes"],
-        "Measuring": ["benchmarks", "report", "results/README"],
+        "Measuring": ["sweeps", "benchmarks", "report", "results/README"],
     }
     hidden = [line for caption, pages in trees.items() for line in toctree(pages, hidden=True, caption=caption)]
     yield "index.md", "\n".join([text, *hidden])
@@ -439,7 +439,7 @@ def filled(text: str) -> str:
 
     def contents(match: re.Match[str]) -> str:
         path = DOCS / match[1]
-        language = {".py": "python", ".cpp": "cpp"}.get(path.suffix, "text")
+        language = {".py": "python", ".cpp": "cpp", ".yaml": "yaml"}.get(path.suffix, "text")
         return "\n".join(fenced(path.read_text(encoding="utf-8"), language))
 
     text = re.sub(r"<!-- options: (\S+) -->", lambda m: "\n".join(section_options(m[1])).rstrip("\n"), text)

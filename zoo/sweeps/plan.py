@@ -13,7 +13,7 @@ from zoo.sweeps.config import SweepConfig
 from zoo.sweeps.space import SEED, VARIANT
 from zoo.training import machine
 from zoo.training.evaluation import held_out, scalars
-from zoo.training.fit import Parts, fit
+from zoo.training.fit import Parts
 from zoo.training.options import Experiment
 from zoo.training.recipes import override, read_experiments
 
@@ -174,12 +174,14 @@ class Plan:
     def _fitted(self, experiment: Experiment) -> Parts:
         """The parts of an experiment; those of many that differ in their training only are made once."""
         train = experiment.train
-        asked = [experiment.task, experiment.objective, experiment.model]
-        key = json.dumps([asked, train.model_dump(mode="json", include={"puzzle_lr"})], default=str)
-        if key not in self._parts:
-            self._parts[key] = fit(experiment.task, experiment.objective, experiment.model, train.needs())
+        fields = {"task", "objective", "model", "init"}
+        asked = [experiment.model_dump(mode="json", include=fields), train.puzzle_lr is None]
+        key = json.dumps(asked, default=str)
+        if key in self._parts:
+            experiment.check(self._parts[key])
+        else:
+            self._parts[key] = experiment.build()
         parts = self._parts[key]
-        experiment.check(parts)
         machine.choose_device(train.device)
         task = json.dumps(experiment.task, default=str)
         if task not in self._metrics:

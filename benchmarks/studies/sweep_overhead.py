@@ -1,0 +1,95 @@
+"""What a sweep costs beside the trainings in it, by Ray and in one process.
+
+    python -m zoo.benchmarks.studies.sweep_overhead [--trials 20] [--seconds 1.0] [--workers 2]
+
+A trial is a training with a time budget of the given seconds, so that it takes these on any machine. Of every way two
+sweeps are run, of two trials for each worker and of that and the given number: their difference leaves out what comes
+once, such as the start of Ray. `per_trial` is what one more trial takes of all workers' time, less the seconds that its
+training records; `share` is the same over those seconds. The folder, checkpoints, the test rows, the speed of
+decoding, the store and messages count as overhead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import zoo
+from zoo.benchmarks.studies.harness import Data, Study, facts
+
+EXPERIMENT: dict[str, Any] = {
+    "task": {"name": "mqar", "vocab_size": 64, "seq_len": 16, "n_pairs": 2},
+    "model": {"pattern": "short_conv mlp", "d_model": 16},
+    "train": {
+        "steps": 10**6,
+        "batch_size": 16,
+        "eval_every": 10**6,
+        "eval_rows": 64,
+        "test_rows": 256,
+        "schedule": "constant",
+    },
+}
+
+
+def measured(trials: int, seconds: float, workers: int, *, ray: bool) -> tuple[float, list[float]]:
+    """Seconds that a sweep took, and those of each training in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        done = zoo.sweep(
+            EXPERIMENT,
+            {"train.seed": range(trials), "train.time_budget": seconds},
+            out=Path(folder, "sweep"),
+            workers=workers,
+            ray=ray,
+            quiet=True,
+        )
+        took = time.perf_counter() - start
+        return took, done.trials()["seconds"].to_list()
+
+
+def measure(arguments: argparse.Namespace, data: Data) -> Iterator[Data]:
+    for way, workers in (("ray", arguments.workers), ("one process", 1)):
+        few = 2 * workers
+        (first, _), (whole, each) = (
+            measured(n, arguments.seconds, workers, ray=way == "ray") for n in (few, few + arguments.trials)
+        )
+        training = sum(each) / len(each)
+        per_trial = (whole - first) * workers / arguments.trials - training
+        row = {
+            "workers": workers,
+            "trials": arguments.trials,
+            "training_seconds": training,
+            "per_trial": per_trial,
+            "share": per_trial / training,
+            "start": first - few / workers * (training + per_trial),
+        }
+        data = {**data, "machine": facts(), "ways": {**data.get("ways", {}), way: row}}
+        yield data
+
+
+def markdown(data: Data) -> str:
+    rows = [
+        f"| {way} | {row['workers']} | {row['trials']} | {row['training_seconds']:.2f} s | {row['per_trial']:.2f} s "
+        f"| {100 * row['share']:.0f} % | {row['start']:.1f} s |"
+        for way, row in data["ways"].items()
+    ]
+    head = "| way | workers | trials | seconds of a training | overhead of a trial | share | once |"
+    head += "\n|---|--:|--:|--:|--:|--:|--:|"
+    told = "`python -m zoo.benchmarks.studies.sweep_overhead` measures this page again; its first lines say how."
+    return "\n".join(["# What a sweep costs beside its trainings", "", told, "", head, *rows, ""])
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trials", type=int, default=20, help="number of trials beyond the first ones")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds of a training")
+    parser.add_argument("--workers", type=int, default=2, help="workers of Ray")
+
+
+STUDY = Study("sweep_overhead", __doc__, arguments, measure, markdown)
+
+if __name__ == "__main__":
+    STUDY.main()
