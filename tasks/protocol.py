@@ -301,13 +301,18 @@ def create_task(spec: Any, **options: Any) -> Task:
     name, options = split_spec(spec, options, "task")
     cls = registry[name]
     task = cls(cls.Config(**options))
-    series = task.layout == "series"
+    check_sizes(task)
+    return task
+
+
+def check_sizes(task: Task) -> None:
+    """Raises UsageError unless a task has set its sizes: those of tokens, or those of real vectors."""
+    series = getattr(task, "layout", None) == "series"
     for size in ("n_inputs" if series else "vocab_size", "seq_len"):
         if not getattr(task, size, 0):
-            raise UsageError(f"The task {name!r} sets no {size}, which its __init__ should.")
+            raise UsageError(f"The task {task.name!r} sets no {size}, which its __init__ should.")
     if series and bool(task.n_outputs) == bool(task.n_classes):
-        raise UsageError(f"The task {name!r} sets n_outputs or n_classes, one of them, in its __init__.")
-    return task
+        raise UsageError(f"The task {task.name!r} should set one of n_outputs and n_classes in its __init__.")
 
 
 __all__ = [
@@ -321,6 +326,7 @@ __all__ = [
     "Task",
     "UsageError",
     "check_request",
+    "check_sizes",
     "check_split",
     "create_task",
     "exactly",

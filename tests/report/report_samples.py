@@ -47,6 +47,7 @@ TASK = {
     "power_a": 0.01,
     "random_non_queries": True,
 }
+OF_ERRORS = {"error-by-time", "error-by-state"}  # plots of real vectors, which no sample predicts
 TOKENS_PER_STEP, LAST_STEP, TARGET = 4096, 2000, 0.99
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from zoo.core.errors import UsageError
+from zoo.core.options import tuples
 from zoo.core.run_files import CHECKPOINTS
 from zoo.report import solving, units
 from zoo.report.charts import Row
@@ -55,7 +56,7 @@ def _answer(run: Run, row: Row) -> Answer:
     from zoo.training.generating import answer_example
 
     text, data = answer_example(run.path, EXAMPLE, split=SPLIT, device="cpu")
-    task = tasks.create_task(run.section("task"))
+    task = tasks.create_task(tuples(run.section("task")))
     svg = ""
     if type(task).draw is not tasks.Task.draw:  # the default picture is the same text
         batch = task.sample(1, split=SPLIT, seed=0, start=EXAMPLE)
@@ -67,5 +68,8 @@ def _answer(run: Run, row: Row) -> Answer:
 
 
 def _verdict(data: dict[str, Any]) -> str:
+    error, trivial = (units.number(data.get(key)) for key in ("mse", "trivial_mse"))
+    if error is not None and trivial is not None:
+        return f"mean squared error {units.plain(error)}; trivial {units.plain(trivial)}"
     accuracy = units.number(data.get("accuracy"))
     return "all right" if data.get("exact") == 1 else f"{units.percent(accuracy or 0)} right"

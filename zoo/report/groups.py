@@ -62,13 +62,15 @@ class Spread:
 
     def text(self) -> str:
         """Range, number of seeds, mean, interval and the values, as the page and the terminal say them."""
+        text = units.plain if self.key == "mse" else units.percent
         if min(self.values) == max(self.values):  # of which Student's t says nothing
-            return f"{self.key} {units.percent(self.mean)} in each of {len(self.values)} seeds"
-        low, high = (units.percent(min(1.0, max(0.0, edge))) for edge in self.interval)  # a share ends at 0 and at 1
-        each = ", ".join(map(units.percent, self.values))
+            return f"{self.key} {text(self.mean)} in each of {len(self.values)} seeds"
+        most = math.inf if self.key == "mse" else 1.0  # a share ends at 0 and at 1
+        low, high = (text(min(most, max(0.0, edge))) for edge in self.interval)
+        each = ", ".join(map(text, self.values))
         return (
-            f"{self.key} {units.percent(min(self.values))} to {units.percent(max(self.values))} over "
-            f"{len(self.values)} seeds, mean {units.percent(self.mean)} (95% interval of Student's t {low} to {high}; "
+            f"{self.key} {text(min(self.values))} to {text(max(self.values))} over "
+            f"{len(self.values)} seeds, mean {text(self.mean)} (95% interval of Student's t {low} to {high}; "
             f"each {each})"
         )
 

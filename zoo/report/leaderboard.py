@@ -48,6 +48,8 @@ COLUMNS = (
     Column("n_parameters", "params", units.count, "min", "Number of trained weights."),
     Column("accuracy", "accuracy", units.percent, "max", "Share of scored positions that are right."),
     Column("exact", "exact", units.percent, "max", "Share of examples with every position right."),
+    Column("mse", "mse", units.plain, "min", "Mean squared error of the scored steps."),
+    Column("mse_ratio", "share of\ntrivial", units.percent, "min", "The error as a share of the trivial predictor's."),
     Column(
         "bits_per_byte", "bits per\nbyte", units.plain, "min", "Loss in bits a byte; of an objective that bounds it: ≤."
     ),
@@ -86,16 +88,21 @@ class Line(NamedTuple):
     cells: list[Cell]
 
 
-_MORE = ("tokens", "context_length", "flops_per_token", "n_rows", "n_problems", "exact_low", "exact_high")
+_MORE = (
+    *("tokens", "context_length", "flops_per_token", "n_rows", "n_problems", "exact_low", "exact_high"),
+    *("trivial_mse", "mse_low", "mse_high"),
+)
 
 
 def ordered(runs: Sequence[Run]) -> list[Run]:
-    """The runs, most accurate first; of equals the one that was sooner there."""
+    """The runs, most accurate first, then those of real vectors, the least error first; of equals the one that was
+    sooner there."""
 
-    def rank(run: Run) -> tuple[float, float, float]:
-        accuracy, *times = (run.figure(key) for key in ("accuracy", "seconds_to_target", "seconds"))
-        first, second = (float("inf") if t is None else t for t in times)
-        return -1.0 if accuracy is None else -accuracy, first, second
+    def rank(run: Run) -> tuple[float, float, float, float]:
+        figures = (run.figure(key) for key in ("mse", "seconds_to_target", "seconds"))
+        error, first, second = (float("inf") if figure is None else figure for figure in figures)
+        accuracy = run.figure("accuracy")
+        return -1.0 if accuracy is None else -accuracy, error, first, second
 
     return sorted(runs, key=lambda run: (run.figure("accuracy") is None, *rank(run)))
 
@@ -113,8 +120,8 @@ def lines(runs: Sequence[Run], *, page: bool = False) -> tuple[list[Column], lis
         if column.key == "bits_per_byte":
             bounds = zip(cells, runs, strict=True)
             cells[:] = [cell._replace(text=f"≤ {cell.text}") if run.is_bound else cell for cell, run in bounds]
-        if column.key == "exact":
-            cells[:] = [cell._replace(detail=interval(run)) for cell, run in zip(cells, runs, strict=True)]
+        if column.key in ("exact", "mse"):
+            cells[:] = [cell._replace(detail=interval(run, column.key)) for cell, run in zip(cells, runs, strict=True)]
     return columns, [
         Line(run, label, list(cells)) for run, label, *cells in zip(runs, labels(runs), *by_column, strict=True)
     ]
@@ -131,10 +138,14 @@ def cells_of(column: Column, values: Sequence[float | None]) -> list[Cell]:
     return [Cell(v, t, v is not None and t == best) for v, t in zip(values, texts, strict=True)]
 
 
-def interval(run: Run) -> str:
-    """The interval of the share of exact answers over the problems that differ, empty where it is unknown."""
-    low, high = run.figure("exact_low"), run.figure("exact_high")
-    return "" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
+def interval(run: Run, key: str = "exact") -> str:
+    """The interval of the share of exact answers, or of `mse`, over the problems that differ; empty where unknown."""
+    low, high = run.figure(f"{key}_low"), run.figure(f"{key}_high")
+    if low is None or high is None:
+        return ""
+    if key == "mse":
+        return f"{units.plain(low)} to {units.plain(high)}"
+    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def rows(runs: Sequence[Run | str | Path] | str | Path) -> list[dict[str, Any]]:
@@ -237,9 +248,13 @@ def note(runs: Sequence[Run]) -> str:
     contexts = sorted({int(c) for run in runs if (c := run.figure("context_length")) is not None})
     parts = []
     if splits:
-        parts.append(f"accuracy and exact on {' or '.join(splits)} examples{_rows_and_problems(runs)}")
+        kinds = {"accuracy and exact": "accuracy", "errors (mse)": "mse"}
+        named = [name for name, key in kinds.items() if any(run.figure(key) is not None for run in runs)]
+        parts.append(f"{' and '.join(named)} on {' or '.join(splits)} examples{_rows_and_problems(runs)}")
     if any(map(interval, runs)):
         parts.append("with exact, its 95% interval over the problems that differ, in percent")
+    if any(interval(run, "mse") for run in runs):
+        parts.append("with mse, its 95% interval over the problems that differ")
     if contexts and any(run.figure("state_bytes") is not None for run in runs):
         parts.append(f"state of one sequence at {' or '.join(map(str, contexts))} tokens")
     text = "; ".join(parts)

@@ -20,10 +20,12 @@ TIME = Axis("training time", "duration", log=True)
 TOKENS = Axis("tokens trained", "count")
 VALIDATION = Axis("validation accuracy", "percent")
 ACCURACY = Axis("accuracy", "percent")
+ERROR = Axis("error, as a share of the trivial predictor's", "percent")
 STATE = Axis("state of one sequence", "size", log=True)
 
 _LENGTHS = re.compile(r"len|distance|depth|hops|position")
 _ASIDE = re.compile(r"vocab_size|max_len|seed|steps$|_every$|_seconds$|_rows$|time_budget|threads|keep|eval_")
+_PROGRESS = {"seconds": TIME, "tokens": TOKENS}
 _SETTINGS = 4  # the most settings that are worth a panel each
 
 
@@ -63,6 +65,18 @@ def accuracy_by_time(runs: Sequence[Run]) -> list[Panel | HeatMap]:
 def accuracy_by_tokens(runs: Sequence[Run]) -> list[Panel | HeatMap]:
     """Validation accuracy against tokens trained."""
     return _curves(runs, "validation", "tokens", "accuracy", TOKENS, VALIDATION)
+
+
+def error_by_time(runs: Sequence[Run]) -> list[Panel | HeatMap]:
+    """Validation error against seconds of training, and against tokens."""
+    found = [_curves(runs, "validation", x, "mse_ratio", axis, ERROR) for x, axis in _PROGRESS.items()]
+    return [panel for panels in found for panel in panels]
+
+
+def error_by_state(runs: Sequence[Run]) -> list[Panel | HeatMap]:
+    """Error against bytes of state."""
+    series = _points(runs, "state_bytes", "mse_ratio")
+    return [Panel("points", STATE, ERROR, series)] if series else []
 
 
 def loss_curves(runs: Sequence[Run]) -> list[Panel | HeatMap]:
@@ -212,6 +226,18 @@ PLOTS = (
         "accuracy-by-tokens", "Accuracy against tokens",
         "The same against tokens trained: speed of the machine aside, who learns from less?",
         accuracy_by_tokens,
+    ),
+    Plot(
+        "error-by-time", "Error against training",
+        "Validation error as a share of the trivial predictor's: 100% is no better than it. Lower and further left is "
+        "better.",
+        error_by_time,
+    ),
+    Plot(
+        "error-by-state", "Error against state size",
+        "The state that a model carries from step to step (logarithmic), and its error. Lower and further left is "
+        "better.",
+        error_by_state,
     ),
     Plot(
         "loss", "Training loss",

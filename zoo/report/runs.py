@@ -22,6 +22,9 @@ Say = Callable[[str], object]
 T = TypeVar("T")
 ENDED = {"finished": "", "target": "", "time_budget": "stopped by the clock"}
 """What is said of a run that ended by its steps, by its target or by its budget of seconds."""
+_OF_SCORES = frozenset({"accuracy", "exact", "bits_per_byte", "n_rows", "n_problems", "exact_low", "exact_high"}) | {
+    *("mse", "mse_ratio", "trivial_mse", "mse_low", "mse_high")
+}
 _LIVE = {"steps": "step", "tokens": "tokens", "seconds": "seconds"}  # in metrics.jsonl while there is no result
 
 
@@ -85,16 +88,16 @@ class Run:
         """The figures to compare and the split they are of: test, else validation, else the last one while training."""
         for split in ("test", "validation"):
             figures = self.result.get(split)
-            if isinstance(figures, dict) and number(figures.get("accuracy")) is not None:
+            if isinstance(figures, dict) and _scored(figures):
                 return figures, split
         for line in reversed(self.metrics):
-            if line.get("split") == "validation" and number(line.get("accuracy")) is not None:
+            if line.get("split") == "validation" and _scored(line):
                 return line, "validation"
         return {}, ""
 
     def figure(self, key: str) -> float | None:
         """A figure of the result by its key there; of an unfinished run, what its metrics tell. None if unknown."""
-        if key in ("accuracy", "exact", "bits_per_byte", "n_rows", "n_problems", "exact_low", "exact_high"):
+        if key in _OF_SCORES:
             return number(self.scores()[0].get(key))
         value = number(self.result.get(key))
         if value is None and key in _LIVE:
@@ -114,6 +117,11 @@ class Run:
                 points[line.get("step", at)] = (at, value)
         ordered = sorted(points.values())
         return [p[0] for p in ordered], [p[1] for p in ordered]
+
+
+def _scored(figures: Mapping[str, Any]) -> bool:
+    """Whether there is a score to compare: of right answers, or of errors."""
+    return any(number(figures.get(key)) is not None for key in ("accuracy", "mse"))
 
 
 def load_runs(

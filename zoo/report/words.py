@@ -33,6 +33,7 @@ def highlights(runs: Sequence[Run]) -> list[Highlight]:
         found.append(over_seeds)
     for title, key, pick, text, remark in (
         ("Most accurate", "accuracy", max, units.percent, _of_examples),
+        ("Least error", "mse", min, units.plain, _of_examples),
         ("Soonest at the target", "seconds_to_target", min, units.duration, _at_accuracy),
         ("Smallest state", "state_bytes", min, units.size, _at_accuracy),
         ("Fastest training", "tokens_per_second", max, lambda v: f"{units.count(v)} tok/s", _at_accuracy),
@@ -90,13 +91,18 @@ def _others(runs: Sequence[Run], names: Sequence[str]) -> list[float]:
 
 
 def _portrait(run: Run) -> str:
-    accuracy, sooner, state = (run.figure(key) for key in ("accuracy", "seconds_to_target", "state_bytes"))
-    if accuracy is None:
+    accuracy, error, share, sooner, state = (
+        run.figure(key) for key in ("accuracy", "mse", "mse_ratio", "seconds_to_target", "state_bytes")
+    )
+    if accuracy is None and error is None:
         return f"{run.name} has no figures yet."
     parts = [] if sooner is None else [f"met its target after {units.duration(sooner)}"]
     parts += [] if state is None else [f"carries a state of {units.size(state)}"]
     second = f" It {' and '.join(parts)}." if parts else ""
-    return f"{run.name} answers {units.percent(accuracy)} right {_of_examples(run)}.{second}"
+    if accuracy is None and error is not None:
+        beside = "" if share is None else f", {units.percent(share)} of the trivial predictor's,"
+        return f"{run.name} has a mean squared error of {units.plain(error)}{beside} {_of_examples(run)}.{second}"
+    return f"{run.name} answers {units.percent(accuracy or 0.0)} right {_of_examples(run)}.{second}"
 
 
 def caveats(runs: Sequence[Run], measurements: Sequence[Record] = ()) -> list[str]:
@@ -156,7 +162,7 @@ def spreads(runs: Sequence[Run]) -> list[str]:
     several = [group for group in groups(ordered(runs)) if len(group.seeds) > 1]
     found = []
     for group in several:
-        told = [spread.text() for key in ("accuracy", "exact") if (spread := group.over_seeds(key))]
+        told = [spread.text() for key in ("accuracy", "exact", "mse") if (spread := group.over_seeds(key))]
         ended = [run for run in group.runs if run.has_ended]
         targets = [run for run in ended if run.section("train").get("target")]
         if targets:
@@ -223,7 +229,9 @@ def _of_examples(run: Run) -> str:
 
 
 def _at_accuracy(run: Run) -> str:
-    accuracy = run.figure("accuracy")
+    accuracy, error = run.figure("accuracy"), run.figure("mse")
+    if accuracy is None and error is not None:
+        return f"at an error of {units.plain(error)}"
     return "" if accuracy is None else f"at {units.percent(accuracy)} accuracy"
 
 

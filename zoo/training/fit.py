@@ -110,11 +110,13 @@ def fit(
     if given is None:
         check_named(task)
     made = create_task(tuples(task)) if given is None else given
-    draft = model_config({**_ends(made, model), **without_budget(model)})
+    ends = _ends(made, model)
+    draft = model_config({**ends, **without_budget(model)})
     teacher = create_objective(tuples(objective), made, causal=draft.causal)
     needs = merge([made.needs(), teacher.needs(draft), *more])
     read = {"context_length": teacher.length} if model.keys() & {"state_bytes", "flops_per_token"} else {}
-    config = model_config({**read, **model, **filled(needs, draft, model, grows)})
+    untied = {"tie_embeddings": False} if "tie_embeddings" in ends else {}
+    config = model_config({**read, **untied, **model, **filled(needs, draft, model, grows)})
     if grows and config.published is not None and config.published.get("vocab_size") == model.get("vocab_size"):
         published = {**config.published, "vocab_size": config.vocab_size}
         config = ModelConfig(**{**config.changed(), "published": published})
@@ -122,8 +124,8 @@ def fit(
     return Parts(made, teacher, config)
 
 
-def _ends(task: Task, model: Mapping[str, Any]) -> dict[str, int]:
-    """Ends for the draft of a model, as the task has tokens or real vectors.
+def _ends(task: Task, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Ends for the draft of a model, as the task has tokens or real vectors; a family's own are left out then.
 
     Raises:
         UsageError: the model is given ends of the other kind.
@@ -133,7 +135,9 @@ def _ends(task: Task, model: Mapping[str, Any]) -> dict[str, int]:
         if model.get(name):
             told = f"the rows of {task.name} are {'real vectors' if series else 'tokens'}: leave it out"
             raise UsageError(f"model.{name}={model[name]} is not allowed: {told}.")
-    return {"inputs": 1, "outputs": 1, "vocab_size": 0} if series else {"vocab_size": 1}
+    if not series:
+        return {"vocab_size": 1}
+    return {"inputs": 1, "outputs": 1, "vocab_size": 0, "tie_embeddings": False}
 
 
 def filled(needs: Needs, draft: ModelConfig, given: Mapping[str, Any], grows: bool | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.core.errors import UsageError, quoted
-from zoo.tasks.protocol import SPLITS, Streamed, Task, registry
+from zoo.tasks.protocol import SPLITS, Streamed, Task, check_sizes, registry
 
 FROM_PYTHON = "from_python"
 """The key of a config's task that no name and options can make again."""
@@ -28,14 +28,16 @@ def described(task: Any) -> dict[str, Any]:
         raise UsageError(
             f"task={quoted(task, 60)} is no zoo.tasks.Task: {fits}; a task's name belongs to the experiment."
         )
-    for size in ("vocab_size", "seq_len", "layout", "config"):
+    check_sizes(task)
+    for size in ("layout", "config"):
         if not hasattr(task, size):
             raise UsageError(f"The task {task.name} sets no {size}, which its __init__ should.")
     options = task.config.model_dump(mode="json")
     if task.name in registry and registry[task.name] is type(task):
         return {"name": task.name, **options}
     cls = type(task)
-    facts = {"vocab_size": task.vocab_size, "seq_len": task.seq_len, "layout": task.layout}
+    sizes = ("n_inputs", "n_outputs", "n_classes") if task.layout == "series" else ("vocab_size",)
+    facts = {name: getattr(task, name) for name in (*sizes, "seq_len", "layout")}
     about = {"class": f"{cls.__module__}.{cls.__qualname__}", **facts, "config": options, "digest": _digest(task)}
     return {"name": task.name, FROM_PYTHON: about}
 

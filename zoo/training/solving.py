@@ -123,8 +123,13 @@ def solve_run(
     run = open_run(path, overrides, which)
     batch = held_out(run.parts.task, split, 1, start=row, seed=seed)
     steps = solve(run.parts.objective, run.model, batch, precision=run.precision)
-    has_own = type(run.parts.task).sketch is not Task.sketch
-    return Solving(f"{split} example {row}", steps, "" if has_own else run.parts.task.render(batch))
+    task, has_own = run.parts.task, type(run.parts.task).sketch is not Task.sketch
+    if task.layout == "series":  # its answers are drawn over the question: cells alone would not show where they stand
+        with autocast(run.precision, next(run.model.parameters()).device):
+            question = task.render(batch, 0, run.parts.objective.predict(run.model, batch))
+    else:
+        question = "" if has_own else task.render(batch)
+    return Solving(f"{split} example {row}", steps, question)
 
 
 # ---- the file
