@@ -15,6 +15,7 @@ from urllib.parse import quote
 from zoo.core import yaml_text
 from zoo.core.errors import UsageError
 from zoo.core.files import check_page, write_output
+from zoo.core.options import tuples
 from zoo.report import bench, leaderboard, plots, units, words
 from zoo.report.answers import answers
 from zoo.report.charts import Chart, Row, describe
@@ -218,7 +219,7 @@ def _example(task: dict[str, Any]) -> Example | None:
     if "name" not in task:
         return None
     try:
-        drawn = tasks.create_task(task)
+        drawn = tasks.create_task(tuples(task))
         batch = drawn.sample(1, split="train", seed=0)
     except UsageError:
         return None
