@@ -17,8 +17,9 @@ demo: $(VENV)/.installed
 	$(BIN)/zoo train mqar-demo out=runs/demo
 	$(BIN)/zoo compare runs/demo --report runs/demo/report.html
 
+# Each worker starts with one half of the tests, so that what a file or a word's laws share is made once.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
 # Kernels that are switched off, and an empty cache with no compiler on the path: both leave the plain forms alone.
 PLAIN := -m "not slow and not gpu" -n 2
@@ -39,8 +40,8 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs -d build/docs/cache build/docs/pages build/docs/html
 
 check-all: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not gpu" tests/test_laws.py
-	$(BIN)/python -m pytest -m "slow and not gpu" --ignore=tests/test_laws.py -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not gpu" tests/test_laws.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu" --ignore=tests/test_laws.py -rs
 
 # Environments of their own, as the peers disagree: where flash-linear-attention is installed, transformers calls it, GPU or
 # not. Each sees this project's environment, so that torch is not installed again.

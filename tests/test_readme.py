@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from zoo.cli import main
+from zoo.training.recipes import read_experiments
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -34,13 +35,20 @@ def test_pattern_block_parses() -> None:
         assert to_text(parse(text)) == text
 
 
-def test_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("variants", ["the-first", pytest.param("every", marks=pytest.mark.slow)])
+def test_commands_run_in_order(
+    variants: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Every variant of a comparison is trained in a process of its own, seven processor seconds each."""
     monkeypatch.chdir(tmp_path)
     assert COMMANDS
     for line in COMMANDS:
         words = shlex.split(line, comments=True)[1:]
         if words[0] == "train":  # the same command, cut short
             words += ["train.steps=2", "train.eval_rows=8", "train.test_rows=8", "task.n_puzzles=20"]
+            names = [name for name in read_experiments(words[1]) if name]
+            if variants == "the-first" and names:
+                words += ["--variant", names[0]]
         with pytest.raises(SystemExit) as done:
             main(words)
         assert done.value.code in (0, None), f"{line}: {capsys.readouterr().err}"
