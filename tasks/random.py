@@ -94,6 +94,21 @@ def split_of(fingerprints: Keys) -> NDArray[np.int64]:
     return np.clip(eighth - 5, 0, 2)
 
 
+def split_of_place(place: int) -> int:
+    """`split_of(mix(place))` of one place, in whole numbers of Python: for a single one much faster than arrays."""
+    z = place
+    for salt in (0, int(SPLIT_SALT)):
+        z ^= salt
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & _MASK
+        z ^= z >> 31
+    return min(max((z >> 61) - 5, 0), 2)
+
+
+FEWEST_PLACES = max(int(np.argmax(split_of(mix(np.arange(99))) == i)) for i in range(len(SPLITS))) + 1
+"""Of places numbered from 0, with which every split has one."""
+
+
 def contents(rows: Iterable[NDArray]) -> Keys:
     """(n,) a hash of the bytes of each row."""
     digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)

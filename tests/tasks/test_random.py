@@ -53,3 +53,9 @@ def test_uniform_stays_inside():
 
 def test_permutation():
     assert sorted(random.permutation(random.row_keys("train", 0, 0, 1), 50)) == list(range(50))
+
+
+def test_the_split_of_one_place_is_that_of_arrays():
+    places = [*range(200), 2**40 + 3, 2**63]
+    of_arrays = random.split_of(random.mix(np.array(places, dtype=np.uint64))).tolist()
+    assert [random.split_of_place(place) for place in places] == of_arrays
