@@ -14,6 +14,7 @@ import yaml
 import zoo
 from zoo.cli import main
 from zoo.core.run_files import read_metrics, read_whole_config
+from zoo.report import caveats, gather
 from zoo.training.loop import Trainer
 from zoo.training.stopping import Interrupted
 from zoo.training.train import train
@@ -133,6 +134,10 @@ def test_the_command_says_how_the_schedule_goes_on(short, capsys):
     status, _, err = _command("b", capsys=capsys)
     assert status == 0
     assert "finished at step 18: nothing to do" in err
+    runs = gather([Path("a"), Path("b")], print)[0]
+    assert [line for line in caveats(runs) if "given more steps" in line] == [
+        "experiment (b): given more steps at step 12; its learning rate is not that of a single training."
+    ]
 
 
 def test_a_run_killed_while_it_goes_on_is_not_taken_for_finished(short, capsys):

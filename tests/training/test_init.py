@@ -187,6 +187,14 @@ def test_what_does_not_fit_is_refused_in_one_line(base, capsys, overrides, told)
     assert not Path("y").exists()
 
 
+def test_a_dry_run_says_what_would_be_kept(base, capsys):
+    status, out, _ = _command("small.yaml", "init=x", "out=y", "--dry-run", capsys=capsys)
+    assert (status, f"x/checkpoints/step_{_best(base)}: 17 weights kept" in out) == (0, True)
+    status, _, err = _command("small.yaml", "init=x", "out=y", "model=lstm", "--dry-run", capsys=capsys)
+    assert (status, "does not fit the model" in err) == (2, True)
+    assert not Path("y").exists()
+
+
 def test_other_layers_start_fresh_on_request(base, capsys):
     words = ["small.yaml", "init=x", "out=y", "model.pattern=gqa swiglu mla swiglu", "init.on_mismatch=fresh"]
     status, _, err = _command(*words, capsys=capsys)

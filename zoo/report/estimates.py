@@ -15,6 +15,7 @@ def estimate_lines(found: Mapping[str, Any]) -> list[str]:
     parts = ", ".join(f"{name} {n}" for name, n in memory.items() if name != "total")
     rows = {
         "folder": found["out"],
+        **({"first weights": found["first_weights"]} if found["first_weights"] else {}),
         "parameters": f"{found['n_parameters']:,}",
         "a step": f"{count(found['tokens_per_step'])} tokens, {count(found['flops_per_step'])} FLOPs",
         "memory": f"{memory['total']}, estimated: {parts}",

@@ -59,7 +59,17 @@ def settings(run: Run) -> dict[str, Any]:
     """The config by dotted keys, without what is left aside."""
     config = run.config
     whole = {**config, **{k: run.section(k) for k in ("task", "model", "objective", "train") if run.section(k)}}
+    if steps := extended_at(run):
+        whole["extended_at"] = ", ".join(map(str, steps))
     return {k: v for k, v in _flat(whole) if k not in ASIDE}
+
+
+def extended_at(run: Run) -> list[Any]:
+    """The steps at which a run was given another length, where its learning rate is not that of one training since."""
+    extended = run.result.get("extended")
+    if not isinstance(extended, list) or run.section("train").get("schedule") == "constant":
+        return []
+    return [each.get("step") for each in extended if isinstance(each, dict)]
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from zoo.report import units
 from zoo.report.groups import Group, groups
-from zoo.report.labels import labels
+from zoo.report.labels import extended_at, labels
 from zoo.report.layers import same_layers
 from zoo.report.leaderboard import ordered
 from zoo.report.records import Record
@@ -124,6 +124,9 @@ def caveats(runs: Sequence[Run], measurements: Sequence[Record] = ()) -> list[st
     if stopped := [label for run, label in named if run.has_ended and run.ending]:
         found.append(f"{listed(stopped)}: stopped by the clock, with figures as far as training came by then.")
     for run, label in named:
+        if steps := extended_at(run):
+            told = f"given more steps at step {listed([str(step) for step in steps])}"
+            found.append(f"{label}: {told}; its learning rate is not that of a single training.")
         if not run.has_ended:
             found.append(f"{label}: {run.ending}; its figures are as far as it came.")
     return found

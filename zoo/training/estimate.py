@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.core.run_files import CHECKPOINTS
 from zoo.models.create import create_model
 from zoo.models.ends import Ends
 from zoo.objectives.base import Objective
-from zoo.training import machine
+from zoo.training import checkpoints, machine
 from zoo.training.fit import Parts
 from zoo.training.optimizer import Optimizer, kept_by
 from zoo.training.options import Experiment, TrainConfig
 from zoo.training.randomness import kept_random_state
 from zoo.training.recipes import read_experiments
+from zoo.training.starting import open_model, planned
 
 LARGEST = 0.25  # share of this machine's memory that the weights may take if activations are to be measured
 MOST_WORK = 5e10  # FLOPs of the forward pass over which activations are measured: seconds on one core
@@ -43,7 +45,8 @@ def estimate(
         variants: names of those wanted, all by default.
 
     Returns:
-        For each experiment `name`, `out`, `config` (every option), `n_parameters`, `tokens_per_step`, `flops_per_step`
+        For each experiment `name`, `out`, `config` (every option), `first_weights` (what `init` keeps, None for new
+        weights and for a run that has begun), `n_parameters`, `tokens_per_step`, `flops_per_step`
         (matrix products, forward and backward, by the model's own formulas) and `memory`: bytes of `weights`,
         `gradients`, `optimizer`, `average`, `activations` and their `total`; the last two None where activations are
         not measured, as the weights alone would take much of this machine's memory.
@@ -66,11 +69,20 @@ def _one(chosen: Experiment) -> dict[str, Any]:
         "name": chosen.name,
         "out": str(chosen.folder),
         "config": chosen.resolved(parts),
+        "first_weights": _first_weights(chosen, parts),
         "n_parameters": model.n_parameters(),
         "tokens_per_step": tokens,
         "flops_per_step": tokens * parts.objective.training_flops(model, recompute=chosen.train.recompute),
         "memory": _memory(model, parts, chosen.train, device),
     }
+
+
+def _first_weights(chosen: Experiment, parts: Parts) -> str | None:
+    init = chosen.init
+    if init is None or init.source is None or checkpoints.steps(chosen.folder / CHECKPOINTS):
+        return None
+    source, found = open_model(init.source, init.which)
+    return f"{found}: {planned(init, source, parts.model)}"
 
 
 def _memory(model: Ends, parts: Parts, train: TrainConfig, device: torch.device) -> dict[str, int | None]:
