@@ -55,19 +55,24 @@ def wait_for(condition, seconds: float = 180) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture
-def study(small, monkeypatch):
-    """A file of four trials of a few seconds, and what they come to without Ray."""
+@pytest.fixture(autouse=True)
+def _nothing_is_left(monkeypatch):
     folder = tempfile.mkdtemp(prefix="t", dir="/tmp")
     monkeypatch.setenv("TMPDIR", folder)
     monkeypatch.setattr(tempfile, "tempdir", folder)
-    small["train"] |= {"steps": 1500, "eval_every": 50, "log_every": 50}
-    data = {"experiment": small, "space": {"train.lr": [1e-3, 1e-2]}, "seeds": [0, 1]}
-    Path("study.yaml").write_text(yaml.safe_dump(data))
-    yield Store(zoo.sweep("study.yaml", out="whole", ray=False, quiet=True).path)
+    yield
     wait_for(lambda: not processes_of_ray(), 30)
     assert not list(Path(folder).glob("zoo-ray-*"))
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def study(small):
+    """A file of four trials of a few seconds, and what they come to without Ray."""
+    small["train"] |= {"steps": 1000, "eval_every": 50, "log_every": 50}
+    data = {"experiment": small, "space": {"train.lr": [1e-3, 1e-2]}, "seeds": [0, 1]}
+    Path("study.yaml").write_text(yaml.safe_dump(data))
+    return Store(zoo.sweep("study.yaml", out="whole", ray=False, quiet=True).path)
 
 
 def test_killed_interrupted_and_whole_sweeps_come_to_the_same_bits(study, start_zoo):
@@ -108,7 +113,7 @@ def test_a_worker_that_dies_is_recorded_and_its_trial_goes_on(study, start_zoo):
     assert trials["test.loss"].to_list() == study.trials()["test.loss"].to_list()
 
 
-def test_asha_by_ray(study, small):
+def test_asha_by_ray(small):
     small["train"] |= {"steps": 60, "eval_every": 15, "metric": "loss"}
     rates = {"train.lr": [1e-2, 1e-9, 1e-8, 1e-7]}
     done = zoo.sweep(small, rates, search="asha(grace=15, reduction=2)", out="asha", ray=True, workers=1, quiet=True)

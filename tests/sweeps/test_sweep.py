@@ -233,6 +233,17 @@ def test_asha_ends_trials_early_and_keeps_them_out_of_the_results(small):
     assert sweep(small, rates, search="asha(grace=4, reduction=2)", seeds=[0]).counts == done.counts
 
 
+def test_without_ray_installed(small, monkeypatch):
+    for module in ("zoo.sweeps.sweep", "zoo.sweeps.asha"):
+        monkeypatch.setattr(f"{module}.has_ray", lambda: False)
+    assert zoo.sweep(small, RATES, quiet=True, out="s").counts == {"finished": 2}
+    wrong = {"ray": {"ray": True}, "address": {"address": "127.0.0.1:1"}, "asha": {"search": "asha(grace=3)"}}
+    for name, options in wrong.items():
+        with pytest.raises(UsageError, match=r"pip install sequence-zoo\[sweep\]"):
+            zoo.sweep(small, RATES, quiet=True, out=name, **options)
+        assert not Path(name).exists()
+
+
 @pytest.mark.slow
 def test_two_drivers_and_a_kill(small, start_zoo):
     small["train"] |= {"steps": 400, "eval_every": 50, "log_every": 50}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 from zoo.core.errors import UsageError
 from zoo.core.run_files import read_metrics
-from zoo.sweeps.judge import Rules
+from zoo.sweeps.judge import Rules, has_ray
 from zoo.sweeps.plan import Plan
 from zoo.sweeps.store import Store
 from zoo.tasks.scores import LOWER_IS_BETTER
@@ -24,7 +23,7 @@ def judged(plan: Plan) -> tuple[Rules | None, dict[int, str]]:
     search = plan.config.search
     if search.name != "asha":
         return None, {}
-    if importlib.util.find_spec("ray") is None:
+    if not has_ray():
         raise UsageError("search=asha needs Ray, which is not installed: pip install sequence-zoo[sweep].")
     for key in search.by:
         if key not in plan.keys:

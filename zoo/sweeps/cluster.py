@@ -7,7 +7,6 @@ statistics, keeps its files in a temporary folder, and ends with this process, h
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import secrets
 import shutil
@@ -18,9 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, NamedTuple
 
 from zoo.core.errors import UsageError, quoted
 from zoo.sweeps.judge import History, Judge, Rules
@@ -73,11 +70,6 @@ _PATIENCE = 5.0
 """Seconds that Ray's processes have to end by themselves."""
 
 
-def has_ray() -> bool:
-    """Whether Ray is installed."""
-    return importlib.util.find_spec("ray") is not None
-
-
 class Worker:
     """An actor that trains one trial after another, in a thread, while `stop` may be called from another."""
 
@@ -96,6 +88,16 @@ class Worker:
 
     def stop(self) -> None:
         self.stopped = True
+
+    def ready(self) -> None:
+        """Returns once the process has started."""
+
+
+class _Place(NamedTuple):
+    """A worker, and what is there once its process has started."""
+
+    actor: Any
+    ready: Any
 
 
 class RayWorkers(Workers):
@@ -135,23 +137,24 @@ class RayWorkers(Workers):
         self._judges = rules is not None
         self.judge: Any = ray.remote(num_cpus=0)(Judge).remote(rules, groups, history)
         self._free = [self._worker() for _ in range(self.count)]
-        self._busy: dict[Any, tuple[Job, Any]] = {}
+        self._busy: dict[Any, tuple[Job, _Place]] = {}
         self._news: Any = None
         self._latest: dict[int, dict[str, Any]] = {}
         self._asked_at: float | None = None
 
-    def _worker(self) -> Any:
-        return self.ray.remote(**self._options)(Worker).remote(self.judge, self._judges)
+    def _worker(self) -> _Place:
+        actor: Any = self.ray.remote(**self._options)(Worker).remote(self.judge, self._judges)
+        return _Place(actor, actor.ready.options(concurrency_group="control").remote())
 
     def start(self, job: Job) -> None:
         worker = self._free.pop()
-        self._busy[worker.train.remote(job)] = job, worker
+        self._busy[worker.actor.train.remote(job)] = job, worker
 
     def wait(self) -> list[Outcome]:
         done, _ = self.ray.wait(list(self._busy), num_returns=1, timeout=WAIT_SECONDS)
         late = self._asked_at is not None and time.monotonic() - self._asked_at > STOP_SECONDS
         for reference in list(self._busy) if late else []:
-            self.ray.kill(self._busy[reference][1])
+            self.ray.kill(self._busy[reference][1].actor)
         return [self._take(reference) for reference in done]
 
     def _take(self, reference: Any) -> Outcome:
@@ -159,10 +162,11 @@ class RayWorkers(Workers):
         try:
             outcome = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
+            if self._asked_at is not None:
+                return Outcome(job, "interrupted", Record(base_row(job, "interrupted", "interrupted")))
             self._free.append(self._worker())
             told = "the worker's process ended" + _why(error)
-            status = "failed" if self._asked_at is None else "interrupted"
-            return Outcome(job, status, Record(base_row(job, status, told)))
+            return Outcome(job, "failed", Record(base_row(job, "failed", told)))
         self._free.append(worker)
         return outcome
 
@@ -179,7 +183,10 @@ class RayWorkers(Workers):
         if self._asked_at is None:
             self._asked_at = time.monotonic()
             for _, worker in self._busy.values():
-                worker.stop.options(concurrency_group="control").remote()
+                if self.ray.wait([worker.ready], timeout=0)[0]:
+                    worker.actor.stop.options(concurrency_group="control").remote()
+                else:  # it has nothing to save
+                    self.ray.kill(worker.actor)
 
     def close(self) -> None:
         self._ray.close()
@@ -287,11 +294,4 @@ def _why(error: Exception) -> str:
     return f" ({' '.join(lines)[:300]})" if lines else ""
 
 
-def default_count() -> int:
-    """Number of trials at once on this machine."""
-    if torch.cuda.is_available():
-        return torch.cuda.device_count()
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-__all__ = ["RayWorkers", "Worker", "default_count", "has_ray"]
+__all__ = ["RayWorkers", "Worker"]

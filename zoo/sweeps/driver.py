@@ -80,7 +80,7 @@ class Driver:
             if row["status"] in DONE or (row["status"] == "failed" and row["attempts"] > self.config.retries):
                 return
             attempt = (row["attempts"] or 1) + (row["status"] == "failed")
-        self.queue.append(Job(trial, str(self.folder.trial(trial.id)), attempt))
+        self.queue.append(Job(trial, str(self.folder.trial(trial.id).absolute()), attempt))
 
     def _has_budget(self) -> bool:
         budget = self.config.budget

@@ -5,11 +5,17 @@ This module imports little, as it is also loaded by a process of Ray's that does
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 History = Sequence[tuple[int, dict[str, Any]]]
 """Trials, and validation records of theirs."""
+
+
+def has_ray() -> bool:
+    """Whether Ray is installed."""
+    return importlib.util.find_spec("ray") is not None
 
 
 class Rules(NamedTuple):
@@ -87,4 +93,4 @@ class _Named(NamedTuple):
     trial_id: str
 
 
-__all__ = ["History", "Judge", "Rules"]
+__all__ = ["History", "Judge", "Rules", "has_ray"]

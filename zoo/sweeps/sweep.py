@@ -14,7 +14,7 @@ from zoo.sweeps.asha import history_of, judged
 from zoo.sweeps.config import SweepConfig, read_sweep_config
 from zoo.sweeps.driver import Driver
 from zoo.sweeps.folder import SweepFolder
-from zoo.sweeps.judge import Judge
+from zoo.sweeps.judge import Judge, has_ray
 from zoo.sweeps.plan import Plan
 from zoo.sweeps.store import Store
 from zoo.sweeps.view import View
@@ -139,8 +139,8 @@ def summary(done: Sweep) -> list[str]:
 def run_sweep(config: SweepConfig, *, address: str | None, ray: bool | None, quiet: bool) -> Sweep:
     """Run what `sweep` describes."""
     if ray is None:
-        ray = address is not None or (cluster.has_ray() and config.workers != 1)
-    if ray and not cluster.has_ray():
+        ray = address is not None or (has_ray() and config.workers != 1)
+    if ray and not has_ray():
         raise UsageError("Ray is not installed: pip install sequence-zoo[sweep], or leave out --address.")
     if not ray and address is not None:
         raise UsageError("--address is that of a Ray cluster: leave out --no-ray.")
