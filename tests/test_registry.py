@@ -239,6 +239,10 @@ def test_files_elsewhere_are_imported_where_the_environment_names_them(tmp_path,
         ("raise GeneratorExit('no')", "GeneratorExit: no"),
         ("def f(:", r"SyntaxError: invalid syntax \(bad.py, line 2\)\.$"),
         ("\0", "(SyntaxError|ValueError): source code"),
+        (
+            "from zoo.core.options import Options\nclass Own(Options):\n    size = 3",
+            r"PydanticUserError: A non-annotated attribute .* require a type annotation \(bad.py, line 3\)\.$",
+        ),
         ("import no_such_module_here", "ModuleNotFoundError: No module named 'no_such_module_here'"),
         ("import zoo; zoo.create_mixer('mhaa', 32)", "Unknown mixer 'mhaa'. Did you mean 'mha'"),
         ("raise ValueError('two\\nlines')", "ValueError: two lines"),
@@ -369,7 +373,7 @@ with ThreadPoolExecutor(10) as pool:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert done.stderr == ""
-    one = ["mamba2", zoo.create_model("mamba2-tiny").config.d_model, "mqar", "deep_supervision", True]
+    one = ["mamba2", zoo.create_model("mamba2-tiny").config.d_model, "mqar", "classification", True]
     assert ast.literal_eval(done.stdout) == one * 2
 
 
@@ -489,7 +493,7 @@ def dropped(method):
             "its render does not take batch, row, predictions",
         ),
         ("objective", lambda text: text.replace("model, data, carry, generator", "model"), "its updates does not take"),
-        ("objective", lambda text: text.replace("own_word", "own word"), "its name is no word"),
+        ("objective", lambda text: text.replace("own_word", "own word"), "its name should be of letters"),
     ],
 )
 def test_a_class_that_lacks_something_is_refused_alone(own, kind, change, told):
@@ -502,7 +506,7 @@ def test_a_class_that_lacks_something_is_refused_alone(own, kind, change, told):
     assert "\n" not in line
     assert "second_word" in registered.names()
     assert "own_word" not in registered
-    if "no word" not in told:
+    if "its name" not in told:
         with pytest.raises(UsageError, match=re.escape(line)):
             registered["own_word"]
 
@@ -677,6 +681,25 @@ def test_options_take_numpy_s_numbers():
 def test_axes_of_a_norm_are_those_that_there_are(axes):
     with pytest.raises(UsageError, match=r"The norm 'own_norm'.* is refused: its axes are .*'channels' or 'time'"):
         norms.register("own_norm")(type("Own", (norms["none"],), {"axes": axes}))
+
+
+@pytest.mark.parametrize("registry", [mixers, norms, residuals, tasks], ids=lambda registry: registry.kind)
+def test_a_class_is_registered_by_a_name(registry):
+    with pytest.raises(UsageError, match=r"Own has no name to be registered by: write @\.\.\.register\(\"my_"):
+        registry.register(type("Own", (), {}))
+    with pytest.raises(
+        UsageError, match=r"'my-own'.* is refused: its name should be of letters, digits and underscores"
+    ):
+        registry.register("my-own")(type("Own", (), {}))
+
+
+@pytest.mark.parametrize(("registry", "base"), [(mixers, "mlp"), (norms, "none"), (residuals, "plain")])
+def test_options_are_constants(registry, base):
+    class Config(Options):
+        sizes: list[int] = Field(default_factory=lambda: [1, 2])
+
+    with pytest.raises(UsageError, match=r"'own'.* is refused: its option sizes is no constant: use a tuple"):
+        registry.register("own")(type("Own", (registry[base],), {"Config": Config}))
 
 
 def test_traits_are_traits():

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
-from zoo.core.options import Options
+from zoo.core.options import Options, unfrozen
 from zoo.core.registry import Registry
 from zoo.door import check_features, check_resets, fits, form_of, misfit, read_lengths, read_timespans
 from zoo.states import State, tree_bytes
@@ -253,8 +253,10 @@ class Mixer(nn.Module, ABC):
         return [{}]
 
 
-def _wrong_traits(cls: type[Mixer]) -> str | None:
-    return None if isinstance(cls.traits, Traits) else f"its traits are {cls.traits!r:.60}; write Traits(...)"
+def _wrong_mixer(cls: type[Mixer]) -> str | None:
+    if not isinstance(cls.traits, Traits):
+        return f"its traits are {cls.traits!r:.60}; write Traits(...)"
+    return unfrozen(cls.Config)
 
 
 mixers: Registry[type[Mixer]] = Registry(
@@ -263,7 +265,7 @@ mixers: Registry[type[Mixer]] = Registry(
     "zoo.channel_mixers",
     base=Mixer,
     settings={"kind": ("sequence", "channel")},
-    check=_wrong_traits,
+    check=_wrong_mixer,
 )
 register = mixers.register
 """Class decorator `@register("name")`."""
@@ -303,15 +305,15 @@ class Norm(nn.Module, ABC):
         """x, normed, in its dtype."""
 
 
-def _wrong_axes(cls: type[Norm]) -> str | None:
+def _wrong_norm(cls: type[Norm]) -> str | None:
     if isinstance(cls.axes, tuple) and cls.axes and all(axis in AXES for axis in cls.axes):
-        return None
+        return unfrozen(cls.Config)
     return f"its axes are {cls.axes!r:.60}; they should be a tuple of {' or '.join(map(repr, AXES))}"
 
 
 AXES = ("channels", "time")
 """What a norm can run along."""
-norms: Registry[type[Norm]] = Registry("norm", "zoo.norms", base=Norm, check=_wrong_axes)
+norms: Registry[type[Norm]] = Registry("norm", "zoo.norms", base=Norm, check=_wrong_norm)
 
 MIN_WIDTH, MAX_WIDTH = 16, 2**20
 """The range of D, which is even."""

@@ -148,6 +148,8 @@ def _why(error: BaseException) -> str:
         return f"{text}{where}."
     if isinstance(error, SystemExit):
         return f"it ends the process (sys.exit({error.code!r})){where}."
+    if type(error).__module__.startswith("pydantic"):  # which says how pydantic itself could be changed
+        text = re.split(r"; if | Set `| For further ", text)[0].rstrip(".")
     now: str | None = None
     likely = ""
     if isinstance(error, ImportError) and (found := re.match(r"(cannot import name '(\w+)' from '([\w.]+)')", text)):

@@ -112,6 +112,14 @@ class Options(BaseModel):
         }
 
 
+def unfrozen(options: type[Options]) -> str | None:
+    """Which option of a class has a list, a set or a mapping as its default, which can be changed, in a few words."""
+    for name, field in options.model_fields.items():
+        if isinstance(field.get_default(call_default_factory=True), list | set | dict):
+            return f"its option {name} is no constant: use a tuple"
+    return None
+
+
 def tuples(value: Any) -> Any:
     """YAML's lists as the tuples that strict options ask for, in mappings too."""
     if isinstance(value, Mapping):

@@ -15,6 +15,7 @@ from zoo.core.imports import IMPORTS, Origin, origin_of
 from zoo.core.options import Options
 
 T = TypeVar("T")
+NO_WORD = "its name should be of letters, digits and underscores"
 
 
 class Registry(Generic[T]):
@@ -59,6 +60,11 @@ class Registry(Generic[T]):
         Raises:
             UsageError: the name is taken, or the class does not keep the contract.
         """
+        if not isinstance(name, str):
+            what = getattr(name, "__name__", repr(name))
+            raise UsageError(
+                f'{what} has no name to be registered by: write @...register("my_{self.kind.split()[0]}").'
+            )
 
         def enter(cls: T) -> T:
             self.enter(name, cls, getattr(cls, "__module__", ""), self._lacks)
@@ -78,7 +84,7 @@ class Registry(Generic[T]):
         if origin_of(module) is not None:  # the package's own names come first, whoever asks in which order
             self._discover_packages()
         problem = self._taken(name, thing, module)
-        if problem is None and (why := lacks(thing) if _is_word(name) else "its name is no word") is not None:
+        if problem is None and (why := lacks(thing) if _is_word(name) else NO_WORD) is not None:
             problem = f"The {self.kind} {name!r}{self._place(module)} is refused: {why}."
             self._refused[str(name)] = problem
         if problem is not None:

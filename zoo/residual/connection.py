@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 from pydantic import BeforeValidator
 from torch import Tensor, nn
 
-from zoo.core.options import Options
+from zoo.core.options import Options, unfrozen
 from zoo.core.registry import Registry
 from zoo.pattern.named import read_named
 
@@ -68,7 +68,9 @@ class Connection(nn.Module, ABC):
         """Matmul FLOPs, multiply-add = 2."""
 
 
-residuals: Registry[type[Connection]] = Registry("residual kind", "zoo.residual", base=Connection)
+residuals: Registry[type[Connection]] = Registry(
+    "residual kind", "zoo.residual", base=Connection, check=lambda cls: unfrozen(cls.Config)
+)
 register = residuals.register
 """Class decorator `@register("name")`."""
 
