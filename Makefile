@@ -1,4 +1,4 @@
-# make demo: train five models on associative recall, print the table, write runs/demo/report.html
+# make demo: train five models on associative recall, three seeds each, print the table, write runs/demo/report.html
 # make test: every fast test, in 5 minutes on 2 cores; its last lines say what took how many processor seconds
 # make test-plain: the fast tests of the ops as on a machine without kernels, and as on one without a compiler
 # make check: lint, types, import contracts, docs     make check-all: the slow checks
@@ -14,8 +14,8 @@ TORCH ?= torch==2.13.0
 .PHONY: demo test test-plain check check-all docs parity bench bench-ops clean
 
 demo: $(VENV)/.installed
-	$(BIN)/zoo train mqar-demo out=runs/demo
-	$(BIN)/zoo compare runs/demo --report runs/demo/report.html
+	$(BIN)/zoo sweep mqar-demo-seeds --out runs/demo
+	$(BIN)/zoo compare runs/demo --learned 0.9 --report runs/demo/report.html
 
 # Each worker starts with one half of the tests, so that what a file or a word's laws share is made once.
 test: $(VENV)/.installed-dev

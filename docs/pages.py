@@ -413,7 +413,7 @@ def start_page() -> Iterator[tuple[str, str]]:
         "Start": ["Start <self>", "concepts", "training", "data", "tracking", "adding", "limits", "contributing"],
         "Reference": ["options", "files"],
         "What there is": ["mixers/README", "attention", "tasks", "objectives", "models", "recipes"],
-        "Measuring": ["sweeps", "benchmarks", "report", "results/README"],
+        "Measuring": ["sweeps", "statistics", "benchmarks", "report", "results/README"],
     }
     hidden = [line for caption, pages in trees.items() for line in toctree(pages, hidden=True, caption=caption)]
     yield "index.md", "\n".join([text, *hidden])

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.report import units
@@ -51,7 +52,7 @@ def columns(comparison: Comparison) -> list[Column]:
     if comparison.best:
         about = "The value with the best validation figure; with the number of seeds that chose it, where they differ."
         found.append(Column(f"best\n{', '.join(comparison.best)}", about, "", _chosen))
-    found.append(Column("ended by", "How the trials ended.", "", _ended))
+    found.append(Column("ended by", "How the trials ended, and at which step.", "", _ended))
     for column, title, read, about in (
         ("parameters", "params", units.count, "Number of trained weights."),
         ("state_bytes", "state", units.size, "Memory that one sequence carries at its full length."),
@@ -184,6 +185,7 @@ def _group_data(comparison: Comparison, group: Group) -> dict[str, Any]:
         "ended": group.endings,
         "parameters": group.middle("parameters"),
         "state_bytes": group.middle("state_bytes"),
+        "steps": [row.get("steps") for row in group.rows],
         "seconds": group.middle("seconds"),
     }
 
@@ -264,7 +266,9 @@ def _chosen(comparison: Comparison, group: Group) -> Cell:
 def _ended(comparison: Comparison, group: Group) -> Cell:
     ends = group.endings
     text = next(iter(ends)) if len(ends) == 1 else "\n".join(f"{n} {how}" for how, n in ends.items())
-    return Cell(None, text.replace(" by ", "\nby ") or MISSING, False)
+    steps = sorted(int(v) for row in group.rows if (v := row.get("steps")) is not None)
+    span = "" if not steps else f"at {units.count(steps[0])}" + (f"…{steps[-1]}" if steps[-1] > steps[0] else "")
+    return Cell(fmean(steps) if steps else None, text.replace(" by ", "\nby ") or MISSING, False, span)
 
 
 def _middle(column: str, text: Callable[[float], str]) -> Callable[[Comparison, Group], Cell]:
