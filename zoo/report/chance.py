@@ -14,19 +14,23 @@ from zoo.tasks.protocol import create_task
 ROWS = 2048
 
 
-def chance_of(task: Mapping[str, Any]) -> float:
+def chance_of(task: Mapping[str, Any], rows: int = ROWS) -> float:
     """The accuracy on test rows of always giving the answer that is most frequent in validation rows.
+
+    Args:
+        task: its name and options.
+        rows: how many of each split are drawn.
 
     Raises:
         UsageError: an unknown task, or options that it does not have.
     """
-    return _chance(json.dumps(task, sort_keys=True))
+    return _chance(json.dumps(task, sort_keys=True), rows)
 
 
 @functools.cache
-def _chance(asked: str) -> float:
+def _chance(asked: str, rows: int) -> float:
     task = create_task(json.loads(asked, object_hook=_tuples))
-    known, test = (task.sample(ROWS, split=split, seed=0) for split in ("validation", "test"))
+    known, test = (task.sample(rows, split=split, seed=0) for split in ("validation", "test"))
     answer = known.targets[known.targets >= 0].mode().values
     return float(task.score(test, torch.full_like(test.targets, int(answer)))["accuracy"])
 

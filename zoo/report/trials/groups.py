@@ -35,6 +35,7 @@ _ENDINGS = {
     "running": "not ended",
 }
 _TASK = "config.task."
+_CHANCE_ROWS = 512  # of a task whose rows take long to draw it is a second or two
 _NAMES = ("model.pattern", "name")  # keys in which one layer may have several names
 _NAMED = 3  # keys named in an error
 
@@ -170,8 +171,14 @@ def _chance(row: Mapping[str, Any]) -> float | None:
     if known is not None or "name" not in task:
         return known
     try:
-        return chance_of(task)
-    except (UsageError, RuntimeError, TypeError, ValueError):  # a task of another version, or without such an answer
+        return chance_of(task, _CHANCE_ROWS)
+    except (
+        UsageError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ):  # a task of another version, or without such an answer
         return None
 
 
