@@ -4,6 +4,8 @@
 # make check: lint, types, import contracts, docs     make check-all: the slow checks
 # make parity: against other people's code, and with their trackers     make bench-ops: speed and exactness of the ops beside theirs
 # make docs: the documentation as a site that works offline, build/docs/html/index.html
+# make tutorial: the tutorial's study at its full size, into docs/tutorial_run
+# make release-check: a wheel and a source archive in dist/, each installed in a fresh environment and tried
 # make bench: a small first run of every benchmark of `zoo bench` over every mixer
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +13,7 @@ BIN := $(VENV)/bin
 # CPU build of torch where the package index offers one at this version; the range in pyproject.toml admits it.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-plain check check-all docs parity bench bench-ops clean
+.PHONY: demo test test-plain check check-all docs tutorial parity bench bench-ops release-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/zoo sweep mqar-demo-seeds --out runs/demo
@@ -37,7 +39,12 @@ check: $(VENV)/.installed-dev docs
 # A page that leads nowhere, or an option or table that cannot be read, fails it.
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/pages.py build/docs/pages
+	$(BIN)/python docs/notebook.py build/docs/tutorial
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs -d build/docs/cache build/docs/pages build/docs/html
+
+# The study of the tutorial, on a machine that does nothing else. Killed and started again, it continues.
+tutorial: $(VENV)/.installed-dev
+	$(BIN)/python docs/notebook.py docs/tutorial_run --full --work build/tutorial
 
 check-all: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not gpu" tests/test_laws.py
@@ -105,6 +112,14 @@ $(VENV)/parity/%/.installed: Makefile | $(VENV)/.installed-dev
 	for archive in $(VENV)/parity/$*/sources/*.tar.gz; do \
 		if [ -e $$archive ]; then tar -xzf $$archive -C $(VENV)/parity/$*/sources; fi; done
 	touch $@
+
+# The archives of a release in dist/, each tried in an environment of its own: see CONTRIBUTING.md.
+release-check: $(VENV)/.installed-dev
+	version=`$(BIN)/python -c "import zoo; print(zoo.__version__)"`; grep -q "^## $$version " CHANGELOG.md || \
+		{ echo "CHANGELOG.md has no section: ## $$version (DATE)"; exit 1; }
+	rm -rf dist
+	$(BIN)/python -m build
+	DIST=$(abspath dist) $(BIN)/python -m pytest -n 0 tests/test_wheel.py tests/test_docs.py -k "wheel or citation"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -410,7 +410,17 @@ def start_page() -> Iterator[tuple[str, str]]:
     text = re.sub(r"\[([^\]]+)\]\((?:(?:zoo|tasks|tests|benchmarks)/[^)]*|CITATION\.cff)\)", r"`\1`", text)
     text = text.replace("[CONTRIBUTING.md](CONTRIBUTING.md)", "[Contributing](contributing.md)")
     trees = {
-        "Start": ["Start <self>", "concepts", "training", "data", "tracking", "adding", "limits", "contributing"],
+        "Start": [
+            "Start <self>",
+            "tutorial",
+            "concepts",
+            "training",
+            "data",
+            "tracking",
+            "adding",
+            "limits",
+            "contributing",
+        ],
         "Reference": ["options", "files"],
         "What there is": ["mixers/README", "attention", "tasks", "objectives", "models", "recipes"],
         "Measuring": ["sweeps", "statistics", "benchmarks", "report", "results/README"],
@@ -446,6 +456,19 @@ def filled(text: str) -> str:
     return re.sub(r"<!-- file: (\S+) -->", contents, text)
 
 
+def tutorial_page(folder: Path) -> None:
+    """The tutorial with the outputs of its full run (`make tutorial`), where that is there; else without outputs."""
+    run = folder / "tutorial_run" / "tutorial.md"
+    if run.exists():
+        text = re.sub(
+            r"!\[png\]\((\w+\.png)\)",
+            r"![A picture that the cell above draws](tutorial_run/\1)",
+            run.read_text("utf-8"),
+        )
+        run.unlink()
+        (folder / "tutorial.md").write_text(text, encoding="utf-8")
+
+
 MAKERS: tuple[Callable[[], Iterator[tuple[str, str]]], ...] = (
     start_page,
     mixer_pages,
@@ -461,6 +484,7 @@ def write(folder: Path) -> None:
     """Write every page into a folder, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(DOCS, folder, ignore=shutil.ignore_patterns("conf.py", "pages.py", "__pycache__", "static"))
+    tutorial_page(folder)
     for path in folder.glob("*.md"):
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
     for make in MAKERS:
