@@ -458,15 +458,11 @@ def filled(text: str) -> str:
 
 def tutorial_page(folder: Path) -> None:
     """The tutorial with the outputs of its full run (`make tutorial`), where that is there; else without outputs."""
-    run = folder / "tutorial_run" / "tutorial.md"
-    if run.exists():
-        text = re.sub(
-            r"!\[png\]\((\w+\.png)\)",
-            r"![A picture that the cell above draws](tutorial_run/\1)",
-            run.read_text("utf-8"),
-        )
-        run.unlink()
-        (folder / "tutorial.md").write_text(text, encoding="utf-8")
+    page, run = folder / "tutorial.md", folder / "tutorial_run" / "tutorial.md"
+    text = (run if run.exists() else page).read_text(encoding="utf-8")
+    run.unlink(missing_ok=True)
+    text = re.sub(r"!\[png\]\((\w+\.png)\)", r"![Drawn by the cell above](tutorial_run/\1)", text)
+    page.write_text(text.replace("```python", "```ipython3"), encoding="utf-8")  # cells have lines of the shell
 
 
 MAKERS: tuple[Callable[[], Iterator[tuple[str, str]]], ...] = (
