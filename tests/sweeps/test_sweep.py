@@ -244,6 +244,17 @@ def test_without_ray_installed(small, monkeypatch):
         assert not Path(name).exists()
 
 
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [("127.0.0.1:9", "There is no Ray cluster at '127.0.0.1:9'"), ("here", "HOST:PORT")],
+)
+def test_no_cluster_is_one_line(small, address, why):
+    pytest.importorskip("ray")
+    with pytest.raises(UsageError, match=why) as error:
+        zoo.sweep(small, RATES, address=address, quiet=True)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.slow
 def test_two_drivers_and_a_kill(small, start_zoo):
     small["train"] |= {"steps": 400, "eval_every": 50, "log_every": 50}

@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from zoo.sweeps.trial import Job, Outcome, base_row, run_trial
 from zoo.sweeps.workers import Workers
 
 WAIT_SECONDS = 0.25
+CONNECT_SECONDS = 10.0
 STOP_SECONDS = 60.0
 """How long a worker may take after a request to stop to save its checkpoint."""
 _LONGEST = 40  # characters of a folder in which Ray can still name its sockets
@@ -196,6 +198,8 @@ class _Session:
     """Ray while it runs for this process."""
 
     def __init__(self, address: str | None, count: int | None):
+        if address is not None:
+            _check_reachable(address)
         with _environment(alone=address is None):
             import ray
 
@@ -251,6 +255,23 @@ class _Session:
             self._undertaker = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _check_reachable(address: str) -> None:
+    """Find out at once what Ray would try for minutes.
+
+    Raises:
+        UsageError: nobody listens at an address.
+    """
+    if address == "auto":  # Ray knows of a cluster on this machine, or of none
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal() or int(port) >= 2**16:
+        raise UsageError(f"--address {quoted(address)} is not allowed: it should be HOST:PORT, or auto.")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UsageError(f"There is no Ray cluster at {quoted(address)}: {error.strerror or error}.") from None
 
 
 def _short_folder() -> str:
