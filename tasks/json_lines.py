@@ -24,7 +24,7 @@ MOST_BYTES_OF_LINE = 2**26
 _CHUNK = 2**16
 _MOST_DRAWS, _DRAWS = 10_000, 20  # at all, and at once
 _MOST_SKIPPED = 1000  # lines of other splits, after which a row goes on with its first document
-_LEAST_CHARACTERS = 8  # read at first for a token
+_LEAST_CHARACTERS = 6  # read at first for a token
 _LOOKED_AT = 10_000  # lines among which each split has one
 
 
