@@ -265,7 +265,7 @@ def _chosen(comparison: Comparison, group: Group) -> Cell:
 
 def _ended(comparison: Comparison, group: Group) -> Cell:
     ends = group.endings
-    text = next(iter(ends)) if len(ends) == 1 else "\n".join(f"{n} {how}" for how, n in ends.items())
+    text = next(iter(ends)) if len(ends) == 1 else "\n".join(f"{how} ({n})" for how, n in ends.items())
     steps = sorted(int(v) for row in group.rows if (v := row.get("steps")) is not None)
     span = "" if not steps else f"at {units.count(steps[0])}" + (f"…{steps[-1]}" if steps[-1] > steps[0] else "")
     return Cell(fmean(steps) if steps else None, text.replace(" by ", "\nby ") or MISSING, False, span)
