@@ -416,6 +416,7 @@ def start_page() -> Iterator[tuple[str, str]]:
             "concepts",
             "training",
             "data",
+            "continuous",
             "tracking",
             "adding",
             "limits",

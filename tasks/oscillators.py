@@ -208,7 +208,7 @@ class Oscillators(Task):
         return places.gather(1, steps[..., None].expand(-1, -1, places.shape[2]))
 
     def _row(self, batch: Batch, row: int) -> tuple[Reals, Reals, NDArray[np.bool_], Reals]:
-        """Times, inputs, what is asked and targets of the steps of a row."""
+        """Times, inputs, which steps are scored, and targets of a row."""
         n = self.seq_len if batch.lengths is None else int(batch.lengths[row])
         spans = torch.ones(n) if batch.timespans is None else batch.timespans[row, :n]
         assert batch.mask is not None
@@ -225,7 +225,7 @@ class Oscillators(Task):
                 points["+"] = (times[asked], predictions[row, : len(times), i].numpy()[asked])
             lines += [f"oscillator {i + 1}", *chart(points), ""]
         axis = "time" if batch.timespans is not None else "step (the times are not given)"
-        marks = "o observed, x asked for" + ("" if predictions is None else ", + predicted, # both")
+        marks = "o observed, x to predict" + ("" if predictions is None else ", + predicted, # both")
         lines.append(f"{axis} from {times[0]:.3g} to {times[-1]:.3g}; {marks}")
         if predictions is not None:
             one = slice(row, row + 1)
@@ -252,7 +252,7 @@ class Oscillators(Task):
             axes.plot(times, targets[:, i], color="0.75", linewidth=1, label="exact")
             axes.plot(times[~asked], inputs[~asked, i], "o", color="0.2", markersize=4, label="observed")
             style = {"markerfacecolor": "white", "markersize": 4.5, "linestyle": "none"}
-            axes.plot(times[asked], targets[asked, i], marker="o", color="tab:blue", label="asked for", **style)
+            axes.plot(times[asked], targets[asked, i], marker="o", color="tab:blue", label="to predict", **style)
             if predictions is not None:
                 said = predictions[row, : len(times), i].numpy()
                 axes.plot(times[asked], said[asked], "x", color="tab:red", markersize=5, label="predicted")

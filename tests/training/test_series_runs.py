@@ -146,7 +146,7 @@ def test_the_command_trains_evaluates_shows_and_compares(runs, tmp_path, capsys)
     score = json.loads(capsys.readouterr().out)
     assert score["mse"] == pytest.approx(evaluate_run(runs / "cfc", {"task.noise": 0.0})["mse"])
     assert run_command("show", "oscillators", "n_steps=16") == 0
-    assert "o observed, x asked for" in capsys.readouterr().out
+    assert "o observed, x to predict" in capsys.readouterr().out
     assert run_command("show", runs / "cfc") == 0
     assert "+ predicted" in capsys.readouterr().out
     assert run_command("show", runs / "digits") == 0
