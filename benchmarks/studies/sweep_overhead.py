@@ -2,11 +2,11 @@
 
     python -m zoo.benchmarks.studies.sweep_overhead [--trials 20] [--seconds 1.0] [--workers 2]
 
-A trial is a training with a time budget of the given seconds, so that it takes these on any machine. Of every way two
-sweeps are run, of two trials for each worker and of that and the given number: their difference leaves out what comes
-once, such as the start of Ray. `per_trial` is what one more trial takes of all workers' time, less the seconds that its
-training records; `share` is the same over those seconds. The folder, checkpoints, the test rows, the speed of
-decoding, the store and messages count as overhead.
+A trial is a training with a time budget of the given seconds, so that it takes these on any machine. After the first 2
+trials of each worker, in which modules are imported and caches filled, `per_trial` is the time from one trial's end to
+the next one's, times the number of workers, less the seconds that a training records; `share` is the same over those
+seconds. The folder, checkpoints, the test rows, the speed of decoding, the store and messages count as overhead. `once`
+is the time until the first trial has ended, less its training: the start of Ray, or nothing.
 """
 
 from __future__ import annotations
@@ -35,38 +35,23 @@ EXPERIMENT: dict[str, Any] = {
 }
 
 
-def measured(trials: int, seconds: float, workers: int, *, ray: bool) -> tuple[float, list[float]]:
-    """Seconds that a sweep took, and those of each training in it."""
+def measured(trials: int, seconds: float, workers: int, *, ray: bool) -> Data:
+    """One sweep, in figures."""
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        done = zoo.sweep(
-            EXPERIMENT,
-            {"train.seed": range(trials), "train.time_budget": seconds},
-            out=Path(folder, "sweep"),
-            workers=workers,
-            ray=ray,
-            quiet=True,
-        )
-        took = time.perf_counter() - start
-        return took, done.trials()["seconds"].to_list()
+        start, space = time.time(), {"train.seed": range(trials), "train.time_budget": seconds}
+        done = zoo.sweep(EXPERIMENT, space, out=Path(folder, "sweep"), workers=workers, ray=ray, quiet=True)
+        ends = sorted(path.stat().st_mtime for path in done.path.glob("trials/*/result.json"))
+        each = done.trials()["seconds"].to_list()
+    first, training = 2 * workers, sum(each) / len(each)
+    per_trial = (ends[-1] - ends[first - 1]) / (trials - first) * workers - training
+    figures = {"training_seconds": training, "per_trial": per_trial, "share": per_trial / training}
+    return {"workers": workers, "trials": trials, **figures, "once": ends[0] - start - training}
 
 
 def measure(arguments: argparse.Namespace, data: Data) -> Iterator[Data]:
     for way, workers in (("ray", arguments.workers), ("one process", 1)):
-        few = 2 * workers
-        (first, _), (whole, each) = (
-            measured(n, arguments.seconds, workers, ray=way == "ray") for n in (few, few + arguments.trials)
-        )
-        training = sum(each) / len(each)
-        per_trial = (whole - first) * workers / arguments.trials - training
-        row = {
-            "workers": workers,
-            "trials": arguments.trials,
-            "training_seconds": training,
-            "per_trial": per_trial,
-            "share": per_trial / training,
-            "start": first - few / workers * (training + per_trial),
-        }
+        trials = max(arguments.trials, 3 * workers)
+        row = measured(trials, arguments.seconds, workers, ray=way == "ray")
         data = {**data, "machine": facts(), "ways": {**data.get("ways", {}), way: row}}
         yield data
 
@@ -74,7 +59,7 @@ def measure(arguments: argparse.Namespace, data: Data) -> Iterator[Data]:
 def markdown(data: Data) -> str:
     rows = [
         f"| {way} | {row['workers']} | {row['trials']} | {row['training_seconds']:.2f} s | {row['per_trial']:.2f} s "
-        f"| {100 * row['share']:.0f} % | {row['start']:.1f} s |"
+        f"| {100 * row['share']:.0f} % | {row['once']:.1f} s |"
         for way, row in data["ways"].items()
     ]
     head = "| way | workers | trials | seconds of a training | overhead of a trial | share | once |"
@@ -84,7 +69,7 @@ def markdown(data: Data) -> str:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trials", type=int, default=20, help="number of trials beyond the first ones")
+    parser.add_argument("--trials", type=int, default=20, help="number of trials")
     parser.add_argument("--seconds", type=float, default=1.0, help="seconds of a training")
     parser.add_argument("--workers", type=int, default=2, help="workers of Ray")
 
