@@ -69,8 +69,10 @@ def test_what_is_no_repeat_is_never_called_one(trials):
 
 def test_every_seed_chooses_on_the_others(tmp_path):
     """Seed 0 looks best at 0.001 to itself alone; the others, that decide for it, are best at 0.003."""
-    lie = {"validation.accuracy": 0.999}
-    changes = {("gqa", 1e-3, 0): lie}
+    changes = {
+        ("gqa", 1e-3, 0): {"validation.accuracy": 0.999},
+        ("gqa", BEST_LR, 0): {"validation.accuracy": 0.0},  # with its own figures, even the mean of all would be lower
+    }
     trials = from_sweep(write_sweep(tmp_path / "s", ["gqa"], LRS, SEEDS, changes=changes))
     (group,) = compare(trials, ["words.mixer"], best=["train.lr"]).groups
     assert group.choice.how == "the other seeds"
@@ -122,9 +124,11 @@ def test_trials_that_did_not_end_enter_no_mean(tmp_path):
         ("gqa", BEST_LR, 1): {"status": "pruned", "validation.accuracy": 0.9},
         ("gqa", BEST_LR, 2): {"status": "failed", "reason": "out of memory", "validation.accuracy": None},
     }
-    comparison = compare(from_sweep(write_sweep(tmp_path / "s", ["gqa"], [BEST_LR], range(5), changes=changes)))
+    trials = from_sweep(write_sweep(tmp_path / "s", ["gqa"], [BEST_LR], range(5), changes=changes))
+    comparison = compare(trials)
     group = comparison.groups[0]
     assert list(group.scores.seeds) == [0, 3, 4]
+    assert list(compare(trials, metric="loss").groups[0].scores.seeds) == [0, 3, 4]  # of which a stopped one has one
     assert group.endings == {"steps": 3, "stopped by ASHA": 1, "failed": 1}
     told = words.caveats(comparison)
     assert "1 of 5 trials were stopped by ASHA, and enter no mean." in told

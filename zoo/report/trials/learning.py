@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from zoo.core.errors import UsageError, quoted
 from zoo.statistics import Scores, binomial_interval, clustered_interval
+from zoo.statistics.scores import Rows, by_problem
+
+_CLEAR = 6  # standard errors
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,13 @@ class Rule:
     @staticmethod
     def _above(scores: Scores, i: int, chance: float, n_problems: int) -> bool | None:
         if scores.rows is not None and scores.n_problems > 1:
-            interval = clustered_interval(scores.rows.values[i], scores.rows.problems)
+            own = Rows(scores.rows.values[i : i + 1], scores.rows.problems)
+            of_problems = by_problem(own)[0]
+            error = float(of_problems.std(ddof=1)) / len(of_problems) ** 0.5
+            away = float(of_problems.mean()) - chance
+            if error and abs(away) > _CLEAR * error:  # no need to draw: of 300 trials that takes half a minute
+                return away > 0
+            interval = clustered_interval(own.values[0], own.problems)
         elif n_problems:
             interval = binomial_interval(min(float(scores.figures[i]), 1.0) * n_problems, n_problems)
         else:
