@@ -16,6 +16,7 @@ from zoo.sweeps.config import read_sweep_config
 from zoo.sweeps.plan import Plan
 from zoo.sweeps.search import Search
 from zoo.sweeps.space import read_space
+from zoo.training.recipes import read_experiments
 
 
 def plan(experiment, space=None, **options) -> Plan:
@@ -108,6 +109,16 @@ def test_a_file_of_a_sweep(small):
     assert (config.name, config.folder, config.retries) == ("study", Path("runs/study"), 2)
     assert points(Plan(config)) == [(0.3, 5)]
     assert read_sweep_config("mqar", {"train.lr": [1e-3]}).folder == Path("runs/mqar-sweep")
+
+
+def test_what_is_no_sweep_and_what_is_no_recipe(small):
+    with pytest.raises(UsageError, match=r"Unknown sweep or recipe 'mqar-swep'. Did you mean 'mqar-sweep'?"):
+        read_sweep_config("mqar-swep")
+    with pytest.raises(UsageError, match=r"no\.yaml is neither a recipe file nor a run folder"):
+        read_sweep_config("no.yaml")
+    Path("study.yaml").write_text(yaml.safe_dump({"experiment": small}))
+    with pytest.raises(UsageError, match=r"study\.yaml is a sweep and no recipe: run it with zoo sweep study\.yaml"):
+        read_experiments("study.yaml")
 
 
 @pytest.mark.parametrize("name", list_sweeps())

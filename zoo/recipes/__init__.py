@@ -21,7 +21,8 @@ def headline(text: str) -> str:
 
 def list_sweeps() -> list[str]:
     """The names of the sweeps."""
-    return sorted(f.name.removesuffix(".yaml") for f in (files(__name__) / "sweeps").iterdir())
+    found = (files(__name__) / "sweeps").iterdir()
+    return sorted(f.name.removesuffix(".yaml") for f in found if f.name.endswith(".yaml"))
 
 
 def sweep_text(name: str) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from zoo.core import yaml_text
-from zoo.core.errors import UsageError, quoted
+from zoo.core.errors import UsageError, quoted, unknown
 from zoo.core.options import Options
 from zoo.core.readers import check_path
-from zoo.recipes import list_sweeps, sweep_text
+from zoo.recipes import list_recipes, list_sweeps, sweep_text
 from zoo.sweeps.search import Search
 from zoo.sweeps.space import SEED, VARIANT, Space, plain, read_space
 from zoo.sweeps.store import is_sweep, read_sweep
@@ -221,6 +221,9 @@ def _read_source(source: Any) -> dict[str, Any]:
         return {**{k: v for k, v in begun.items() if k in SweepConfig.model_fields}, "out": str(path)}
     if path.is_file() and isinstance(data := yaml_text.read(path), dict) and "experiment" in data:
         return {"name": path.stem, **data}
+    known = [*list_sweeps(), *list_recipes()]
+    if str(source) not in known and not path.exists() and path.suffix not in (".yaml", ".yml") and len(path.parts) < 2:
+        raise unknown("sweep or recipe", str(source), known)
     recipe = read_recipe(source)
     recipe.pop("out", None)
     return {"name": f"{recipe['name']}-sweep", "experiment": recipe}

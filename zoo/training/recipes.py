@@ -127,6 +127,8 @@ def read_recipe(source: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         told = f"a mapping with the keys task, model, train; it holds {quoted(data, 60)}"
         raise UsageError(f"{source} should hold {told}.")
+    if "experiment" in data:
+        raise UsageError(f"{source} is a sweep and no recipe: run it with zoo sweep {source}.")
     if is_run(path):
         data = {**as_written_now(data), "out": str(path)}
         imports.check(path)
