@@ -110,6 +110,12 @@ def test_a_stage_of_choice_has_seeds_of_its_own(tmp_path):
     assert any("seeds of its own (100, 101)" in note for note in words.notes(comparison))
 
 
+def test_sweeps_that_chose_differently_have_no_common_mean(trials, tmp_path):
+    chosen = write_sweep(tmp_path / "s", ["gqa", "lstm", "hgrn2"], LRS, SEEDS, choose_seeds=(100, 101))
+    with pytest.raises(UsageError, match=r"Seed 0 has results at several values of train\.lr \(0\.001, 0\.003\)"):
+        compare(together([from_sweep(chosen), trials]), ["words.mixer"])
+
+
 def test_a_smaller_loss_is_better(trials):
     comparison = compare(trials, best=["train.lr"], metric="loss")
     assert comparison.lower

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
+from zoo.core.errors import UsageError
 from zoo.report.runs import ENDED
 from zoo.report.trials.figures import figure, lower_is_better
 from zoo.report.trials.source import CHOOSE, value
@@ -60,9 +61,13 @@ def choose(
         rows: the trials of one configuration, all values and stages.
         keys: what was tried.
         metric: the validation figure that decides.
+
+    Raises:
+        UsageError: a seed has results at several values though one was chosen, as of sweeps that chose differently.
     """
     if any(row["stage"] == CHOOSE for row in rows):
         final = [row for row in rows if row["stage"] != CHOOSE]
+        _check_one_value(final, keys)
         n = len({tried(row, keys) for row in rows if row["stage"] == CHOOSE})
         return final, Choice({row["seed"]: tried(row, keys) for row in final}, n, "seeds of its own")
     ended = [row for row in rows if row["status"] in ENDED]
@@ -81,6 +86,17 @@ def choose(
             lost.append(seed)
     how: How = "the other seeds" if len(seeds) > 1 else "the same seed"
     return kept, Choice(values, len({tried(row, keys) for row in rows}), how, tuple(lost))
+
+
+def _check_one_value(final: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+    values: dict[Hashable, set[str]] = {}
+    for row in final:
+        values.setdefault(row["seed"], set()).add(tried(row, keys))
+    for seed, found in values.items():
+        if len(found) > 1:
+            several = f"several values of {', '.join(keys)} ({', '.join(sorted(found))})"
+            why = "though one was chosen on seeds of its own: compare these sweeps one by one"
+            raise UsageError(f"Seed {seed} has results at {several}, {why}.")
 
 
 def _best(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], metric: str) -> str | None:
