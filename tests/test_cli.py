@@ -77,6 +77,14 @@ def test_list(zoo, what):
     assert len(json.loads(zoo("list", what, as_json[0]["name"], "--json")[1])) == 1
 
 
+def test_options_are_listed_with_type_default_and_meaning(zoo):
+    assert zoo("list", "options", "train.lr")[1] == "train.lr  (float; 0.003) peak learning rate\n"
+    (entry,) = json.loads(zoo("list", "options", "sweep.retries", "--json")[1])
+    assert (entry["name"], entry["type"], entry["default"]) == ("sweep.retries", "int", "0")
+    lines = zoo("list", "options")[1].splitlines()
+    assert len(lines) == len(json.loads(zoo("list", "options", "--json")[1])) > 90
+
+
 def test_models_are_listed_by_their_sizes(zoo):
     out = zoo("list", "models", "falcon_h1-*")[1].splitlines()
     entries = json.loads(zoo("list", "models", "falcon_h1-*", "--json")[1])

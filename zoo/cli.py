@@ -524,8 +524,10 @@ def _print_listing(found: list[dict[str, Any]], as_json: bool) -> None:
         return
     width = max((len(f["name"]) for f in found), default=0)
     for f in found:
-        default = f"({f['type']}; {f['default']}) " if "default" in f else ""
-        print(f"{f['name']:<{width}}  {default}{f['about']}".rstrip())
+        about = f["about"]
+        if "default" in f:  # an option, of which the page says the rest
+            about = f"({f['type']}; {f['default']}) {about.partition('. ')[0].rstrip('.')}"
+        print(f"{f['name']:<{width}}  {about}".rstrip())
 
 
 def _one_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:

@@ -358,3 +358,14 @@ def test_the_average_of_bfloat16_weights_is_finer_than_they_are():
     moved = average.module.weight - start
     assert average.module.weight.dtype is torch.float32
     torch.testing.assert_close(moved, torch.full_like(moved, 0.001), rtol=0.05, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["next_token", "q"])
+def test_compiled_layers_are_recomputed_and_batches_cut(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    zoo.train(experiment("plain", kind, steps=2, precision="float32"), quiet=True)
+    more = {"steps": 2, "precision": "float32", "compile": True, "recompute": True, "accumulate": 2}
+    zoo.train(experiment("compiled", kind, **more), quiet=True)
+    for plain, compiled in zip(records("plain"), records("compiled"), strict=True):
+        assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-4)

@@ -442,7 +442,10 @@ class Trainer:
     def _compile(self) -> None:
         """Compile the layers, timed over one pass forward and back of which nothing stays."""
         started, random = time.perf_counter(), torch.get_rng_state()
-        self.model.backbone.compile()
+        backbone = self.model.backbone
+        whole = not self.config.recompute or self.model_config.recursion is not None
+        for module in [backbone] if whole else backbone.steps:  # what is computed again is compiled within
+            module.compile()
         rows = self._some_rows(self.config.batch_size)
         data = self.objective.encode(rows).to(self.device)
         carry = {k: v.clone() for k, v in self.session.carry.items()}
