@@ -36,7 +36,7 @@ def execute(source: str, work: Path, *, toy: bool) -> nbformat.NotebookNode:
     text = source.replace(SIZE, SIZE.replace("full", "toy"), 1) if toy else source
     notebook = jupytext.reads(text, fmt="md")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # where `zoo` is
-    environment = {**os.environ, "PATH": path, "COLUMNS": "100", "TERM": "dumb"}
+    environment = {**os.environ, "PATH": path, "COLUMNS": "100"}
     resources = {"metadata": {"path": str(work)}}
     client = NotebookClient(notebook, kernel_name="python3", resources=resources, coalesce_streams=True)
     client.execute(env=environment)
@@ -53,7 +53,8 @@ def write(notebook: nbformat.NotebookNode, folder: Path) -> None:
     text, resources = MarkdownExporter().from_notebook_node(notebook)
     for name, data in resources.get("outputs", {}).items():
         (folder / name).write_bytes(data)
-    text = re.sub(r"\n{3,}", "\n\n", text)
+    text = re.sub(r"\x1b\[[\d;]*m", "", text)  # colours, which a kernel makes commands print
+    text = "\n".join(line.rstrip() for line in text.split("\n"))
     (folder / "tutorial.md").write_text(text.strip() + "\n", encoding="utf-8")
 
 
