@@ -54,6 +54,7 @@ def write(notebook: nbformat.NotebookNode, folder: Path) -> None:
     for name, data in resources.get("outputs", {}).items():
         (folder / name).write_bytes(data)
     text = re.sub(r"\x1b\[[\d;]*m", "", text)  # colours, which a kernel makes commands print
+    text = re.sub(r"\]\((\w+\.md)", r"](../\1", text)
     text = "\n".join(line.rstrip() for line in text.split("\n"))
     (folder / "tutorial.md").write_text(text.strip() + "\n", encoding="utf-8")
 

@@ -463,7 +463,8 @@ def tutorial_page(folder: Path) -> None:
     text = (run if run.exists() else page).read_text(encoding="utf-8")
     run.unlink(missing_ok=True)
     text = re.sub(r"!\[png\]\((\w+\.png)\)", r"![Drawn by the cell above](tutorial_run/\1)", text)
-    page.write_text(text.replace("```python", "```ipython3"), encoding="utf-8")  # cells have lines of the shell
+    text = text.replace("](../", "](").replace("```python", "```ipython3")
+    page.write_text(text, encoding="utf-8")  # cells have lines of the shell
 
 
 MAKERS: tuple[Callable[[], Iterator[tuple[str, str]]], ...] = (
