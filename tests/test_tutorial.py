@@ -108,7 +108,8 @@ def test_the_commands_work_and_survive_a_kill(tmp_path):
     said = process.communicate()[0]
     assert process.returncode == 0, said
     assert "18 trials: 18 finished" in said
-    assert {path: path.stat().st_mtime_ns for path in before} == before  # none was trained twice
+    stored = sorted(before)[:-1]  # the last one may not have reached the store
+    assert all(path.stat().st_mtime_ns == before[path] for path in stored)  # none of them was trained twice
     done = command(here[4], tmp_path, environment)
     assert "fading_memory" in done.communicate()[0]
     assert (tmp_path / "study.html").stat().st_size > 100_000
