@@ -33,6 +33,8 @@ TEACHES = {
     "regression": ({"name": "oscillators", "n_steps": 20, "min_steps": 12}, "gru swiglu", {}),
     "classification": ({"name": "digits"}, "lstm swiglu", {}),
 }
+QUICK = ("masked_diffusion", "deep_supervision", "regression")
+"""Those that are trained in the fast tests too."""
 OBJECTIVES = {
     "next_token": {"name": "next_token", "label_smoothing": 0.1},
     "fill_in": "next_token",
@@ -145,7 +147,7 @@ def weights(run: str, step: int = 6) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(Path(run, f"checkpoints/step_{step}/weights.safetensors"))
 
 
-@pytest.mark.parametrize("kind", TEACHES)
+@pytest.mark.parametrize("kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in TEACHES])
 def test_a_run_in_parts_is_the_run_of_whole_batches(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     zoo.train(experiment("whole", kind), quiet=True)
@@ -195,7 +197,7 @@ def test_what_makes_no_sense_is_refused(options, told):
         TrainConfig(**{**TRAIN, **options})
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("pattern", ["rwkv7 moe(balance='both') mamba2 | gqa swiglu", "shortcut(moe, swiglu mla) lstm"])
 def test_recomputing_gives_the_same_bits(pattern, precision, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
