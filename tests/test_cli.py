@@ -444,6 +444,7 @@ LIGHT = {
     "version": ["--version"],
     "help of a command": ["train", "--help"],
     "completion": ["train", "mqar-"],
+    "completion of a sweep": ["sweep", "mqar-s"],
 }
 HEAVY = {"torch", "numpy", "pydantic", "yaml", "rich", "matplotlib"}
 
@@ -456,7 +457,7 @@ def test_help_version_and_completion_import_nothing_heavy(asked):
         "import sys; from zoo.cli import main\ntry: main(sys.argv[1:])\nfinally: print(*sys.modules, file=sys.stderr)"
     )
     environment = dict(os.environ)
-    if asked == "completion":
+    if asked.startswith("completion"):
         typed = {
             "COMP_WORDS": " ".join(["zoo", *words]),
             "COMP_CWORD": str(len(words)),
@@ -467,6 +468,7 @@ def test_help_version_and_completion_import_nothing_heavy(asked):
     done = subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     expected = {"version": f"sequence-zoo {installed.__version__}\n", "completion": "mqar-demo\nmqar-hybrid\n"}
+    expected["completion of a sweep"] = "mqar-sweep\n"
     assert done.stdout == expected.get(asked, done.stdout)
     assert done.stdout
     loaded = set(done.stderr.split())

@@ -15,7 +15,7 @@ import typer
 
 import zoo
 from zoo.core.errors import UsageError, UsageWarning
-from zoo.recipes import list_recipes
+from zoo.recipes import list_recipes, list_sweeps
 
 # Help, the version and completion are answered without torch, numpy and pydantic: commands import what they need.
 app = typer.Typer(
@@ -173,7 +173,9 @@ def sweep(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SWEEP|RECIPE", help="A sweep or a recipe by name, a YAML file of either, or the folder of a sweep."
+            metavar="SWEEP|RECIPE",
+            help="A sweep or a recipe by name, a YAML file of either, or the folder of a sweep.",
+            autocompletion=lambda: [*list_sweeps(), *list_recipes()],
         ),
     ],
     overrides: Annotated[
