@@ -17,8 +17,9 @@ from zoo.core.errors import UsageError
 from zoo.report import gather
 from zoo.report.trials import board, compare, from_runs, from_sweep, together, words
 from zoo.report.trials.charts import over_seeds
-from zoo.report.trials.source import Trials
-from zoo.statistics import Scores, difference, holm, t_interval
+from zoo.report.trials.groups import row_values
+from zoo.report.trials.source import RowFigures, Trials
+from zoo.statistics import Scores, difference, estimate, holm, t_interval
 from zoo.statistics.scores import Rows
 
 LRS, SEEDS = (1e-3, BEST_LR), (0, 1, 2)
@@ -194,6 +195,59 @@ def test_differences_are_paired_and_corrected(trials):
     assert gap.difference.paired == ("seed", "problem")
     assert gap.p == holm([each.difference.p for each in comparison.gaps])[comparison.gaps.index(gap)]
     assert comparison.baseline is lstm
+
+
+def with_errors(trials: Trials) -> Trials:
+    """The trials with squared errors, whose differences are those of the shares of wrong answers."""
+    errors = trials.frames["problems"].with_columns(mse=1 - pl.col("accuracy"), trivial_mse=pl.lit(0.5))
+    errors = errors.with_columns(accuracy=pl.lit(None, pl.Float64), exact=pl.lit(None, pl.Float64))
+    means = errors.group_by("trial").agg(
+        pl.mean("mse").alias("test.mse"), pl.mean("trivial_mse").alias("test.trivial_mse")
+    )
+    rows = (
+        trials.frames["trials"]
+        .join(means, "trial", "left")
+        .with_columns((pl.col("test.mse") / 0.5).alias("test.mse_ratio"))
+    )
+    return Trials("errors", {**trials.frames, "trials": rows, "problems": errors}, trials.swept)
+
+
+def test_errors_are_paired_by_problem_as_accuracy_is(trials):
+    errors = with_errors(trials)
+    right, wrong, ratio = (
+        compare(given, ["words.mixer"], best=["train.lr"], baseline="lstm", metric=metric).gaps[0].difference
+        for given, metric in ((trials, "accuracy"), (errors, "mse"), (errors, "mse_ratio"))
+    )
+    assert wrong.paired == ratio.paired == ("seed", "problem")
+    assert wrong.n_problems == PROBLEMS
+    assert wrong.p == pytest.approx(right.p)
+    assert ratio.p == pytest.approx(right.p)
+    assert wrong.interval == pytest.approx([-right.interval.high, -right.interval.low], abs=0.02)
+    assert ratio.interval == pytest.approx([2 * edge for edge in wrong.interval])
+
+
+def test_a_ratio_of_errors_varies_as_the_trivial_ones_do():
+    random = np.random.default_rng(0)
+    trivial = random.uniform(0.1, 2, 400)
+    values = row_values(RowFigures(np.arange(400), {"mse": 0.3 * trivial, "trivial_mse": trivial}), "mse_ratio")
+    assert values == pytest.approx(0.3)  # a model that removes the same share of every error: nothing is uncertain
+    errors = random.uniform(0, 1, 400)
+    values = row_values(RowFigures(np.arange(400), {"mse": errors, "trivial_mse": trivial}), "mse_ratio")
+    assert values.mean() == pytest.approx(errors.mean() / trivial.mean())
+    drawn = random.integers(400, size=(4000, 400))
+    ratios = errors[drawn].mean(1) / trivial[drawn].mean(1)
+    assert values.std() / 20 == pytest.approx(ratios.std(), rel=0.1)
+
+
+def test_an_error_is_learned_below_the_trivial_predictor_and_ends_at_0(trials):
+    comparison = compare(with_errors(trials), ["words.mixer"], best=["train.lr"], metric="mse")
+    assert comparison.chance == 0.5
+    assert "trivial 0.5" in board.columns(comparison)[0].title
+    assert of(comparison, "gqa").learning.text == "0 of 3"
+    assert of(comparison, "hgrn2").learning.none
+    assert comparison.groups[-1].names == ("hgrn2",)
+    wild = Scores([0, 1, 2], np.array([0.4, 0.4, 1.2]))
+    assert estimate(wild, share=False, positive=True).interval.low == 0 > estimate(wild, share=False).interval.low
 
 
 def test_a_baseline_among_two_keys_is_met_at_the_same_other_value(trials):
@@ -377,6 +431,6 @@ def test_a_damaged_store_is_one_line(capsys, grid, tmp_path):
 def test_scores_of_trials_are_those_of_the_store(trials):
     row = row_of(trials, "gqa", BEST_LR, 0)
     tests = trials.tests(row["trial"])
-    assert tests.accuracy.mean() == pytest.approx(row["test.accuracy"])
-    scores = Scores([0], np.array([row["test.accuracy"]]), Rows(tests.accuracy[None], tests.problem))
+    assert tests.figures["accuracy"].mean() == pytest.approx(row["test.accuracy"])
+    scores = Scores([0], np.array([row["test.accuracy"]]), Rows(tests.figures["accuracy"][None], tests.problem))
     assert scores.n_problems == PROBLEMS

@@ -61,7 +61,7 @@ def quantile(share: float, freedom: float) -> float:
     return float(stdtrit(min(freedom, 1e9), share))
 
 
-def estimate(scores: Scores, confidence: float = 0.95, *, share: bool = True) -> Estimate:
+def estimate(scores: Scores, confidence: float = 0.95, *, share: bool = True, positive: bool = False) -> Estimate:
     """The mean figure over seeds and its interval.
 
     Two seeds or more on known test rows: the interval over both. Two seeds or more: Student's t over them. One seed:
@@ -71,6 +71,7 @@ def estimate(scores: Scores, confidence: float = 0.95, *, share: bool = True) ->
         scores: of one configuration.
         confidence: share of such intervals that hold the mean.
         share: whether figures are shares, which end at 0 and at 1.
+        positive: whether figures are errors, which end at 0.
     """
     check_confidence(confidence)
     mean = float(scores.figures.mean())
@@ -89,8 +90,8 @@ def estimate(scores: Scores, confidence: float = 0.95, *, share: bool = True) ->
         interval, over = found and Interval(found.low + away, found.high + away), "problems"
     else:
         interval, over = None, ""
-    if interval is not None and share:
-        interval = Interval(max(interval.low, 0.0), min(interval.high, 1.0))
+    if interval is not None and (share or positive):
+        interval = Interval(max(interval.low, 0.0), min(interval.high, 1.0) if share else interval.high)
     return Estimate(mean, interval, over)  # type: ignore[arg-type]
 
 

@@ -36,7 +36,8 @@ class Column(NamedTuple):
 
 def columns(comparison: Comparison) -> list[Column]:
     """The columns that have anything to say."""
-    chance = "" if comparison.chance is None else f"\n(chance {units.percent(comparison.chance)})"
+    known = "trivial" if comparison.lower else "chance"
+    chance = "" if comparison.chance is None else f"\n({known} {TEXT[comparison.unit](comparison.chance)})"
     best = "min" if comparison.lower else "max"
     about = (
         "Mean over seeds, its 95% interval, and the figure of each seed, of more than five the range. A group of which "

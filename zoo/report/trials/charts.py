@@ -46,7 +46,7 @@ def charts(comparison: Comparison, rows: Sequence[Row]) -> list[Chart]:
     drawn = (
         Chart(
             f"{prefix}-means", f"{metric.capitalize()} by group",
-            "The mean of each group with its 95% interval, and a small point for each seed. The dashed line is chance.",
+            _about_means(comparison),
             _means(comparison, rows),
         ),
         Chart(
@@ -71,6 +71,15 @@ def charts(comparison: Comparison, rows: Sequence[Row]) -> list[Chart]:
     return [chart for chart in drawn if chart.panels]
 
 
+def _about_means(comparison: Comparison) -> str:
+    about = "The mean of each group with its 95% interval, and a small point for each seed."
+    if any(group.learning.none for group in comparison.groups):
+        about += " Groups of which no seed learned are left out."
+    if comparison.chance is not None:
+        about += f" The dashed line is {'the trivial predictor' if comparison.lower else 'chance'}."
+    return about
+
+
 def _means(comparison: Comparison, rows: Sequence[Row]) -> list[Panel | HeatMap]:
     axis = Axis(comparison.metric, comparison.unit)
     series = [
@@ -82,7 +91,7 @@ def _means(comparison: Comparison, rows: Sequence[Row]) -> list[Panel | HeatMap]
             each=group.scores.figures.tolist() if len(group.scores.seeds) > 1 else [],
         )
         for group, row in zip(comparison.groups, rows, strict=True)
-        if group.estimate is not None and group.scores is not None
+        if group.estimate is not None and group.scores is not None and not group.learning.none
     ]
     return [Panel("dots", axis, Axis(""), series, mark=comparison.chance)] if series else []
 

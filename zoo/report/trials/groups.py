@@ -11,6 +11,7 @@ from statistics import fmean, median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zoo.core.errors import UsageError
 from zoo.report.chance import chance_of
@@ -18,9 +19,9 @@ from zoo.report.labels import ASIDE
 from zoo.report.layers import joined, same_layers
 from zoo.report.runs import ENDED
 from zoo.report.trials.choice import Choice, choose, tried
-from zoo.report.trials.figures import SPLITS, figure, is_share, selection
+from zoo.report.trials.figures import SPLITS, figure, is_share, lower_is_better, selection
 from zoo.report.trials.learning import Learning, Rule
-from zoo.report.trials.source import CHOOSE, SEEDS, TestRows, Trials, value, varying
+from zoo.report.trials.source import CHOOSE, SEEDS, RowFigures, Trials, value, varying
 from zoo.report.units import number, printable
 from zoo.statistics import Estimate, Scores, estimate
 from zoo.statistics.scores import Rows
@@ -52,7 +53,7 @@ class Group:
         split: of the figures, "test" or "validation".
         choice: of a best value, None without one.
         learning: which seeds learned.
-        chance: the figure of a constant answer, None where unknown.
+        chance: the figure of a constant answer, of errors that of the task's trivial predictor; None where unknown.
     """
 
     names: tuple[str, ...]
@@ -122,14 +123,14 @@ def _group(
     split = next((s for s in SPLITS if any(figure(row, s, metric) is not None for row in rows)), "")
     rows = [row for row in rows if not split or figure(row, split, metric) is not None]
     scores = _scores(trials, rows, split, metric)
-    chances = {_chance(row) for row in every} if metric == "accuracy" else set()
+    chances = _chances(rows if lower_is_better(metric) else every, split, metric)
     chance = chances.pop() if len(chances) == 1 else None
     return Group(
         names,
         rows,
         every,
         scores,
-        None if scores is None else estimate(scores, share=is_share(metric)),
+        None if scores is None else estimate(scores, share=is_share(metric), positive=lower_is_better(metric)),
         split,
         choice,
         rule.judge(scores, chance, _n_problems(rows, split)),
@@ -147,21 +148,45 @@ def _scores(trials: Trials, rows: Sequence[Mapping[str, Any]], split: str, metri
         return None
     seeds = sorted(by_seed, key=lambda seed: (isinstance(seed, str), seed))
     figures = [fmean(figure(row, split, metric) or 0.0 for row in by_seed[seed]) for seed in seeds]
-    known = metric in ("accuracy", "exact") and split == "test"
-    tests = [[trials.tests(row["trial"]) for row in by_seed[seed]] for seed in seeds] if known else []
+    tests = [[trials.tests(row["trial"]) for row in by_seed[seed]] for seed in seeds] if split == "test" else []
     return Scores(seeds, np.array(figures), _rows(tests, metric))
 
 
-def _rows(tests: Sequence[Sequence[TestRows | None]], metric: str) -> Rows | None:
+def _rows(tests: Sequence[Sequence[RowFigures | None]], metric: str) -> Rows | None:
     """The scores of the test rows that all seeds share; None where they do not."""
-    each = [test for of_seed in tests for test in of_seed]
-    if not each or any(test is None or not len(test.problem) for test in each):
+    each = [[None if test is None else row_values(test, metric) for test in of_seed] for of_seed in tests]
+    if not tests or any(values is None or not len(values) for of_seed in each for values in of_seed):
         return None
-    problems = each[0].problem  # type: ignore[union-attr]
-    if any(not np.array_equal(test.problem, problems) for test in each):  # type: ignore[union-attr]
+    problems = tests[0][0].problem  # type: ignore[union-attr]
+    if any(not np.array_equal(test.problem, problems) for of_seed in tests for test in of_seed):  # type: ignore[union-attr]
         return None
-    values = np.stack([np.mean([getattr(test, metric) for test in of_seed], 0) for of_seed in tests]).astype(float)
-    return None if np.isnan(values).any() else Rows(values, problems)
+    values = np.stack([np.mean(of_seed, 0) for of_seed in each]).astype(float)  # type: ignore[arg-type]
+    return Rows(values, problems) if np.isfinite(values).all() else None
+
+
+def row_values(test: RowFigures, metric: str) -> NDArray[Any] | None:
+    """What each test row adds to a figure, so that their mean is the figure; None where that is not known.
+
+    The ratio R of a mean error to that of the trivial predictor is no mean of rows. To first order it varies as the
+    mean of R + (error - R trivial) / mean(trivial) does (a ratio of means, linearised as in survey sampling).
+    """
+    if metric != "mse_ratio":
+        return test.figures.get(metric)
+    errors, trivial = test.figures.get("mse"), test.figures.get("trivial_mse")
+    if errors is None or trivial is None or not trivial.mean():
+        return None
+    ratio = errors.mean() / trivial.mean()
+    found: NDArray[Any] = ratio + (errors - ratio * trivial) / trivial.mean()
+    return found
+
+
+def _chances(rows: Sequence[Mapping[str, Any]], split: str, metric: str) -> set[float | None]:
+    """What an answer that has learned nothing gets: of accuracy the best constant one, of errors the trivial one."""
+    if metric == "accuracy":
+        return {_chance(row) for row in rows}
+    if metric == "mse":
+        return {figure(row, split, "trivial_mse") for row in rows}
+    return {1.0} if metric == "mse_ratio" else set()
 
 
 def _chance(row: Mapping[str, Any]) -> float | None:

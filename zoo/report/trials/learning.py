@@ -44,7 +44,8 @@ class Rule:
     """When a seed has learned.
 
     With a threshold: its figure is at least that (of a loss or an error: at most). Without: the 95 % interval of its
-    figure over the test problems lies above chance, the figure of a constant answer.
+    figure over the test problems lies above chance, the figure of a constant answer; of an error, below that of the
+    task's trivial predictor.
 
     Attributes:
         threshold: None for chance.
@@ -74,6 +75,11 @@ class Rule:
     @property
     def text(self) -> str:
         """What the share counts, in words."""
+        if self.threshold is None and self.lower:
+            return (
+                "a seed has not learned if the 95% interval of its error over test problems is not below the error of "
+                "the trivial predictor"
+            )
         if self.threshold is None:
             return "a seed has not learned if the 95% interval of its figure over test problems is not above chance"
         return f"a seed has not learned if its figure is {'above' if self.lower else 'below'} {self.threshold:g}"
@@ -83,7 +89,7 @@ class Rule:
 
         Args:
             scores: of the seeds, None without any.
-            chance: the figure of a constant answer, None where unknown.
+            chance: the figure of a constant answer, or of the trivial predictor; None where unknown.
             n_problems: how many problems a figure rests on, where the scores of their rows are unknown.
         """
         if scores is None:
@@ -93,21 +99,22 @@ class Rule:
             return Learning(len(met), int(met.sum()))
         if chance is None:
             return Learning()
-        above = [self._above(scores, i, chance, n_problems) for i in range(len(scores.seeds))]
-        return Learning() if None in above else Learning(len(above), sum(map(bool, above)))
+        better = [self._better(scores, i, chance, n_problems) for i in range(len(scores.seeds))]
+        return Learning() if None in better else Learning(len(better), sum(map(bool, better)))
 
-    @staticmethod
-    def _above(scores: Scores, i: int, chance: float, n_problems: int) -> bool | None:
+    def _better(self, scores: Scores, i: int, chance: float, n_problems: int) -> bool | None:
         if scores.rows is not None and scores.n_problems > 1:
             own = Rows(scores.rows.values[i : i + 1], scores.rows.problems)
             of_problems = by_problem(own)[0]
             error = float(of_problems.std(ddof=1)) / len(of_problems) ** 0.5
             away = float(of_problems.mean()) - chance
             if error and abs(away) > _CLEAR * error:  # no need to draw: of 300 trials that takes half a minute
-                return away > 0
+                return (away < 0) is self.lower
             interval = clustered_interval(own.values[0], own.problems)
-        elif n_problems:
+        elif n_problems and not self.lower:
             interval = binomial_interval(min(float(scores.figures[i]), 1.0) * n_problems, n_problems)
         else:
             interval = None
-        return None if interval is None else interval.low > chance
+        if interval is None:
+            return None
+        return interval.high < chance if self.lower else interval.low > chance

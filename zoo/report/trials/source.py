@@ -24,12 +24,16 @@ CHOOSE = "choose"
 _LISTED = 24  # keys named in an error
 
 
-class TestRows(NamedTuple):
-    """The scores of a trial's test rows: problem, accuracy and exact of each."""
+class RowFigures(NamedTuple):
+    """The scores of a trial's test rows.
+
+    Attributes:
+        problem: (n,) the problem of each.
+        figures: of each figure that is known of the rows, such as accuracy, their values, (n,).
+    """
 
     problem: NDArray[Any]
-    accuracy: NDArray[Any]
-    exact: NDArray[Any]
+    figures: Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -85,12 +89,16 @@ class Trials:
         """The keys of configs in which trials differ, but for those that change nothing that is learned."""
         return varying(self.rows)
 
-    def tests(self, trial: int) -> TestRows | None:
+    def tests(self, trial: int) -> RowFigures | None:
         """The scores of a trial's test rows, None where they are unknown."""
         found = self._tests.get((trial,))
         if found is None:
             return None
-        return TestRows(*(found[name].to_numpy() for name in ("problem", "accuracy", "exact")))
+        aside = ("trial", "row", "problem")
+        known = [
+            c for c in found.columns if c not in aside and found[c].dtype.is_numeric() and not found[c].has_nulls()
+        ]
+        return RowFigures(found["problem"].to_numpy(), {name: found[name].to_numpy() for name in known})
 
     @cached_property
     def _tests(self) -> dict[tuple[Any, ...], pl.DataFrame]:
