@@ -161,6 +161,28 @@ def test_seeds_that_did_not_learn_are_a_share_and_stay_in_the_mean(tmp_path):
     assert (figure.value, figure.text) == (None, "not learned")  # no score, and the last place
 
 
+def test_a_seed_that_diverged_counts_as_not_learned(tmp_path):
+    failed = {"status": "failed", "reason": "The loss became nan by step 3: try more. None.", "diverged": True}
+    changes = {("gqa", BEST_LR, 1): failed, ("gqa", BEST_LR, 2): {**failed, "diverged": False}}
+    changes |= {("lstm", BEST_LR, seed): failed for seed in SEEDS}
+    trials = from_sweep(write_sweep(tmp_path / "s", ["gqa", "lstm"], [BEST_LR], SEEDS, changes=changes))
+    comparison = compare(trials, ["words.mixer"], baseline="gqa")
+    assert of(comparison, "gqa").learning.text == "1 of 2"  # of seed 2 it is not known
+    assert of(comparison, "lstm").learning.text == "3 of 3"
+    assert board.lines(comparison)[1][1][0].text == "not learned"
+    assert "4 of these diverged: such a seed counts as one that did not learn." in words.caveats(comparison)
+    assert "(The loss became nan by step 3: try more)" in " ".join(words.caveats(comparison))
+
+
+def test_a_group_that_has_not_learned_has_no_difference(trials):
+    comparison = compare(trials, ["words.mixer"], best=["train.lr"], baseline="hgrn2")
+    assert all(board.gap_cells(comparison, gap)[:2] == ["baseline\nnot learned", "—"] for gap in comparison.gaps)
+    comparison = compare(trials, ["words.mixer"], best=["train.lr"], baseline="gqa")
+    texts = {gap.group.names: board.gap_cells(comparison, gap)[0] for gap in comparison.gaps}
+    assert texts[("hgrn2",)] == "not learned"
+    assert texts[("lstm",)].startswith("-")
+
+
 def test_stopped_by_the_clock_is_no_score(tmp_path):
     changes = {("hgrn2", BEST_LR, seed): {"status": "time_budget"} for seed in SEEDS}
     comparison = compare(from_sweep(write_sweep(tmp_path / "s", ["hgrn2"], [BEST_LR], SEEDS, changes=changes)))

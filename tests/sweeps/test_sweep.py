@@ -15,6 +15,7 @@ import zoo
 from zoo.cli import main
 from zoo.core.errors import RunError, UsageError
 from zoo.sweeps import trial as trial_module
+from zoo.sweeps.config import read_sweep_config
 from zoo.sweeps.store import Store, read_sweep
 from zoo.training.loop import Trainer
 from zoo.training.stopping import Interrupted
@@ -168,6 +169,13 @@ def test_a_failed_trial_is_recorded_retried_and_counted(small, monkeypatch, caps
     assert Store("runs/study").trials()["attempts"].to_list() == [1, 4]
 
 
+def test_a_trial_that_diverged_says_so(small):
+    small["train"]["clip"] = None
+    done = sweep(small, {"train.lr": [1e-3, 1e30]})
+    assert done.counts == {"finished": 1, "failed": 1}
+    assert done.trials()["diverged"].to_list() == [False, True]
+
+
 def test_a_combination_whose_choice_failed_is_not_dropped(small, monkeypatch):
     def failing(self):
         raise RunError("no")
@@ -198,6 +206,10 @@ def test_folders_that_are_something_else_are_refused(small):
     Path("run").mkdir()
     Path("run/config.yaml").write_text("task: {name: mqar}\n")
     Path("notes").mkdir()
+    with pytest.raises(UsageError, match=r"^notes is neither a sweep \(with sweep.yaml\) nor a run folder"):
+        read_sweep_config("notes")
+    Path("mqar").mkdir()
+    assert read_sweep_config("mqar").name == "mqar-sweep"  # a recipe, whatever else has its name
     Path("notes/todo.txt").write_text("")
     Path("file").write_text("")
     for out, why in (

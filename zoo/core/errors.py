@@ -17,6 +17,10 @@ class RunError(RuntimeError):
     """A run that cannot continue though its input is right: a full disk, a loss that is not finite. One line."""
 
 
+class Diverged(RunError):
+    """A training whose loss or weights are no longer finite."""
+
+
 class UsageWarning(UserWarning):
     """Something that was left aside, and why. Its text is one line; the `zoo` command prints it on standard error."""
 

@@ -11,11 +11,12 @@ from pydantic import Field, field_validator, model_validator
 from zoo.core import yaml_text
 from zoo.core.errors import UsageError, quoted, unknown
 from zoo.core.options import Options
-from zoo.core.readers import check_path
+from zoo.core.readers import check_path, shown
+from zoo.core.run_files import is_run
 from zoo.recipes import list_recipes, list_sweeps, sweep_text
 from zoo.sweeps.search import Search
 from zoo.sweeps.space import SEED, VARIANT, Space, plain, read_space
-from zoo.sweeps.store import is_sweep, read_sweep
+from zoo.sweeps.store import SWEEP, is_sweep, read_sweep
 from zoo.training.options import Experiment
 from zoo.training.recipes import read_recipe
 
@@ -222,6 +223,8 @@ def _read_source(source: Any) -> dict[str, Any]:
     if path.is_file() and isinstance(data := yaml_text.read(path), dict) and "experiment" in data:
         return {"name": path.stem, **data}
     known = [*list_sweeps(), *list_recipes()]
+    if str(source) not in known and path.is_dir() and not is_run(path):
+        raise UsageError(f"{shown(path)} is neither a sweep (with {SWEEP}) nor a run folder (with config.yaml).")
     if str(source) not in known and not path.exists() and path.suffix not in (".yaml", ".yml") and len(path.parts) < 2:
         raise unknown("sweep or recipe", str(source), known)
     recipe = read_recipe(source)

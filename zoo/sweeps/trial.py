@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 import zoo
-from zoo.core.errors import RunError, UsageError
+from zoo.core.errors import Diverged, RunError, UsageError
 from zoo.core.run_files import read_metrics, read_result
 from zoo.sweeps.plan import Trial
 from zoo.sweeps.store import Record
@@ -86,7 +86,7 @@ def run_trial(
     watch, folder = TrialWatch(job, judge, stops), Path(job.folder)
     status, reason, exit_status = "failed", None, None
     device = torch.device("cpu")
-    measured = False
+    measured = diverged = False
     threads = torch.get_num_threads()
     try:
         experiment = Experiment(**{**job.trial.config, "out": job.folder})
@@ -98,7 +98,7 @@ def run_trial(
     except Interrupted as error:
         status, reason, exit_status = "interrupted", "interrupted", error.exit_status
     except (UsageError, RunError) as error:
-        reason = " ".join(str(error).split())
+        reason, diverged = " ".join(str(error).split()), isinstance(error, Diverged)
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
     finally:
@@ -106,6 +106,7 @@ def run_trial(
     row = base_row(job, status, reason, started, time.perf_counter() - seconds)
     result, curves = _figures(folder)
     row |= result
+    row["diverged"] = diverged
     if not measured:
         row["peak_memory"] = None
     problems = None if watch.rows is None else {"row": list(range(len(watch.rows["problem"]))), **watch.rows}

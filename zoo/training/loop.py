@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from zoo.core.errors import RunError, UsageError, unknown
+from zoo.core.errors import Diverged, RunError, UsageError, unknown
 from zoo.models.create import create_model
 from zoo.models.ends import Ends
 from zoo.objectives.base import Carry, Encoded, Update, figures
@@ -150,7 +150,8 @@ class Trainer:
             saved = self.session.saved
             last = f" The last good checkpoint is {saved}." if saved else " There is no checkpoint yet."
             told = f"{error}{last if saved is None or saved.exists() else ''}"
-            raise RunError(told) from (error.__cause__ if isinstance(error, CallbackError) else None)
+            kind = Diverged if isinstance(error, Diverged) else RunError
+            raise kind(told) from (error.__cause__ if isinstance(error, CallbackError) else None)
         return Result(self.folder.path, data["status"], data)
 
     def _train(self) -> None:
@@ -416,7 +417,7 @@ class Trainer:
             self.at.loss_sum = self.loss_sum.item()
             self._check_finite(self.at.loss_sum)
             if not self.session.is_finite():
-                raise RunError(f"A weight is not finite at step {self.at.step}: {self._advice()}.")
+                raise Diverged(f"A weight is not finite at step {self.at.step}: {self._advice()}.")
             self.at.seconds, self.at.metrics_size = self.clock.seconds(), self.folder.records_size()
             self.folder.check()
             place = self.stream.state() if isinstance(self.stream, Flow) else None
@@ -425,7 +426,7 @@ class Trainer:
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
-            raise RunError(f"The loss became {loss} by step {self.at.step}: {self._advice()}.")
+            raise Diverged(f"The loss became {loss} by step {self.at.step}: {self._advice()}.")
 
     def _advice(self) -> str:
         return f"try a lower train.lr (now {self.config.lr:g}), a longer train.warmup_steps, or train.clip"

@@ -107,8 +107,12 @@ GAP_COLUMNS = (
 def gap_cells(comparison: Comparison, gap: Gap) -> list[str]:
     """The texts of a difference: itself, its interval, its p value and how it was found."""
     interval = gap.difference.interval
+    if gap.group.learning.none or gap.baseline.learning.none:  # its figure is no score
+        interval, mean = None, "not learned" if gap.group.learning.none else "baseline\nnot learned"
+    else:
+        mean = _signed(comparison, gap.difference.mean)
     return [
-        _signed(comparison, gap.difference.mean),
+        mean,
         MISSING if interval is None else f"{_signed(comparison, interval.low)} to {_signed(comparison, interval.high)}",
         MISSING if gap.p is None else p_text(gap.p),
         gap.difference.method,
@@ -229,7 +233,7 @@ def points_text(comparison: Comparison, figures: Sequence[float]) -> str:
 
 def _figure(comparison: Comparison, group: Group) -> Cell:
     if group.estimate is None or group.scores is None:
-        return Cell(None, "no figure", False)
+        return Cell(None, "not learned" if group.learning.none else "no figure", False)
     points = points_text(comparison, group.scores.figures.tolist())
     if group.learning.none:
         clock = set(group.endings) == {CLOCK}

@@ -125,6 +125,10 @@ def _group(
     scores = _scores(trials, rows, split, metric)
     chances = _chances(rows if lower_is_better(metric) else every, split, metric)
     chance = chances.pop() if len(chances) == 1 else None
+    learning = rule.judge(scores, chance, _n_problems(rows, split))
+    diverged = _diverged(every, best, choice)
+    if learning.n or scores is None:
+        learning = Learning(learning.n + diverged, learning.learned)
     return Group(
         names,
         rows,
@@ -133,10 +137,19 @@ def _group(
         None if scores is None else estimate(scores, share=is_share(metric), positive=lower_is_better(metric)),
         split,
         choice,
-        rule.judge(scores, chance, _n_problems(rows, split)),
+        learning,
         chance,
         order=[value(every[0], key) for key in by],
     )
+
+
+def _diverged(every: Sequence[Mapping[str, Any]], best: Sequence[str], choice: Choice | None) -> int:
+    """How many seeds have no figure because their training diverged: they did not learn."""
+    trials = [row for row in every if row["stage"] != CHOOSE]
+    if choice is not None:
+        trials = [row for row in trials if tried(row, best) == choice.values.get(row["seed"])]
+    ended = {row["seed"] for row in trials if row["status"] in ENDED}
+    return len({row["seed"] for row in trials if row.get("diverged")} - ended)
 
 
 def _scores(trials: Trials, rows: Sequence[Mapping[str, Any]], split: str, metric: str) -> Scores | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,11 +22,12 @@ def summary(comparison: Comparison) -> str:
     """Which group is best, in a sentence; whether the next one differs is for the differences to say."""
     trials = comparison.trials
     n = len(trials.rows)
-    n_groups = len(comparison.groups)
+    groups = comparison.groups
+    n_groups = len(groups)
     head = f"{n} trial{'' if n == 1 else 's'} in {n_groups} group{'' if n_groups == 1 else 's'}."
-    known = [group for group in comparison.groups if group.estimate is not None and not group.learning.none]
+    known = [group for group in groups if group.estimate is not None and not group.learning.none]
     if not known or known[0].estimate is None or known[0].scores is None:
-        return f"{head} No group has learned, or none has a figure yet."
+        return f"{head} No group has {'learned' if any(group.learning.none for group in groups) else 'a figure yet'}."
     first, figure = known[0], known[0].estimate
     text = TEXT[comparison.unit]
     interval = figure.interval
@@ -100,11 +102,17 @@ def _not_ended(groups: Sequence[Group]) -> list[str]:
         found.append(f"{n} of {len(every)} trials were stopped by ASHA, and enter no mean.")
     if n := counted["failed"]:
         reasons = Counter(str(row["reason"]) for row in every if row["status"] == "failed" and row["reason"])
-        why = f" ({units.printable(reasons.most_common(1)[0][0])[:120]})" if reasons else ""
+        why = f" ({_first_sentence(units.printable(reasons.most_common(1)[0][0]))})" if reasons else ""
         found.append(f"{n} of {len(every)} trials failed, and enter no mean{why}.")
+    if n := sum(bool(row.get("diverged")) for row in every):
+        found.append(f"{n} of these diverged: such a seed counts as one that did not learn.")
     if n := counted["interrupted"] + counted["running"]:
         found.append(f"{n} of {len(every)} trials have not ended, and enter no mean.")
     return found
+
+
+def _first_sentence(text: str) -> str:
+    return textwrap.shorten(text.partition(". ")[0], 160, placeholder=" …").rstrip(".")
 
 
 def _choices(comparison: Comparison) -> list[str]:
