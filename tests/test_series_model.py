@@ -219,3 +219,12 @@ def test_it_compiles_to_one_graph():
     compiled = torch.compile(lambda x, s: module(x, None, Context(timespans=s))[0], fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         close(compiled(x, spans), module(x, None, Context(timespans=spans))[0])
+
+
+def test_the_stream_is_no_less_exact_under_autocast_than_that_of_tokens():
+    """A linear layer would begin it in half precision, in which timespans and small updates are lost."""
+    model, seen = module_of("model", "gqa swiglu", time_feature=True).float(), []
+    model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.randn(2, 5, D_IN))
+    assert seen == [torch.float32]

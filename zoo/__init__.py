@@ -21,7 +21,7 @@ for _link in ("tasks", "benchmarks"):
         )
 
 if TYPE_CHECKING:
-    from zoo.core.errors import UsageError
+    from zoo.core.errors import RunError, UsageError
     from zoo.interop.hf import from_hf, to_hf
     from zoo.models.config import ModelConfig
     from zoo.models.create import create_backbone, create_model, list_models
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 # Names are imported when they are first used: torch alone takes two seconds, and `zoo.tasks` needs no model.
 _LATER = {
-    "UsageError": "zoo.core.errors",
+    **dict.fromkeys(("RunError", "UsageError"), "zoo.core.errors"),
     **dict.fromkeys(("Context", "Mixer", "Place", "register"), "zoo.protocol"),
     **dict.fromkeys(("State", "canonical", "fork", "join", "select"), "zoo.states"),
     **dict.fromkeys(("create_mixer", "list_mixers"), "zoo.pattern"),
@@ -63,6 +63,7 @@ __all__ = [
     "Mixer",
     "ModelConfig",
     "Place",
+    "RunError",
     "State",
     "UsageError",
     "canonical",

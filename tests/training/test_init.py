@@ -293,3 +293,15 @@ def test_one_start_only(base):
             zoo.train({**experiment, "out": "y"}, options, quiet=True)
     with pytest.raises(zoo.UsageError, match="Two models are given"):
         zoo.train({**SMALL, "model": model, "out": "y"}, model=model, quiet=True)
+
+
+def test_a_chain_of_starts_forgets_the_start_before(base, capsys):
+    """A run that started from weights itself is a source as any other: its own `init` says nothing of the next run."""
+    train({**SMALL, "init": {"source": "x", "skip": ["head.*"]}, "out": "y"}, quiet=True)
+    status, _, err = _command("y", "init=y", "out=z", capsys=capsys)
+    assert status == 0, err
+    assert (_lists("z")["fresh"], read_whole_config(Path("z"))["init"]["skip"]) == ([], [])
+    train("y", {"out": "object"}, model=zoo.load("x"), quiet=True)
+    assert _lists("object")["fresh"] == []
+    status, _, err = _command("y", "init=x", "out=again", capsys=capsys)
+    assert (status, _lists("again")["fresh"]) == (0, ["head.weight"]), err

@@ -60,7 +60,7 @@ class Stack(Ends):
 
     def embed(self, inputs: Tensor, positions: Tensor, timespans: Tensor | None = None) -> Tensor:
         """Inputs, positions and timespans (B, T; 1 by default) to (B, T, D)."""
-        x = self.embedding(inputs)
+        x = self.embedding(inputs).to(self.compute_dtype())  # autocast leaves a linear layer's output in half precision
         x = x if self.config.embedding_scale == 1.0 else x * self.config.embedding_scale
         if self.time_feature is not None:
             timespans = x.new_ones(positions.shape) if timespans is None else timespans

@@ -35,7 +35,7 @@ from zoo.tasks.protocol import registry as tasks
 from zoo.training import imports
 from zoo.training.init import as_init
 from zoo.training.options import SECTIONS, Experiment, as_section
-from zoo.training.sources import model_section
+from zoo.training.sources import model_section, same_source
 
 
 def parse_value(text: str) -> Any:
@@ -72,7 +72,7 @@ def override(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
         if section in new:
             new[section] = as_section(section, new[section])
     if "init" in new:
-        new["init"] = as_init(new["init"])
+        new["init"] = _of_this_start(as_init(new["init"]), overrides)
     if {"d_model", *BUDGETS, "family"} & _of_the_model(overrides) and isinstance(new.get("model"), dict):
         new["model"] = {k: v for k, v in new["model"].items() if k not in SIZES}
     for key, value in overrides.items():
@@ -93,6 +93,18 @@ def override(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
         if family or key == "model.family":
             new["model"].pop("pattern", None)
     return new
+
+
+def _of_this_start(init: Any, overrides: Mapping[str, Any]) -> Any:
+    """A section `init` without what a run recorded of its own start, where overrides name another source."""
+    if not isinstance(init, Mapping) or init.get("digest") is None:
+        return init
+    whole = as_init(overrides.get("init"))
+    named = {k: whole[k] for k in ("source", "which") if k in whole} if isinstance(whole, Mapping) else {}
+    named |= {k: overrides[f"init.{k}"] for k in ("source", "which") if f"init.{k}" in overrides}
+    if same_source(init, {**init, **named}):
+        return init
+    return {} if named.get("source", init.get("source")) != init.get("source") else {**init, "digest": None}
 
 
 def _of_the_model(overrides: Mapping[str, Any]) -> set[str]:
