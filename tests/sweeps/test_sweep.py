@@ -15,6 +15,7 @@ import zoo
 from zoo.cli import main
 from zoo.core.errors import RunError, UsageError
 from zoo.sweeps import trial as trial_module
+from zoo.sweeps.cluster import _why
 from zoo.sweeps.config import read_sweep_config
 from zoo.sweeps.store import Store, read_sweep
 from zoo.training.loop import Trainer
@@ -169,6 +170,19 @@ def test_a_failed_trial_is_recorded_retried_and_counted(small, monkeypatch, caps
     assert Store("runs/study").trials()["attempts"].to_list() == [1, 4]
 
 
+def test_a_sweep_that_was_edited_by_hand_is_not_continued(small):
+    sweep(small, seeds=[0])
+    text = Path("s/sweep.yaml").read_text()
+    assert "steps: 6" in text
+    Path("s/sweep.yaml").write_text(text.replace("steps: 6", "steps: 5"))
+    with pytest.raises(
+        UsageError, match=r"^The trial 00000 has another train.steps \(6 in the store, 5 now\)"
+    ):
+        zoo.sweep("s", ray=False, quiet=True)
+    Path("s/sweep.yaml").write_text(text)
+    assert zoo.sweep("s", ray=False, quiet=True).counts == {"finished": 2}
+
+
 def test_a_trial_that_diverged_says_so(small):
     small["train"]["clip"] = None
     done = sweep(small, {"train.lr": [1e-3, 1e30]})
@@ -289,3 +303,9 @@ def wait_for(condition, seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_the_reason_of_a_worker_that_did_not_start_is_the_exception_s():
+    text = "The actor died \x1b[36mray::Worker\x1b[39m (pid=1)\n import nothing\nModuleNotFoundError: No 'nothing'"
+    assert _why(Exception(text)) == " (ModuleNotFoundError: No 'nothing')"
+    assert _why(Exception("The worker died.\nOf a signal")) == " (The worker died. Of a signal)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoo.core.errors import UsageError, quoted
+from zoo.core.errors import RunError, UsageError, quoted
 from zoo.sweeps.judge import History, Judge, Rules
 from zoo.sweeps.store import Record
 from zoo.sweeps.trial import Job, Outcome, base_row, run_trial
@@ -68,6 +69,7 @@ while found := list(left()):
 shutil.rmtree(folder, ignore_errors=True)
 """
 """Waits until this process has ended, in whatever way, ends what is left of Ray's processes, and deletes its folder."""
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
 _PATIENCE = 5.0
 """Seconds that Ray's processes have to end by themselves."""
 
@@ -166,6 +168,8 @@ class RayWorkers(Workers):
         except self.ray.exceptions.RayError as error:
             if self._asked_at is not None:
                 return Outcome(job, "interrupted", Record(base_row(job, "interrupted", "interrupted")))
+            if getattr(error, "actor_init_failed", False):  # so would the next one: no trial is to blame
+                raise RunError(f"A worker could not start{_why(error)}.") from None
             self._free.append(self._worker())
             told = "the worker's process ended" + _why(error)
             return Outcome(job, "failed", Record(base_row(job, "failed", told)))
@@ -311,7 +315,10 @@ def _environment(*, alone: bool) -> Iterator[None]:
 
 
 def _why(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The last line of Ray's text where it is that of an exception, else the beginning."""
+    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    if lines and re.match(r"[\w.]+(Error|Exception|Interrupt|Exit)\b", lines[-1]):
+        lines = lines[-1:]
     return f" ({' '.join(lines)[:300]})" if lines else ""
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import deque
 from typing import Any
 
+import zoo
+from zoo.core.errors import UsageError, quoted
 from zoo.sweeps.folder import SweepFolder
 from zoo.sweeps.plan import Plan, Trial
 from zoo.sweeps.store import Record
@@ -77,6 +80,7 @@ class Driver:
         row = self.rows.get(trial.number)
         attempt = 1
         if row is not None:
+            _check_same(trial, row)
             if row["status"] in DONE or (row["status"] == "failed" and row["attempts"] > self.config.retries):
                 return
             attempt = (row["attempts"] or 1) + (row["status"] == "failed")
@@ -168,6 +172,28 @@ class Driver:
         counts["not started"] = len(self.plan) - len(self.rows)
         parts = [f"{n} {status}" for status, n in counts.items() if n]
         return f"{len(self.plan)} trials: {', '.join(parts) or 'none'}"
+
+
+def _check_same(trial: Trial, row: dict[str, Any]) -> None:
+    """Refuse to continue a trial that is another one in the store.
+
+    Raises:
+        UsageError: an option differs, as after sweep.yaml was edited by hand.
+    """
+    if row["zoo_version"] != zoo.__version__:  # which may have options that this one has not
+        return
+    now = base_row(Job(trial, ""), "running")
+    for column in (c for c in now if c.startswith("config.") and c != "config.out" and c in row):
+        before, after = row[column], now[column]
+        if before != after and _text(before) != _text(after):
+            key, told = column.removeprefix("config."), f"{quoted(before, 40)} in the store, {quoted(after, 40)} now"
+            fix = "put the old value into sweep.yaml, or choose another folder with --out"
+            raise UsageError(f"The trial {trial.id} has another {key} ({told}): {fix}.")
+
+
+def _text(value: Any) -> str:
+    """A value as a column has it whose values are of several kinds."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def figure_of(row: dict[str, Any], trial: Trial) -> float:
