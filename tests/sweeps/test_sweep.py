@@ -175,9 +175,7 @@ def test_a_sweep_that_was_edited_by_hand_is_not_continued(small):
     text = Path("s/sweep.yaml").read_text()
     assert "steps: 6" in text
     Path("s/sweep.yaml").write_text(text.replace("steps: 6", "steps: 5"))
-    with pytest.raises(
-        UsageError, match=r"^The trial 00000 has another train.steps \(6 in the store, 5 now\)"
-    ):
+    with pytest.raises(UsageError, match=r"^The trial 00000 has another train.steps \(6 in the store, 5 now\)"):
         zoo.sweep("s", ray=False, quiet=True)
     Path("s/sweep.yaml").write_text(text)
     assert zoo.sweep("s", ray=False, quiet=True).counts == {"finished": 2}

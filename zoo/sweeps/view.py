@@ -55,7 +55,7 @@ class View:
         """A trial has ended in some way."""
         self._ended += 1
         if self.live is None or row["status"] == "failed":
-            figure = row.get(f"validation.{self.metric}")
+            figure = row.get(f"validation.{self.metric}") if row["status"] != "failed" else None
             told = f"{self.metric} {figure:.3f}" if isinstance(figure, int | float) else row.get("reason") or ""
             took = f", {row['seconds']:.1f} s" if row.get("seconds") is not None else ""
             self.say(f"{trial.id}  {row['status']}  {trial.told()}  {told}{took}")
