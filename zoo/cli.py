@@ -139,6 +139,9 @@ def train(
     track: Annotated[
         list[str] | None, typer.Option(help="Send records to this tracker: wandb or mlflow. May be repeated.")
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Train with this number of processes of this machine, each on its share of rows.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the options and what training takes. Train and write nothing.")
     ] = False,
@@ -151,6 +154,8 @@ def train(
     if dry_run:
         if resume or fresh:
             raise UsageError(f"--dry-run trains nothing: leave out --{'fresh' if fresh else 'resume'}.")
+        if processes is not None:
+            raise UsageError("--dry-run trains nothing: leave out --processes.")
         _print_estimate(recipe, overrides or [], variant or [], as_json)
         return
     if as_json:
@@ -158,9 +163,8 @@ def train(
     from zoo.training.launch import train_recipe
 
     try:
-        results = train_recipe(
-            recipe, overrides or [], variant or [], resume=resume, fresh=fresh, quiet=quiet, track=track or []
-        )
+        how: dict[str, Any] = {"resume": resume, "fresh": fresh, "quiet": quiet, "track": track or []}
+        results = train_recipe(recipe, overrides or [], variant or [], **how, processes=processes)
     except KeyboardInterrupt as error:  # typer would drop its text
         _fail(str(error) or "Interrupted.", getattr(error, "exit_status", 130))
     for line in results.lines:

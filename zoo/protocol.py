@@ -173,6 +173,8 @@ class Mixer(nn.Module, ABC):
     """Number of steps that the mixer has weights for, if its traits say `takes_length`."""
     causal: bool = True
     """Whether the outputs depend on no later input. A mixer that is not causal has no state."""
+    step_sums: tuple[str, ...] = ()
+    """Names of buffers in which training passes add up, over all rows, what `after_step` reads."""
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -236,6 +238,7 @@ class Mixer(nn.Module, ABC):
         """Called after every optimizer step, for what a mixer learns by a rule instead of a gradient.
 
         It may change buffers (checkpoints store them if they are persistent), from values that training passes stored.
+        Where several processes train on parts of a batch, the buffers named in `step_sums` have been added up before.
         """
 
     @abstractmethod

@@ -160,6 +160,7 @@ class MoE(Mixer):
         correction = torch.zeros(self.n_choices, dtype=dtype) if corrects else None
         self.register_buffer("e_score_correction_bias", correction)
         self.register_buffer("load", torch.zeros(self.n_choices, dtype=torch.int64), persistent=False)
+        self.step_sums = ("load",) if corrects else ()
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         """As any module, but the correction stays in float32 at least: the steps it is moved by are small beside it."""

@@ -66,24 +66,24 @@ class Encoded(NamedTuple):
         """The same with every tensor changed."""
         return Encoded(*(None if t is None else change(t) for t in self))  # type: ignore[arg-type]
 
-    def split(self, parts: int) -> list[Encoded]:
-        """The rows in a number of parts, one after another; the first ones have a row more where it does not divide."""
-        if parts == 1:
+    def split(self, parts: int, rows: slice | None = None) -> list[Encoded]:
+        """The rows, or some of them, in a number of parts, one after another, as `row_parts` cuts them."""
+        if parts == 1 and rows is None:
             return [self]
         row = self.positions // self.tokens.shape[1]
         found = []
-        for rows in row_parts(len(self.tokens), parts):
-            here = (row >= rows.start) & (row < rows.stop)
-            positions = self.positions[here] - rows.start * self.tokens.shape[1]
+        for cut in row_parts(len(self.tokens), parts, rows):
+            here = (row >= cut.start) & (row < cut.stop)
+            positions = self.positions[here] - cut.start * self.tokens.shape[1]
             whole = (self.timespans, self.puzzles, self.streams, self.lengths)
-            of_rows = (None if t is None else t[rows] for t in whole)
-            found.append(Encoded(self.tokens[rows], positions, self.targets[here], *of_rows))
+            of_rows = (None if t is None else t[cut] for t in whole)
+            found.append(Encoded(self.tokens[cut], positions, self.targets[here], *of_rows))
         return found
 
 
-def row_parts(n: int, parts: int) -> list[slice]:
-    """n rows in a number of parts, as `torch.tensor_split` cuts them."""
-    ends = torch.arange(n).tensor_split(parts)
+def row_parts(n: int, parts: int, rows: slice | None = None) -> list[slice]:
+    """n rows, or some of them, in a number of parts; the first ones have a row more where it does not divide."""
+    ends = torch.arange(n)[slice(None) if rows is None else rows].tensor_split(parts)
     return [slice(int(part[0]), int(part[-1]) + 1) for part in ends if len(part)]
 
 
@@ -256,6 +256,11 @@ class Objective(ABC):
         parts in which the rows of a step are read. Each part has a loss of its own, which is differentiated before the
         next one is read; the losses, and so the gradients, add up to those of the whole batch.
 
+        An objective that several processes may train with has one argument more, `rows: slice | None = None`: the rows
+        of the batch that this process reads. `data` is the whole batch everywhere, and random numbers are drawn for the
+        whole batch everywhere, so that a row is trained in the same way whatever the number of processes. The losses of
+        all processes add up to that of the whole batch. `carry` then has these rows only.
+
         Args:
             model: in training mode.
             data: one batch from `encode`, on the model's device.
@@ -271,6 +276,11 @@ class Objective(ABC):
     def takes_parts(cls) -> bool:
         """Whether `updates` can read a batch in parts."""
         return "parts" in inspect.signature(cls.updates).parameters
+
+    @classmethod
+    def takes_rows(cls) -> bool:
+        """Whether `updates` can read some rows of a batch, where other processes read the others."""
+        return "rows" in inspect.signature(cls.updates).parameters
 
     def passes(self, model: nn.Module, batch: Batch) -> int:
         """Largest number of passes of the model for the answers of these rows: tokens, unmasking passes, steps."""
@@ -296,7 +306,9 @@ class Objective(ABC):
         """
 
 
-objectives: Registry[type[Objective]] = Registry("objective", "zoo.objectives", base=Objective, optional=("parts",))
+objectives: Registry[type[Objective]] = Registry(
+    "objective", "zoo.objectives", base=Objective, optional=("parts", "rows")
+)
 register = objectives.register
 """Class decorator `@register("name")`."""
 

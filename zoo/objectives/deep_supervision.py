@@ -114,7 +114,13 @@ class DeepSupervision(Objective):
         return Encoded(tokens, positions, told, puzzles=batch.puzzles, streams=batch.streams)
 
     def updates(
-        self, model: Any, data: Encoded, carry: Carry, generator: torch.Generator, parts: int = 1
+        self,
+        model: Any,
+        data: Encoded,
+        carry: Carry,
+        generator: torch.Generator,
+        parts: int = 1,
+        rows: slice | None = None,
     ) -> Iterator[Update]:
         targets = torch.full_like(data.tokens, IGNORE)
         targets.view(-1)[data.positions] = data.targets
@@ -122,8 +128,10 @@ class DeepSupervision(Objective):
         new = {"tokens": data.tokens, "targets": targets, "answer": fresh.answer, "latents": fresh.latents}
         if data.puzzles is not None:
             new["puzzles"] = data.puzzles
+        own = slice(None) if rows is None else rows
+        new = {name: tensor[own] for name, tensor in new.items()}
+        n = len(new["tokens"])
         if not carry:
-            n = len(data.tokens)
             carry["halted"] = torch.ones(n, dtype=torch.bool, device=data.tokens.device)
             carry["steps"] = torch.zeros(n, dtype=torch.int64, device=data.tokens.device)
             carry.update(new)
@@ -132,12 +140,12 @@ class DeepSupervision(Objective):
             carry[name] = torch.where(halted.view(-1, *[1] * (tensor.ndim - 1)), tensor, carry[name].to(tensor.dtype))
         steps = torch.where(halted, 0, carry["steps"]) + 1
 
-        split = row_parts(len(data.tokens), parts)
+        split = row_parts(n, parts)
         stops, states = [], []
-        for rows in split:
-            thought, stop, update = self._learn(model, {k: v[rows] for k, v in carry.items()}, steps[rows])
-            share = (rows.stop - rows.start) / len(data.tokens)
-            yield replace(update, loss=update.loss * share, share=share, last=rows is split[-1])
+        for here in split:
+            thought, stop, update = self._learn(model, {k: v[here] for k, v in carry.items()}, steps[here])
+            share = (here.stop - here.start) / len(data.tokens)
+            yield replace(update, loss=update.loss * share, share=share, last=here is split[-1])
             stops.append(stop)
             states.append(thought)
 
@@ -145,7 +153,7 @@ class DeepSupervision(Objective):
         explore = torch.rand(n, generator=generator) < self.config.exploration
         most = model.recursion.max_steps
         least = explore * torch.randint(2, max(most, 2) + 1, (n,), generator=generator)
-        carry["halted"] = (steps >= most) | (torch.cat(stops) & (steps >= least.to(steps.device)))
+        carry["halted"] = (steps >= most) | (torch.cat(stops) & (steps >= least[own].to(steps.device)))
         carry["steps"] = steps
         carry["answer"], carry["latents"] = (torch.cat(each) for each in zip(*states, strict=True))
 

@@ -138,7 +138,13 @@ class MaskedDiffusion(Objective):
         return Encoded(tokens, positions, tokens.flatten()[positions], timespans, streams=batch.streams)
 
     def updates(
-        self, model: nn.Module, data: Encoded, carry: Carry, generator: torch.Generator, parts: int = 1
+        self,
+        model: nn.Module,
+        data: Encoded,
+        carry: Carry,
+        generator: torch.Generator,
+        parts: int = 1,
+        rows: slice | None = None,
     ) -> Iterator[Update]:
         c = self.config
         if self.task.is_language and c.random_length and torch.rand((), generator=generator) < c.random_length:
@@ -149,14 +155,14 @@ class MaskedDiffusion(Objective):
             prompt = torch.ones_like(data.tokens, dtype=torch.bool)
             prompt.view(-1)[data.positions] = False
             noisy = noisy._replace(tokens=noisy.tokens.masked_fill(prompt & dropped[:, None], self.mask_token))
-        for rows in (cut := row_parts(len(data.tokens), parts)):
-            part, share = noisy.of(rows), (rows.stop - rows.start) / len(data.tokens)
-            timespans = None if data.timespans is None else data.timespans[rows]
+        for here in (cut := row_parts(len(data.tokens), parts, rows)):
+            part, share = noisy.of(here), (here.stop - here.start) / len(data.tokens)
+            timespans = None if data.timespans is None else data.timespans[here]
             logits, context = self._logits(model, part.tokens, part.positions, timespans)
             loss = _weighted(logits, part)
             for extra in context.losses:
                 loss = loss + share * extra
-            yield Update(loss, logits, part.targets, part.rows, context.metrics, share, rows is cut[-1])
+            yield Update(loss, logits, part.targets, part.rows, context.metrics, share, here is cut[-1])
 
     def passes(self, model: nn.Module, batch: Batch) -> int:
         if self.task.is_language:

@@ -84,21 +84,27 @@ class NextToken(Objective):
         return Encoded(tokens[:, :-1].contiguous(), positions, batch.targets[batch.targets != IGNORE], timespans)
 
     def updates(
-        self, model: nn.Module, data: Encoded, carry: Carry, generator: torch.Generator, parts: int = 1
+        self,
+        model: nn.Module,
+        data: Encoded,
+        carry: Carry,
+        generator: torch.Generator,
+        parts: int = 1,
+        rows: slice | None = None,
     ) -> Iterator[Update]:
-        split = data.split(parts)
+        split = data.split(parts, rows)
         for part in split:
             logits, context = self._logits(model, part)
             share, smoothing = len(part.tokens) / len(data.tokens), self.config.label_smoothing
-            if len(split) == 1:
+            if part is data:
                 loss = F.cross_entropy(logits, part.targets, label_smoothing=smoothing)
             else:  # of all scored positions of the batch, of which the parts have unequal numbers
                 loss = F.cross_entropy(logits, part.targets, label_smoothing=smoothing, reduction="sum")
                 loss = loss / len(data.targets)
             for extra in context.losses:
                 loss = loss + share * extra
-            rows = part.positions // part.tokens.shape[1]
-            yield Update(loss, logits, part.targets, rows, context.metrics, share, part is split[-1])
+            row = part.positions // part.tokens.shape[1]
+            yield Update(loss, logits, part.targets, row, context.metrics, share, part is split[-1])
 
     def passes(self, model: nn.Module, batch: Batch) -> int:
         if not self.reads_back:

@@ -46,9 +46,15 @@ class SeriesObjective(Objective):
         return Encoded(batch.inputs, positions, targets, batch.timespans, **more)
 
     def updates(
-        self, model: nn.Module, data: Encoded, carry: Carry, generator: torch.Generator, parts: int = 1
+        self,
+        model: nn.Module,
+        data: Encoded,
+        carry: Carry,
+        generator: torch.Generator,
+        parts: int = 1,
+        rows: slice | None = None,
     ) -> Iterator[Update]:
-        split = data.split(parts)
+        split = data.split(parts, rows)
         for part in split:
             hidden, context = self._features(model, part)
             outputs = model.logits(hidden.flatten(0, 1).index_select(0, part.positions))  # type: ignore[operator]
@@ -56,8 +62,8 @@ class SeriesObjective(Objective):
             share = len(part.tokens) / len(data.tokens)
             for extra in context.losses:
                 loss = loss + share * extra
-            rows = part.positions // part.tokens.shape[1]
-            yield Update(loss, outputs, part.targets, rows, context.metrics, share, part is split[-1])
+            row = part.positions // part.tokens.shape[1]
+            yield Update(loss, outputs, part.targets, row, context.metrics, share, part is split[-1])
 
     @torch.no_grad()
     def solve(self, model: nn.Module, batch: Batch) -> Iterator[Frame]:

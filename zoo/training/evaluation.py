@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from zoo.tasks.protocol import Batch, Task, check_split, exactly, names_of, spli
 from zoo.tasks.scores import squared_errors
 from zoo.training.loading import open_run
 from zoo.training.machine import autocast, synchronize
+from zoo.training.processes import Group, interleaved
 
 HELD_OUT_SEED = 0
 """Runs of all seeds are scored on the same rows."""
@@ -92,8 +94,9 @@ def answered(
     batch_size: int,
     precision: str = "float32",
     stop: Callable[[], bool] = lambda: False,
+    group: Group = Group(),
 ) -> Answers:
-    """What `evaluate` scores.
+    """What `evaluate` scores. The processes of a group answer a batch each in turn; all have all answers then.
 
     Raises:
         Stopped: as `evaluate`.
@@ -101,16 +104,17 @@ def answered(
     device = next(model.parameters()).device
     if batch.streams is None:
         batch = batch._replace(streams=row_names(objective.encode(batch)))
-    predictions, losses, weights = [], [], []
+    own, stopped = [], False
     with evaluation_mode(model):
-        for part in split_rows(batch, batch_size):
-            if stop():
-                raise Stopped
+        for part in itertools.islice(split_rows(batch, batch_size), group.rank, None, group.size):
+            if stopped := stop():
+                break
             with autocast(precision, device):
                 predicted, loss = objective.evaluate(model, part)
-            predictions.append(predicted)
-            losses.append(loss.cpu().double())
-            weights.append(part.scored.sum())
+            own.append((predicted, loss.cpu().double(), part.scored.sum()))
+    if any(group.largest(stopped)):
+        raise Stopped
+    predictions, losses, weights = zip(*interleaved(group.gathered(own)), strict=True)
     weight = torch.stack(weights).double()
     return Answers(torch.cat(predictions), ((torch.stack(losses) * weight).sum() / weight.sum()).item())
 

@@ -8,10 +8,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from zoo.core.errors import RunError, UsageError
+from zoo.training.launching import check_processes, run_processes
+from zoo.training.processes import join, several
 from zoo.training.recipes import parse_overrides, read_experiments
 from zoo.training.result import Result
+from zoo.training.stopping import Interrupted
 from zoo.training.tracking import trackers
 from zoo.training.train import train
 
@@ -83,25 +87,34 @@ def train_recipe(
     fresh: bool,
     quiet: bool,
     track: Sequence[str] = (),
+    processes: int | None = None,
 ) -> Launched:
     """Train one experiment here, or several, each in a child process; an interruption ends them all.
 
-    `track` names the trackers that the runs' records are sent to.
+    `track` names the trackers that the runs' records are sent to. With `processes`, that number of processes trains
+    each experiment. Of processes that train together, the leading one raises the errors and has the lines.
 
     Raises:
         UsageError: any wrong input, in any variant, before the first is trained.
     """
+    check_processes(processes)
+    if several():
+        return _one_of_several(source, overrides, variants, resume=resume, fresh=fresh, quiet=quiet, track=track)
     experiments = read_experiments(source, parse_overrides(overrides), variants)
     callbacks = trackers(track)
+    flags = [flag for flag, on in (("--resume", resume), ("--fresh", fresh), ("--quiet", quiet)) if on]
+    flags += [word for name in track for word in ("--track", name)]
     if len(experiments) == 1:
         name = next(iter(experiments)) or None
         changes = parse_overrides(overrides)
+        if processes is not None and processes > 1:
+            variant = ["--variant", name] if name else []
+            return Launched(run_processes(processes, ["train", source, *overrides, *variant, *flags]), [])
         result = train(source, changes, variant=name, resume=resume, fresh=fresh, quiet=quiet, callbacks=callbacks)
         return Launched(0, [summary(result)])
     for experiment in experiments.values():
         experiment.build()
-    flags = [flag for flag, on in (("--resume", resume), ("--fresh", fresh), ("--quiet", quiet)) if on]
-    flags += [word for name in track for word in ("--track", name)]
+    flags += [] if processes is None else ["--processes", str(processes)]
     failed = 0
     for name in experiments:
         status = run_zoo(["train", source, *overrides, "--variant", name, *flags])
@@ -110,6 +123,27 @@ def train_recipe(
         failed = failed or status
     folder = next(iter(experiments.values())).folder.parent
     return Launched(failed, [f"Compare them with: zoo compare {folder}"])
+
+
+def _one_of_several(
+    source: str, overrides: Sequence[str], variants: Sequence[str], *, track: Sequence[str], **how: Any
+) -> Launched:
+    """Train one experiment with the other processes that torch's launcher has started."""
+    group = None
+    try:
+        group = join()
+        if len(variants) > 1:
+            raise UsageError("Several processes train one experiment: give one --variant.")
+        variant = variants[0] if variants else None
+        callbacks = trackers(track) if group.leads else []
+        result = train(source, parse_overrides(overrides), variant=variant, callbacks=callbacks, **how)
+    except (UsageError, RunError, Interrupted) as error:
+        leads = os.environ.get("LOCAL_RANK", os.environ["RANK"]) == "0" if group is None else group.leads
+        if leads:
+            raise
+        status = error.exit_status if isinstance(error, Interrupted) else 1 if isinstance(error, RunError) else 2
+        return Launched(status, [])
+    return Launched(0, [summary(result)] if group.leads else [])
 
 
 def summary(result: Result) -> str:

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from zoo.training.evaluation import Answers, Stopped, answered, decode_rate, hel
 from zoo.training.extending import STEPS, Extension, schedule
 from zoo.training.fit import Parts
 from zoo.training.options import Experiment
+from zoo.training.processes import Group, failure, failure_kind, joined_rows
 from zoo.training.progress import Reporter
 from zoo.training.result import Result, has_more_time
 from zoo.training.run import RunFolder
@@ -36,8 +37,6 @@ from zoo.training.session import Best, Session
 from zoo.training.starting import Start
 from zoo.training.stopping import Interrupted, Stop
 from zoo.training.watch import Pruned, Watch
-
-T = TypeVar("T")
 
 
 class Trainer:
@@ -54,7 +53,10 @@ class Trainer:
         watch: Watch | None = None,
         changed: Mapping[str, list[Any]] = {},
         start: Start | None = None,
+        group: Group = Group(),
     ):
+        self.group = group
+        self.failure: RunError | UsageError | None = None  # of this process, which leads, until all processes meet
         self.experiment, self.config, self.parts = experiment, experiment.train, parts
         self.folder, self.reporter, self.stop = run, reporter, stop
         self.callbacks, self.watch = callbacks or Callbacks([]), watch or Watch()
@@ -64,9 +66,11 @@ class Trainer:
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         self.baseline_memory = machine.peak_memory(self.device)
-        self.session, self.starts = Session(self.model_config, self.config, self.device, start), start is not None
+        self.session = Session(self.model_config, self.config, self.device, start)
+        self.starts = any(group.largest(start is not None))
         carries = functools.partial(self.objective.carries, n=self.config.batch_size)
-        self.session.resume(run.checkpoints, reporter.say, carries)
+        group.told(lambda: self.session.resume(run.checkpoints, reporter.say, carries))
+        self.session.share(group)
         self.model, self.at = self.session.model, self.session.at
         self.mixers = [module for module in self.model.modules() if isinstance(module, Mixer)]
         self._go_on(changed)
@@ -118,7 +122,7 @@ class Trainer:
         return result
 
     def _run(self) -> Result:
-        self.folder.start_records(self.at.metrics_size, self.reporter.say)
+        self._lead(self.folder.start_records, self.at.metrics_size, self.reporter.say)
         self.clock = Clock(self.at.seconds, self.at.tokens)
         self.rate: float | None = None
         self.grad_norm: Tensor | None = None
@@ -129,24 +133,26 @@ class Trainer:
         self.model.train()
         try:
             if self.callbacks:
-                self._start_callbacks()
+                self._lead(self._start_callbacks)
             if self.config.compile:
                 self._compile()
+            self.stepping = self.group.stepping(self.model, self.config.accumulate)
             if self.at.best is not None:
                 self._check_best(functools.partial(checkpoint.verify, self._best_path()))
             self._train()
             peak_memory = machine.peak_memory(self.device)
             test, decode = self._test() if self.watch.reads_test else ({}, None)
-            data = self._write_result(self.at.status, test, decode, peak_memory)
+            data = self.group.told(lambda: self._write_result(self.at.status, test, decode, peak_memory))
         except Pruned:
-            data = self._write_result("pruned")
+            data = self.group.told(lambda: self._write_result("pruned"))
         except Stopped:
-            self._write_result("interrupted")
+            self.group.told(lambda: self._write_result("interrupted"))
             told = f"Interrupted at step {self.at.step}. Go on with: zoo train {self.folder.path} --resume"
             raise Interrupted(told, int(self.stop.number or signal.SIGINT)) from None
         except RunError as error:
             with contextlib.suppress(RunError):  # the disk may be full
-                self._write_result("failed")
+                if self.group.leads:
+                    self._write_result("failed")
             saved = self.session.saved
             last = f" The last good checkpoint is {saved}." if saved else " There is no checkpoint yet."
             told = f"{error}{last if saved is None or saved.exists() else ''}"
@@ -191,21 +197,23 @@ class Trainer:
         while True:
             if at.to_evaluate:
                 self._evaluate()
+            stops, saves = self._meet(self.stop(), self._checkpoint_due())
             if at.status is not None:
                 break
-            if self.stop():
+            if stops:
                 raise Stopped
-            if self._checkpoint_due():
+            if saves:
                 self._save()
 
             data = next(stream)
+            self.group.seed_step(config.seed, at.step, self.device)
             parts = self._step(data)
             at.tokens += data.n_steps
             at.step += 1
 
             if at.step == config.steps:
                 at.status = "finished"
-            elif config.time_budget is not None and self.clock.seconds() >= config.time_budget:
+            elif config.time_budget is not None and self._meet(self.clock.seconds() >= config.time_budget)[0]:
                 at.status = "time_budget"
             ended = at.status is not None
             at.to_evaluate = ended or at.step % config.eval_every == 0
@@ -214,23 +222,47 @@ class Trainer:
         if at.moment != self.saved_moment:
             self._save()
 
+    def _meet(self, *flags: bool) -> list[bool]:
+        """Flags that any process has set, in all of them, which end here together if one of them failed."""
+        if self.group.size == 1:
+            return list(flags)
+        failed = 0 if self.failure is None else 1 + failure_kind(self.failure)
+        *told, number, failed = self.group.largest(*flags, int(self.stop.number or 0), failed)
+        self.stop.number = self.stop.number or number or None
+        if failed:
+            raise self.failure or failure(failed - 1)
+        return [bool(flag) for flag in told]
+
+    def _lead(self, action: Callable[..., Any], *args: Any) -> None:
+        """Do what the leading process does for all; if it fails, all of them end where they meet next."""
+        if not self.group.leads:
+            return
+        try:
+            action(*args)
+        except (RunError, UsageError) as error:
+            if self.group.size == 1:
+                raise
+            self.failure = self.failure or error
+
     def _step(self, data: Encoded) -> list[Update]:
         """Learn one batch; returns all parts of its last update."""
         updates = self._updates(data, self.session.carry, self.session.generator)
         parts: list[Update] = []
         while True:
             with machine.autocast(self.precision, self.device):  # over the forward pass only
-                update = next(updates, None)
+                update = self.stepping.next(updates)
             if update is None:
                 break
             if not parts or parts[-1].last:
                 parts = []
-            update.loss.backward()
-            self.loss_sum += update.loss.detach()
+            self.stepping.backward(update)
+            self.loss_sum += self.group.total(update.loss.detach())
             parts.append(update if self.config.accumulate == 1 else update.light())
             if update.last:
                 self.grad_norm = self.session.optimizer.step(self.at.step)
                 for mixer in self.mixers:
+                    for name in mixer.step_sums:
+                        setattr(mixer, name, self.group.total(getattr(mixer, name)))
                     mixer.after_step()
                 self.at.loss_count += 1
         if self.session.average is not None:
@@ -239,6 +271,8 @@ class Trainer:
 
     def _updates(self, data: Encoded, carry: Carry, generator: torch.Generator) -> Iterator[Update]:
         more: Any = {"parts": self.config.accumulate} if self.config.accumulate > 1 else {}
+        if (rows := self.group.rows(self.config.batch_size)) is not None:
+            more["rows"] = rows
         return self.objective.updates(self.model, data, carry, generator, **more)
 
     # ---- records
@@ -248,12 +282,14 @@ class Trainer:
         loss = self.loss_sum.item() / at.loss_count
         self._check_finite(loss)
         self.rate = self.clock.rate(at.tokens)
+        if self.group.size > 1:
+            parts = [part for each in self.group.gathered([part.light() for part in parts]) for part in each]
         line = self._line("train", loss=loss, **figures(parts))
         if self.grad_norm is not None:
             line["grad_norm"] = self.grad_norm.item()
         self.loss_sum.zero_()
         at.loss_count = 0
-        self.folder.record(line)
+        self._lead(self.folder.record, line)
         self.reporter.train(line)
         self._call(self.callbacks.log, line)
 
@@ -261,7 +297,7 @@ class Trainer:
         """Pass a record to the callbacks, in time that is not spent on training."""
         if self.callbacks:
             with self.clock.aside():
-                method(record)
+                self._lead(method, record)
 
     def _line(self, split: str, **figures: Any) -> dict[str, Any]:
         at = self.at
@@ -289,7 +325,7 @@ class Trainer:
             if config.target is not None and config.target.reached_by(score, self.task.lower_is_better):
                 at.status, at.seconds_to_target = "target", line["seconds"]
             at.to_evaluate = False
-            self.folder.record(line)
+            self._lead(self.folder.record, line)
             self.reporter.evaluation(line, self.rate)
         self._call(self.callbacks.evaluation, line)
         if improved:
@@ -305,21 +341,26 @@ class Trainer:
         eagerly = torch.compiler.set_stance("force_eager") if self.config.compile else contextlib.nullcontext()
         size = self.config.eval_batch_size or self.config.batch_size
         with eagerly, logged_forms() as forms:
-            answers = answered(model, self.objective, rows, batch_size=size, precision=self.precision, stop=self.stop)
+            how: dict[str, Any] = {"batch_size": size, "precision": self.precision, "stop": self.stop}
+            answers = answered(model, self.objective, rows, **how, group=self.group)
         self.forms = {op: sorted(names) for op, names in sorted(forms.items())}
         return answers
 
     def _test(self) -> tuple[dict[str, Any], float | None]:
         """The test score of the best weights, and their speed of decoding."""
         model = create_model(self.model_config).to(self.device)
-        weights = self._check_best(lambda: checkpoint.read_weights(self._best_path()))
-        if weights is None:
+        weights: dict[str, Tensor] = {}
+        if not self._check_best(lambda: weights.update(checkpoint.read_weights(self._best_path()))):
             self._evaluate()
-            weights = checkpoint.read_weights(self._best_path())
-        checkpoint.load_weights(model, weights, self._best_path())
+            self._lead(lambda: weights.update(checkpoint.read_weights(self._best_path())))
+        self._lead(lambda: checkpoint.load_weights(model, weights, self._best_path()))
+        self._meet()
+        self.group.share(model)
         test = {} if "test" in self.task.absent else self._score_test(model)
+        if not self.group.leads:
+            return test, None
         if self.validation is not None:
-            solving.record(self.folder.path, self.objective, model, precision=self.precision)
+            self._lead(lambda: solving.record(self.folder.path, self.objective, model, precision=self.precision))
         with machine.autocast(self.precision, self.device):
             return test, decode_rate(model, self.objective.length)
 
@@ -330,7 +371,7 @@ class Trainer:
         if self.watch.keeps_rows:
             self.watch.rows = row_figures(self.task, rows, answers.predictions)
         line = self._line("test", **scalars(test))
-        self.folder.record(line)
+        self._lead(self.folder.record, line)
         self._call(self.callbacks.evaluation, line)
         return test
 
@@ -339,18 +380,26 @@ class Trainer:
         assert self.at.best is not None
         return self.folder.checkpoints / f"step_{self.at.best.step}"
 
-    def _check_best(self, read: Callable[[], T]) -> T | None:
-        """What is read of the best checkpoint; where it is damaged or gone, the best is chosen anew from here on."""
-        try:
-            return read()
-        except checkpoint.Damaged as error:
-            at = self.at
-            assert at.best is not None
-            at.lost_best, at.best, at.to_evaluate = at.best.step, None, True
-            lost = f"step_{at.lost_best}, the best by validation so far, is lost"
-            told = f"the best is chosen anew from step {at.step} on. To have it back, start over with --fresh"
-            self.reporter.say(f"{str(error).rstrip('.')}: {lost}, and {told}.")
+    def _check_best(self, read: Callable[[], Any]) -> bool:
+        """Whether the best checkpoint can be read; if it is damaged or gone, the best is chosen anew from here on."""
+
+        def problem() -> str | None:
+            try:
+                read()
+            except checkpoint.Damaged as error:
+                return str(error).rstrip(".")
             return None
+
+        found = self.group.told(problem)
+        if found is None:
+            return True
+        at = self.at
+        assert at.best is not None
+        at.lost_best, at.best, at.to_evaluate = at.best.step, None, True
+        lost = f"step_{at.lost_best}, the best by validation so far, is lost"
+        told = f"the best is chosen anew from step {at.step} on. To have it back, start over with --fresh"
+        self.reporter.say(f"{found}: {lost}, and {told}.")
+        return False
 
     def _write_result(
         self,
@@ -386,7 +435,7 @@ class Trainer:
             "decode_tokens_per_second": decode,
             "peak_memory_bytes": peak_memory or machine.peak_memory(self.device),
             "baseline_memory_bytes": self.baseline_memory,
-            "machine": machine.describe_machine(self.device),
+            "machine": machine.describe_machine(self.device) | {"processes": self.group.size},
             "versions": machine.versions(),
             "backends": self.forms,
             "precision": self.precision,
@@ -408,6 +457,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._write_checkpoint()
+        self._meet()
         best, path = self.at.best, str(self.session.saved)
         saved = {"step": self.at.step, "path": path, "is_best": best is not None and best.step == self.at.step}
         self._call(self.callbacks.checkpoint, saved)
@@ -418,11 +468,15 @@ class Trainer:
             self._check_finite(self.at.loss_sum)
             if not self.session.is_finite():
                 raise Diverged(f"A weight is not finite at step {self.at.step}: {self._advice()}.")
-            self.at.seconds, self.at.metrics_size = self.clock.seconds(), self.folder.records_size()
-            self.folder.check()
-            place = self.stream.state() if isinstance(self.stream, Flow) else None
-            self.session.save(self.folder.checkpoints, self.experiment.resolved(self.parts), place)
+            carry = joined_rows(self.group, self.session.carry)
+            self._lead(self._write_files, carry)
             self.saved_at, self.saved_moment = time.perf_counter(), self.at.moment
+
+    def _write_files(self, carry: Carry) -> None:
+        self.at.seconds, self.at.metrics_size = self.clock.seconds(), self.folder.records_size()
+        self.folder.check()
+        place = self.stream.state() if isinstance(self.stream, Flow) else None
+        self.session.save(self.folder.checkpoints, self.experiment.resolved(self.parts), place, carry)
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):

@@ -19,6 +19,7 @@ from zoo.training import checkpoint, checkpoints
 from zoo.training.extending import Extension
 from zoo.training.optimizer import Average, Optimizer
 from zoo.training.options import TrainConfig
+from zoo.training.processes import Group, on_cpu, row_pieces
 from zoo.training.randomness import seed_device
 from zoo.training.starting import Start
 
@@ -124,23 +125,27 @@ class Session:
         """Whether every weight is a number."""
         return bool(torch.stack(torch._foreach_norm(self.optimizer.parameters)).isfinite().all())
 
-    def save(self, folder: Path, config: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        data: Mapping[str, Any] | None = None,
+        carry: Carry | None = None,
+    ) -> None:
         """Write a checkpoint of this moment of a run of this config, and delete those no longer kept.
+
+        Args:
+            folder: of the checkpoints.
+            config: of the run.
+            data: the place of training rows that come in order.
+            carry: what goes from batch to batch, where this process has only some rows of it.
 
         Raises:
             RunError: the file system refuses; earlier checkpoints are as they were.
         """
-        cuda = self.device.type == "cuda"
-        training: dict[str, Any] = {
-            "position": self.at.model_dump(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
-            "generator": self.generator.get_state(),
-            "carry": self.carry,
-        }
-        if data is not None:
-            training["data"] = data
+        training = {**self._kept(), **({} if data is None else {"data": data})}
+        if carry is not None:
+            training["carry"] = carry
         self.saved = checkpoint.save(
             folder,
             self.at.step,
@@ -151,6 +156,33 @@ class Session:
             config=config,
         )
         checkpoints.prune(folder, self.config.keep)
+
+    def _kept(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the weights, in the form of `Training`."""
+        cuda = self.device.type == "cuda"
+        return {
+            "position": self.at.model_dump(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+            "generator": self.generator.get_state(),
+            "carry": self.carry,
+        }
+
+    def share(self, group: Group) -> None:
+        """Give every process of a group what the leading one has resumed; each then has its rows of the carry."""
+        if group.size == 1:
+            return
+        told = group.told(lambda: None if self.saved is None else (self.saved, self.data, on_cpu(self._kept())))
+        group.share(self.model)
+        if self.average is not None:
+            group.share(self.average.module)
+        if told is None:
+            return
+        self.saved, self.data, kept = told
+        if not group.leads:
+            self._take(Training.model_validate({**kept, "position": Position.model_validate(kept["position"])}))
+        self.carry = row_pieces(self.carry, group.rows(self.config.batch_size))
 
     def resume(self, folder: Path, say: Callable[[str], None], carries: Callable[[Carry, Ends], bool]) -> None:
         """Continue from the newest complete checkpoint, or stay at the start if there is none.
@@ -201,15 +233,19 @@ class Session:
         if self.average is not None and average is not None:
             checkpoint.load_weights(self.average.module, average, path)
         try:
-            self.optimizer.load_state_dict(training.optimizer)
-            torch.set_rng_state(training.random)
-            if training.random_cuda is not None and self.device.type == "cuda":
-                torch.cuda.set_rng_state(training.random_cuda, self.device)
-            self.generator.set_state(training.generator)
+            self._take(training)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise self._foreign(path, error) from None
-        self.carry = {k: v.to(self.device) for k, v in training.carry.items()}
         self.data = training.data
+
+    def _take(self, training: Training) -> None:
+        """Be where a training was, weights aside."""
+        self.optimizer.load_state_dict(training.optimizer)
+        torch.set_rng_state(training.random)
+        if training.random_cuda is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(training.random_cuda, self.device)
+        self.generator.set_state(training.generator)
+        self.carry = {k: v.to(self.device) for k, v in training.carry.items()}
         self.at = training.position
 
     def _foreign(self, path: Path, error: Exception) -> checkpoint.Damaged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,18 @@ from zoo.models.ends import Ends
 from zoo.tasks.protocol import Task
 from zoo.training import checkpoints, imports, machine
 from zoo.training.callbacks import Callback, Callbacks
+from zoo.training.fit import Parts
 from zoo.training.given import described
 from zoo.training.init import as_init
 from zoo.training.loop import Trainer
 from zoo.training.options import Experiment
+from zoo.training.processes import join
 from zoo.training.progress import Reporter
 from zoo.training.randomness import kept_random_state
 from zoo.training.recipes import read_experiment
 from zoo.training.result import Result, has_ended
 from zoo.training.run import RunFolder
-from zoo.training.starting import check_object, prepare
+from zoo.training.starting import Start, check_object, prepare
 from zoo.training.stopping import stop_on_signals
 from zoo.training.watch import Watch
 
@@ -48,6 +51,10 @@ def train(
     returned unchanged, or goes on where it is given more `train.steps`. The caller's random states (of Python, numpy
     and torch) are restored afterwards.
 
+    In a script that `torchrun` has started in several processes, these train one model together, each on its rows of
+    every batch. All call it in the same way and get the same result; the first one writes the folder and calls the
+    callbacks.
+
     Args:
         experiment: a recipe's name, a YAML file, a run folder, a mapping or an `Experiment`.
         overrides: dotted keys and values, such as `{"train.steps": 500}`.
@@ -69,37 +76,57 @@ def train(
             last good checkpoint stays.
         Interrupted: SIGINT or SIGTERM, after a checkpoint.
     """
-    called, watch = Callbacks(callbacks), watch or Watch()
-    if task is not None:
-        overrides = _with_task(overrides or {}, task)
-    experiment, overrides, model = _with_model(experiment, overrides or {}, model)
-    chosen = read_experiment(experiment, overrides, variant)
-    parts = chosen.build(task)
-    machine.choose_device(chosen.train.device)
-    if resume and fresh:
-        raise UsageError("--resume goes on from a run and --fresh deletes it: give one of them.")
-    if resume and not checkpoints.steps(chosen.folder / CHECKPOINTS):
-        raise UsageError(f"{chosen.folder} holds no checkpoint to resume from: leave out --resume to start.")
-    _check_fine_tuning(experiment, overrides, chosen.folder)
-    start = None
-    if chosen.init is not None:
-        chosen, start = prepare(chosen, parts.model, model, fresh=fresh)
-    with RunFolder(chosen.folder) as run:
-        changed = run.open(chosen.resolved(parts), fresh=fresh)
-        if start is not None:
-            run.write_init(start.data())
-        imports.record(run.path, parts)
-        reporter = Reporter(
-            chosen.name, chosen.train.steps, chosen.train.selects_by(parts.objective.metric), quiet=quiet
-        )
-        old = run.result(reporter.say)
+    group, watch = join(), watch or Watch()
+
+    def read() -> tuple[Experiment, Parts, Callbacks, Ends | None]:
+        called = Callbacks(callbacks)
+        given = overrides or {} if task is None else _with_task(overrides or {}, task)
+        source, given, start_from = _with_model(experiment, given, model)
+        chosen = read_experiment(source, given, variant)
+        parts = chosen.build(task)
+        machine.choose_device(chosen.train.device)
+        group.check(chosen.train, parts.objective)
+        if resume and fresh:
+            raise UsageError("--resume goes on from a run and --fresh deletes it: give one of them.")
+        if group.leads:
+            if resume and not checkpoints.steps(chosen.folder / CHECKPOINTS):
+                raise UsageError(f"{chosen.folder} holds no checkpoint to resume from: leave out --resume to start.")
+            _check_fine_tuning(source, given, chosen.folder)
+        return chosen, parts, called, start_from
+
+    def statement(found: tuple[Experiment, Parts, Callbacks, Ends | None]) -> dict[str, Any]:
+        flags = {"out": str(found[0].folder), "resume": resume, "fresh": fresh}
+        return {**found[0].resolved(found[1]), **flags, "versions": machine.versions()}
+
+    chosen, parts, called, start_from = group.agreed(read, statement)
+    if not group.leads:
+        called = Callbacks([])
+    metric = chosen.train.selects_by(parts.objective.metric)
+    reporter = Reporter(chosen.name, chosen.train.steps, metric, quiet=quiet or not group.leads)
+    start: Start | None = None
+    with contextlib.ExitStack() as held:
+        run = RunFolder(chosen.folder)
+
+        def open_folder() -> tuple[dict[str, list[Any]], dict[str, Any] | None]:
+            nonlocal chosen, start
+            if chosen.init is not None:
+                chosen, start = prepare(chosen, parts.model, start_from, fresh=fresh)
+            held.enter_context(run)
+            changed = run.open(chosen.resolved(parts), fresh=fresh)
+            if start is not None:
+                run.write_init(start.data())
+            imports.record(run.path, parts)
+            return changed, run.result(reporter.say)
+
+        changed, old = group.told(open_folder)
         if old is not None and has_ended(old, chosen.train):
             reporter.say(f"{run.path} holds this run, {old['status']} at step {old['steps']}: nothing to do.")
             return Result(run.path, old["status"], old)
         if start is not None:
             reporter.say(f"{run.path} starts from {start.source}: {start.transfer}.")
-        with stop_on_signals(watch.stops) as stop, reporter:
-            return Trainer(chosen, parts, run, reporter, stop, called, watch, changed, start).run()
+        stop = held.enter_context(stop_on_signals(watch.stops))
+        held.enter_context(reporter)
+        return Trainer(chosen, parts, run, reporter, stop, called, watch, changed, start, group).run()
 
 
 def _with_task(overrides: Mapping[str, Any], task: Task) -> dict[str, Any]:
