@@ -1,0 +1,132 @@
+"""Trainings whose gradients are watched, in this process or in several: `python several.py KIND ...`, by environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import zoo
+from zoo.training.optimizer import Optimizer
+
+ROOT = Path(__file__).resolve().parents[2]
+MQAR = {"name": "mqar", "vocab_size": 32, "seq_len": 16, "n_pairs": 2}
+SUDOKU = {"name": "sudoku", "size": 4}
+RECURSIVE = {"causal": False, "placement": "post", "recursion": {"cycles": 2, "updates": 2, "max_steps": 3}}
+HALTS = {"name": "deep_supervision", "exploration": 0.5, "random_start": True}
+NOISES = {"name": "masked_diffusion", "prompt_dropout": 0.3}
+BALANCED = "gqa moe(n_experts=4, d_hidden=16, balance='bias', bias_rate=0.01)"
+
+KINDS: dict[str, dict[str, Any]] = {
+    "next_token": {"task": MQAR, "model": "mamba2 gqa swiglu", "train": {"ema": 0.9}},
+    "fill_in": {"task": SUDOKU, "model": "gqa swiglu", "train": {"accumulate": 2}},
+    "masked_diffusion": {"task": SUDOKU, "model": {"pattern": "gqa swiglu", "causal": False}, "objective": NOISES},
+    "deep_supervision": {"task": SUDOKU, "model": {"pattern": "gqa swiglu", **RECURSIVE}, "objective": HALTS},
+    "q": {
+        "task": SUDOKU,
+        "model": {"pattern": "gqa swiglu", **RECURSIVE},
+        "objective": {**HALTS, "halting": "q", "random_start": False},
+        "train": {"accumulate": 2},
+    },
+    "regression": {"task": {"name": "oscillators"}, "model": "gru swiglu", "objective": "regression"},
+    "classification": {"task": {"name": "digits"}, "model": "gru swiglu", "objective": "classification"},
+    "muon": {"task": MQAR, "model": "gated_deltanet swiglu", "train": {"optimizer": "muon", "clip": 0.1}},
+    "experts": {"task": MQAR, "model": BALANCED},
+    "recompute": {"task": MQAR, "model": "gqa swiglu", "train": {"recompute": True, "rows": 20}},
+}
+PARTS: dict[str, dict[str, Any]] = {
+    "balance_loss": {"task": MQAR, "model": "gqa moe(n_experts=4, d_hidden=16, balance_loss=0.1, z_loss=0.1)"},
+    "dsa": {"task": MQAR, "model": "dsa(top_k=4) swiglu"},
+}
+"""Kinds whose layers leave losses of the part of a batch that they read: as many processes are as many parts."""
+
+TRAIN = {
+    "steps": 20,
+    "batch_size": 8,
+    "eval_every": 10,
+    "eval_rows": 24,
+    "test_rows": 8,
+    "log_every": 1,
+    "warmup_steps": 1,
+    "threads": 1,
+    "checkpoint_every": 7,
+}
+
+
+def experiment(kind: str, out: str | Path, **train: Any) -> dict[str, Any]:
+    """A small training into a folder."""
+    chosen = {**KINDS, **PARTS}[kind]
+    model = chosen["model"]
+    model = {"pattern": model} if isinstance(model, str) else model
+    train = {**TRAIN, **chosen.get("train", {}), **train}
+    return {**chosen, "model": {"d_model": 16, **model}, "train": train, "name": kind, "out": str(out)}
+
+
+def train(kind: str, out: str | Path, **more: Any) -> list[torch.Tensor]:
+    """Train in float64; returns the gradients of the first step, before clipping."""
+    found: list[torch.Tensor] = []
+    original = Optimizer.step
+
+    def step(self: Optimizer, index: int) -> Any:
+        if not index:
+            found.extend(torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.parameters)
+        return original(self, index)
+
+    Optimizer.step = step  # type: ignore[method-assign]
+    torch.set_default_dtype(torch.float64)
+    try:
+        zoo.train(experiment(kind, out, **more), quiet=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        Optimizer.step = original  # type: ignore[method-assign]
+    return found
+
+
+def start(n: int, *command: str, cwd: Path, **more: str) -> list[subprocess.Popen[str]]:
+    """Python with these arguments in n processes that torch can join, as `torchrun` would start them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    common = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    common |= {"WORLD_SIZE": str(n), **more}
+    pipe = subprocess.PIPE
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=cwd,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+        )
+        for rank in range(n)
+    ]
+
+
+def ended(processes: list[subprocess.Popen[str]], seconds: float = 240.0) -> list[tuple[int, str, str]]:
+    """Exit status, standard output and standard error of each; one that has not ended by then is killed."""
+    until, found = time.monotonic() + seconds, []
+    try:
+        for process in processes:
+            out, err = process.communicate(timeout=max(until - time.monotonic(), 1.0))
+            found.append((process.returncode, out, err))
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    return found
+
+
+if __name__ == "__main__":
+    for job in sys.argv[1:]:
+        kind, out, *options = job.split(",")
+        gradients = train(kind, out, **{k: json.loads(v) for k, v in (o.split("=") for o in options)})
+        torch.save(gradients, f"{out}.{os.environ['RANK']}.pt")
