@@ -415,6 +415,7 @@ def start_page() -> Iterator[tuple[str, str]]:
             "tutorial",
             "concepts",
             "training",
+            "scale",
             "data",
             "continuous",
             "tracking",

@@ -1,4 +1,4 @@
-"""Trainings whose gradients are watched, in this process or in several: `python several.py KIND ...`, by environment."""
+"""Trainings whose gradients are kept, in this process, or in several of them: `python several.py KIND,FOLDER ...`."""
 
 from __future__ import annotations
 

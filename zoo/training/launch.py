@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from zoo.core.errors import RunError, UsageError
 from zoo.training.launching import check_processes, run_processes
-from zoo.training.processes import join, several
+from zoo.training.processes import check_shared, join, several
 from zoo.training.recipes import parse_overrides, read_experiments
 from zoo.training.result import Result
 from zoo.training.stopping import Interrupted
@@ -104,16 +104,17 @@ def train_recipe(
     callbacks = trackers(track)
     flags = [flag for flag, on in (("--resume", resume), ("--fresh", fresh), ("--quiet", quiet)) if on]
     flags += [word for name in track for word in ("--track", name)]
-    if len(experiments) == 1:
+    if len(experiments) == 1 and processes in (None, 1):
         name = next(iter(experiments)) or None
         changes = parse_overrides(overrides)
-        if processes is not None and processes > 1:
-            variant = ["--variant", name] if name else []
-            return Launched(run_processes(processes, ["train", source, *overrides, *variant, *flags]), [])
         result = train(source, changes, variant=name, resume=resume, fresh=fresh, quiet=quiet, callbacks=callbacks)
         return Launched(0, [summary(result)])
     for experiment in experiments.values():
-        experiment.build()
+        parts = experiment.build()
+        check_shared(processes or 1, experiment.train, parts.objective)
+    if len(experiments) == 1 and processes is not None:
+        chosen = ["--variant", name] if (name := next(iter(experiments))) else []
+        return Launched(run_processes(processes, ["train", source, *overrides, *chosen, *flags]), [])
     flags += [] if processes is None else ["--processes", str(processes)]
     failed = 0
     for name in experiments:

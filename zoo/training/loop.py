@@ -255,7 +255,8 @@ class Trainer:
                 break
             if not parts or parts[-1].last:
                 parts = []
-            self.stepping.backward(update)
+            with self.group.contact():
+                update.loss.backward()
             self.loss_sum += self.group.total(update.loss.detach())
             parts.append(update if self.config.accumulate == 1 else update.light())
             if update.last:

@@ -47,13 +47,6 @@ class Group:
         """Whether this process writes the run folder and speaks for all."""
         return self.rank == 0
 
-    def check(self, config: TrainConfig, objective: Objective) -> None:
-        """Refuse a training that these processes cannot share.
-
-        Raises:
-            UsageError: the batch does not divide, or the objective reads it whole.
-        """
-
     def rows(self, n: int) -> slice | None:
         """Which of n rows are this process's; None for all of them."""
         return None
@@ -89,8 +82,15 @@ class Group:
         """Make what layers draw at random (dropout) other numbers in each process, the same in a resumed run."""
 
     def stepping(self, model: nn.Module, parts: int) -> Stepping:
-        """What takes the updates of a batch out of an objective."""
+        """What takes the updates of a batch, each of them in parts, out of an objective.
+
+        After the backward pass of the last part the gradients are those of the whole batch.
+        """
         return Stepping()
+
+    def contact(self) -> contextlib.AbstractContextManager[None]:
+        """What torch says of a lost process is one line, a `RunError`."""
+        return contextlib.nullcontext()
 
 
 class Stepping:
@@ -99,10 +99,6 @@ class Stepping:
     def next(self, updates: Iterator[Update]) -> Update | None:
         """The next update, forward pass included; None after the last."""
         return next(updates, None)
-
-    def backward(self, update: Update) -> None:
-        """Differentiate its loss; with its last part the gradients are those of the whole batch."""
-        update.loss.backward()
 
 
 class Processes(Group):
@@ -116,19 +112,6 @@ class Processes(Group):
         wait = timedelta(seconds=SILENCE_SECONDS)
         self._control = dist.new_group(backend="gloo", timeout=wait)  # for what is decided on the CPU
         self._data = dist.new_group(timeout=wait)  # for tensors, wherever they are
-
-    def check(self, config: TrainConfig, objective: Objective) -> None:
-        n, size = config.batch_size, self.size
-        if n % size:
-            near = f"{n // size * size} or {-(-n // size) * size}" if n > size else str(size)
-            told = f"every process takes as many rows: train.batch_size={near} would do"
-            raise UsageError(f"train.batch_size={n} cannot be divided among {size} processes: {told}.")
-        if config.accumulate > n // size:
-            told = f"each of {size} processes has {n // size} rows of a batch, and every part needs one"
-            raise UsageError(f"train.accumulate={config.accumulate} is too large: {told}.")
-        if not objective.takes_rows():
-            told = f"{objective.name} reads a batch whole: its method updates has no argument rows"
-            raise UsageError(f"{size} processes cannot share a batch: the objective {told}.")
 
     def rows(self, n: int) -> slice:
         each = n // self.size
@@ -163,7 +146,7 @@ class Processes(Group):
                 message = [(action(), None, None)]
             except _KINDS as error:
                 failed, message = error, [(None, failure_kind(error), str(error))]
-        with self._contact():
+        with self.contact():
             self._dist.broadcast_object_list(message, src=0, group=self._control, device=torch.device("cpu"))
         if failed is not None:
             raise failed
@@ -174,13 +157,13 @@ class Processes(Group):
 
     def largest(self, *numbers: int) -> list[int]:
         found = torch.tensor(numbers, dtype=torch.int64)
-        with self._contact():
+        with self.contact():
             self._dist.all_reduce(found, op=self._dist.ReduceOp.MAX, group=self._control)
         return found.tolist()
 
     def total(self, tensor: Tensor) -> Tensor:
         found = tensor.clone()
-        with self._contact():
+        with self.contact():
             self._dist.all_reduce(found, group=self._data)
         return found
 
@@ -189,13 +172,13 @@ class Processes(Group):
 
     def _gather(self, item: Any) -> list[Any]:
         found: list[Any] = [None] * self.size
-        with self._contact():
+        with self.contact():
             self._dist.all_gather_object(found, item, group=self._control)
         return found
 
     @torch.no_grad()
     def share(self, module: nn.Module) -> None:
-        with self._contact():
+        with self.contact():
             for tensor in (*module.parameters(), *module.buffers()):
                 self._dist.broadcast(tensor.detach(), src=0, group=self._data)
 
@@ -207,8 +190,7 @@ class Processes(Group):
         return _DataParallel(self, model, parts)
 
     @contextlib.contextmanager
-    def _contact(self) -> Iterator[None]:
-        """What torch says of a lost process, in one line."""
+    def contact(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
@@ -253,7 +235,7 @@ class _DataParallel(Stepping):
     def next(self, updates: Iterator[Update]) -> Update | None:
         self._ddp.require_backward_grad_sync = self._part == self._parts - 1
         try:
-            with self._group._contact():
+            with self._group.contact():
                 loss = self._ddp(updates)
         except _Ended:
             return None
@@ -261,10 +243,6 @@ class _DataParallel(Stepping):
         assert self._pass.update is not None
         update, self._pass.update = self._pass.update, None
         return replace(update, loss=loss)
-
-    def backward(self, update: Update) -> None:
-        with self._group._contact():
-            update.loss.backward()
 
 
 def _added_up(group, bucket):  # DDP compares annotations with types, which those of this file are not
@@ -293,6 +271,25 @@ def join() -> Group:
 def several() -> bool:
     """Whether this process was started as one of several."""
     return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def check_shared(size: int, config: TrainConfig, objective: Objective) -> None:
+    """Refuse a training that this number of processes cannot share.
+
+    Raises:
+        UsageError: the batch does not divide, or the objective reads it whole.
+    """
+    n = config.batch_size
+    if n % size:
+        near = f"{n // size * size} or {-(-n // size) * size}" if n > size else str(size)
+        told = f"which read as many rows each; train.batch_size={near} can"
+        raise UsageError(f"train.batch_size={n} cannot be divided among {size} processes, {told}.")
+    if size > 1 and config.accumulate > n // size:
+        told = f"each of {size} processes has {n // size} rows of a batch, and every part needs one"
+        raise UsageError(f"train.accumulate={config.accumulate} is too large: {told}.")
+    if size > 1 and not objective.takes_rows():
+        told = f"{objective.name} reads a batch whole: its method updates has no argument rows"
+        raise UsageError(f"{size} processes cannot share a batch: the objective {told}.")
 
 
 def _connect() -> None:
@@ -373,6 +370,7 @@ __all__ = [
     "Group",
     "Processes",
     "Stepping",
+    "check_shared",
     "failure",
     "failure_kind",
     "interleaved",

@@ -20,7 +20,7 @@ from zoo.training.given import described
 from zoo.training.init import as_init
 from zoo.training.loop import Trainer
 from zoo.training.options import Experiment
-from zoo.training.processes import join
+from zoo.training.processes import check_shared, join
 from zoo.training.progress import Reporter
 from zoo.training.randomness import kept_random_state
 from zoo.training.recipes import read_experiment
@@ -85,7 +85,7 @@ def train(
         chosen = read_experiment(source, given, variant)
         parts = chosen.build(task)
         machine.choose_device(chosen.train.device)
-        group.check(chosen.train, parts.objective)
+        check_shared(group.size, chosen.train, parts.objective)
         if resume and fresh:
             raise UsageError("--resume goes on from a run and --fresh deletes it: give one of them.")
         if group.leads:
