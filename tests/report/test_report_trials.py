@@ -19,7 +19,7 @@ from zoo.report.trials import board, compare, from_runs, from_sweep, together, w
 from zoo.report.trials.charts import over_seeds
 from zoo.report.trials.groups import row_values
 from zoo.report.trials.source import RowFigures, Trials
-from zoo.statistics import Scores, difference, estimate, holm, t_interval
+from zoo.statistics import Scores, binomial_interval, difference, estimate, holm, t_interval
 from zoo.statistics.scores import Rows
 
 LRS, SEEDS = (1e-3, BEST_LR), (0, 1, 2)
@@ -181,6 +181,22 @@ def test_a_group_that_has_not_learned_has_no_difference(trials):
     texts = {gap.group.names: board.gap_cells(comparison, gap)[0] for gap in comparison.gaps}
     assert texts[("hgrn2",)] == "not learned"
     assert texts[("lstm",)].startswith("-")
+
+
+def test_a_share_of_exact_answers_has_a_chance_too(tmp_path):
+    zero = {("gqa", BEST_LR, seed): {"test.exact": 0.0} for seed in SEEDS}
+    trials = from_sweep(write_sweep(tmp_path / "s", ["gqa"], [BEST_LR], SEEDS, changes=zero))
+    wrong = trials.frames["problems"].with_columns(exact=pl.lit(0.0))
+    comparison = compare(Trials("s", {**trials.frames, "problems": wrong}, trials.swept), metric="exact")
+    assert comparison.chance == 0
+    assert of(comparison, "gqa", f"{BEST_LR:g}").learning.none
+
+
+def test_equal_answers_prove_no_equality():
+    rows = Rows(np.ones((3, 50)), np.arange(50))
+    same = difference(Scores([0, 1, 2], np.ones(3), rows), Scores([0, 1, 2], np.ones(3), rows))
+    most = binomial_interval(0, 50).high
+    assert (same.mean, same.p, same.interval) == (0, 1, (-most, most))
 
 
 def test_stopped_by_the_clock_is_no_score(tmp_path):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zoo.statistics.crossed import Over, Spread, crossed, mean_squares
-from zoo.statistics.intervals import Interval, check_confidence, clustered_means
+from zoo.statistics.intervals import Interval, binomial_interval, check_confidence, clustered_means
 from zoo.statistics.scores import Array, Rows, Scores, by_problem
 
 RESAMPLES = 10_000
@@ -85,7 +85,12 @@ def difference(one: Scores, other: Scores, confidence: float = 0.95) -> Differen
     over: Over = "seeds and problems" if pair else "seeds"
     # Where every problem and seed differs by the same, Student's t has no spread: the test of signs, the pairs being n.
     p = spread.p_value(mean) if spread.error or not mean else min(1.0, 2.0 ** (1 - (n_problems or n_seeds)))
-    return Difference(mean, spread.interval(mean, confidence), p, over, paired, n_seeds, n_problems)
+    interval = spread.interval(mean, confidence)
+    if pair and not spread.error and not mean and _is_share(pair):
+        # No answer differs, which is no proof: at most so many of n problems would.
+        most = binomial_interval(0, n_problems, confidence).high
+        interval = Interval(-most, most)
+    return Difference(mean, interval, p, over, paired, n_seeds, n_problems)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -106,6 +111,10 @@ def _same_rows(one: Scores, other: Scores) -> tuple[Rows, Rows] | None:
     if one.rows is None or other.rows is None or one.n_problems < 2:
         return None
     return (one.rows, other.rows) if np.array_equal(one.rows.problems, other.rows.problems) else None
+
+
+def _is_share(pair: tuple[Rows, Rows]) -> bool:
+    return all(((rows.values >= 0) & (rows.values <= 1)).all() for rows in pair)
 
 
 def _over_seeds(figures: Array) -> Spread:

@@ -195,21 +195,21 @@ def row_values(test: RowFigures, metric: str) -> NDArray[Any] | None:
 
 def _chances(rows: Sequence[Mapping[str, Any]], split: str, metric: str) -> set[float | None]:
     """What an answer that has learned nothing gets: of accuracy the best constant one, of errors the trivial one."""
-    if metric == "accuracy":
-        return {_chance(row) for row in rows}
+    if metric in ("accuracy", "exact"):
+        return {_chance(row, metric) for row in rows}
     if metric == "mse":
         return {figure(row, split, "trivial_mse") for row in rows}
     return {1.0} if metric == "mse_ratio" else set()
 
 
-def _chance(row: Mapping[str, Any]) -> float | None:
-    """The accuracy of a constant answer: as the trial has it, else of its task; None if unknown."""
-    known = number(row.get("chance"))
+def _chance(row: Mapping[str, Any], metric: str) -> float | None:
+    """The figure of a constant answer: accuracy as the trial has it, else of its task; None if unknown."""
+    known = number(row.get("chance")) if metric == "accuracy" else None
     task = {k.removeprefix(_TASK): _plain(v) for k, v in row.items() if k.startswith(_TASK) and v is not None}
     if known is not None or "name" not in task:
         return known
     try:
-        return chance_of(task, _CHANCE_ROWS)
+        return chance_of(task, _CHANCE_ROWS, metric)
     except (
         UsageError,
         RuntimeError,
