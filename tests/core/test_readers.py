@@ -12,7 +12,8 @@ import pytest
 
 import zoo
 from zoo import tasks
-from zoo.core.readers import parse_json, read_bytes, read_json, read_text, regular
+from zoo.core.errors import UsageError
+from zoo.core.readers import check_path, parse_json, read_bytes, read_json, read_text, regular
 from zoo.interop import rwkv
 
 
@@ -198,3 +199,9 @@ def test_what_is_no_json_is_named(text, message):
     with pytest.raises(tasks.UsageError) as error:
         parse_json("f", text, 3, parse_constant=no_constant)
     assert str(error.value) == message + "."
+
+
+@pytest.mark.parametrize("given", [5, None, ["runs"]])
+def test_what_is_no_path_is_refused(given):
+    with pytest.raises(UsageError, match="should be a path"):
+        check_path(given)

@@ -301,6 +301,8 @@ def test_a_chain_of_starts_forgets_the_start_before(base, capsys):
     status, _, err = _command("y", "init=y", "out=z", capsys=capsys)
     assert status == 0, err
     assert (_lists("z")["fresh"], read_whole_config(Path("z"))["init"]["skip"]) == ([], [])
+    train("y", {"init.source": "y", "out": "dotted"}, quiet=True)
+    assert _lists("dotted")["fresh"] == []
     train("y", {"out": "object"}, model=zoo.load("x"), quiet=True)
     assert _lists("object")["fresh"] == []
     status, _, err = _command("y", "init=x", "out=again", capsys=capsys)

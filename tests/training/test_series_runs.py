@@ -251,3 +251,15 @@ def test_a_class_for_every_step_of_a_task_of_ones_own(tmp_path):
     }
     result = zoo.train({**made, "train": train}, task=Steps(Steps.Config()), quiet=True)
     assert result.metrics["validation"]["accuracy"] > 0.9
+
+
+def test_layers_of_a_series_run_start_a_run_on_other_inputs(runs, tmp_path):
+    """The numbers of inputs and outputs are the new task's, and the ends that do not fit are named."""
+    wide = {**BASE, "task": {**TASK, "n_oscillators": 1}, "out": str(tmp_path / "run"), "init": str(runs / "cfc")}
+    wide = {k: v for k, v in wide.items() if k != "model"}
+    with pytest.raises(zoo.UsageError, match=r"embedding.weight is .* init.on_mismatch=fresh"):
+        zoo.train(wide, quiet=True)
+    zoo.train({**wide, "init": {"source": str(runs / "cfc"), "only": ["backbone.*"]}}, {"train.steps": 2}, quiet=True)
+    lists = json.loads((tmp_path / "run" / "init.json").read_text())
+    assert "embedding.weight" in lists["fresh"]
+    assert all(name.startswith("backbone.") for name in lists["kept"])

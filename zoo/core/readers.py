@@ -55,6 +55,8 @@ def check_path(path: str | Path, given_as: str = "") -> Path:
     Raises:
         UsageError: no file could have it.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"{given_as}{'=' if given_as else ''}{quoted(path, 60)} is not allowed: it should be a path.")
     data = os.fsencode(path)
     why = "it holds the character NUL" if b"\0" in data else ""
     if len(data) > MOST_BYTES_OF_PATH or any(len(part) > MOST_BYTES_OF_NAME for part in data.split(b"/")):

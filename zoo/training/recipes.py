@@ -212,7 +212,9 @@ def _experiment(
         whole = isinstance(overrides.get("model"), str) or "family" in _of_the_model(overrides)
         chosen = varied or whole or "words" in sections
         if not named or ("init" in sections and not chosen):
-            base = {**data, "model": model_section(init, _folder(merged))}
+            source = model_section(init, _folder(merged))
+            ends = ("inputs", "outputs", "vocab_size") if source.get("inputs") else ()  # a series' are its task's
+            base = {**data, "model": {k: v for k, v in source.items() if k not in ends}}
             given = {} if named or not isinstance(data.get("model"), Mapping) else {"model": data["model"]}
             merged = override(override(base, given), overrides)
     return Experiment(**_with_words(merged, words))

@@ -145,19 +145,20 @@ def planned(init: Init, source: Ends, config: ModelConfig) -> Transfer:
     transfer, misfits = plan(source, target, init.takes, resize=init.resize_vocab)
     what = "the model object" if init.source is None else f"init={init.source}"
     if misfits and init.on_mismatch == "refuse":
-        raise UsageError(f"{what} does not fit the model: {_told(misfits, init)}.")
+        raise UsageError(f"{what} does not fit the model: {_told(misfits, init, config)}.")
     if not transfer.kept:
         raise UsageError(f"{what}: no weight of it would be kept; init=null starts from new weights.")
     return transfer
 
 
-def _told(misfits: Sequence[Misfit], init: Init) -> str:
+def _told(misfits: Sequence[Misfit], init: Init, config: ModelConfig) -> str:
     reasons: dict[str, list[str]] = {}
     for name, why in misfits:
         reasons.setdefault(why, []).append(name)
     told = [f"{grouped(names, 2)} {'is' if len(names) == 1 else 'are'} {why}" for why, names in reasons.items()]
     more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
-    resizes = not init.resize_vocab and all(name in VOCABULARY for name, _ in misfits)
+    tokens = config.inputs is None
+    resizes = tokens and not init.resize_vocab and all(name in VOCABULARY for name, _ in misfits)
     fix = "init.resize_vocab=true resizes them" if resizes else "init.on_mismatch=fresh takes new weights there"
     return f"{'; '.join(told[:3])}{more}; {fix}, init.skip=[...] names weights not to take"
 

@@ -162,6 +162,6 @@ def _check_fine_tuning(experiment: Any, overrides: Mapping[str, Any], folder: Pa
     path = Path(experiment) if isinstance(experiment, str | Path) else None
     if path is None or not checkpoints.steps(path / CHECKPOINTS) or folder.resolve() == path.resolve():
         return
-    if "init" not in overrides and not checkpoints.steps(folder / CHECKPOINTS):
+    if not {"init", "init.source"} & overrides.keys() and not checkpoints.steps(folder / CHECKPOINTS):
         told = f"init={path} starts {folder} from its weights, init=null from new ones"
         raise UsageError(f"{path} is a trained run: {told}.")
