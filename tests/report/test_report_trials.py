@@ -183,6 +183,13 @@ def test_a_group_that_has_not_learned_has_no_difference(trials):
     assert texts[("lstm",)].startswith("-")
 
 
+def test_trials_that_were_not_started_are_counted(tmp_path):
+    folder = write_sweep(tmp_path / "s", ["gqa"], [BEST_LR], SEEDS)
+    with (folder / "sweep.yaml").open("a") as file:
+        file.write("trials: 8\n")
+    assert "5 of 8 trials have not been started." in words.caveats(compare(from_sweep(folder)))
+
+
 def test_a_share_of_exact_answers_has_a_chance_too(tmp_path):
     zero = {("gqa", BEST_LR, seed): {"test.exact": 0.0} for seed in SEEDS}
     trials = from_sweep(write_sweep(tmp_path / "s", ["gqa"], [BEST_LR], SEEDS, changes=zero))

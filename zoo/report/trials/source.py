@@ -47,6 +47,7 @@ class Trials:
         swept: keys that a sweep varied, in its order.
         chosen: keys of which a sweep chose the best value in trials of their own.
         sources: the text of each sweep's sweep.yaml, by its folder.
+        missing: trials of sweeps that have not been started.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Trials:
     swept: tuple[str, ...] = ()
     chosen: tuple[str, ...] = ()
     sources: Mapping[str, str] | None = None
+    missing: int = 0
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -144,7 +146,9 @@ def from_sweep(folder: Path) -> Trials:
     chosen = (key,) if isinstance(key, str) else tuple(k for k in key or () if isinstance(k, str))
     frames = {"trials": trials, "curves": store.curves(), "problems": store.problems()}
     text = (folder / "sweep.yaml").read_text(encoding="utf-8")
-    return Trials(folder.resolve().name, frames, tuple(swept), chosen, {str(folder): text})
+    planned = data.get("trials")
+    missing = max(planned - len(trials), 0) if isinstance(planned, int) else 0
+    return Trials(folder.resolve().name, frames, tuple(swept), chosen, {str(folder): text}, missing)
 
 
 def from_runs(runs: Sequence[Run]) -> Trials:
@@ -178,6 +182,7 @@ def together(parts: Sequence[Trials]) -> Trials:
         tuple(dict.fromkeys(key for part in parts for key in part.swept)),
         tuple(dict.fromkeys(key for part in parts for key in part.chosen)),
         {folder: text for part in parts for folder, text in (part.sources or {}).items()},
+        sum(part.missing for part in parts),
     )
 
 

@@ -85,6 +85,8 @@ def caveats(comparison: Comparison) -> list[str]:
     if clock := [group.label for group in groups if "stopped by the clock" in group.endings]:
         found.append(f"{listed(clock)}: stopped by the clock, with figures as far as training came by then.")
     found += _not_ended(groups)
+    if n := comparison.trials.missing:
+        found.append(f"{n} of {n + len(comparison.trials.rows)} trials have not been started.")
     lost = {group.label: group.choice.lost for group in groups if group.choice and group.choice.lost}
     for label, seeds in lost.items():
         found.append(
