@@ -44,8 +44,9 @@ def plain(mixer, x, activation):
         if mixer.name == "kda":
             a, up = a @ mixer.decay_up.weight.T, mixer.gate_up
             gate = torch.sigmoid(x @ weights[1].T @ up.weight.T + (up.bias if c.gate_bias else 0))
-        steps = torch.log(1 + torch.exp(a + mixer.dt_bias)).view(len(x), H, -1)
-        decay = torch.exp(-mixer.A_log.exp()[:, None] * steps)
+        steps, rates = (a + mixer.dt_bias).view(len(x), H, -1), mixer.A_log.exp()[:, None]
+        bound = getattr(c, "lower_bound", None)
+        decay = torch.exp(bound * torch.sigmoid(rates * steps) if bound else -rates * torch.log(1 + torch.exp(steps)))
 
     def unit(m):
         return m / (m.sum() if getattr(c, "qk_norm", "l2") == "sum" else torch.sqrt(m @ m + 1e-6))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo.core.errors import UsageError
 from zoo.mixers.parts import CausalConv, conv_backend, init_projections, main_backend, precise, project, whole
 from zoo.norms import GatedRMSNorm
-from zoo.ops import delta_rule
+from zoo.ops import delta_rule, dplr
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
 
 
@@ -45,11 +45,21 @@ class DeltaMixer(Mixer):
     parts: list[int]
     n_writes: int = 1
 
-    def make_front(self, qkv_parts: list[int], others: list[int], activation: Literal["silu"] | None = "silu") -> None:
-        """Make the projection of x to q, k, v, beta and `others`, and the convolution over q, k and v."""
+    def make_front(
+        self,
+        qkv_parts: list[int],
+        others: list[int],
+        activation: Literal["silu"] | None = "silu",
+        betas: int | None = None,
+    ) -> None:
+        """Make the projection of x to q, k, v, beta and `others`, and the convolution over q, k and v.
+
+        `betas` is the width of beta, by default one for each write of each head.
+        """
         c = self.config
         self.qkv_parts, self.activation = qkv_parts, activation
-        self.parts = [sum(qkv_parts), self.n_writes * self.n_heads, *others]
+        self.beta_range = 2 if getattr(c, "allow_neg_eigval", False) else 1
+        self.parts = [sum(qkv_parts), betas or self.n_writes * self.n_heads, *others]
         self.in_proj = nn.Linear(self.d_model, sum(self.parts), bias=False)
         self.conv = None
         if c.conv_size:
@@ -74,13 +84,22 @@ class DeltaMixer(Mixer):
             qkv, conv = self.conv(qkv, state.conv, context)
         else:
             qkv, conv = F.silu(qkv) if self.activation else qkv, state.conv
-        beta = precise(beta).sigmoid() * (2 if self.config.allow_neg_eigval else 1)
+        beta = precise(beta).sigmoid() * self.beta_range
         return [*qkv.split(self.qkv_parts, -1), beta, *others], DeltaState(conv, state.memory)
 
     def write(self, q, k, v, beta, log_decay, state: DeltaState, packing: dict[str, Any]) -> tuple[Tensor, DeltaState]:
         """The delta rule over all steps, arguments as in `zoo.ops`: what q reads (B, T, H, V), and the next state."""
         backend = main_backend(self.config.backend)
         o, memory = delta_rule(q, k, v, beta, log_decay, state.memory, backend=backend, **packing)
+        return o, DeltaState(state.conv, memory)
+
+    def write_dplr(
+        self, q, k, v, a, log_decay, state: DeltaState, packing: dict[str, Any]
+    ) -> tuple[Tensor, DeltaState]:
+        """As `write`, where the key that is read is not the key that is written: a step adds k (a^T S), see `dplr`."""
+        backend = main_backend(self.config.backend)
+        b = k.repeat_interleave(self.n_heads // k.shape[2], 2)
+        o, memory = dplr(q, k, v, a, b, log_decay, state.memory, backend=backend, **packing)
         return o, DeltaState(state.conv, memory)
 
     def back(self, o: Tensor, gate: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from pydantic import Field
@@ -50,6 +51,8 @@ class KimiDeltaAttention(DeltaMixer):
             rank: width between the two halves of the decay's and of the gate's projection; V by default.
             gate_bias: bias of the second half of the gate's projection.
             allow_neg_eigval: beta in (0, 2), so that a step can reflect.
+            lower_bound: L < 0 of the bounded gate, g = L sigmoid(exp(A_log) (F_up F_down x + dt_bias)), whose A_log
+                starts at 0 (flash-linear-attention's `safe_gate`; -5 there and in published models); none by default.
             A_init_range: the decay rates start uniform between these.
             dt_init_range: the step sizes start log-uniform between these.
             norm_eps: added to the mean square in the norm.
@@ -65,6 +68,7 @@ class KimiDeltaAttention(DeltaMixer):
         rank: int | None = Field(default=None, ge=1)
         gate_bias: bool = False
         allow_neg_eigval: bool = False
+        lower_bound: float | None = Field(default=None, lt=0)
         A_init_range: tuple[float, float] = (1.0, 16.0)
         dt_init_range: tuple[float, float] = (0.001, 0.1)
         norm_eps: float = Field(default=1e-5, gt=0)
@@ -80,7 +84,8 @@ class KimiDeltaAttention(DeltaMixer):
         rank = c.rank or self.d_value
         self.make_front([keys, keys, values], [rank, rank])  # F_down, G_down
         self.decay_up = nn.Linear(rank, self.n_heads * self.d_key, bias=False)
-        self.A_log = nn.Parameter(log_rates(self.n_heads, *c.A_init_range))
+        rates = torch.zeros(self.n_heads) if c.lower_bound else log_rates(self.n_heads, *c.A_init_range)
+        self.A_log = nn.Parameter(rates)
         self.dt_bias = nn.Parameter(step_bias(self.n_heads * self.d_key, *c.dt_init_range))
         self.gate_up = nn.Linear(rank, values, bias=c.gate_bias)
         self.make_back(place, c.norm_eps)
@@ -93,8 +98,10 @@ class KimiDeltaAttention(DeltaMixer):
         (q, k, v, beta, decay, gate), state = self.front(x, state, context)
         q, k = (l2_norm(rearrange(m, "b t (g k) -> b t g k", g=self.n_key_heads)) for m in (q, k))
         v = rearrange(v, "b t (h v) -> b t h v", h=self.n_heads)
-        steps = F.softplus(precise(self.decay_up(decay)) + self.dt_bias)
-        log_decay = -precise(self.A_log).exp()[:, None] * rearrange(steps, "b t (h k) -> b t h k", h=self.n_heads)
+        steps = precise(self.decay_up(decay)) + self.dt_bias
+        steps = rearrange(steps, "b t (h k) -> b t h k", h=self.n_heads)
+        rates, bound = precise(self.A_log).exp()[:, None], self.config.lower_bound
+        log_decay = -rates * F.softplus(steps) if bound is None else bound * torch.sigmoid(rates * steps)
         o, state = self.write(q, k, v, beta, log_decay, state, packing(context))
         o = self.norm(o).flatten(-2) * precise(self.gate_up(gate)).sigmoid()
         return self.out_proj(o.to(x.dtype)), state
@@ -110,5 +117,5 @@ class KimiDeltaAttention(DeltaMixer):
             {"n_heads": 2, "n_v_heads": 4, "head_dim": 5, "expand_v": 2.0, "conv_bias": True, "allow_neg_eigval": True},
             {"rank": 6, "gate_bias": True, "conv_size": 3, "A_init_range": (0.0, 1.0), "dt_init_range": (0.01, 1.0)},
             {"n_heads": 3, "conv_size": 0, "norm_eps": 1e-4, "backend": "reference"},
-            {"n_heads": 2, "conv_size": 1, "backend": "chunked"},
+            {"n_heads": 2, "conv_size": 1, "lower_bound": -5.0, "backend": "chunked"},
         ]
