@@ -15,7 +15,7 @@ from report_trials import BEST_LR, PROBLEMS, write_sweep
 from zoo.cli import main
 from zoo.core.errors import UsageError
 from zoo.report import gather
-from zoo.report.trials import board, compare, from_runs, from_sweep, together, words
+from zoo.report.trials import board, charts, compare, from_runs, from_sweep, together, words
 from zoo.report.trials.charts import over_seeds
 from zoo.report.trials.groups import row_values
 from zoo.report.trials.source import RowFigures, Trials
@@ -479,3 +479,12 @@ def test_scores_of_trials_are_those_of_the_store(trials):
     assert tests.figures["accuracy"].mean() == pytest.approx(row["test.accuracy"])
     scores = Scores([0], np.array([row["test.accuracy"]]), Rows(tests.figures["accuracy"][None], tests.problem))
     assert scores.n_problems == PROBLEMS
+
+
+def test_the_plots_of_an_error_do_not_go_below_0_and_name_no_front(trials):
+    comparison = compare(trials, ["words.mixer"], best=["train.lr"], metric="loss")
+    drawn = {chart.name: chart for chart in charts.charts(comparison, charts.rows_of(comparison, "t"))}
+    assert min(low for series in drawn["t-curves"].panels[0].series for low in series.low) >= 0
+    assert "Pareto" not in str(drawn.get("t-cost", ""))
+    shares = compare(trials, ["words.mixer"], best=["train.lr"])
+    assert any("Pareto" in str(chart) for chart in charts.charts(shares, charts.rows_of(shares, "t")))

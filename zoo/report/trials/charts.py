@@ -57,8 +57,9 @@ def charts(comparison: Comparison, rows: Sequence[Row]) -> list[Chart]:
         ),
         Chart(
             f"{prefix}-cost", f"{metric.capitalize()} against cost",
-            "Bars are 95% intervals. The dashed line is the Pareto front of the rows shown: on it, nothing cheaper has "
-            "a better mean.",
+            "Bars are 95% intervals."
+            + ("" if comparison.lower else " The dashed line is the Pareto front of the rows shown: on it, nothing "
+            "cheaper has a better mean."),
             _costs(comparison, rows), wide=True,
         ),
         Chart(
@@ -126,6 +127,8 @@ def _curves(comparison: Comparison, rows: Sequence[Row]) -> list[Panel | HeatMap
                 each[int(trial["trial"])] = (found, trial["status"] == "target")
         points = over_seeds(list(each.values()), comparison.metric)
         if points:
+            if comparison.lower:  # an error is never below 0
+                points = [(x, y, each and Interval(max(each.low, 0.0), each.high)) for x, y, each in points]
             kept = [points[int(i)] for i, _ in thinned([(float(i), 0.0) for i in range(len(points))], _POINTS)]
             x, y = [p[0] for p in kept], [p[1] for p in kept]
             series.append(Series(row.id, x, y, *_edges([p[2] for p in kept], y, comparison.unit)))
