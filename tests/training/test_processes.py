@@ -136,6 +136,16 @@ def test_an_objective_that_reads_a_batch_whole_is_not_shared(monkeypatch):
         check_shared(2, TrainConfig(), whole)
 
 
+def test_more_processes_than_devices_are_refused(monkeypatch):
+    objective = object.__new__(NextToken)
+    for device, told in (("mps", "as MPS serves one"), ("cuda", "as there are 1 GPUs")):
+        monkeypatch.setattr("zoo.training.processes.choose_device", lambda name, device=device: torch.device(device))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        check_shared(1, TrainConfig(), objective)
+        with pytest.raises(UsageError, match=f"2 processes on this machine are too many, {told}: set train.device=cpu"):
+            check_shared(2, TrainConfig(), objective)
+
+
 @pytest.mark.slow
 def test_processes_that_were_started_differently_are_refused(recipe, tmp_path):
     processes = start(2, "-c", f"import os, sys; sys.argv += ['train.lr=0.1' + os.environ['RANK']]\n{COMMAND}",
@@ -265,7 +275,7 @@ class Fails(zoo.Callback):
             raise ValueError("no more")
 try:
     zoo.train(sys.argv[1], {"train.checkpoint_every": None}, quiet=True, callbacks=[Fails()])
-except zoo.training.callbacks.CallbackError as error:
+except zoo.RunError as error:
     sys.exit(f"told: {error}")
 """
     found = ended(start(2, "-c", code, recipe, cwd=tmp_path))

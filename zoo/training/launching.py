@@ -55,7 +55,8 @@ def run_processes(n: int, arguments: Sequence[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say it themselves
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // n, 1)))  # they share the cores
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(cores // n, 1)))  # they share the cores
     root = str(Path(__file__).resolve().parents[2])  # where this `zoo` lies, installed or not
     config = LaunchConfig(
         min_nodes=1,

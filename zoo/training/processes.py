@@ -20,6 +20,7 @@ from zoo.core.run_files import at_key, differing
 from zoo.objectives.base import Carry, Objective, Update
 from zoo.tasks import random
 from zoo.training.callbacks import CallbackError
+from zoo.training.machine import choose_device
 from zoo.training.options import TrainConfig
 from zoo.training.randomness import seed_device
 
@@ -277,17 +278,23 @@ def check_shared(size: int, config: TrainConfig, objective: Objective) -> None:
     """Refuse a training that this number of processes cannot share.
 
     Raises:
-        UsageError: the batch does not divide, or the objective reads it whole.
+        UsageError: the batch does not divide, the objective reads it whole, or there are too few GPUs.
     """
+    if size == 1:
+        return
+    device, here = choose_device(config.device).type, int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    if device == "mps" or (device == "cuda" and here > torch.cuda.device_count()):
+        told = "MPS serves one" if device == "mps" else f"there are {torch.cuda.device_count()} GPUs"
+        raise UsageError(f"{here} processes on this machine are too many, as {told}: set train.device=cpu.")
     n = config.batch_size
     if n % size:
         near = f"{n // size * size} or {-(-n // size) * size}" if n > size else str(size)
         told = f"which read as many rows each; train.batch_size={near} can"
         raise UsageError(f"train.batch_size={n} cannot be divided among {size} processes, {told}.")
-    if size > 1 and config.accumulate > n // size:
+    if config.accumulate > n // size:
         told = f"each of {size} processes has {n // size} rows of a batch, and every part needs one"
         raise UsageError(f"train.accumulate={config.accumulate} is too large: {told}.")
-    if size > 1 and not objective.takes_rows():
+    if not objective.takes_rows():
         told = f"{objective.name} reads a batch whole: its method updates has no argument rows"
         raise UsageError(f"{size} processes cannot share a batch: the objective {told}.")
 
@@ -300,7 +307,7 @@ def _connect() -> None:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     backend = "gloo"
     if torch.cuda.is_available():
-        if local < torch.cuda.device_count():  # with fewer GPUs than processes, these train on the CPU
+        if local < torch.cuda.device_count():  # with fewer GPUs than processes, they may train on the CPU
             torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     try:
