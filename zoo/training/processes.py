@@ -197,7 +197,11 @@ class Processes(Group):
         except RuntimeError as error:
             if isinstance(error, UsageError | RunError) or not _is_lost(error):
                 raise
-            lost = f"no answer in {SILENCE_SECONDS:.0f} s" if "imed out" in str(error) else "its connection is closed"
+            lost = (
+                f"no answer in {SILENCE_SECONDS:.0f} s"
+                if "timed out" in str(error).lower()
+                else "its connection is closed"
+            )
             raise RunError(f"Another process of this training has ended or hangs ({lost}).") from None
 
 
@@ -344,7 +348,7 @@ def failure(kind: int) -> RunError | UsageError:
 
 def _is_lost(error: RuntimeError) -> bool:
     """Whether an error is about the connection to another process."""
-    signs = ("gloo", "nccl", "connection", "timed out", "socket", "process group", "peer")
+    signs = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "process group", "peer", "the callback")
     ours = type(error).__module__.startswith("torch.distributed")
     return ours or any(sign in str(error).lower() for sign in signs)
 
