@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,10 +33,15 @@ def modes(model):
 @pytest.mark.parametrize("name", list_objectives())
 def test_every_module_has_its_own_mode_back(name):
     """Of generate, of a stream, of the objectives and of evaluation, though a part was in evaluation mode already."""
-    task = tasks.create_task("sudoku", size=4)
+    task = tasks.create_task({"regression": "oscillators", "classification": "digits"}.get(name, "sudoku"))
     chosen = create_objective(name, task, causal=name == "next_token")
-    recursion = {"recursion": {"cycles": 1, "updates": 1, "max_steps": 2}} if chosen.recursive else {}
-    model = zoo.create_model("gqa swiglu", d_model=16, vocab_size=chosen.vocab_size, causal=chosen.causal, **recursion)
+    more: dict[str, Any] = {"recursion": {"cycles": 1, "updates": 1, "max_steps": 2}} if chosen.recursive else {}
+    if chosen.series:
+        needs = task.needs()
+        more |= {"inputs": needs.inputs.value, "outputs": needs.outputs.value}
+    else:
+        more["vocab_size"] = chosen.vocab_size
+    model = zoo.create_model("gqa swiglu", d_model=16, causal=chosen.causal, **more)
     model.train().backbone.eval()
     before, rows = modes(model), held_out(task, "test", 2)
     uses = [

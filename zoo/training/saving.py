@@ -62,7 +62,7 @@ class _Model(BaseModel):
 
 def is_saved(folder: Path) -> bool:
     """Whether a folder holds a model of `zoo.save`, by what is in it."""
-    return (folder / MODEL).is_file()
+    return (check_path(folder) / MODEL).is_file()
 
 
 def save(model: Ends | Backbone, folder: str | Path, *, text_files: Mapping[str, bytes] = {}) -> Path:
