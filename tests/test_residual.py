@@ -11,9 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from zoo.backbone import Backbone
-from zoo.door import admit
 from zoo.pattern import parse
-from zoo.protocol import Context
+from zoo.protocol import Context, admit
 from zoo.residual import Residual
 from zoo.residual.hyper_connections import HyperConnections, ManifoldHyperConnections, sinkhorn
 from zoo.states import tree_bytes

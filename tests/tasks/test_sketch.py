@@ -10,7 +10,6 @@ from zoo import tasks
 from zoo.tasks.maze.grids import GOAL, OPEN, PATH, START
 from zoo.tasks.protocol import IGNORE
 
-
 OF_TOKENS = [name for name in tasks.list_tasks() if tasks.protocol.registry[name].layout != "series"]
 """The rows of the others are drawn as plots."""
 
