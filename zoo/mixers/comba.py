@@ -19,17 +19,17 @@ from zoo.protocol import Context, Place, State, register
 
 @register("comba")
 class Comba(DeltaMixer):
-    """Comba: a delta rule with feedback from the state and from the output (Hu et al. 2025, arXiv 2506.02475),
-    as in the authors' layer in flash-linear-attention 0.6.
+    """Comba: a delta rule with feedback from the state and from the output (Hu et al. 2025, arXiv 2506.02475).
 
         q, k, v = silu(conv(W x)) ;  beta = sigmoid(w_b x) ;  g = -exp(A_log) softplus(w_a x + dt_bias)
         p = sigmoid(decay) k ;  q = q - D p ;  q, k, p = q / |q|, k / |k|, p / |p|
         S_t = (exp(g_t) I - beta_t k_t p_t^T) S_{t-1} + beta_t k_t v_t^T ;  o_t = S_t^T q_t / sqrt(K)
         y = W_out (RMSNorm_head(o) * sigmoid(W_g x))
 
-    p is the key that reads the memory, before its decay; k is the key that writes. The query is corrected by a part D
-    of the key that reads, so the output contains an error signal. Since p is scaled to length 1, as in that layer,
-    `decay` changes the correction alone. Sizes and inits are those of `gated_deltanet`, decay = 1, D = `correction`.
+    This is the authors' layer in flash-linear-attention 0.6. p is the key that reads the memory, before its decay; k is
+    the key that writes. The query is corrected by a part D of the key that reads, so the output contains an error
+    signal. Since p is scaled to length 1, as in that layer, `decay` changes the correction alone. Sizes and inits are
+    those of `gated_deltanet`, decay = 1, D = `correction`.
 
     | state                         | cost per token        | parallel form (WY)           |
     |-------------------------------|-----------------------|------------------------------|

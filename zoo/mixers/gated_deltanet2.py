@@ -18,16 +18,15 @@ from zoo.protocol import Context, Place, State, register
 
 @register("gated_deltanet2")
 class GatedDeltaNet2(DeltaMixer):
-    """Gated DeltaNet-2: the delta rule with separate gates for what it erases and what it writes
-    (2026, arXiv 2605.22791), as in flash-linear-attention 0.6.
+    """Gated DeltaNet-2: the delta rule with separate gates for what it erases and what it writes (arXiv 2605.22791).
 
         q, k, v = silu(conv(W x)) ;  q, k = q / |q|, k / |k| ;  b = sigmoid(W_b x) ;  w = sigmoid(W_w x)
         g = -exp(A_log) softplus(F_up F_down x + dt_bias)        one for each channel of each head of q and k
         S_t = (I - k_t (b_t * k_t)^T) diag(exp g_t) S_{t-1} + k_t (w_t * v_t)^T ;  o_t = S_t^T q_t / sqrt(K)
         y = W_out (RMSNorm_head(o) * sigmoid(G_up G_down x))
 
-    b has a number for each key channel, w one for each value channel; b = w = beta is `kda`. Sizes and inits are those
-    of `kda`.
+    The layer is that of flash-linear-attention 0.6. b has a number for each key channel, w one for each value channel;
+    b = w = beta is `kda`. Sizes and inits are those of `kda`.
 
     | state                    | cost per token, r = rank     | parallel form (WY)           |
     |--------------------------|------------------------------|------------------------------|
