@@ -151,14 +151,16 @@ def test_a_seed_whose_choice_did_not_end_is_named(tmp_path):
 
 def test_seeds_that_did_not_learn_are_a_share_and_stay_in_the_mean(tmp_path):
     changes = {("gqa", BEST_LR, 1): {"test.accuracy": 0.05}}
+    changes |= {("hgrn2", BEST_LR, seed): {"state_bytes": 1} for seed in SEEDS}
     trials = from_sweep(write_sweep(tmp_path / "s", ["gqa", "hgrn2"], [BEST_LR], SEEDS, changes=changes))
     group = of(compare(trials, ["words.mixer"], learned="0.5"), "gqa")
     assert group.learning.text == "1 of 3"
     assert 0.05 in group.scores.figures
     never = of(compare(trials, ["words.mixer"]), "hgrn2")  # by the interval over problems, against chance
     assert never.learning.none
-    figure = board.lines(compare(trials, ["words.mixer"]))[1][-1][0]
-    assert (figure.value, figure.text) == (None, "not learned")  # no score, and the last place
+    last = board.lines(compare(trials, ["words.mixer"]))[1][-1]
+    assert (last[0].value, last[0].text) == (None, "not learned")  # no score, and the last place
+    assert not any(cell.best for cell in last)  # nor is the smallest state its merit
 
 
 def test_a_seed_that_diverged_counts_as_not_learned(tmp_path):

@@ -64,16 +64,17 @@ def columns(comparison: Comparison) -> list[Column]:
 
 
 def lines(comparison: Comparison) -> tuple[list[Column], list[list[Cell]]]:
-    """The columns, and the cells of each group; the best of a column is marked."""
+    """The columns, and the cells of each group; the best of a column is marked, among the groups that have learned."""
     shown = columns(comparison)
     cells = [[column.cell(comparison, group) for column in shown] for group in comparison.groups]
+    ranked = [line for line, group in zip(cells, comparison.groups, strict=True) if not group.learning.none]
     for at, column in enumerate(shown):
-        known = [line[at].value for line in cells if line[at].value is not None]
+        known = [line[at].value for line in ranked if line[at].value is not None]
         if not column.best or len(set(known)) < 2:
             continue
         top = (max if column.best == "max" else min)(v for v in known if v is not None)
-        text = next(line[at].text for line in cells if line[at].value == top)
-        for line in cells:
+        text = next(line[at].text for line in ranked if line[at].value == top)
+        for line in ranked:
             line[at] = line[at]._replace(best=line[at].value is not None and line[at].text == text)
     return shown, cells
 
