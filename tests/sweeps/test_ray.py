@@ -35,12 +35,12 @@ def processes_of_ray() -> list[int]:
     return found
 
 
-def training() -> list[int]:
-    """Those of them that train a trial."""
+def workers() -> list[int]:
+    """Those of them that train the trials. Ray adds the method to the name at some times only."""
     found = []
     for pid in processes_of_ray():
         try:
-            if b"Worker.train" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"ray::Worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
         except OSError:
             continue
@@ -84,7 +84,7 @@ def test_killed_interrupted_and_whole_sweeps_come_to_the_same_bits(study, start_
     wait_for(lambda: not processes_of_ray(), 30)
 
     stopped = start_zoo(*arguments)
-    wait_for(lambda: len(training()) == 2)
+    wait_for(lambda: len(workers()) == 2)
     time.sleep(1)
     stopped.send_signal(signal.SIGINT)
     said = stopped.communicate(timeout=120)
@@ -103,7 +103,7 @@ def test_killed_interrupted_and_whole_sweeps_come_to_the_same_bits(study, start_
 def test_a_worker_that_dies_is_recorded_and_its_trial_goes_on(study, start_zoo):
     running = start_zoo("sweep", "study.yaml", "--workers", "1", "--ray", "--retries", "1")
     wait_for(lambda: any(Path("runs/study/trials").glob("*/checkpoints/step_*")))
-    os.kill(training()[0], signal.SIGKILL)
+    os.kill(workers()[0], signal.SIGKILL)
     said = running.communicate(timeout=300)
     assert running.returncode == 0
     assert "00000 failed and is started again: the worker's process ended" in said[1]
