@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; before torch is imported, and for subprocesses too
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,6 +15,7 @@ import pytest
 import torch
 
 pytest_plugins = ["processor_time"]
+ROOT = Path(__file__).resolve().parents[1]
 
 torch.backends.cudnn.allow_tf32 = False  # by default cuDNN's recurrent layers round float32 to 10 bits of mantissa
 
@@ -38,3 +42,19 @@ def poisoned_memory():
 
     with poisoned_memory():
         yield
+
+
+@pytest.fixture
+def start_zoo():
+    """Starts the real `zoo` command in the working folder."""
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", "from zoo.cli import main; main()", *arguments],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start

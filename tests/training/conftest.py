@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +45,9 @@ def recipe(tmp_path, monkeypatch) -> str:
 
 
 @pytest.fixture
-def zoo_command(recipe):
-    """Starts the real `zoo` command in the working folder."""
-
-    def start(*arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", "from zoo.cli import main; main()", *arguments],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return start
+def zoo_command(recipe, start_zoo):
+    """Starts the real `zoo` command in the working folder of `recipe`."""
+    return start_zoo
 
 
 def outcome(folder: str | Path) -> dict[str, Any]:

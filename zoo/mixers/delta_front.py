@@ -73,6 +73,13 @@ class DeltaMixer(Mixer):
         self.out_proj = nn.Linear(self.n_heads * self.d_value, self.d_model, bias=False)
         init_projections(self.in_proj, self.out_proj, place)
 
+    def init_up(self, *layers: nn.Linear) -> None:
+        """Give the second halves of projections in two their first weights, and no bias."""
+        for layer in layers:
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
     def front(self, x: Tensor, state: State | None, context: Context | None) -> tuple[list[Tensor], DeltaState]:
         """[q, k, v, beta, *others], each (B, T, its width), and the state with the convolution's next one in it.
 

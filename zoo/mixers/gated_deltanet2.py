@@ -83,10 +83,7 @@ class GatedDeltaNet2(DeltaMixer):
         self.dt_bias = nn.Parameter(step_bias(keys, *c.dt_init_range))
         self.gate_up = nn.Linear(rank, values, bias=c.gate_bias)
         self.make_back(place, c.norm_eps)
-        for layer in (self.decay_up, self.gate_up):
-            nn.init.normal_(layer.weight, std=rank**-0.5)
-        if c.gate_bias:
-            nn.init.zeros_(self.gate_up.bias)
+        self.init_up(self.decay_up, self.gate_up)
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         (q, k, v, erase, write, decay, gate), state = self.front(x, state, context)

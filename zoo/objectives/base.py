@@ -25,6 +25,7 @@ from zoo.core.options import Options
 from zoo.core.registry import Registry, split_spec
 from zoo.models.config import ModelConfig
 from zoo.objectives.contract import encoded, evaluated, solving, updating
+from zoo.protocol import Context
 from zoo.tasks.protocol import IGNORE, Batch, Task
 
 T = TypeVar("T")
@@ -55,6 +56,11 @@ class Encoded(NamedTuple):
     lengths: Tensor | None = None
 
     @property
+    def rows(self) -> Tensor:
+        """(m,) the row of each scored position."""
+        return self.positions // self.tokens.shape[1]
+
+    @property
     def n_steps(self) -> int:
         """Steps of all rows, n * T."""
         return self.tokens.shape[0] * self.tokens.shape[1]
@@ -70,7 +76,7 @@ class Encoded(NamedTuple):
         """The rows, or some of them, in a number of parts, one after another, as `row_parts` cuts them."""
         if parts == 1 and rows is None:
             return [self]
-        row = self.positions // self.tokens.shape[1]
+        row = self.rows
         found = []
         for cut in row_parts(len(self.tokens), parts, rows):
             here = (row >= cut.start) & (row < cut.stop)
@@ -85,6 +91,13 @@ def row_parts(n: int, parts: int, rows: slice | None = None) -> list[slice]:
     """n rows, or some of them, in a number of parts; the first ones have a row more where it does not divide."""
     ends = torch.arange(n)[slice(None) if rows is None else rows].tensor_split(parts)
     return [slice(int(part[0]), int(part[-1]) + 1) for part in ends if len(part)]
+
+
+def with_losses(loss: Tensor, context: Context, share: float = 1.0) -> Tensor:
+    """A loss and what mixers add to it (`Context.losses`), for rows that are this share of the batch."""
+    for extra in context.losses:
+        loss = loss + share * extra
+    return loss
 
 
 @dataclass
@@ -425,4 +438,5 @@ __all__ = [
     "register",
     "row_parts",
     "scored",
+    "with_losses",
 ]

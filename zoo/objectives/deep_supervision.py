@@ -28,6 +28,7 @@ from zoo.objectives.base import (
     register,
     row_parts,
     scored,
+    with_losses,
 )
 from zoo.objectives.draws import RowDraws
 from zoo.protocol import Context
@@ -184,9 +185,7 @@ class DeepSupervision(Objective):
                 later = model.think(tokens, thought.state, puzzles=puzzles)
                 value = torch.where(last, later.halt, torch.maximum(later.halt, later.go_on)).sigmoid()
             halting = halting + F.binary_cross_entropy_with_logits(thought.go_on, value)
-        loss = answers + halting * self.config.halting_weight
-        for extra in context.losses:
-            loss = loss + extra
+        loss = with_losses(answers + halting * self.config.halting_weight, context)
         metrics = {
             **context.metrics,
             "answer_loss": answers.detach(),

@@ -26,6 +26,7 @@ from zoo.objectives.base import (
     last_of,
     register,
     row_parts,
+    with_losses,
 )
 from zoo.objectives.draws import RowDraws
 from zoo.ops.common import widest
@@ -159,16 +160,14 @@ class MaskedDiffusion(Objective):
             part, share = noisy.of(here), (here.stop - here.start) / len(data.tokens)
             timespans = None if data.timespans is None else data.timespans[here]
             logits, context = self._logits(model, part.tokens, part.positions, timespans)
-            loss = _weighted(logits, part)
-            for extra in context.losses:
-                loss = loss + share * extra
+            loss = with_losses(_weighted(logits, part), context, share)
             yield Update(loss, logits, part.targets, part.rows, context.metrics, share, here is cut[-1])
 
     def passes(self, model: nn.Module, batch: Batch) -> int:
         if self.task.is_language:
             return 2
         data, how = self.encode(batch), self.config.unmasking()
-        plan = _plan(torch.bincount(data.positions // data.tokens.shape[1], minlength=len(data.tokens)), how)
+        plan = _plan(torch.bincount(data.rows, minlength=len(data.tokens)), how)
         return plan.passes(how.order) * (2 if how.guidance else 1)
 
     @torch.no_grad()
@@ -219,7 +218,7 @@ class MaskedDiffusion(Objective):
             worth: (n,) of each row in the loss, on the CPU; by default the same for all that have an answer.
         """
         c, n, device = self.config, len(data.tokens), data.tokens.device
-        rows = data.positions // data.tokens.shape[1]
+        rows = data.rows
         cells = torch.bincount(rows, minlength=n)
         if isinstance(source, RowDraws):
             t = source.uniform(_TIME)

@@ -24,6 +24,7 @@ from zoo.objectives.base import (
     last_of,
     register,
     scored,
+    with_losses,
 )
 from zoo.protocol import Context
 from zoo.tasks.protocol import IGNORE, Batch, Task
@@ -101,10 +102,8 @@ class NextToken(Objective):
             else:  # of all scored positions of the batch, of which the parts have unequal numbers
                 loss = F.cross_entropy(logits, part.targets, label_smoothing=smoothing, reduction="sum")
                 loss = loss / len(data.targets)
-            for extra in context.losses:
-                loss = loss + share * extra
-            row = part.positions // part.tokens.shape[1]
-            yield Update(loss, logits, part.targets, row, context.metrics, share, part is split[-1])
+            loss = with_losses(loss, context, share)
+            yield Update(loss, logits, part.targets, part.rows, context.metrics, share, part is split[-1])
 
     def passes(self, model: nn.Module, batch: Batch) -> int:
         if not self.reads_back:

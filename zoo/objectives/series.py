@@ -13,7 +13,7 @@ from zoo.core.needs import Need, Needs
 from zoo.core.options import Options
 from zoo.models.config import ModelConfig
 from zoo.models.modes import evaluation_mode
-from zoo.objectives.base import Carry, Encoded, Frame, Objective, Update, at_least_float32
+from zoo.objectives.base import Carry, Encoded, Frame, Objective, Update, at_least_float32, with_losses
 from zoo.protocol import Context
 from zoo.tasks.protocol import Batch, Task
 
@@ -60,10 +60,8 @@ class SeriesObjective(Objective):
             outputs = model.logits(hidden.flatten(0, 1).index_select(0, part.positions))  # type: ignore[operator]
             loss = self.losses(at_least_float32(outputs), part.targets, learning=True).sum() / len(data.targets)
             share = len(part.tokens) / len(data.tokens)
-            for extra in context.losses:
-                loss = loss + share * extra
-            row = part.positions // part.tokens.shape[1]
-            yield Update(loss, outputs, part.targets, row, context.metrics, share, part is split[-1])
+            loss = with_losses(loss, context, share)
+            yield Update(loss, outputs, part.targets, part.rows, context.metrics, share, part is split[-1])
 
     @torch.no_grad()
     def solve(self, model: nn.Module, batch: Batch) -> Iterator[Frame]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from zoo.core.run_files import dotted
 from zoo.report.runs import Run
 from zoo.report.units import printable
 from zoo.training.options import BOOKKEEPING
@@ -61,7 +62,7 @@ def settings(run: Run) -> dict[str, Any]:
     whole = {**config, **{k: run.section(k) for k in ("task", "model", "objective", "train") if run.section(k)}}
     if steps := extended_at(run):
         whole["extended_at"] = ", ".join(map(str, steps))
-    return {k: v for k, v in _flat(whole) if k not in ASIDE}
+    return {k: v for k, v in dotted(whole) if k not in ASIDE}
 
 
 def extended_at(run: Run) -> list[Any]:
@@ -85,15 +86,6 @@ def in_words(run: Run, keys: Sequence[str]) -> str:
     short = len(set(last)) == len(last)
     own = settings(run)
     return printable(", ".join(f"{s if short else key}={own.get(key)}" for key, s in zip(keys, last, strict=True)))
-
-
-def _flat(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in data.items():
-        name = f"{above}.{key}" if above else str(key)
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, name)
-        else:
-            yield name, value
 
 
 def task_names(runs: Sequence[Run]) -> list[str]:

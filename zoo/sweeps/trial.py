@@ -13,7 +13,7 @@ import torch
 
 import zoo
 from zoo.core.errors import Diverged, RunError, UsageError
-from zoo.core.run_files import read_metrics, read_result
+from zoo.core.run_files import dotted, read_metrics, read_result
 from zoo.sweeps.plan import Trial
 from zoo.sweeps.store import Record
 from zoo.training import machine
@@ -142,7 +142,7 @@ def base_row(
     }
     row |= {f"set.{key}": value if _is_scalar(value) else json.dumps(value) for key, value in trial.point.items()}
     row["set.train.seed"] = trial.seed
-    row |= flat({k: v for k, v in trial.config.items() if k != "name"}, "config.")
+    row |= _columns({k: v for k, v in trial.config.items() if k != "name"}, "config.")
     row |= {f"config.words.{name}": word for name, word in trial.words.items()}
     if trial.variant is not None:
         row["config.variant"] = trial.variant
@@ -160,25 +160,19 @@ def _figures(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     row = {column: result.get(name) for column, name in names.items()}
     for split in ("validation", "test"):
         score = result.get(split) or {}
-        row |= flat({k: v for k, v in score.items() if k != "slices"}, f"{split}.")
-    row |= flat(result.get("machine") or {}, "machine.")
+        row |= _columns({k: v for k, v in score.items() if k != "slices"}, f"{split}.")
+    row |= _columns(result.get("machine") or {}, "machine.")
     curves = [{k: v for k, v in line.items() if _is_scalar(v)} for line in lines if line.get("split") != "test"]
     return row, curves
 
 
-def flat(data: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """A nested mapping as one of dotted keys; what is neither scalar nor mapping becomes JSON text."""
-    found: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value if _is_scalar(value) else json.dumps(value)
-    return found
+def _columns(data: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """A nested mapping as columns; what is no scalar becomes JSON text."""
+    return {key: value if _is_scalar(value) else json.dumps(value) for key, value in dotted(data, prefix)}
 
 
 def _is_scalar(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-__all__ = ["DONE", "Job", "Outcome", "TrialWatch", "base_row", "flat", "read_rows", "run_trial"]
+__all__ = ["DONE", "Job", "Outcome", "TrialWatch", "base_row", "read_rows", "run_trial"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.core.errors import RunError, UsageError
+from zoo.training.child import COMMAND
 from zoo.training.launching import check_processes, run_processes
 from zoo.training.processes import check_shared, join, several
 from zoo.training.recipes import parse_overrides, read_experiments
@@ -19,7 +20,8 @@ from zoo.training.stopping import Interrupted
 from zoo.training.tracking import trackers
 from zoo.training.train import train
 
-CHILD = """
+CHILD = (
+    """
 import os, signal, sys, threading
 def outlive_nobody():
     while os.read(lifeline, 1):
@@ -28,13 +30,9 @@ def outlive_nobody():
 lifeline = int(sys.argv.pop(1))
 if lifeline >= 0:
     threading.Thread(target=outlive_nobody, daemon=True).start()
-sys.path.append(sys.argv.pop(1))
-try:
-    from zoo.cli import main
-except KeyboardInterrupt:  # Ctrl-C while torch is imported
-    sys.exit(130)
-main()
 """
+    + COMMAND
+)
 
 
 def run_zoo(arguments: Sequence[str]) -> int:

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zoo.core.errors import UsageError
+from zoo.training.child import COMMAND
 from zoo.training.processes import several
 
-CHILD = """
+CHILD = (
+    """
 import os, signal, sys, threading, time
 def outlive_nobody():
     while os.getppid() == launcher:
@@ -21,13 +23,9 @@ def outlive_nobody():
 launcher = int(sys.argv.pop(1))
 if os.name != "nt":
     threading.Thread(target=outlive_nobody, daemon=True).start()
-sys.path.append(sys.argv.pop(1))
-try:
-    from zoo.cli import main
-except KeyboardInterrupt:  # Ctrl-C while torch is imported
-    sys.exit(130)
-main()
 """
+    + COMMAND
+)
 
 
 def check_processes(n: int | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from zoo.core.errors import UsageError, closest, quoted
+from zoo.core.run_files import dotted
 from zoo.report.labels import ASIDE
 from zoo.report.runs import ENDED, Run
 from zoo.report.units import number
@@ -208,19 +209,15 @@ def _row(i: int, run: Run) -> dict[str, Any]:
         "peak_memory": number(result.get("peak_memory_bytes")),
         "tokens_per_second": number(result.get("tokens_per_second")),
         "config.name": run.name,
-        **{f"config.{key}": given for key, given in _flat(run.config) if key != "name"},
+        **{key: _cell(given) for key, given in dotted(run.config, "config.") if key != "config.name"},
         **figures,
-        **{f"machine.{key}": given for key, given in _flat(machine if isinstance(machine, Mapping) else {})},
+        **{k: _cell(v) for k, v in dotted(machine if isinstance(machine, Mapping) else {}, "machine.")},
     }
 
 
-def _flat(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, given in data.items():
-        name = f"{above}.{key}" if above else str(key)
-        if isinstance(given, Mapping) and given:
-            yield from _flat(given, name)
-        else:
-            yield name, json.dumps(given, default=str) if isinstance(given, list | tuple | Mapping) else given
+def _cell(given: Any) -> Any:
+    """A value as a cell of a table: what has parts as JSON text."""
+    return json.dumps(given, default=str) if isinstance(given, list | tuple | Mapping) else given
 
 
 def _numbers(line: Mapping[str, Any]) -> dict[str, float]:

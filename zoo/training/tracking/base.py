@@ -71,14 +71,6 @@ def figures(record: Mapping[str, Any]) -> dict[str, float]:
     return {f"{record['split']}/{k}": v for k, v in numbers.items()}
 
 
-def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config with dotted keys, as overrides have them."""
-    found: dict[str, Any] = {}
-    for key, value in data.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return found
-
-
 def outcome(result: Mapping[str, Any]) -> dict[str, Any]:
     """What stands of a result beside its records: how the run ended, its costs, and the scores of the best weights."""
     names = ("status", "steps", "best_step", "tokens", "seconds", "n_parameters", "state_bytes", "flops_per_token")
@@ -91,4 +83,4 @@ def outcome(result: Mapping[str, Any]) -> dict[str, Any]:
     return {name: result[name] for name in names if result.get(name) is not None} | scores
 
 
-__all__ = ["Tracker", "figures", "flat", "outcome"]
+__all__ = ["Tracker", "figures", "outcome"]

@@ -8,8 +8,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from zoo.core.run_files import dotted
 from zoo.training.result import ENDED
-from zoo.training.tracking.base import Tracker, figures, flat, outcome
+from zoo.training.tracking.base import Tracker, figures, outcome
 
 _MOST_AT_ONCE = 100  # parameters or tags of one request
 _MOST_CHARACTERS = 6000  # of a parameter
@@ -53,7 +54,7 @@ class MLflow(Tracker):
         created = self._client.create_run(self._experiment_id(), run_name=run["name"], tags=tags)
         self._id = created.info.run_id
         self.remember(run["folder"], self._id)
-        options = flat(run["config"]).items()
+        options = dotted(run["config"])
         params = [self.library.entities.Param(key, _text(value)[:_MOST_CHARACTERS]) for key, value in options]
         for i in range(0, len(params), _MOST_AT_ONCE):
             self._client.log_batch(self._id, params=params[i : i + _MOST_AT_ONCE])
