@@ -20,9 +20,9 @@ from zoo.statistics import clustered_interval
 from zoo.tasks import random
 from zoo.tasks.protocol import Batch, Task, check_split, exactly, names_of, split_rows
 from zoo.tasks.scores import squared_errors
+from zoo.training.group import Group, interleaved
 from zoo.training.loading import open_run
 from zoo.training.machine import autocast, synchronize
-from zoo.training.processes import Group, interleaved
 
 HELD_OUT_SEED = 0
 """Runs of all seeds are scored on the same rows."""

@@ -27,9 +27,10 @@ from zoo.training.clock import Clock
 from zoo.training.data import DataEnded, Flow, Stream
 from zoo.training.evaluation import Answers, Stopped, answered, decode_rate, held_out, row_figures, scalars, scored
 from zoo.training.extending import STEPS, Extension, schedule
+from zoo.training.failures import failure, failure_kind
 from zoo.training.fit import Parts
+from zoo.training.group import Group, joined_rows
 from zoo.training.options import Experiment
-from zoo.training.processes import Group, failure, failure_kind, joined_rows
 from zoo.training.progress import Reporter
 from zoo.training.result import Result, has_more_time
 from zoo.training.run import RunFolder

@@ -1,4 +1,4 @@
-"""The processes that train one model together, each on its rows of every batch: torch's process group, and DDP."""
+"""The processes that train one model together, each on its rows of every batch: torch's process group."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import atexit
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from zoo.core.errors import RunError, UsageError, quoted
 from zoo.core.run_files import at_key, differing
-from zoo.objectives.base import Carry, Objective, Update
+from zoo.objectives.base import Objective
 from zoo.tasks import random
-from zoo.training.callbacks import CallbackError
+from zoo.training.data_parallel import DataParallel
+from zoo.training.failures import failed_as, failure_kind, is_lost
+from zoo.training.group import Group, Stepping
 from zoo.training.machine import choose_device
 from zoo.training.options import TrainConfig
 from zoo.training.randomness import seed_device
@@ -29,77 +29,7 @@ T = TypeVar("T")
 JOIN_SECONDS = 120.0  # for all processes to start and find each other: large clusters import slowly
 SILENCE_SECONDS = 600.0  # after which a process that does not answer counts as lost
 FAREWELL_SECONDS = 10.0  # in which the processes end together
-_KINDS: tuple[type[RunError | UsageError], ...] = (RunError, CallbackError, UsageError)
 _ORDER = 2**62  # the purpose of the random numbers within layers, apart from those of rows and epochs
-
-
-class Group:
-    """The processes of one training. This class is the group of an ordinary training: one process, which leads.
-
-    Attributes:
-        rank: number of this process.
-        size: number of processes.
-    """
-
-    rank, size = 0, 1
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process writes the run folder and speaks for all."""
-        return self.rank == 0
-
-    def rows(self, n: int) -> slice | None:
-        """Which of n rows are this process's; None for all of them."""
-        return None
-
-    def agreed(self, prepare: Callable[[], T], statement: Callable[[T], Mapping[str, Any]]) -> T:
-        """What every process prepares for itself, where all of them come to the same statement.
-
-        Raises:
-            UsageError: that of any process, in all of them; or they differ.
-        """
-        return prepare()
-
-    def told(self, action: Callable[[], T]) -> T:
-        """What an action returns in the leading process, in all of them; its `UsageError` or `RunError` likewise."""
-        return action()
-
-    def largest(self, *numbers: int) -> list[int]:
-        """The largest of each number over the processes."""
-        return list(numbers)
-
-    def total(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over the processes."""
-        return tensor
-
-    def gathered(self, items: list[T]) -> list[list[T]]:
-        """The items of each process, in order."""
-        return [items]
-
-    def share(self, module: nn.Module) -> None:
-        """Give all processes the leading one's parameters and buffers of a module."""
-
-    def seed_step(self, seed: int, step: int, device: torch.device) -> None:
-        """Make what layers draw at random (dropout) other numbers in each process, the same in a resumed run."""
-
-    def stepping(self, model: nn.Module, parts: int) -> Stepping:
-        """What takes the updates of a batch, each of them in parts, out of an objective.
-
-        After the backward pass of the last part the gradients are those of the whole batch.
-        """
-        return Stepping()
-
-    def contact(self) -> contextlib.AbstractContextManager[None]:
-        """What torch says of a lost process is one line, a `RunError`."""
-        return contextlib.nullcontext()
-
-
-class Stepping:
-    """Takes the updates of a batch out of an objective, one after another."""
-
-    def next(self, updates: Iterator[Update]) -> Update | None:
-        """The next update, forward pass included; None after the last."""
-        return next(updates, None)
 
 
 class Processes(Group):
@@ -145,7 +75,7 @@ class Processes(Group):
         if self.leads:
             try:
                 message = [(action(), None, None)]
-            except _KINDS as error:
+            except (RunError, UsageError) as error:
                 failed, message = error, [(None, failure_kind(error), str(error))]
         with self.contact():
             self._dist.broadcast_object_list(message, src=0, group=self._control, device=torch.device("cpu"))
@@ -153,7 +83,7 @@ class Processes(Group):
             raise failed
         result, kind, text = message[0]
         if kind is not None:
-            raise _KINDS[kind](text)
+            raise failed_as(kind, text)
         return result
 
     def largest(self, *numbers: int) -> list[int]:
@@ -188,14 +118,14 @@ class Processes(Group):
         seed_device(int(key[0]) & (2**63 - 1), device)
 
     def stepping(self, model: nn.Module, parts: int) -> Stepping:
-        return _DataParallel(self, model, parts)
+        return DataParallel(self, self._data, model, parts)
 
     @contextlib.contextmanager
     def contact(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if isinstance(error, UsageError | RunError) or not _is_lost(error):
+            if isinstance(error, UsageError | RunError) or not is_lost(error):
                 raise
             lost = (
                 f"no answer in {SILENCE_SECONDS:.0f} s"
@@ -203,57 +133,6 @@ class Processes(Group):
                 else "its connection is closed"
             )
             raise RunError(f"Another process of this training has ended or hangs ({lost}).") from None
-
-
-class _Pass(nn.Module):
-    """The forward pass of an update, as a module for DDP to follow: its output is the loss."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-        self.unused = nn.Parameter(next(model.parameters()).detach()[:0])  # DDP warns where it finds none such
-        self.update: Update | None = None
-
-    def forward(self, updates: Iterator[Update]) -> Tensor:
-        self.update = next(updates, None)
-        if self.update is None:
-            raise _Ended  # DDP then expects no backward pass
-        return self.update.loss
-
-
-class _Ended(Exception):
-    """There are no further updates."""
-
-
-class _DataParallel(Stepping):
-    """Updates under DDP: the gradients of all processes are added up during the backward pass."""
-
-    def __init__(self, group: Processes, model: nn.Module, parts: int):
-        self._group, self._parts, self._part = group, parts, 0
-        self._pass = _Pass(model)
-        ddp = nn.parallel.DistributedDataParallel
-        # Buffers follow from the same steps in every process: `Mixer.step_sums`.
-        ddp._set_params_and_buffers_to_ignore_for_model(self._pass, [name for name, _ in self._pass.named_buffers()])
-        self._ddp = ddp(self._pass, process_group=group._data, find_unused_parameters=True)
-        self._ddp.register_comm_hook(group._data, _added_up)
-
-    def next(self, updates: Iterator[Update]) -> Update | None:
-        self._ddp.require_backward_grad_sync = self._part == self._parts - 1
-        try:
-            with self._group.contact():
-                loss = self._ddp(updates)
-        except _Ended:
-            return None
-        self._part = (self._part + 1) % self._parts
-        assert self._pass.update is not None
-        update, self._pass.update = self._pass.update, None
-        return replace(update, loss=loss)
-
-
-def _added_up(group, bucket):  # DDP compares annotations with types, which those of this file are not
-    """DDP's reduction without its division: the losses are shares of the whole batch's already."""
-    work = torch.distributed.all_reduce(bucket.buffer(), group=group, async_op=True)
-    return work.get_future().then(lambda done: done.value()[0])
 
 
 _groups: list[Processes] = []
@@ -336,58 +215,4 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def failure_kind(error: Exception) -> int:
-    """The number by which processes tell each other of an error."""
-    return max(i for i, kind in enumerate(_KINDS) if isinstance(error, kind))
-
-
-def failure(kind: int) -> RunError | UsageError:
-    """The error of a process that ends because the leading one has failed with an error of this kind."""
-    return _KINDS[kind]("The leading process of this training has failed.")
-
-
-def _is_lost(error: RuntimeError) -> bool:
-    """Whether an error is about the connection to another process."""
-    signs = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "process group", "peer", "the callback")
-    ours = type(error).__module__.startswith("torch.distributed")
-    return ours or any(sign in str(error).lower() for sign in signs)
-
-
-def on_cpu(data: Any) -> Any:
-    """Plain data with all its tensors on the CPU, so that it can be sent."""
-    return tree_map_only(Tensor, lambda tensor: tensor.cpu(), data)
-
-
-def row_pieces(carry: Carry, rows: slice | None) -> Carry:
-    """The rows of a process among those that objectives carry from batch to batch."""
-    return carry if rows is None else {name: tensor[rows].clone() for name, tensor in carry.items()}
-
-
-def joined_rows(group: Group, carry: Carry) -> Carry:
-    """What all processes carry, as one process would."""
-    if group.size == 1:
-        return carry
-    pieces = [piece for each in group.gathered([{k: v.cpu() for k, v in carry.items()}]) for piece in each]
-    return {name: torch.cat([piece[name] for piece in pieces]) for name in carry}
-
-
-def interleaved(lists: Iterable[list[T]]) -> list[T]:
-    """Items of which each process has had every n-th, in their order."""
-    each = list(lists)
-    return [each[i % len(each)][i // len(each)] for i in range(sum(map(len, each)))]
-
-
-__all__ = [
-    "Group",
-    "Processes",
-    "Stepping",
-    "check_shared",
-    "failure",
-    "failure_kind",
-    "interleaved",
-    "join",
-    "joined_rows",
-    "on_cpu",
-    "row_pieces",
-    "several",
-]
+__all__ = ["Processes", "check_shared", "join", "several"]

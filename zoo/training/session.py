@@ -17,9 +17,9 @@ from zoo.models.ends import Ends
 from zoo.objectives.base import Carry
 from zoo.training import checkpoint, checkpoints
 from zoo.training.extending import Extension
+from zoo.training.group import Group, on_cpu, row_pieces
 from zoo.training.optimizer import Average, Optimizer
 from zoo.training.options import TrainConfig
-from zoo.training.processes import Group, on_cpu, row_pieces
 from zoo.training.randomness import seed_device
 from zoo.training.starting import Start
 

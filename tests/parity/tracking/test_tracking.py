@@ -134,7 +134,7 @@ def test_wandb_uses_a_run_that_is_active_and_leaves_it_open():
 
 
 def test_wandb_follows_tensorboard():
-    """`sync_tensorboard` finds the run's folder by torch's SummaryWriter and reads the events that are written there."""
+    """`sync_tensorboard` finds the run folder by torch's SummaryWriter and reads the events that are written there."""
     import wandb
 
     with wandb.init(project="mine", dir=os.getcwd(), sync_tensorboard=True):
