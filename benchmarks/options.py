@@ -17,8 +17,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.protocol import MIN_WIDTH
-from zoo.training.options import TrainConfig
 from zoo.training.recipes import parse_overrides
+from zoo.training.train_options import TrainConfig
 
 MOST_WIDTH, MOST_TOKENS, MOST_RUNS, MOST_SEEDS = 2**16, 2**30, 10**6, 1000
 MOST_SECONDS = 1e6

@@ -33,7 +33,7 @@ from zoo.protocol import Context, Mixer, Place, derive_heads, mixers, norms
 from zoo.residual import residuals
 from zoo.tasks.protocol import create_task
 from zoo.tasks.protocol import registry as tasks
-from zoo.training.options import TrainConfig
+from zoo.training.train_options import TrainConfig
 
 
 @pytest.fixture

@@ -23,8 +23,9 @@ from zoo.pattern import create_mixer
 from zoo.protocol import mixers
 from zoo.tasks.protocol import create_task
 from zoo.tasks.protocol import registry as tasks
-from zoo.training.options import Experiment, TrainConfig
+from zoo.training.options import Experiment
 from zoo.training.recipes import parse_value, read_experiment
+from zoo.training.train_options import TrainConfig
 
 DEEP: Any = 1
 for _ in range(400):

@@ -15,7 +15,6 @@ from zoo.core.run_files import differing
 from zoo.interop.hf import weight_maps
 from zoo.objectives.base import objectives
 from zoo.recipes import list_recipes
-from zoo.training.options import TrainConfig
 from zoo.training.recipes import (
     override,
     parse_overrides,
@@ -24,6 +23,7 @@ from zoo.training.recipes import (
     read_recipe,
     read_task,
 )
+from zoo.training.train_options import TrainConfig
 
 BASE = {"task": {"name": "mqar", "vocab_size": 64, "seq_len": 16}, "model": "short_conv mlp"}
 

@@ -14,8 +14,8 @@ from torch.nn.utils import parametrize, prune
 import zoo
 from zoo.parameters import rules_of, set_rule
 from zoo.training.optimizer import AdamATan2, Average, Optimizer, lr_scale, parameter_groups
-from zoo.training.options import TrainConfig
 from zoo.training.recipes import read_experiment
+from zoo.training.train_options import TrainConfig
 
 
 def names(model: nn.Module, group: list[nn.Parameter]) -> set[str]:

@@ -22,9 +22,9 @@ from zoo.cli import main
 from zoo.core.errors import UsageError
 from zoo.objectives.base import objectives
 from zoo.objectives.next_token import NextToken
-from zoo.training.options import TrainConfig
 from zoo.training.processes import check_shared
 from zoo.training.train import train as train_one
+from zoo.training.train_options import TrainConfig
 
 SEVERAL = str(Path(__file__).with_name("several.py"))
 COMMAND = "from zoo.cli import main; main()"

@@ -16,7 +16,7 @@ from zoo.report import load_runs, rows, write_report
 from zoo.tasks import Batch, Task, create_task
 from zoo.tasks.protocol import IGNORE
 from zoo.training.evaluation import evaluate_run, held_out
-from zoo.training.options import Target, TrainConfig
+from zoo.training.train_options import Target, TrainConfig
 
 TASK = {"name": "oscillators", "n_steps": 16, "min_steps": 12, "gap_steps": [2, 4]}
 BASE = {

@@ -18,8 +18,9 @@ from zoo.objectives.next_token import NextToken
 from zoo.training.fit import fit
 from zoo.training.loop import Trainer
 from zoo.training.optimizer import Average, Optimizer
-from zoo.training.options import TrainConfig, as_section
+from zoo.training.options import as_section
 from zoo.training.stopping import Interrupted
+from zoo.training.train_options import TrainConfig
 
 SUDOKU = {"name": "sudoku", "size": 4}
 MQAR = {"name": "mqar", "seq_len": 16, "n_pairs": 2}

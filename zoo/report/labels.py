@@ -10,7 +10,7 @@ from typing import Any
 from zoo.core.run_files import dotted
 from zoo.report.runs import Run
 from zoo.report.units import printable
-from zoo.training.options import BOOKKEEPING
+from zoo.training.train_options import BOOKKEEPING
 
 ASIDE = {"name", "out", "seed", "train.seed", "train.log_every", *BOOKKEEPING} - {"train.time_budget"}
 """Keys of a config that change neither what is learned nor when it ends, but for the seed."""

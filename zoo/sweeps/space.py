@@ -20,7 +20,7 @@ from zoo.core.options import Options
 from zoo.models.config import ModelConfig
 from zoo.objectives.base import objectives
 from zoo.tasks.protocol import registry as tasks
-from zoo.training.options import TrainConfig
+from zoo.training.train_options import TrainConfig
 
 SEED, VARIANT = "train.seed", "variant"
 DISTRIBUTIONS = ("uniform", "log_uniform", "int", "choice")

@@ -198,3 +198,11 @@ class Flow:
 def _order(seed: int, epoch: int, rows: int) -> NDArray[np.int64]:
     """In which order an epoch shows its rows."""
     return random.permutation(random.fold(random.row_keys("train", seed, epoch, 1), _ORDER), rows)
+
+
+def any_rows(task: Task, n: int, seed: int) -> Batch:
+    """Rows of a task for what depends on their shape alone."""
+    if isinstance(task, Streamed):
+        zeros = torch.zeros(n, task.seq_len, dtype=torch.int64)
+        return Batch(zeros, zeros)
+    return task.sample(n, split="train", seed=seed)

@@ -16,10 +16,11 @@ from zoo.objectives.base import Objective
 from zoo.training import checkpoints, machine
 from zoo.training.fit import Parts
 from zoo.training.optimizer import Optimizer, kept_by
-from zoo.training.options import Experiment, TrainConfig
+from zoo.training.options import Experiment
 from zoo.training.randomness import kept_random_state
 from zoo.training.recipes import read_experiments
 from zoo.training.starting import open_model, planned
+from zoo.training.train_options import TrainConfig
 
 LARGEST = 0.25  # share of this machine's memory that the weights may take if activations are to be measured
 MOST_WORK = 5e10  # FLOPs of the forward pass over which activations are measured: seconds on one core

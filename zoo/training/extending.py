@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from zoo.core.errors import UsageError
 from zoo.training.optimizer import lr_scale
-from zoo.training.options import TrainConfig
 from zoo.training.result import has_more_time
+from zoo.training.train_options import TrainConfig
 
 STEPS, ROWS, TARGET, METRIC = "train.steps", "train.rows", "train.target", "train.metric"
 

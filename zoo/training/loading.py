@@ -18,10 +18,11 @@ from zoo.tasks.protocol import Task
 from zoo.training import checkpoint, checkpoints, imports
 from zoo.training.fit import Parts
 from zoo.training.machine import choose_device, choose_precision
-from zoo.training.options import Experiment, TrainConfig
+from zoo.training.options import Experiment
 from zoo.training.randomness import kept_random_state
 from zoo.training.recipes import override
 from zoo.training.saving import is_saved, load_saved
+from zoo.training.train_options import TrainConfig
 
 
 def load(path: str | Path, which: str = "best") -> Any:

@@ -14,26 +14,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.core.errors import Diverged, RunError, UsageError, unknown
+from zoo.core.errors import Diverged, RunError, UsageError
 from zoo.models.create import create_model
 from zoo.models.ends import Ends
 from zoo.objectives.base import Carry, Encoded, Update, figures
-from zoo.ops.common import logged_forms
 from zoo.protocol import Mixer
 from zoo.tasks.protocol import Batch, Streamed
 from zoo.training import checkpoint, machine, solving
+from zoo.training.best import BestWeights
 from zoo.training.callbacks import CallbackError, Callbacks
 from zoo.training.clock import Clock
-from zoo.training.data import DataEnded, Flow, Stream
-from zoo.training.evaluation import Answers, Stopped, answered, decode_rate, held_out, row_figures, scalars, scored
+from zoo.training.compiling import compile_layers
+from zoo.training.data import DataEnded, Flow, Stream, any_rows
+from zoo.training.evaluation import Stopped, decode_rate, row_figures, scalars, scored
 from zoo.training.extending import STEPS, Extension, schedule
 from zoo.training.failures import failure, failure_kind
 from zoo.training.fit import Parts
 from zoo.training.group import Group, joined_rows
 from zoo.training.options import Experiment
+from zoo.training.outcome import outcome
 from zoo.training.progress import Reporter
 from zoo.training.result import Result, has_more_time
 from zoo.training.run import RunFolder
+from zoo.training.scoring import Scoring
 from zoo.training.session import Best, Session
 from zoo.training.starting import Start
 from zoo.training.stopping import Interrupted, Stop
@@ -74,25 +77,10 @@ class Trainer:
         self.session.share(group)
         self.model, self.at = self.session.model, self.session.at
         self.mixers = [module for module in self.model.modules() if isinstance(module, Mixer)]
+        self.best = BestWeights(run.checkpoints, self.at, group, reporter.say)
         self._go_on(changed)
-        self.validation = None
-        if "validation" not in self.task.absent:
-            self.validation = held_out(self.task, "validation", self.config.eval_rows)
-        self._check_metrics()
-
-    def _check_metrics(self) -> None:
-        config = self.config
-        if self.validation is None:
-            for key in ("metric", "target"):
-                if getattr(config, key) is not None:
-                    told = f"{self.task.name} has no validation rows to measure it on"
-                    raise UsageError(f"train.{key} is not allowed: {told}.")
-            return
-        known = ["loss", *scalars(self.task.score(self.validation, self.validation.targets))]
-        self.selection = config.selects_by(self.objective.metric)
-        for metric in {self.selection, *([config.target.metric] if config.target else [])}:
-            if metric not in known:
-                raise unknown("metric", metric, known)
+        how: dict[str, Any] = {"precision": self.precision, "stop": stop, "group": group}
+        self.scoring = Scoring(self.task, self.objective, self.config, **how)
 
     def _go_on(self, changed: Mapping[str, list[Any]]) -> None:
         """Take an ended run up again where it was given more time or more steps, or another target."""
@@ -127,7 +115,6 @@ class Trainer:
         self.clock = Clock(self.at.seconds, self.at.tokens)
         self.rate: float | None = None
         self.grad_norm: Tensor | None = None
-        self.forms: dict[str, list[str]] = {}  # of each op, as evaluation ran them
         self.loss_sum = torch.full((), self.at.loss_sum, device=self.device)
         self.saved_moment = self.at.moment
         self.saved_at = time.perf_counter()
@@ -139,7 +126,7 @@ class Trainer:
                 self._compile()
             self.stepping = self.group.stepping(self.model, self.config.accumulate)
             if self.at.best is not None:
-                self._check_best(functools.partial(checkpoint.verify, self._best_path()))
+                self.best.check()
             self._train()
             peak_memory = machine.peak_memory(self.device)
             test, decode = self._test() if self.watch.reads_test else ({}, None)
@@ -308,23 +295,22 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """The evaluation due at this step, and a checkpoint where its weights are the best so far."""
-        at, config = self.at, self.config
-        if self.validation is None:
+        at = self.at
+        if self.scoring.validation is None:
             at.to_evaluate = False
             if at.status is not None:  # with nothing to choose by, the last weights are the best
                 at.best = Best(step=at.step, rank=[float(at.step)], score={})
                 self._save()
             return
         with self.clock.aside():
-            score = self._score(self.session.evaluated, self.validation)
+            score = self._score(self.session.evaluated, self.scoring.validation)
             self._check_finite(score["loss"])
-            value = score[self.selection]
-            rank = [-value if self.selection in self.task.lower_is_better else value, -score["loss"]]
+            rank = self.scoring.rank(score)
             improved = at.best is None or rank > at.best.rank
             if improved:
                 at.best = Best(step=at.step, rank=rank, score=score)
             line = self._line("validation", **scalars(score))
-            if config.target is not None and config.target.reached_by(score, self.task.lower_is_better):
+            if self.scoring.reaches_target(score):
                 at.status, at.seconds_to_target = "target", line["seconds"]
             at.to_evaluate = False
             self._lead(self.folder.record, line)
@@ -336,39 +322,33 @@ class Trainer:
             raise Pruned
 
     def _score(self, model: Ends, rows: Batch) -> dict[str, Any]:
-        return scored(self.objective, rows, self._answers(model, rows))
-
-    def _answers(self, model: Ends, rows: Batch) -> Answers:
-        # Evaluation runs uncompiled: its shapes differ, and each would be compiled anew.
-        eagerly = torch.compiler.set_stance("force_eager") if self.config.compile else contextlib.nullcontext()
-        size = self.config.eval_batch_size or self.config.batch_size
-        with eagerly, logged_forms() as forms:
-            how: dict[str, Any] = {"batch_size": size, "precision": self.precision, "stop": self.stop}
-            answers = answered(model, self.objective, rows, **how, group=self.group)
-        self.forms = {op: sorted(names) for op, names in sorted(forms.items())}
-        return answers
+        return self.scoring.score(model, rows)
 
     def _test(self) -> tuple[dict[str, Any], float | None]:
         """The test score of the best weights, and their speed of decoding."""
         model = create_model(self.model_config).to(self.device)
         weights: dict[str, Tensor] = {}
-        if not self._check_best(lambda: weights.update(checkpoint.read_weights(self._best_path()))):
+
+        def read(path: Path) -> None:
+            weights.update(checkpoint.read_weights(path))
+
+        if not self.best.check(read):
             self._evaluate()
-            self._lead(lambda: weights.update(checkpoint.read_weights(self._best_path())))
-        self._lead(lambda: checkpoint.load_weights(model, weights, self._best_path()))
+            self._lead(lambda: read(self.best.path))
+        self._lead(lambda: checkpoint.load_weights(model, weights, self.best.path))
         self._meet()
         self.group.share(model)
         test = {} if "test" in self.task.absent else self._score_test(model)
         if not self.group.leads:
             return test, None
-        if self.validation is not None:
+        if self.scoring.validation is not None:
             self._lead(lambda: solving.record(self.folder.path, self.objective, model, precision=self.precision))
         with machine.autocast(self.precision, self.device):
             return test, decode_rate(model, self.objective.length)
 
     def _score_test(self, model: Ends) -> dict[str, Any]:
-        rows = held_out(self.task, "test", self.config.test_rows)
-        answers = self._answers(model, rows)
+        rows = self.scoring.test_rows()
+        answers = self.scoring.answers(model, rows)
         test = scored(self.objective, rows, answers)
         if self.watch.keeps_rows:
             self.watch.rows = row_figures(self.task, rows, answers.predictions)
@@ -377,72 +357,29 @@ class Trainer:
         self._call(self.callbacks.evaluation, line)
         return test
 
-    def _best_path(self) -> Path:
-        """The checkpoint of the best weights so far."""
-        assert self.at.best is not None
-        return self.folder.checkpoints / f"step_{self.at.best.step}"
-
-    def _check_best(self, read: Callable[[], Any]) -> bool:
-        """Whether the best checkpoint can be read; if it is damaged or gone, the best is chosen anew from here on."""
-
-        def problem() -> str | None:
-            try:
-                read()
-            except checkpoint.Damaged as error:
-                return str(error).rstrip(".")
-            return None
-
-        found = self.group.told(problem)
-        if found is None:
-            return True
-        at = self.at
-        assert at.best is not None
-        at.lost_best, at.best, at.to_evaluate = at.best.step, None, True
-        lost = f"step_{at.lost_best}, the best by validation so far, is lost"
-        told = f"the best is chosen anew from step {at.step} on. To have it back, start over with --fresh"
-        self.reporter.say(f"{found}: {lost}, and {told}.")
-        return False
-
     def _write_result(
         self,
         status: str | None,
-        test: dict[str, Any] | None = None,
+        test: Mapping[str, Any] = {},
         decode: float | None = None,
         peak_memory: int | None = None,
     ) -> dict[str, Any]:
-        at, model, context = self.at, self.model, self.objective.length
-        sections = self.experiment.resolved(self.parts)
-        data: dict[str, Any] = {
-            "name": self.experiment.name,
-            "status": status,
-            **{k: sections[k] for k in ("task", "model", "objective", "train", "init") if k in sections},
-            "seed": self.config.seed,
-            "steps": at.step,
-            **({"extended": [{"step": e.step, **e.changes} for e in at.extended]} if at.extended else {}),
-            "best_step": at.best.step if at.best else None,
-            "lost_best_step": at.lost_best,
-            "tokens": at.tokens,
-            "seconds": self.clock.seconds(),
-            "seconds_to_target": at.seconds_to_target,
-            "compile_seconds": at.compile_seconds,
-            "validation": at.best.score if at.best else {},
-            "test": test or {},
-            "n_parameters": model.n_parameters(),
-            "state_bytes": model.state_bytes(1, context),
-            "context_length": context,
-            "flops_per_token": model.flops_per_token(context),
-            "passes": self.objective.passes(model, self.validation or self._some_rows(1)),
-            "loss_is_bound": self.objective.loss_is_bound,
-            "tokens_per_second": self.folder.training_rate(),
-            "decode_tokens_per_second": decode,
-            "peak_memory_bytes": peak_memory or machine.peak_memory(self.device),
-            "baseline_memory_bytes": self.baseline_memory,
-            "machine": machine.describe_machine(self.device) | {"processes": self.group.size},
-            "versions": machine.versions(),
-            "backends": self.forms,
-            "precision": self.precision,
-            "commit": machine.commit(),
-        }
+        peak = peak_memory or machine.peak_memory(self.device)
+        data = outcome(
+            self.experiment,
+            self.parts,
+            self.model,
+            self.at,
+            status=status,
+            seconds=self.clock.seconds(),
+            test=test,
+            validation=self.scoring.validation,
+            rates={"tokens_per_second": self.folder.training_rate(), "decode_tokens_per_second": decode},
+            memory={"peak_memory_bytes": peak, "baseline_memory_bytes": self.baseline_memory},
+            processes=self.group.size,
+            backends=self.scoring.forms,
+            precision=self.precision,
+        )
         self.folder.write_result(data)
         self.written = data
         return data
@@ -487,34 +424,17 @@ class Trainer:
     def _advice(self) -> str:
         return f"try a lower train.lr (now {self.config.lr:g}), a longer train.warmup_steps, or train.clip"
 
-    def _some_rows(self, n: int) -> Batch:
-        """Rows for what depends on their shape alone."""
-        if isinstance(self.task, Streamed):
-            zeros = torch.zeros(n, self.task.seq_len, dtype=torch.int64)
-            return Batch(zeros, zeros)
-        return self.task.sample(n, split="train", seed=self.config.seed)
-
     # ---- compilation
 
     def _compile(self) -> None:
-        """Compile the layers, timed over one pass forward and back of which nothing stays."""
-        started, random = time.perf_counter(), torch.get_rng_state()
-        backbone = self.model.backbone
-        whole = not self.config.recompute or self.model_config.recursion is not None
-        for module in [backbone] if whole else backbone.steps:  # what is computed again is compiled within
-            module.compile()
-        rows = self._some_rows(self.config.batch_size)
-        data = self.objective.encode(rows).to(self.device)
-        carry = {k: v.clone() for k, v in self.session.carry.items()}
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
-        with machine.autocast(self.precision, self.device):
-            update = next(self._updates(data, carry, torch.Generator()))
-        update.loss.backward()
-        self.model.zero_grad(set_to_none=True)
-        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-        torch.set_rng_state(random)
-        self.at.compile_seconds += time.perf_counter() - started
+        data = self.objective.encode(any_rows(self.task, self.config.batch_size, self.config.seed)).to(self.device)
+
+        def loss() -> Tensor:
+            carry = {k: v.clone() for k, v in self.session.carry.items()}
+            with machine.autocast(self.precision, self.device):
+                return next(self._updates(data, carry, torch.Generator())).loss
+
+        self.at.compile_seconds += compile_layers(self.model, loss)
         self.clock.rate(self.at.tokens)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.objectives.base import at_least_float32
 from zoo.parameters import Rule, rules_of
-from zoo.training.options import TrainConfig
+from zoo.training.train_options import TrainConfig
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -21,8 +21,8 @@ from zoo.training.data_parallel import DataParallel
 from zoo.training.failures import failed_as, failure_kind, is_lost
 from zoo.training.group import Group, Stepping
 from zoo.training.machine import choose_device
-from zoo.training.options import TrainConfig
 from zoo.training.randomness import seed_device
+from zoo.training.train_options import TrainConfig
 
 T = TypeVar("T")
 

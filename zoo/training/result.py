@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from zoo.models.ends import Ends
 from zoo.training.loading import load
-from zoo.training.options import TrainConfig
+from zoo.training.train_options import TrainConfig
 
 ENDED = ("finished", "target", "time_budget")
 """How a training ends by itself."""

@@ -42,8 +42,9 @@ from zoo.core.run_files import (
 from zoo.objectives.base import objectives
 from zoo.training import checkpoints, extending
 from zoo.training.events import Events
-from zoo.training.options import BOOKKEEPING, completed
+from zoo.training.options import completed
 from zoo.training.result import ENDED
+from zoo.training.train_options import BOOKKEEPING
 
 _TRASH = ".deleted.{}.tmp"
 _OWN = (CONFIG, METRICS, RESULT, SOLVING, INIT, IMPORTED, TRACKING)

@@ -19,9 +19,9 @@ from zoo.training import checkpoint, checkpoints
 from zoo.training.extending import Extension
 from zoo.training.group import Group, on_cpu, row_pieces
 from zoo.training.optimizer import Average, Optimizer
-from zoo.training.options import TrainConfig
 from zoo.training.randomness import seed_device
 from zoo.training.starting import Start
+from zoo.training.train_options import TrainConfig
 
 
 class Best(BaseModel):
