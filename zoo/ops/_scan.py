@@ -1,8 +1,9 @@
-"""The elementwise linear recurrence h_t = a_t * h_{t-1} + b_t.
+"""The elementwise linear recurrence h_t = a_t * h_{t-1} + b_t, of real or complex numbers.
 
-The core of the RG-LRU (De et al. 2024, eq. 4) and the minGRU (Feng et al. 2024, section 3.1). Only products of the
-given a's and sums are formed, never a quotient or a logarithm, so that a_t = 0 is no special case and each result is
-as exact as the step-by-step one, however strong the decay.
+The core of the RG-LRU (De et al. 2024, eq. 4), the minGRU (Feng et al. 2024, section 3.1), the LRU (Orvieto et al.
+2023, eq. 1) and S5 (Smith et al. 2022, eq. 2). Only products of the given a's and sums are formed, never a quotient or
+a logarithm, so that a_t = 0 is no special case and each result is as exact as the step-by-step one, however strong the
+decay.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from zoo.ops.common import blank, widest
 from zoo.ops.derivatives import once, transformed
 from zoo.ops.kernel import Call, Kernel, suffix
 
-KERNEL = Kernel("scan", dtypes=(torch.float32, torch.float64))
+KERNEL = Kernel("scan", dtypes=(torch.float32, torch.float64, torch.complex64, torch.complex128))
 CHUNK = 16
 FEW_STEPS = 2  # decoding
 Scan = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-LEGEND = "a, b (B, T, ...); state (B, ...); lengths (B,) whole numbers; resets (B, T) bool."
+LEGEND = "a (B, T, ...) or (...); b (B, T, ...); state (B, ...); lengths (B,) whole numbers; resets (B, T) bool."
 
 
 @common.without_autocast
@@ -38,45 +39,57 @@ def scan(
     chunk_size: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """h_t = a_t * h_{t-1} + b_t, elementwise.
+    """h_t = a_t * h_{t-1} + b_t, elementwise, of real or complex numbers.
+
+    Gradients of complex numbers are torch's: those of a loss L have the direction of dL/dRe + i dL/dIm.
 
     Args:
-        a, b: (B, T, ...), of one shape.
-        state: h_0 (B, ...), float32 (float64 for float64 inputs); None for zeros. Not changed.
+        a: (B, T, ...) as b, or (...), the same at all steps of all rows.
+        b: (B, T, ...).
+        state: h_0 (B, ...), float32 (float64 for float64 inputs), complex where a or b is; None for zeros. Not changed.
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
         resets: (B, T) bool; the state is forgotten before a step where it is true.
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
         backend: "auto", "reference" (one step at a time), "chunked", or "compiled" (C++, on a CPU).
     Returns:
-        all h (B, T, ...) in b's dtype, h_T (B, ...).
+        all h (B, T, ...) in b's dtype (complex where a is), h_T (B, ...).
     """
     if b.ndim < 2 or 0 in b.shape:
         raise UsageError(f"scan: b has shape {tuple(b.shape)}. Expected shapes: {LEGEND}")
     n_steps = b.shape[1]
-    common.check("scan", LEGEND, "a", a, b, tuple(b.shape))
+    common.check("scan", LEGEND, "a", a, b, tuple(b.shape), tuple(b.shape[2:]))
     common.check("scan", LEGEND, "state", state, b, (b.shape[0], *b.shape[2:]))
     lengths = common.check_packing("scan", LEGEND, b, lengths, resets)
     dtype = common.state_dtype(a, b)
-    common.check_dtypes("scan", state, dtype, a=a, b=b)
+    common.check_numbers("scan", state, dtype, a=a, b=b)
     chunk = common.chunk_length(chunk_size, CHUNK, n_steps)
     decay, inputs = a.to(dtype), b.to(dtype)
     offers = {"compiled": lambda: KERNEL.why_not(inputs)}
     form = common.choose_form("scan", backend, n_steps, FEW_STEPS, offers)
 
     state = inputs.new_zeros(b.shape[0], *b.shape[2:]) if state is None else state
-    if resets is not None:
-        decay = blank(decay, resets)
-    if lengths is not None:  # a padded step leaves the state as it is
-        padding = ~common.valid_steps(lengths, n_steps)
-        inputs = blank(inputs, padding)
-        decay = decay.masked_fill(padding.reshape(*padding.shape, *[1] * (decay.ndim - 2)), 1)
-    if form == "reference":
-        h, state = _reference(decay, inputs, state)
-    elif form == "compiled":
-        h, state = compiled_scan(decay, inputs, state)
+    if form == "compiled":
+        h, state = compiled_scan(decay, inputs, state, resets, lengths)
     else:
-        h, state = _Chunks.apply(decay, inputs, state, chunk)
-    return (h if lengths is None else blank(h, padding)).to(b.dtype), state
+        decay, inputs = _masked(decay, inputs, resets, lengths)
+        if form == "reference":
+            h, state = _reference(decay, inputs, state)
+        else:
+            h, state = _Chunks.apply(decay, inputs, state, chunk)
+        h = h if lengths is None else blank(h, ~common.valid_steps(lengths, n_steps))
+    return h if dtype.is_complex and not b.is_complex() else h.to(b.dtype), state
+
+
+def _masked(a: Tensor, b: Tensor, resets: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """a (B, T, ...) and b such that nothing passes a reset, and padded steps leave the state as it is."""
+    a = a.expand_as(b)
+    if resets is not None:
+        a = blank(a, resets)
+    if lengths is not None:
+        padding = ~common.valid_steps(lengths, b.shape[1])
+        b = blank(b, padding)
+        a = a.masked_fill(padding.reshape(*padding.shape, *[1] * (a.ndim - 2)), 1)
+    return a, b
 
 
 def _reference(a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,14 +102,15 @@ def _reference(a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _adjoint(run: Scan, a: Tensor, d_h: Tensor, d_last: Tensor) -> Tensor:
-    """g_t = d_h_t + a_{t+1} g_{t+1} from the last step back, with d_last beside d_h_T: a scan in reversed time."""
-    later = torch.cat([torch.ones_like(a[:, :1]), a[:, 1:].flip(1)], 1)
+    """g_t = d_h_t + conj(a_{t+1}) g_{t+1} from the last step back, d_last beside d_h_T: a scan in reversed time."""
+    later = torch.cat([torch.ones_like(a[:, :1]), a[:, 1:].conj().flip(1)], 1)
     return run(later, d_h.flip(1), d_last)[0].flip(1)
 
 
 def _gradients(a: Tensor, state: Tensor, h: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of a, b and the state: d_b = g, the adjoint, and d_a_t = g_t * h_{t-1}."""
-    return torch.cat([(g[:, 0] * state)[:, None], g[:, 1:] * h[:, :-1]], 1), g, a[:, 0] * g[:, 0]
+    """Those of a, b and the state: d_b = g, the adjoint, and d_a_t = g_t * conj(h_{t-1})."""
+    before = torch.cat([state[:, None], h[:, :-1]], 1)
+    return g * before.conj(), g, a[:, 0].conj() * g[:, 0]
 
 
 def _again(
@@ -141,7 +155,7 @@ def scan_chunks(a: Tensor, b: Tensor, state: Tensor, chunk: int) -> Tensor:
     if missing:
         a, b = (torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], 1) for x in (a, b))
     a, b = a.unflatten(1, (-1, chunk)), b.unflatten(1, (-1, chunk))
-    wide = widest(b.device)
+    wide = torch.promote_types(widest(b.device), b.dtype)
     total, after = a[:, :-1, 0].to(wide, copy=True), b[:, :-1, 0].to(wide, copy=True)
     for i in range(1, chunk):
         total.mul_(a[:, :-1, i])
@@ -163,25 +177,58 @@ def adjoint_chunks(a: Tensor, d_h: Tensor, d_last: Tensor, chunk: int) -> Tensor
     return _adjoint(lambda a, b, state: (scan_chunks(a, b, state, chunk), state), a, d_h, d_last)
 
 
-def _scan_forward(call: Call, a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def _real(x: Tensor) -> Tensor:
+    """Complex numbers as pairs of real ones, which is how they lie in memory."""
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def _scan_forward(
+    call: Call, a: Tensor, b: Tensor, state: Tensor, resets: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
     h, last = torch.empty_like(b), torch.empty_like(state)
-    call(f"scan_forward_{suffix(b)}", (a, b, state), (h, last), *_sizes(b))
+    reads = (*map(_real, (a, b, state)), resets, lengths)
+    call(f"scan_forward_{suffix(b)}", reads, (_real(h), _real(last)), *_sizes(a, b))
     return h, last
 
 
-def _scan_backward(call: Call, a: Tensor, h: Tensor, state: Tensor, d_h: Tensor, d_last: Tensor) -> tuple[Tensor, ...]:
-    gradients = torch.empty_like(a), torch.empty_like(h), torch.empty_like(state)
-    call(f"scan_backward_{suffix(h)}", (a, h, state, d_h, d_last), gradients, *_sizes(h))
-    return gradients
+def _scan_backward(
+    call: Call,
+    a: Tensor,
+    h: Tensor,
+    state: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    d_h: Tensor,
+    d_last: Tensor,
+) -> tuple[Tensor, ...]:
+    constant = a.ndim < h.ndim
+    d_a = torch.empty_like(state if constant else h)  # of each row, where a is the same in all
+    gradients = d_a, torch.empty_like(h), torch.empty_like(state)
+    reads = (*map(_real, (a, h, state)), resets, lengths, _real(d_h), _real(d_last))
+    call(f"scan_backward_{suffix(h)}", reads, tuple(map(_real, gradients)), *_sizes(a, h))
+    return d_a.sum(0) if constant else d_a, *gradients[1:]
 
 
-def _scan_again(a: Tensor, state: Tensor, h: Tensor, d_h: Tensor, d_last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _again(a, state, h, d_h, d_last, form=compiled_scan)
+def _scan_again(
+    a: Tensor,
+    state: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    h: Tensor,
+    d_h: Tensor,
+    d_last: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    decay, d_h = _masked(a, d_h, resets, lengths)
+    d_decay, d_b, d_state = _again(decay, state, h, d_h, d_last, form=lambda *x: compiled_scan(*x, None, None))
+    for mask in (resets, None if lengths is None else ~common.valid_steps(lengths, h.shape[1])):
+        d_decay = d_decay if mask is None else blank(d_decay, mask)
+    d_b = d_b if lengths is None else blank(d_b, ~common.valid_steps(lengths, h.shape[1]))
+    return d_decay.sum((0, 1)) if a.ndim < h.ndim else d_decay, d_b, d_state
 
 
 compiled_scan = Operator(  # every block of channels runs through time on its own
     KERNEL,
-    "scan(Tensor a, Tensor b, Tensor state) -> (Tensor h, Tensor last)",
+    "scan(Tensor a, Tensor b, Tensor state, Tensor? resets, Tensor? lengths) -> (Tensor h, Tensor last)",
     _scan_forward,
     _scan_backward,
     gradients="a b state",
@@ -189,5 +236,6 @@ compiled_scan = Operator(  # every block of channels runs through time on its ow
 )
 
 
-def _sizes(x: Tensor) -> tuple[int, int, int]:
-    return x.shape[0], x.shape[1], math.prod(x.shape[2:])
+def _sizes(a: Tensor, b: Tensor) -> tuple[int, int, int, int]:
+    """B, T, channels, and whether a differs from step to step."""
+    return b.shape[0], b.shape[1], math.prod(b.shape[2:]), int(a.ndim == b.ndim)

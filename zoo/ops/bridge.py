@@ -193,7 +193,11 @@ class _Body:
         given = list(inputs)
         for i in self._dense:
             x = given[i]
-            if x is not None and not x.is_contiguous():
+            if x is None:
+                continue
+            if x.is_conj() or x.is_neg():  # a mark on the tensor, of which its memory knows nothing
+                x = given[i] = x.resolve_conj().resolve_neg()
+            if not x.is_contiguous():
                 given[i] = x.contiguous()
         return self.function(call, *given)
 

@@ -124,8 +124,21 @@ def check_dtypes(op: str, state: Tensor | None, dtype: torch.dtype, **inputs: Te
     for name, tensor in inputs.items():
         if tensor is not None and not tensor.is_floating_point():
             raise UsageError(f"{op}: {name} is {tensor.dtype}, expected a floating-point tensor.")
+    _check_state_dtype(op, state, dtype)
+
+
+def check_numbers(op: str, state: Tensor | None, dtype: torch.dtype, **inputs: Tensor) -> None:
+    """Inputs are real floating point or complex, and the state has the dtype that the op returns it in."""
+    for name, tensor in inputs.items():
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            raise UsageError(f"{op}: {name} is {tensor.dtype}, expected a floating-point or complex tensor.")
+    _check_state_dtype(op, state, dtype)
+
+
+def _check_state_dtype(op: str, state: Tensor | None, dtype: torch.dtype) -> None:
     if state is not None and state.dtype != dtype:
-        raise UsageError(f"{op}: state is {state.dtype}, expected {dtype}: float32, or float64 for float64 inputs.")
+        why = "complex as the inputs" if dtype.is_complex else "float32, or float64 for float64 inputs"
+        raise UsageError(f"{op}: state is {state.dtype}, expected {dtype}: {why}.")
 
 
 def check_packing(op: str, legend: str, x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> Tensor | None:

@@ -38,7 +38,8 @@ class Kernel:
     Args:
         source: name of a source in `zoo/ops/kernels`, or the path of one elsewhere, which ends in .cpp.
         sizes: constants of the source on which its callers rely, by name. They are compared when it is loaded.
-        dtypes: the floating-point dtypes in which it computes.
+        dtypes: the floating-point and complex dtypes in which it computes. Its functions see complex numbers as pairs
+            of real ones (`torch.view_as_real`).
     """
 
     def __init__(
@@ -60,7 +61,8 @@ class Kernel:
         for tensor in tensors:
             if tensor is not None and tensor.device.type != "cpu":
                 return f"it runs on the CPU, the inputs are on {tensor.device}"
-            if tensor is not None and tensor.is_floating_point() and tensor.dtype not in self.dtypes:
+            numbers = tensor is not None and (tensor.is_floating_point() or tensor.is_complex())
+            if tensor is not None and numbers and tensor.dtype not in self.dtypes:
                 known = " or ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
                 return f"it computes in {known}, the inputs are {tensor.dtype}"
         return native.why_not(self.source)
@@ -73,9 +75,17 @@ class Kernel:
         call(reads, writes, *numbers)
 
 
+SUFFIXES = {
+    torch.complex64: "complex64",
+    torch.complex128: "complex128",
+    torch.float32: "float",
+    torch.float64: "double",
+}
+
+
 def suffix(x: Tensor) -> str:
-    """How the name of a C++ function ends that has a form for each dtype: float, double or bfloat16."""
-    return {torch.float32: "float", torch.float64: "double"}.get(x.dtype, "bfloat16")
+    """How the name of a C++ function ends that has a form for each dtype: float, double, bfloat16, complex64, ..."""
+    return SUFFIXES.get(x.dtype, "bfloat16")
 
 
 def typed(name: str, function: Any, signature: str) -> Call:
