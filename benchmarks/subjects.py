@@ -102,7 +102,7 @@ class Layers(nn.Module):
         return self.body.flops_per_token(context_length)
 
     def state_bytes(self, batch_size: int, context_length: int, dtype: torch.dtype) -> int:
-        return sum(mixer.state_bytes(batch_size, context_length, dtype) for mixer in self.body.mixers())
+        return self.body.state_bytes(batch_size, context_length, dtype)
 
 
 def from_pattern(pattern: str) -> Subject:

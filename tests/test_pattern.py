@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 import zoo
 from zoo.pattern import (
+    Loop,
+    LoopOptions,
     NormText,
     Parallel,
     Pattern,
@@ -21,6 +23,7 @@ from zoo.pattern import (
     StepOptions,
     Word,
     from_data,
+    make_loop,
     make_word,
     parse,
     swap,
@@ -102,6 +105,16 @@ def words(draw: st.DrawFn, names: list[str] = NAMES) -> Word:
         return make_word(cls.name, {**draw(st.sampled_from(cls.law_cases())), **step})
 
 
+@st.composite
+def loops(draw: st.DrawFn, body: st.SearchStrategy[Pattern]) -> Loop:
+    """A loop with options that fit together; without any where the draw does not."""
+    count, inside, options = draw(st.integers(1, 9)), draw(body), draw(options_of(LoopOptions))
+    try:
+        return make_loop(count, inside, options)
+    except zoo.UsageError:
+        return Loop(count, inside)
+
+
 PLAIN_STEPLESS = [name for name in PLAIN if mixers[name].kind == "sequence"]
 
 
@@ -111,6 +124,7 @@ def nodes(body: st.SearchStrategy[Pattern]) -> st.SearchStrategy[Any]:
         st.lists(words(), min_size=2, max_size=3).map(lambda w: Parallel(tuple(w))),
         st.builds(Repeat, st.integers(1, 9), body),
         st.builds(Shortcut, words(), body),
+        loops(body),
     )
 
 
@@ -203,6 +217,10 @@ SWIGLU = make_word("swiglu", {})
         ("swiglu(norm='layernorm')", 'swiglu(norm="layernorm")'),
         ("shortcut(swiglu, swiglu 2*swiglu)", "shortcut(swiglu, swiglu 2*(swiglu))"),
         ("shortcut(swiglu, shortcut(swiglu, swiglu))", "shortcut(swiglu, shortcut(swiglu, swiglu))"),
+        ("2*shortcut(swiglu, swiglu)", "2*(shortcut(swiglu, swiglu))"),
+        ("loop( 4,swiglu  swiglu )", "loop(4, swiglu swiglu)"),
+        ("3*loop(2, loop(3, swiglu, gate=True))", "3*(loop(2, loop(3, swiglu, gate=True)))"),
+        ("loop(2, (swiglu | swiglu), exit=0.5, inject='add')", 'loop(2, (swiglu | swiglu), inject="add", exit=0.5)'),
     ],
 )
 def test_canonical_text(text, canonical):
@@ -218,6 +236,7 @@ def test_canonical_text(text, canonical):
         ("2*(swiglu swiglu)", [{"repeat": 2, "body": ["swiglu", "swiglu"]}]),
         ("(swiglu | swiglu(bias=True))", [{"parallel": ["swiglu", {"name": "swiglu", "bias": True}]}]),
         ("shortcut(swiglu, swiglu swiglu)", [{"shortcut": "swiglu", "body": ["swiglu", "swiglu"]}]),
+        ("loop(4, swiglu, gate=True)", [{"loop": 4, "body": ["swiglu"], "gate": True}]),
     ],
 )
 def test_data(text, data):
@@ -240,6 +259,7 @@ DESIGN = {
     "6*(5*(swa(window=64) geglu) gqa geglu)": ("swa geglu " * 5 + "gqa geglu ") * 6,
     "8*((mamba2 | gqa) swiglu)": "mamba2 gqa swiglu " * 8,
     "4*(mla shortcut(moe, swiglu mla swiglu))": "mla moe swiglu mla swiglu " * 4,
+    "mamba3 loop(4, gqa swiglu) mamba3": "mamba3 gqa swiglu mamba3",
     "3*(mamba2 swiglu) gqa swiglu": "mamba2 swiglu " * 3 + "gqa swiglu",
     "bidirectional(mamba2)": "bidirectional",
     "gqa(n_kv_heads=2)": "gqa",
@@ -323,6 +343,28 @@ SWIGLU_OPTIONS = "d_hidden, bias, gate_scale, placement, norm, norm_axis, in_sca
         (f"{MAX_STEPS + 1}*(swiglu)", [f"has {MAX_STEPS + 1:,} steps; at most {MAX_STEPS:,}"]),
         ("1000*(1000*(swiglu))", ["has 1,000,000 steps"]),
         (f"shortcut(swiglu, {MAX_STEPS}*(swiglu))", [f"at most {MAX_STEPS:,}"]),
+        ("loop", ["'(' is missing after loop"]),
+        ("loop(gqa, swiglu)", ["number of passes is missing: loop(n, body), at 'gqa'"]),
+        ("loop(4)", ["',' is missing between the number of passes and the body"]),
+        ("loop(4, )", ["mixer's name is missing"]),
+        ("loop(4, swiglu", ["')' is missing to close loop("]),
+        ("loop(4, swiglu, swiglu)", ["'=' is missing after the option swiglu"]),
+        ("loop(4, swiglu, gate=True, gate=True)", ["option 'gate' of loop is given twice"]),
+        ("loop(4, swiglu, gates=True)", ["Unknown option of loop 'gates'. Did you mean 'gate'?"]),
+        ("loop(0, swiglu)", ["loop runs a whole number of times from 1", "not 0"]),
+        ("loop(1.5, swiglu)", ["loop runs a whole number of times from 1", "not 1.5"]),
+        (f"loop({MAX_STEPS}, 2*swiglu)", [f"at most {MAX_STEPS:,}"]),
+        ("loop(4, swiglu) | swiglu", ["'|' joins single words, not nodes"]),
+        ("swiglu | loop(4, swiglu)", ["loop(...) is a step of its own"]),
+        ("bidirectional(loop(2, gru))", ["loop(...) is a step of its own"]),
+        ('loop(4, swiglu, start="zeros")', ["without an inject never reads its input: set inject"]),
+        ("loop(4, swiglu, gradient=2)", ["lets no gradient through to the layers before the loop: set inject"]),
+        ('loop(4, swiglu, inject="add", gradient=5)', ["gradient=5 is more than its passes, which are 4"]),
+        ('loop(4, swiglu, inject="add", inject_rank=8)', ['inject_rank=8 belongs to inject="gated"']),
+        ("loop(4, swiglu, depth_loss=0.1)", ["depth_loss=0.1 belongs to a halting head: set exit"]),
+        ("loop(4, swiglu, exit=1.5)", ["exit=1.5 is not allowed", "less than or equal to 1"]),
+        ("loop(1, swiglu, exit=0.5)", ["exit=0.5 needs at least 2 passes"]),
+        ('loop(1, swiglu, inject="add")', ["inject='add' needs at least 2 passes"]),
         ("(" * 3000 + "swiglu" + ")" * 3000, ["deep"]),
     ],
 )

@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.core.errors import UsageError
 from zoo.door import check_features
+from zoo.loops import Held, LoopStep, hold, stateless
 from zoo.norms import NORM_EPS, make_norm
-from zoo.pattern import Parallel, Pattern, Shortcut, StepOptions, Word, create_mixer, mixer_of
+from zoo.pattern import Loop, Parallel, Pattern, Shortcut, StepOptions, Word, create_mixer, mixer_of
 from zoo.protocol import Admitted, Context, Mixer, Place, State, admit, check_state
 from zoo.residual import Connection, Residual
 
@@ -85,6 +86,16 @@ class Step(nn.Module):
     def init_state(self, batch_size: int, **options: Any) -> tuple[State, ...]:
         return tuple(_init_state(mixer, batch_size, options) for mixer in self.mixers)
 
+    def state_bytes(self, batch_size: int, context_length: int, dtype: torch.dtype) -> int:
+        return sum(mixer.state_bytes(batch_size, context_length, dtype) for mixer in self._mixers())
+
+    def flops_per_token(self, context_length: int) -> int:
+        mixing = sum(mixer.flops_per_token(context_length) for mixer in self._mixers())
+        return self.connection.flops_per_token() + mixing
+
+    def _mixers(self) -> Iterator[Any]:
+        return iter(self.mixers)
+
 
 class ShortcutStep(nn.Module):
     """x_0 -> body(x_0) + branch(norm(x_0)): the branch reads the stream early and is added late.
@@ -118,6 +129,12 @@ class ShortcutStep(nn.Module):
     def init_state(self, batch_size: int, **options: Any) -> tuple[State, State]:
         return self.branch.init_state(batch_size, **options), self.body.init_state(batch_size, **options)
 
+    def state_bytes(self, batch_size: int, context_length: int, dtype: torch.dtype) -> int:
+        return sum(part.state_bytes(batch_size, context_length, dtype) for part in (self.branch, self.body))
+
+    def flops_per_token(self, context_length: int) -> int:
+        return self.branch.flops_per_token(context_length) + self.body.flops_per_token(context_length)
+
 
 class Backbone(nn.Module):
     """x (B, T, D) through every step of a pattern; its state is the tuple of theirs.
@@ -130,8 +147,10 @@ class Backbone(nn.Module):
         norm_eps: epsilon of the norms.
         residual: the residual kind, with its options.
         length: number of steps that the model is made for, or None.
-        place: of the first mixer, where this is the body of a shortcut.
-        connections: of the steps, where this is the body of a shortcut.
+        place: of the first mixer, where this is the body of a node.
+        connections: of the steps, where this is the body of a node.
+        stream: the residual kind of the stream, where this is the body of a node.
+        within: the numbers of the steps that this is within, where it is the body of a node.
 
     Raises:
         UsageError: a mixer that cannot keep `causal`, with the word that can.
@@ -154,33 +173,55 @@ class Backbone(nn.Module):
         length: int | None = None,
         place: Place | None = None,
         connections: Iterator[Connection] | None = None,
+        stream: Residual | None = None,
+        within: tuple[int, ...] = (),
     ):
         super().__init__()
         self.d_model, self.causal, self.residual = d_model, causal, Residual.of(residual)
+        stream = self.residual if stream is None else stream
         connecting = self.residual.connections(d_model, norm_eps) if connections is None else connections
-        n_layers = sum(_is_sequence(w) for w in pattern.words())
         layer = place.layer if place else 0
-        total = place.n_layers if place else max(n_layers, 1)
+        total = place.n_layers if place else max(pattern.depth(), 1)
 
         def step(words: tuple[Word, ...], layer: int) -> Step:
             return Step(words, d_model, defaults, Place(layer, total, causal, length), norm_eps, next(connecting))
 
+        def inside(pattern: Pattern, layer: int) -> Backbone:
+            return Backbone(
+                pattern,
+                d_model,
+                causal=causal,
+                defaults=defaults,
+                norm_eps=norm_eps,
+                length=length,
+                place=Place(layer, total, causal, length),
+                connections=connecting,  # the stream is widened outside
+                stream=stream,
+                within=(*within, len(self.steps)),
+            )
+
         seen = 0  # sequence mixers so far; a channel mixer belongs to the block before it
         self.steps = nn.ModuleList()
         for node in pattern.steps():
-            if isinstance(node, Shortcut):
-                at = Place(layer + seen, total, causal, length)
-                branch = step((node.branch,), max(layer + seen - (not _is_sequence(node.branch)), 0))
-                body = Backbone(
-                    node.body,
-                    d_model,
-                    causal=causal,
-                    defaults=defaults,
-                    norm_eps=norm_eps,
-                    length=length,
-                    place=at,
-                    connections=connecting,  # the stream is widened outside
+            if isinstance(node, Loop):
+                # Inits that depend on depth take that of the passes written out, and words of the body the place of
+                # the first pass, as Huginn's (arXiv 2502.05171; `recpre/raven_modeling_minimal.py`).
+                self.steps.append(
+                    LoopStep(
+                        node,
+                        inside(node.body, layer + seen),
+                        d_model,
+                        norm_eps=norm_eps,
+                        streams=stream.widen(torch.empty(1, 1, d_model, device="meta")).numel() // d_model,
+                        narrow=stream.narrow,
+                        name="_".join(map(str, (*within, len(self.steps)))),
+                    )
                 )
+                seen += node.count * node.body.depth()
+                continue
+            if isinstance(node, Shortcut):
+                branch = step((node.branch,), max(layer + seen - (not _is_sequence(node.branch)), 0))
+                body = inside(node.body, layer + seen)
                 given = set(node.branch.step.changed())
                 if "residual_scale" in given:
                     raise UsageError(
@@ -188,7 +229,7 @@ class Backbone(nn.Module):
                     )
                 own_norm = bool({"norm", "norm_axis"} & given)
                 self.steps.append(ShortcutStep(branch, body, d_model, own_norm))
-                seen += sum(_is_sequence(w) for w in (node.branch, *node.body.words()))
+                seen += _is_sequence(node.branch) + node.body.depth()
                 continue
             words = node.words if isinstance(node, Parallel) else (node,)
             n_sequence = sum(map(_is_sequence, words))
@@ -202,10 +243,12 @@ class Backbone(nn.Module):
         context: Context | None = None,
         *,
         recompute: bool = False,
+        held: Held | None = None,
     ) -> tuple[Tensor, tuple[State, ...]]:
         """x (B, T, D), T >= 1, from `state` (by default at rest; consumed) to ((B, T, D), next state).
 
         With `recompute` no activations within the steps are stored for the backward pass, which computes them again.
+        The stream of tokens that are `held` stays as it is, and mixers read it.
         """
         if type(context) is not Admitted:  # no model has checked what is given
             if not torch.compiler.is_compiling():
@@ -214,10 +257,15 @@ class Backbone(nn.Module):
                     check_state("backbone", self, state, len(x), x.dtype)
             context = admit("backbone", context, len(x), x.shape[1], x.device)
         new_states = []
-        x = self.residual.widen(x)
+        x = kept = self.residual.widen(x)
         for i, step in enumerate(self.steps):
             before = None if state is None else state[i]
-            if recompute and torch.is_grad_enabled():
+            if held is not None and held.all and stateless(step):
+                new_states.append(_init_state(step, len(x), {}))
+                continue
+            if isinstance(step, LoopStep):
+                x, new_state = step(x, before, context, recompute=recompute)
+            elif recompute and torch.is_grad_enabled():
                 (x, new_state), own = recomputed(step, step, x, before, context=context)
                 context.losses.extend(own.losses)
                 context.metrics.update(own.metrics)
@@ -225,6 +273,7 @@ class Backbone(nn.Module):
             else:
                 x, new_state = step(x, before, context)
             new_states.append(new_state)
+            x = x if held is None else hold(held, kept, x)
         return self.residual.narrow(x), tuple(new_states)
 
     def step(
@@ -250,12 +299,21 @@ class Backbone(nn.Module):
 
     def state_bytes(self, batch_size: int, context_length: int, dtype: torch.dtype = torch.float32) -> int:
         """Bytes of the state after `context_length` steps."""
-        return sum(m.state_bytes(batch_size, context_length, dtype) for m in self.mixers())
+        return sum(step.state_bytes(batch_size, context_length, dtype) for step in self._steps())
 
     def flops_per_token(self, context_length: int) -> int:
         """Matmul FLOPs (multiply-add = 2) of one token at a context of `context_length`."""
-        connections = sum(m.flops_per_token() for m in self.modules() if isinstance(m, Connection))
-        return connections + sum(m.flops_per_token(context_length) for m in self.mixers())
+        return sum(step.flops_per_token(context_length) for step in self._steps())
+
+    def recomputed_parts(self) -> list[nn.Module]:
+        """The modules that `recompute` computes again, one by one: steps, and those of a loop's body."""
+        parts: list[nn.Module] = []
+        for step in self.steps:
+            parts += step.body.recomputed_parts() if isinstance(step, LoopStep) else [step]
+        return parts
+
+    def _steps(self) -> Iterator[Any]:
+        return iter(self.steps)
 
 
 def recomputed(function: Callable[..., R], network: nn.Module, *inputs: Any, context: Context) -> tuple[R, Context]:

@@ -46,8 +46,9 @@ class Place(NamedTuple):
     """The place of a mixer in its model, for inits that depend on depth and for words that inherit causality.
 
     Attributes:
-        layer: number of sequence mixers before this one's block (a channel mixer belongs to the block before it).
-        n_layers: number of sequence mixers in the model.
+        layer: number of sequence mixers that the stream passes before this one's block (a channel mixer belongs to the
+            block before it); in a loop, before its first pass.
+        n_layers: number of sequence mixers that the stream passes in the model, those of a loop as often as it runs.
         causal: whether the model reads left to right only.
         length: number of steps that the model is made for, or None: for words with weights for every step.
     """
@@ -262,12 +263,15 @@ def _wrong_mixer(cls: type[Mixer]) -> str | None:
     return unfrozen(cls.Config)
 
 
+NODES = {"loop": "a node of patterns, loop(n, body)", "shortcut": "a node of patterns, shortcut(branch, body)"}
+"""Names that no mixer may have: those of the nodes of patterns."""
 mixers: Registry[type[Mixer]] = Registry(
     "mixer",
     "zoo.mixers",
     "zoo.channel_mixers",
     base=Mixer,
     settings={"kind": ("sequence", "channel")},
+    reserved=NODES,
     check=_wrong_mixer,
 )
 register = mixers.register

@@ -32,6 +32,7 @@ class Registry(Generic[T]):
             contract, and so is a nested class `Config` of options.
         settings: class attributes of a few values.
         optional: parameters of the base's methods that a method of a subclass need not take.
+        reserved: names that nothing may have, and what each is.
         check: what else is wrong with a class, in a few words, or None.
     """
 
@@ -42,11 +43,12 @@ class Registry(Generic[T]):
         base: type | None = None,
         settings: Mapping[str, Collection[Any]] = {},
         optional: Collection[str] = (),
+        reserved: Mapping[str, str] = {},
         check: Callable[[Any], str | None] = lambda cls: None,
     ):
         self.kind = kind
         self._packages, self._base, self._settings = packages, base, settings
-        self._optional, self._check = optional, check
+        self._optional, self._reserved, self._check = optional, reserved, check
         self._classes: dict[str, T] = {}
         self._modules: dict[str, str] = {}  # where each was registered from
         self._refused: dict[str, str] = {}
@@ -84,7 +86,7 @@ class Registry(Generic[T]):
         if origin_of(module) is not None:  # the package's own names come first, whoever asks in which order
             self._discover_packages()
         problem = self._taken(name, thing, module)
-        if problem is None and (why := lacks(thing) if _is_word(name) else NO_WORD) is not None:
+        if problem is None and (why := self._misnamed(name) or lacks(thing)) is not None:
             problem = f"The {self.kind} {name!r}{self._place(module)} is refused: {why}."
             self._refused[str(name)] = problem
         if problem is not None:
@@ -103,6 +105,13 @@ class Registry(Generic[T]):
         imports.refused.pop((module, name), None)
         self._modules[name] = module
         self._classes[name] = thing
+
+    def _misnamed(self, name: str) -> str | None:
+        """What is wrong with a name, in a few words, or None."""
+        if not _is_word(name):
+            return NO_WORD
+        meant = self._reserved.get(name)
+        return None if meant is None else f"its name is that of {meant}: register another name"
 
     def _taken(self, name: str, thing: T, module: str) -> str | None:
         other = self._classes.get(name)

@@ -112,4 +112,4 @@ class Stack(Ends):
         if not self.causal:
             return 0
         position = tree_bytes(torch.empty(batch_size, dtype=torch.int64, device="meta"))
-        return position + sum(m.state_bytes(batch_size, context_length, dtype) for m in self.mixers())
+        return position + self.backbone.state_bytes(batch_size, context_length, dtype)

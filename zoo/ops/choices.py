@@ -26,6 +26,11 @@ def fixed_choices() -> Iterator[None]:
         _depth -= 1
 
 
+def fixed() -> bool:
+    """Whether choices are fixed."""
+    return _depth > 0
+
+
 def to_choose_by(scores: Tensor, seen: Tensor) -> Tensor:
     """The scores by which steps are chosen: those given, or within `fixed_choices` a number of each place.
 

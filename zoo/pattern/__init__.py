@@ -5,6 +5,8 @@ from zoo.pattern.data import from_data, to_data
 from zoo.pattern.grammar import parse, parse_word
 from zoo.pattern.named import Named, read_named
 from zoo.pattern.tree import (
+    Loop,
+    LoopOptions,
     Node,
     NormText,
     Parallel,
@@ -14,6 +16,7 @@ from zoo.pattern.tree import (
     Shortcut,
     StepOptions,
     Word,
+    make_loop,
     make_word,
     mixer_of,
     to_text,
@@ -21,6 +24,8 @@ from zoo.pattern.tree import (
 from zoo.pattern.words import create_mixer, list_mixers, mixer_config
 
 __all__ = [
+    "Loop",
+    "LoopOptions",
     "Named",
     "Node",
     "NormText",
@@ -34,6 +39,7 @@ __all__ = [
     "create_mixer",
     "from_data",
     "list_mixers",
+    "make_loop",
     "make_word",
     "mixer_config",
     "mixer_of",

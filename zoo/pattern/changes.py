@@ -9,7 +9,7 @@ from typing import Any
 
 from zoo.core.errors import UsageError, quoted, unknown
 from zoo.pattern.grammar import parse_word
-from zoo.pattern.tree import Parallel, Pattern, Repeat, Shortcut, StepOptions, Word, mixer_of
+from zoo.pattern.tree import Loop, Parallel, Pattern, Repeat, Shortcut, StepOptions, Word, mixer_of
 
 
 def swap(pattern: Pattern, words: Mapping[str, str], layers: Iterable[int] | None = None) -> Pattern:
@@ -107,6 +107,8 @@ def replaced(pattern: Pattern, change: Callable[[Word, int], Word], first: int =
             return [Parallel(step(node.words))]
         if isinstance(node, Shortcut):
             return [Shortcut(step((node.branch,))[0], body(node.body))]
+        if isinstance(node, Loop):
+            return [replace(node, body=body(node.body))]
         return [step((node,))[0]]
 
     def body(part: Pattern) -> Pattern:

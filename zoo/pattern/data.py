@@ -7,7 +7,7 @@ from typing import Any
 
 from zoo.core.errors import UsageError
 from zoo.pattern.grammar import limited, parse, parse_word
-from zoo.pattern.tree import Node, Parallel, Pattern, Repeat, Shortcut, Word, make_word
+from zoo.pattern.tree import Loop, Node, Parallel, Pattern, Repeat, Shortcut, Word, make_loop, make_word
 from zoo.protocol import mixers
 
 
@@ -30,6 +30,8 @@ def to_data(pattern: Pattern) -> list[Any]:
             return {"parallel": [_word_data(w) for w in node.words]}
         if isinstance(node, Shortcut):
             return {"shortcut": _word_data(node.branch), "body": to_data(node.body)}
+        if isinstance(node, Loop):
+            return {"loop": node.count, "body": to_data(node.body), **node.options.given()}
         return _word_data(node)
 
     return [data(node) for node in pattern.nodes]
@@ -65,9 +67,12 @@ def _node(item: Any) -> Node:
         raise UsageError(f"A step is a word or a mapping, not {item!r}.")
     if "name" in item:
         return _word(item)
+    if {"loop", "body"} <= item.keys():
+        options = {str(k): v for k, v in item.items() if k not in ("loop", "body")}
+        return make_loop(item["loop"], from_data(item["body"]), options)
     if make := forms.get(frozenset(item)):
         return make()
-    allowed = "{name, options...}, {repeat, body}, {parallel} or {shortcut, body}"
+    allowed = "{name, options...}, {repeat, body}, {parallel}, {shortcut, body} or {loop, body, options...}"
     raise UsageError(
         f"A step given as a mapping is {allowed}, not one with the keys {', '.join(map(str, item)) or 'none'}."
     )

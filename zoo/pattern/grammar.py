@@ -3,8 +3,9 @@
 Grammar (a space is a residual step):
 
     pattern  = item+
-    item     = [N "*"] "(" pattern ")" | N "*" word | step
-    step     = word { "|" word } | "(" word { "|" word } ")" | "shortcut" "(" word "," pattern ")"
+    item     = [N "*"] "(" pattern ")" | N "*" word | N "*" node | step
+    step     = word { "|" word } | "(" word { "|" word } ")" | node
+    node     = "shortcut" "(" word "," pattern ")" | "loop" "(" N "," pattern { "," NAME "=" literal } ")"
     word     = NAME [ "(" [ argument { "," argument } ] ")" ]      (no space after NAME: `a (b | c)` is two steps)
     argument = word (wrappers only) | NAME "=" literal
     literal  = number | "text" | True | False | None | [ literal, ... ]
@@ -19,8 +20,8 @@ from typing import Any
 
 from zoo.core.errors import UsageError
 from zoo.pattern.literals import Reader
-from zoo.pattern.tree import Node, Parallel, Pattern, Repeat, Shortcut, Word, make_word
-from zoo.protocol import mixers
+from zoo.pattern.tree import Loop, Node, Parallel, Pattern, Repeat, Shortcut, Word, make_loop, make_word
+from zoo.protocol import NODES, mixers
 
 MAX_STEPS = 10_000
 
@@ -44,7 +45,7 @@ class _Parser(Reader):
                 body = self.pattern()
                 self.expect(")", f"to close {count}*(")
             else:
-                body = Pattern((self.word(),))
+                body = Pattern((self.node() or self.word(),))
             return (Repeat(count, body),)
         if self.accept("("):
             if self.peek()[0] == "name" and self.peek(1) == ("mark", "="):
@@ -57,6 +58,17 @@ class _Parser(Reader):
         return (self.step(),)
 
     def step(self) -> Node:
+        if node := self.node():
+            if self.peek() == ("mark", "|"):
+                raise self.error("'|' joins single words, not nodes")
+            return node
+        words = [self.word()]
+        while self.accept("|"):
+            words.append(self.word())
+        return words[0] if len(words) == 1 else Parallel(tuple(words))
+
+    def node(self) -> Shortcut | Loop | None:
+        """The shortcut or the loop that begins here, if one does."""
         if self.peek() == ("name", "shortcut"):
             self.at += 1
             self.expect("(", "after shortcut")
@@ -65,15 +77,30 @@ class _Parser(Reader):
             body = self.pattern()
             self.expect(")", "to close shortcut(")
             return Shortcut(branch, body)
-        words = [self.word()]
-        while self.accept("|"):
-            words.append(self.word())
-        return words[0] if len(words) == 1 else Parallel(tuple(words))
+        if self.peek() == ("name", "loop"):
+            self.at += 1
+            self.expect("(", "after loop")
+            if self.peek()[0] != "number":
+                raise self.error("the number of passes is missing: loop(n, body)")
+            count = self.literal()
+            self.expect(",", "between the number of passes and the body of loop(n, body)")
+            body = self.pattern()
+            options: dict[str, Any] = {}
+            while self.accept(","):
+                key, value = self.option("loop")
+                if key in options:
+                    raise self.error(f"option {key!r} of loop is given twice")
+                options[key] = value
+            self.expect(")", "to close loop(")
+            return make_loop(count, body, options)
+        return None
 
     def word(self) -> Word:
         kind, name = self.peek()
         if kind != "name":
             raise self.error("a mixer's name is missing")
+        if name in NODES:
+            raise self.error(f"{name}(...) is a step of its own, and stands where no single word is meant")
         self.at += 1
         positional = list(getattr(mixers[name].Config, "positional", ()))
 
@@ -105,14 +132,14 @@ def parse(text: str) -> Pattern:
 
 
 def limited(pattern: Pattern, given: Any) -> Pattern:
-    if (n := _count(pattern)) > MAX_STEPS:
+    if (n := _count(pattern)) > MAX_STEPS:  # those of a loop too, as often as it runs
         raise UsageError(f"Pattern {given!r} has {n:,} steps; at most {MAX_STEPS:,} are allowed.")
     return pattern
 
 
 def _count(pattern: Pattern) -> int:
     def steps(node: Node) -> int:
-        if isinstance(node, Repeat):
+        if isinstance(node, Repeat | Loop):
             return node.count * _count(node.body)
         return 1 + _count(node.body) if isinstance(node, Shortcut) else 1
 

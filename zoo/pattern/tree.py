@@ -1,4 +1,4 @@
-"""The layer pattern as a tree: words in order, side by side, repeated, or along a shortcut; and its canonical text."""
+"""The layer pattern as a tree: words in order, side by side, repeated, looped, or along a shortcut; and its text."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field, model_validator
 
-from zoo.core.errors import UsageError, unknown
+from zoo.core.errors import UsageError, quoted, unknown
 from zoo.core.options import Options
 from zoo.pattern.literals import literal_text
 from zoo.pattern.named import read_named
@@ -39,6 +39,52 @@ class StepOptions(Options, label="a step"):
     in_scale: float | None = None
     out_scale: float | None = None
     residual_scale: float | None = None
+
+
+class LoopOptions(Options, label="loop"):
+    """What a loop does between its passes; e is the stream that it reads, and h what a pass gives to the next one.
+
+    Attributes:
+        inject: what a pass reads of e beside h. "none": h alone. "add": h + e (HRM). "concat": W [h, e], with W from
+            2 D to D (Huginn). "gated": (1 - tanh(F u)) * e + tanh(M u) * h with u = W [norm(e), norm(h)] of
+            `inject_rank` numbers (Inkling 2).
+        inject_rank: numbers of u, for inject="gated".
+        start: "input": the first pass reads e itself. "zeros": it reads e injected into zeros.
+        gate: a pass moves the stream by sigmoid(g_i) of the way to what its body gives, with D numbers g_i for each
+            pass i.
+        norm: a norm at the end of every pass, with one set of weights, as in Ouro and HRM.
+        gradient: number of the last passes that pass gradients, by default all; the stream before the loop then gets
+            its gradient through e alone, so that `inject` is needed.
+        exit: adds a halting head, which gives each token a probability to leave after each pass. In training the output
+            is the mean of all passes under these probabilities. In evaluation a token leaves after the first pass at
+            which the sum of its probabilities is at least this number: 1.0 runs every pass, None has no head.
+        entropy_loss: weight of the entropy of these probabilities, which training increases (Ouro).
+        depth_loss: weight of the mean number of passes, which training decreases.
+    """
+
+    inject: Literal["none", "add", "concat", "gated"] = "none"
+    inject_rank: int = Field(default=64, ge=1)
+    start: Literal["input", "zeros"] = "input"
+    gate: bool = False
+    norm: NormText | None = None
+    gradient: int | None = Field(default=None, ge=1)
+    exit: float | None = Field(default=None, gt=0, le=1)
+    entropy_loss: float = Field(default=0.05, ge=0)
+    depth_loss: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> LoopOptions:
+        if self.inject == "none" and self.start == "zeros":
+            raise UsageError('loop: start="zeros" without an inject never reads its input: set inject.')
+        if self.inject == "none" and self.gradient is not None:
+            told = "lets no gradient through to the layers before the loop: set inject"
+            raise UsageError(f"loop: gradient={self.gradient} without an inject {told}.")
+        if self.inject != "gated" and "inject_rank" in self.changed():
+            raise UsageError(f'loop: inject_rank={self.inject_rank} belongs to inject="gated", which is not set.')
+        for name in ("entropy_loss", "depth_loss"):
+            if self.exit is None and name in self.changed():
+                raise UsageError(f"loop: {name}={getattr(self, name)} belongs to a halting head: set exit.")
+        return self
 
 
 @dataclass(frozen=True)
@@ -80,7 +126,16 @@ class Shortcut:
     body: Pattern
 
 
-Node = Word | Parallel | Repeat | Shortcut
+@dataclass(frozen=True)
+class Loop:
+    """`body` applied `count` times, one pass after the other, with one set of weights: depth without parameters."""
+
+    count: int
+    body: Pattern
+    options: LoopOptions = field(default_factory=LoopOptions)
+
+
+Node = Word | Parallel | Repeat | Shortcut | Loop
 
 
 @dataclass(frozen=True)
@@ -92,8 +147,8 @@ class Pattern:
     def __str__(self) -> str:
         return to_text(self)
 
-    def steps(self) -> Iterator[Word | Parallel | Shortcut]:
-        """The steps with repeats unrolled."""
+    def steps(self) -> Iterator[Word | Parallel | Shortcut | Loop]:
+        """The steps with repeats unrolled; a loop is one."""
         for node in self.nodes:
             if isinstance(node, Repeat):
                 for _ in range(node.count):
@@ -107,15 +162,46 @@ class Pattern:
         return {w.name for w in words} | {held.name for w in words for held in w.held().values()}
 
     def words(self) -> Iterator[Word]:
-        """Every word with repeats unrolled, in reading order."""
+        """Every word with repeats unrolled, in reading order; those of a loop once."""
         for step in self.steps():
             if isinstance(step, Word):
                 yield step
             elif isinstance(step, Parallel):
                 yield from step.words
             else:
-                yield step.branch
+                if isinstance(step, Shortcut):
+                    yield step.branch
                 yield from step.body.words()
+
+    def depth(self) -> int:
+        """Number of sequence mixers that the stream passes, those of a loop as often as it runs."""
+        return sum(map(_depth, self.nodes))
+
+
+def _depth(node: Node) -> int:
+    if isinstance(node, Repeat | Loop):
+        return node.count * node.body.depth()
+    if isinstance(node, Shortcut):
+        return _depth(node.branch) + node.body.depth()
+    words = node.words if isinstance(node, Parallel) else (node,)
+    return sum(mixer_of(word.config).kind == "sequence" for word in words)
+
+
+def make_loop(count: Any, body: Pattern, options: Mapping[str, Any]) -> Loop:
+    """A loop from its number of passes, its body and its options.
+
+    Raises:
+        UsageError: no number of passes, an unknown option, a wrong type, or options that ask for more passes.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise UsageError(f"loop runs a whole number of times from 1, as in loop(4, gqa swiglu), not {quoted(count)}.")
+    found = LoopOptions(**options)
+    if found.gradient is not None and found.gradient > count:
+        raise UsageError(f"loop: gradient={found.gradient} is more than its passes, which are {count}.")
+    for name in ("exit", "inject"):
+        if count == 1 and name in found.changed() and (name == "exit" or found.start == "input"):
+            raise UsageError(f"loop: {name}={quoted(getattr(found, name))} needs at least 2 passes, and there is 1.")
+    return Loop(count, body, found)
 
 
 def make_word(name: str, options: Mapping[str, Any]) -> Word:
@@ -160,4 +246,7 @@ def to_text(pattern: Pattern | Node) -> str:
         return "(" + " | ".join(map(_word_text, pattern.words)) + ")"
     if isinstance(pattern, Shortcut):
         return f"shortcut({_word_text(pattern.branch)}, {to_text(pattern.body)})"
+    if isinstance(pattern, Loop):
+        options = [f"{k}={literal_text(v)}" for k, v in pattern.options.given().items()]
+        return f"loop({', '.join([str(pattern.count), to_text(pattern.body), *options])})"
     return _word_text(pattern)

@@ -21,7 +21,7 @@ def compile_layers(model: Ends, loss: Callable[[], Tensor]) -> float:
     started, random = time.perf_counter(), torch.get_rng_state()
     backbone = model.backbone
     whole = not model.recompute or model.config.recursion is not None
-    for module in [backbone] if whole else backbone.steps:  # what is computed again is compiled within
+    for module in [backbone] if whole else backbone.recomputed_parts():  # what is computed again is compiled within
         module.compile()
     buffers = [buffer.clone() for buffer in model.buffers()]
     loss().backward()

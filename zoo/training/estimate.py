@@ -145,7 +145,7 @@ def _pieces(model: Ends) -> int:
     recursion = model.config.recursion
     if recursion is not None:
         return 2 if recursion.gradient == "step" else recursion.updates + 1
-    return max(len(model.backbone.steps), 1)
+    return max(len(model.backbone.recomputed_parts()), 1)
 
 
 def _stored(model: Ends, objective: Objective, n: int, train: TrainConfig, device: torch.device) -> int:
