@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 import zoo
 from zoo.mixers.linear_attention import taylor_features, taylor_width
-from zoo.protocol import Context, mixers
+from zoo.protocol import Context, Place, mixers
 
-FEATURES = {"elu": lambda x: F.elu(x) + 1, "relu": F.relu, "identity": lambda x: x, "taylor": None}
+FEATURES = {"elu": lambda x: F.elu(x) + 1, "relu": F.relu, "identity": lambda x: x, "silu": F.silu}
 
 
 def moved(name, d_model, **options):
@@ -38,6 +38,9 @@ def kernel(mixer, q, k):
     if mixer.config.feature_map == "taylor":
         s = q @ k.T / math.sqrt(q.shape[-1])
         return 1 + s + s**2 / 2
+    if mixer.config.feature_map == "rebased":
+        q, k = (F.layer_norm(x, x.shape[-1:], mixer.affine.weight, mixer.affine.bias) for x in (q, k))
+        return (q @ k.T) ** 2 / q.shape[-1]
     phi = FEATURES[mixer.config.feature_map]
     return phi(q) @ phi(k).T * mixer.scale
 
@@ -54,27 +57,63 @@ def test_taylor_features_are_the_second_order_kernel():
 
 @pytest.mark.parametrize("options", mixers["linear_attention"].law_cases(), ids=str)
 def test_linear_attention_is_attention_with_its_kernel(options):
-    mixer = moved("linear_attention", 16, **options)
-    H, G = mixer.n_heads, mixer.n_kv_heads
+    mixer = moved("linear_attention", 16, **options, place=Place(2, 5))
+    c, H, G, steps = mixer.config, mixer.n_heads, mixer.n_kv_heads, torch.arange(13)
     x = noise(13, 16)
-    q, k, v = (x @ w.T for w in mixer.in_proj.weight.split(mixer.parts))
+    q, k, v, gate = (x @ w.T for w in mixer.in_proj.weight.split(mixer.parts))
+    v = F.silu(v) if c.value_silu else v
     q, k, v = heads(q, H), heads(k, G), heads(v, G)
     outputs = []
     for h in range(H):
         g = h * G // H
-        weights = kernel(mixer, q[h], k[g]).tril()
+        slope = 2 ** (-8 * (h + 1) / H) * (1 - 2 / (4 + 1e-5) + 1e-5) if c.decay == "lightning" else 0.0
+        weights = (kernel(mixer, q[h], k[g]) * torch.exp(-slope * (steps[:, None] - steps).double())).tril()
         o = weights @ v[g]
         if mixer.normalize:
-            o = o / (weights.sum(-1, keepdim=True) + 1e-6)
-        outputs.append(rms(o, mixer.norm.weight, 1e-5) if mixer.norm else o)
-    expected = mixer.out_proj(torch.cat(outputs, -1))
+            o = o / (weights.sum(-1, keepdim=True) + (1e-5 if c.feature_map == "rebased" else 1e-6))
+        outputs.append(rms(o, mixer.norm.weight, c.norm_eps) if mixer.norm and c.norm_heads else o)
+    o = torch.cat(outputs, -1)
+    o = o if c.norm_heads else rms(o, mixer.norm.weight, c.norm_eps)
+    expected = mixer.out_proj(o * torch.sigmoid(gate) if c.gate else o)
     torch.testing.assert_close(mixer(x[None])[0][0], expected)
+    assert c.value_dim is None or mixer.d_value == c.value_dim
+
+
+def test_squares_are_never_negative_and_need_no_norm():
+    """ReBased as published: normalised, and so means of values, even though keys of both signs count alike."""
+    mixer = moved("linear_attention", 32, feature_map="rebased", n_heads=2)
+    assert (mixer.normalize, mixer.norm, mixer.d_key) == (True, None, 16 * 17 // 2)
+    x = noise(13, 32)
+    q, k, v, _ = (x @ w.T for w in mixer.in_proj.weight.split(mixer.parts))
+    outputs = []
+    for h in range(2):
+        weights = kernel(mixer, heads(q, 2)[h], heads(k, 2)[h]).tril()
+        outputs.append(weights @ heads(v, 2)[h] / (weights.sum(-1, keepdim=True) + 1e-5))
+    torch.testing.assert_close(mixer(x[None])[0][0], mixer.out_proj(torch.cat(outputs, -1)))
+
+
+@pytest.mark.parametrize("feature_map", ["identity", "silu"])
+def test_maps_of_both_signs_have_no_normaliser(feature_map):
+    assert not zoo.create_mixer("linear_attention", 32, feature_map=feature_map).normalize
+    with pytest.raises(zoo.UsageError, match=f'not "{feature_map}"'):
+        zoo.create_mixer("linear_attention", 32, feature_map=feature_map, normalize=True)
+
+
+def test_minimax_size():
+    """MiniMax-Text-01: 6144 wide, 64 heads of 128; q, k, v, gate and output."""
+    word = """linear_attention(n_heads=64, feature_dim=128, value_dim=128, feature_map="silu", value_silu=True,
+              decay="lightning", norm_heads=False, norm_eps=1e-6, gate=True)"""
+    with torch.device("meta"):
+        mixer = zoo.create_mixer(word, 6144, place=Place(0, 80))
+    assert sum(p.numel() for p in mixer.parameters()) == 5 * 6144 * 8192 + 8192
+    slopes = -zoo.create_mixer(word, 64, place=Place(79, 80)).log_decay(torch.device("cpu"), torch.float64)
+    torch.testing.assert_close(slopes, 2 ** (-torch.arange(1, 65).double() / 8) * 1e-5, rtol=0.02, atol=0)
 
 
 def test_normalised_outputs_are_means_of_values():
     """Equal values give that value, whatever the keys."""
     mixer = zoo.create_mixer("linear_attention(n_heads=2)", 16).double()
-    v = mixer.in_proj.weight.split(mixer.parts)[-1]
+    v = mixer.in_proj.weight.split(mixer.parts)[2]
     with torch.no_grad():
         v.zero_()
         v[:, 0] = 1.0

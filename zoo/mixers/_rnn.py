@@ -78,12 +78,6 @@ def uniform(fan: int, *shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape).uniform_(-(fan**-0.5), fan**-0.5))
 
 
-def at_last_step(h: Tensor, before: Tensor, lengths: Tensor) -> Tensor:
-    """h (B, T, d) at the last valid step of each row, (B, d); `before` where a row has no step."""
-    last = h.gather(1, (lengths - 1).clamp(min=0)[:, None, None].expand(-1, -1, h.shape[-1])).squeeze(1)
-    return torch.where(lengths[:, None] > 0, last, before)
-
-
 def by_document(
     run: Callable[[Tensor, RNNState, Tensor], tuple[Tensor, RNNState]],
     x: Tensor,

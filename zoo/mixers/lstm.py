@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from zoo.core.options import Options
-from zoo.mixers._rnn import TorchCell, at_last_step, by_document
+from zoo.mixers._rnn import TorchCell, by_document
+from zoo.mixers.parts import at_last_step
 from zoo.ops.common import valid_steps, without_autocast
 from zoo.protocol import Place, register
 

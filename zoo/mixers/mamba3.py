@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers.parts import Backend, check_range, packing, precise, project, step_bias, whole
+from zoo.mixers.parts import Backend, at_last_step, check_range, packing, precise, project, step_bias, whole
 from zoo.norms import GatedRMSNorm
 from zoo.ops import linear_attention, rotary_width, rotate
 from zoo.ops.common import blank, check_packing, owned, valid_steps, widest, without_autocast
@@ -157,8 +157,8 @@ class Mamba3(Mixer):
         pending = before[:, 0, :, None, None] * self._outer(state.k, state.v)
         o, ssm = self._attend(q, k, u, now + after, after, log_decay, state.ssm + pending, lengths, resets)
         y = self._out(o, u, z).to(x.dtype)
-        last = (angle[:, -1].to(state.angle.dtype), _last(k, state.k, lengths), _last(u, state.v, lengths))
-        return self.out_proj(y), Mamba3State(owned(last[0]), ssm, *last[1:])
+        last = at_last_step(k, state.k, lengths), at_last_step(u, state.v, lengths)
+        return self.out_proj(y), Mamba3State(owned(angle[:, -1].to(state.angle.dtype)), ssm, *last)
 
     def _keys(self, x: Tensor) -> Tensor:
         """B or C as W_in gives them -> (B, T, G, R, N)."""
@@ -254,12 +254,3 @@ class Mamba3(Mixer):
             {"d_state": 6, "rank": 2, "n_groups": 2, "head_dim": 8, "out_norm": True, "norm_eps": 1e-4, "A_floor": 0.02}
             | {"dt_init_range": (0.01, 1.0), "backend": "chunked"},
         ]
-
-
-def _last(x: Tensor, before: Tensor, lengths: Tensor | None) -> Tensor:
-    """x (B, T, ...) at each row's last valid step, in the state's dtype; `before` where a row has none."""
-    if lengths is None:
-        return owned(x[:, -1].to(before.dtype))
-    shape = (-1,) + (1,) * (x.ndim - 1)
-    at = (lengths - 1).clamp(min=0).view(shape).expand(-1, 1, *x.shape[2:])
-    return torch.where((lengths > 0).view(shape[:-1]), x.gather(1, at).squeeze(1).to(before.dtype), before)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.ops import causal_conv1d
+from zoo.ops.common import owned
 from zoo.ops.modules import bare
 from zoo.protocol import Context, Place, recurrent_dtype
 
@@ -34,6 +35,15 @@ def main_backend(backend: Backend) -> Backend:
 def packing(context: Context | None) -> dict[str, Any]:
     """The arguments of every op for rows of unequal length and packed documents."""
     return {} if context is None else {"lengths": context.lengths, "resets": context.resets}
+
+
+def at_last_step(x: Tensor, before: Tensor, lengths: Tensor | None) -> Tensor:
+    """x (B, T, ...) at each row's last valid step, in the dtype of `before`, which stands where a row has none."""
+    if lengths is None:
+        return owned(x[:, -1].to(before.dtype))
+    shape = (-1,) + (1,) * (x.ndim - 1)
+    at = (lengths - 1).clamp(min=0).view(shape).expand(-1, 1, *x.shape[2:])
+    return torch.where((lengths > 0).view(shape[:-1]), x.gather(1, at).squeeze(1).to(before.dtype), before)
 
 
 def precise(x: Tensor) -> Tensor:
