@@ -132,10 +132,10 @@ class HGRN2(Mixer):
         """
         if self.logits is not None:
             shares = precise(self.logits).softmax(0)
-            bounds = shares.cumsum(0) - shares[:1]
+            learned = shares.cumsum(0) - shares[:1]
             if context is not None:
-                context.shared[BOUNDS] = bounds
-            return bounds[0]
+                context.shared[BOUNDS] = learned
+            return learned[0]
         if self.config.lower_bounds == "none" or self.place.layer == 0:
             return None
         bounds = context.shared.get(BOUNDS) if context is not None and self.config.lower_bounds == "learned" else None

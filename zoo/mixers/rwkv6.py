@@ -139,11 +139,10 @@ class RWKV6(Mixer):
 
     def _mixed(self, x: Tensor, before: Tensor) -> list[Tensor]:
         """x moved towards the previous step, each channel by a share that depends on both: for w, k, v, r and g."""
-        step = before - x
-        low = torch.tanh(torch.addcmul(x, step, self.time_maa_x.to(x.dtype)) @ self.time_maa_w1)
+        step, shares = before - x, {i: getattr(self, f"time_maa_{i}").to(x.dtype) for i in ("x", *MIXED)}
+        low = torch.tanh(torch.addcmul(x, step, shares["x"]) @ self.time_maa_w1)
         moves = torch.einsum("btir,ird->ibtd", low.unflatten(-1, (5, -1)), self.time_maa_w2)
-        shares = (getattr(self, f"time_maa_{i}").to(x.dtype) for i in MIXED)
-        return [torch.addcmul(x, step, share + move) for share, move in zip(shares, moves.to(x.dtype), strict=True)]
+        return [torch.addcmul(x, step, shares[i] + move) for i, move in zip(MIXED, moves.to(x.dtype), strict=True)]
 
     def _attend(self, r, k, v, log_decay, memory: Tensor, context: Context | None) -> tuple[Tensor, Tensor]:
         """S_{t-1}^T r_t of every step (B, T, H, V), and the last S.
