@@ -20,8 +20,9 @@ demo: $(VENV)/.installed
 	$(BIN)/zoo compare runs/demo --learned 0.9 --report runs/demo/report.html
 
 # Each worker starts with one half of the tests, so that what a file or a word's laws share is made once.
+# Bytecode is kept whatever the shell says, or every worker, and every process that a test starts, would compile all modules anew.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
 # Kernels that are switched off, and an empty cache with no compiler on the path: both leave the plain forms alone.
 PLAIN := -m "not slow and not gpu" -n 2

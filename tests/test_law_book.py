@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 import zoo
 from zoo.core.options import Options
-from zoo.laws import LAWS, Case, Check, Finding, LawBroken, Verdict, poisoned_memory
+from zoo.laws import LAWS, Case, Check, Finding, LawBroken, Verdict, plan, poisoned_memory
 from zoo.laws.verdicts import lines
 from zoo.protocol import Context, Mixer, Norm, Place, State, first_parameter_like, mixers, recurrent_dtype, register
 from zoo.residual import Connection
@@ -211,9 +211,12 @@ FLAWS = {
 }
 
 
-def finding(law: str, dtype: torch.dtype | None = None, **options: Any) -> zoo.laws.Finding:
+BRIEF = [law for law in LAWS if LAWS[law].brief]
+
+
+def finding(law: str, dtype: torch.dtype | None = None, brief: bool = False, **options: Any) -> zoo.laws.Finding:
     chosen = LAWS[law]
-    setting = SETTINGS.get(law, chosen.settings[0])
+    setting = SETTINGS.get(law, chosen.settings[0]) | ({"brief": True} if brief else {})
     flaw = str(options.get("flaw"))
     toy = Doorless if flaw.startswith("takes any") else Untried if flaw == "untried" else Toy
     return Check(chosen, Case(toy, options), dtype or chosen.dtypes[0], setting).find()
@@ -225,6 +228,30 @@ def test_a_sound_mixer_keeps_every_law(law):
         found = finding(law, dtype)
         assert found.broken is None
         assert found.note is None
+
+
+@pytest.mark.parametrize("law", BRIEF)
+def test_a_sound_mixer_keeps_the_brief_form_of_a_law(law):
+    assert finding(law, brief=True).broken is None
+
+
+@pytest.mark.parametrize("law", BRIEF)
+def test_a_flaw_breaks_the_brief_form_of_its_law(law):
+    for flaw in [flaw for flaw, broken in FLAWS.items() if law in broken]:
+        assert finding(law, brief=True, flaw=flaw).broken, flaw
+
+
+def test_other_cases_and_precisions_are_checked_in_brief_unless_all_is_checked():
+    law = LAWS["packing"]
+    checks = plan(law, [Case(Toy, {}), Case(Toy, {"backend": "reference"})])
+    assert [(dict(check.case.options), check.dtype, check.setting.get("brief", False)) for check in checks] == [
+        ({}, law.dtypes[0], False),
+        *[({}, dtype, True) for dtype in law.dtypes[1:]],
+        ({"backend": "reference"}, law.dtypes[0], True),
+    ]
+    every = plan(law, [check.case for check in checks[::3]], thorough=True)
+    assert len(every) == 2 * len(law.dtypes) * len(law.settings)
+    assert not any("brief" in check.setting for check in every)
 
 
 @pytest.mark.parametrize(("flaw", "law"), [(flaw, law) for flaw, broken in FLAWS.items() for law in broken])

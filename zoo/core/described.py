@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
+import itertools
 import re
 import sys
 import textwrap
@@ -95,15 +97,38 @@ def attributes(cls: type) -> dict[str, str]:
     for name, text in re.findall(r"^(\w+(?:, \w+)*): ((?:.+)(?:\n[ \t]+.*)*)", listed, re.M):
         found |= dict.fromkeys(name.split(", "), " ".join(text.split()))
     try:
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        source = inspect.getsource(sys.modules[cls.__module__])
     except (OSError, TypeError):
         return found
-    assert isinstance(body, ast.ClassDef)
-    for field, below in zip(body.body, body.body[1:], strict=False):
+    return found | _texts_below_fields(source).get(cls.__qualname__, {})
+
+
+@functools.lru_cache(maxsize=512)  # a listing names every class of a module
+def _texts_below_fields(source: str) -> dict[str, dict[str, str]]:
+    """The text below each field of every class of a module, by the qualified name of the class."""
+    found: dict[str, dict[str, str]] = {}
+
+    def visit(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                visit(node.body, f"{prefix}{node.name}.<locals>.")
+            elif isinstance(node, ast.ClassDef):
+                found[prefix + node.name] = dict(_texts(node.body))
+                visit(node.body, f"{prefix}{node.name}.")
+            else:
+                for part in ("body", "orelse", "finalbody"):
+                    visit(getattr(node, part, []), prefix)
+
+    visit(ast.parse(source).body, "")
+    return found
+
+
+def _texts(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
+    """The names of the fields in the body of a class that have a text below them, with that text."""
+    for field, below in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
             assert isinstance(field.target, ast.Name)
-            found[field.target.id] = " ".join(str(below.value.value).split())
-    return found
+            yield field.target.id, " ".join(str(below.value.value).split())
 
 
 __all__ = ["Described", "attributes", "described", "described_within", "sections", "type_name"]

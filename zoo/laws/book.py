@@ -38,6 +38,8 @@ class Law:
         dtypes: in which it is checked, the principal one first.
         settings: keyword arguments of the check, the principal ones first.
         tried: how many of the settings are checked of the first case where not all is checked; all by default.
+        brief: whether the check takes `brief=True`, the same inputs by fewer routes: for the other cases, and the other
+            precisions of the first one, where not all is checked.
         rare: further settings, checked of the first case of a mixer alone, and only where all is checked.
         cases: "every" case of a mixer; the "first" one, and the others where all is checked; or that "alone".
         unless: why it does not bind a mixer.
@@ -53,6 +55,7 @@ class Law:
     dtypes: tuple[torch.dtype, ...] = (F64,)
     settings: tuple[Mapping[str, Any], ...] = ({},)
     tried: int | None = None
+    brief: bool = False
     rare: tuple[Mapping[str, Any], ...] = ()
     cases: Literal["every", "first", "alone"] = "every"
     unless: tuple[Exemption, ...] = ()

@@ -86,22 +86,22 @@ def run(
     state: State | None = None,
     *,
     cuts: Sequence[int] = (),
-    steps: bool = False,
+    steps: bool | range = False,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
     timespans: Tensor | None = None,
 ) -> tuple[Tensor, State]:
-    """x (B, T, D) through `mixer`, cut at `cuts`, or one `step` at a time."""
+    """x (B, T, D) through `mixer`, cut at `cuts`, and one `step` at a time: everywhere, or in a range of positions."""
     x = x.to(next(mixer.parameters()))
     outputs = []
-    edges = range(x.shape[1] + 1) if steps else [0, *cuts, x.shape[1]]
-    for a, b in pairwise(edges):
+    single = range(x.shape[1] if steps else 0) if isinstance(steps, bool) else steps
+    for a, b in pairwise(sorted({0, x.shape[1], *cuts, *single, *(t + 1 for t in single)})):
         context = Context(
             lengths=None if lengths is None else (lengths - a).clamp(0, b - a),
             resets=None if resets is None else resets[:, a:b],
             timespans=None if timespans is None else timespans[:, a:b].to(x),
         )
-        if steps:
+        if a in single:
             y, state = mixer.step(x[:, a], mixer.init_state(len(x)) if state is None else state, context)
             y = y.unsqueeze(1)
         else:

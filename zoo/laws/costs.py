@@ -65,15 +65,15 @@ def purity(mixer: Mixer) -> None:
             require(not leaf.is_floating_point() or bool(leaf.isfinite().all()), "a result is not finite")
 
 
-@law(5, "layout of states", dtypes=(F32, BF16), unless=(looks_ahead,))
+@law(5, "layout of states", dtypes=(F32, BF16), brief=True, unless=(looks_ahead,))
 @torch.no_grad()
-def layout(mixer: Mixer) -> None:
+def layout(mixer: Mixer, brief: bool = False) -> None:
     """Every leaf of a state has the dtype of `init_state` and the strides of a fresh tensor, wherever it comes from.
 
     A decoder that is compiled for the state of one step then serves all others.
     """
     device = device_of(mixer)
-    for batch, n in ((1, 1), (1, 12), (2, 1), (2, 2), (2, 12)):
+    for batch, n in ((1, 1), (2, 12)) if brief else ((1, 1), (1, 12), (2, 1), (2, 2), (2, 12)):
         x = random_like(mixer, batch, n, mixer.d_model).to(dtype_of(mixer))
         contexts: dict[str, dict[str, Any]] = {"": {}}
         contexts[", ragged"] = {"lengths": torch.full((batch,), n - 1, device=device)}
@@ -139,16 +139,16 @@ def flops(mixer: Mixer, context_length: int) -> None:
     require(right, f"flops_per_token({context_length}) = {said} counted as {counted}")
 
 
-@law(8, "any size", settings=tuple({"d_model": n} for n in (46, 16, 130, 18, 34, 48, 66)), tried=3)
+@law(8, "any size", settings=tuple({"d_model": n} for n in (46, 16, 130, 18, 34, 48, 66)), tried=3, brief=True)
 @torch.no_grad()
-def any_size(mixer: Mixer, d_model: int) -> str | None:
+def any_size(mixer: Mixer, d_model: int, brief: bool = False) -> str | None:
     """Every even width from 16, every length from 1, batch 1."""
     try:
         mixer = rebuilt(mixer, d_model)
     except UsageError as refusal:  # head counts given by hand need not divide every width
         require(bool(mixer.config.changed()), f"d_model={d_model} is refused with the default options: {refusal}")
         return f"refused: {refusal}"
-    for n in (1, 2, 3, 5, 63, 65):
+    for n in (1, 3, 65) if brief else (1, 2, 3, 5, 63, 65):
         x = random_like(mixer, 1, n, d_model, seed=n)
         expected = run(mixer, x)
         require(expected[0].shape == x.shape, f"{n} steps: outputs {tuple(expected[0].shape)}")

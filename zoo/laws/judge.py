@@ -81,9 +81,11 @@ def plan(law: Law, cases: Sequence[Case], *, thorough: bool = False) -> list[Che
     """The checks of a law for the cases of a mixer.
 
     Thorough ones are every case in every precision with every setting. The others are every case in the law's principal
-    precision and setting, and the first case in the other precisions and with the other settings.
+    precision and setting, and the first case in the other precisions and with the other settings; all but the first
+    case in the principal precision by fewer routes, where the law has a brief form.
     """
     checks = []
+    brief = {**law.settings[0], "brief": True} if law.brief else law.settings[0]
     for i, case in enumerate(cases):
         first = i == 0
         if (law.cases == "alone" and not first) or (law.cases == "first" and not first and not thorough):
@@ -92,9 +94,9 @@ def plan(law: Law, cases: Sequence[Case], *, thorough: bool = False) -> list[Che
             pairs = list(itertools.product(law.dtypes, law.settings))
             pairs += [(law.dtypes[0], setting) for setting in law.rare if first]
         else:
-            pairs = [(law.dtypes[0], law.settings[0])]
+            pairs = [(law.dtypes[0], law.settings[0] if first else brief)]
             if first:
-                pairs += [(dtype, law.settings[0]) for dtype in law.dtypes[1:]]
+                pairs += [(dtype, brief) for dtype in law.dtypes[1:]]
                 pairs += [(law.dtypes[0], setting) for setting in law.settings[1 : law.tried]]
         elsewhere = thorough or law.elsewhere == "every" or (law.elsewhere == "first" and first)
         checks += [Check(law, case, dtype, setting, elsewhere) for dtype, setting in pairs]

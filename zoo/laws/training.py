@@ -88,8 +88,8 @@ def training_gradients(mixer: Mixer) -> None:
         require(bool(tensor.grad.any()), f"the gradient of {name} is zero")  # type: ignore[union-attr]
 
 
-@law(7, "gradients through the state", unless=(looks_ahead,))
-def state_gradients(mixer: Mixer) -> None:
+@law(7, "gradients through the state", brief=True, unless=(looks_ahead,))
+def state_gradients(mixer: Mixer, brief: bool = False) -> None:
     """A carried state passes the gradients that an uncut pass has."""
     x = random_like(mixer, 2, 24, mixer.d_model).requires_grad_()
     inputs = [x, *mixer.parameters()]
@@ -97,8 +97,11 @@ def state_gradients(mixer: Mixer) -> None:
     whole = gradients(y[:, 11:], inputs)
     stateless = not any(leaf.numel() for leaf in tree_leaves(state))
     require(bool(whole[0][:, :11].any()) or stateless, "nothing passes from the first segment")
-    for what, how in {"cut": {"cuts": [4, 11]}, "step by step": {"steps": True}}.items():
-        parts = gradients(run(mixer, x, **how)[0][:, 11:], inputs)  # type: ignore[arg-type]
+    routes: dict[str, dict[str, Any]] = {"cut": {"cuts": [4, 11]}, "step by step": {"steps": True}}
+    if brief:
+        routes = {"cut, with steps between": {"cuts": [11], "steps": range(4, 8)}}
+    for what, how in routes.items():
+        parts = gradients(run(mixer, x, **how)[0][:, 11:], inputs)
         assert_close_gradients(parts, whole, 1e-9, what, ["x", *parameter_names(mixer)])
 
 
