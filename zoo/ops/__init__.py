@@ -22,11 +22,12 @@ from zoo.ops._slstm import SLSTMState, slstm
 from zoo.ops._sparse_latent_attention import SparseIndex, SparseLatentCache, sparse_latent_attention
 from zoo.ops._token_shift import token_shift
 from zoo.ops.grouped import grouped_feed_forward, grouped_linear
-from zoo.ops.kv_cache import KVCache, init_cache
+from zoo.ops.kv_cache import DecayingCache, KVCache, init_cache, init_decaying_cache
 from zoo.ops.rotary import RopeScaling, frequencies, rotary_table, rotary_width, rotate, yarn_amplitude
 
 __all__ = [
     "CFC_ACTIVATIONS",
+    "DecayingCache",
     "KVCache",
     "LatentCache",
     "MLSTMState",
@@ -48,6 +49,7 @@ __all__ = [
     "grouped_feed_forward",
     "grouped_linear",
     "init_cache",
+    "init_decaying_cache",
     "latent_attention",
     "linear_attention",
     "ltc",

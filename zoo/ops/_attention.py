@@ -15,15 +15,16 @@ from zoo.core.errors import UsageError, unknown
 from zoo.ops import attention_forms as forms
 from zoo.ops import common
 from zoo.ops.attention_forms import Settings
-from zoo.ops.common import blank, state_dtype, valid_steps
+from zoo.ops.common import blank, state_dtype, valid_steps, widest
 from zoo.ops.derivatives import traced
-from zoo.ops.kv_cache import KVCache, append, first_cache
+from zoo.ops.kv_cache import DecayingCache, KVCache, append, first_cache
 from zoo.ops.visibility import visibility_of
 
 BACKENDS = ("auto", "reference", "chunked", "sdpa")
 LEGEND = (
-    "q (B, T, H, K); k (B, T, G, K) and v (B, T, G, V) with G dividing H; sinks (H,); lengths (B,) whole numbers; "
-    "resets (B, T) bool; state KVCache of k (B, N, G, K), v (B, N, G, V), length (B,)."
+    "q (B, T, H, K); k (B, T, G, K) and v (B, T, G, V) with G dividing H; sinks (H,); log_decay (B, T, H); lengths (B,) "
+    "whole numbers; resets (B, T) bool; state KVCache of k (B, N, G, K), v (B, N, G, V), length (B,), with log_decay a "
+    "DecayingCache with log_decay (B, N, H) too."
 )
 MASK_LIMIT = 1 << 22  # rows x queries x keys up to which torch's kernel with an explicit mask is the faster form
 
@@ -33,19 +34,22 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    state: KVCache | None = None,
+    state: KVCache | DecayingCache | None = None,
     *,
     causal: bool = True,
     window: int | None = None,
     sinks: Tensor | None = None,
     softcap: float | None = None,
+    log_decay: Tensor | None = None,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
     scale: float | None = None,
     chunk_size: int | None = None,
     backend: str = "auto",
-) -> tuple[Tensor, KVCache | tuple[()]]:
+) -> tuple[Tensor, KVCache | DecayingCache | tuple[()]]:
     """o_t = sum_s p_ts v_s with p_ts = exp(l_ts) / (exp(sink) + sum_s' exp(l_ts')), l_ts = cap(scale q_t . k_s).
+
+    With `log_decay` g, l_ts = cap(scale q_t . k_s) + g_{s+1} + ... + g_t (Lin et al. 2025, arXiv 2503.02130).
 
     Args:
         q: (B, T, H, K).
@@ -56,6 +60,7 @@ def attention(
         window: a step sees itself and the window - 1 keys before it (if not causal, as many after it).
         sinks: (H,) logits of one more key without a value (GPT-OSS); none by default.
         softcap: c in cap(l) = c tanh(l / c) (Gemma 2); none by default.
+        log_decay: (B, T, H), finite and never positive; only if causal. A step's own decay acts on the keys before it.
         lengths: (B,) valid steps of a right-padded batch; nothing sees the later ones, whose outputs are zero.
         resets: (B, T) bool, true where a packed document starts; a step sees its own document only.
         scale: K ** -0.5 by default.
@@ -63,30 +68,33 @@ def attention(
         backend: "reference" forms all T x S scores. "chunked" goes through blocks of queries, and recomputes
             their scores in the backward pass (Dao 2023, FlashAttention-2): memory linear in T. "sdpa" is
             `torch.nn.functional.scaled_dot_product_attention`, with a T x S mask unless plainly causal or not at
-            all; it knows neither sinks nor softcap. "auto" takes the fastest, and gives sinks
+            all; it knows neither sinks nor softcap nor log_decay. "auto" takes the fastest, and gives sinks
             to sdpa as one more key where no mask is needed.
     Returns:
         o (B, T, H, V) and the next state.
     Raises:
         UsageError: shapes or options that do not go together.
     """
-    lengths = _check(q, k, v, state, causal, window, sinks, softcap, lengths, resets, chunk_size, backend)
+    lengths = _check(q, k, v, state, causal, window, sinks, softcap, log_decay, lengths, resets, chunk_size, backend)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if lengths is not None:
         padding = ~valid_steps(lengths, q.shape[1])
         q, k, v = (blank(x, padding) for x in (q, k, v))
+        log_decay = None if log_decay is None else blank(log_decay, padding)
+    new: tuple[Tensor, ...] = (k, v) if log_decay is None else (k, v, log_decay.to(state_dtype(q)))
     options = Settings(scale, softcap, sinks, chunk_size, backend)
     if state is not None and q.shape[1] == 1:
-        after = append(state, k, v, window=window, lengths=lengths, resets=resets)
+        after = append(state, *new, window=window, lengths=lengths, resets=resets)
         o = forms.decode(q, after, options)
     else:
-        o = attend(q, k, v, state, causal, window, lengths, resets, options)
+        o = attend(q, *new[:2], state, causal, window, lengths, resets, options, *new[2:])
         if not causal:
             return (o if lengths is None else blank(o, padding)), ()
         if state is None:
-            after = first_cache(KVCache, k, v, window=window, lengths=lengths, resets=resets)
+            kind = KVCache if log_decay is None else DecayingCache
+            after = first_cache(kind, *new, window=window, lengths=lengths, resets=resets)
         else:
-            after = append(state, k, v, window=window, lengths=lengths, resets=resets)
+            after = append(state, *new, window=window, lengths=lengths, resets=resets)
     return (o if lengths is None else blank(o, padding)), after
 
 
@@ -94,12 +102,13 @@ def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    past: KVCache | None,
+    past: KVCache | DecayingCache | None,
     causal: bool,
     window: int | None,
     lengths: Tensor | None,
     resets: Tensor | None,
     options: Settings,
+    log_decay: Tensor | None = None,
 ) -> Tensor:
     """T queries against the cache (left as it is) and the T new keys."""
     T, n_past = q.shape[1], 0
@@ -110,24 +119,32 @@ def attend(
         # what the cache rounds is rounded in this pass too, so that no cut shows
         k, v = (x.to(past.k.dtype).to(q.dtype) for x in (k, v))
         past = past if n_past else None
+    sums = None if log_decay is None else log_decay.to(widest(q.device)).cumsum(1)
+    if isinstance(past, DecayingCache) and sums is not None:
+        old = forms.sums_of_decays(past, n_past)
+        sums = torch.cat([old - forms.newest(old, past), sums], 1)
     if past is not None:
         k, v = (torch.cat([old[:, :n_past].to(q.dtype), x], 1) for old, x in ((past.k, k), (past.v, v)))
     window = window if window is not None and window < T + n_past else None
     ragged = lengths is not None and not causal
     masked = past is not None or window is not None or resets is not None or ragged
-    small = len(q) * T * k.shape[1] <= MASK_LIMIT and (window is None or window + 64 >= T / 3)
+    small = sums is None and len(q) * T * k.shape[1] <= MASK_LIMIT and (window is None or window + 64 >= T / 3)
     precise = q.dtype == state_dtype(q) and options.scale != 0
-    form = options.form(sdpa=small or not masked, sinks=not masked and precise)
+    form = options.form(sdpa=small or not (masked or sums is not None), sinks=not masked and precise)
     if form == "sdpa" and not masked:
         return forms.sdpa(q, k, v, None, options, causal=causal)
     visibility = visibility_of(T, past, n_past, causal, window, lengths, resets, q.device)
     if form == "chunked":
-        return forms.chunked(q, k, v, visibility, n_past, causal, window, options)
-    attend = forms.reference if form == "reference" else forms.sdpa
-    return attend(q, k, v, visibility.mask(), options)
+        return forms.chunked(q, k, v, visibility, n_past, causal, window, options, sums)
+    if form == "sdpa":
+        return forms.sdpa(q, k, v, visibility.mask(), options)
+    fade = None if sums is None else (sums[:, -T:, None] - sums[:, None]).movedim(3, 1)
+    return forms.reference(q, k, v, visibility.mask(), options, fade)
 
 
-def _check(q, k, v, state, causal, window, sinks, softcap, lengths, resets, chunk_size, backend) -> Tensor | None:
+def _check(
+    q, k, v, state, causal, window, sinks, softcap, log_decay, lengths, resets, chunk_size, backend
+) -> Tensor | None:
     """The lengths as int64 from 0 to T, once everything fits together."""
     op = "attention"
     if not (q.ndim == k.ndim == v.ndim == 4) or 0 in (*q.shape, *k.shape, *v.shape) or q.shape[2] % k.shape[2]:
@@ -137,6 +154,7 @@ def _check(q, k, v, state, causal, window, sinks, softcap, lengths, resets, chun
     common.check(op, LEGEND, "k", k, q, (B, T, G, K))
     common.check(op, LEGEND, "v", v, q, (B, T, G, V))
     common.check(op, LEGEND, "sinks", sinks, q, (H,))
+    common.check(op, LEGEND, "log_decay", log_decay, q, (B, T, H))
     lengths = common.check_packing(op, LEGEND, q, lengths, resets)
     if not q.is_floating_point() or k.dtype != q.dtype or v.dtype != q.dtype:
         raise UsageError(f"{op}: q, k, v are {q.dtype}, {k.dtype}, {v.dtype}, expected one floating-point dtype.")
@@ -147,16 +165,22 @@ def _check(q, k, v, state, causal, window, sinks, softcap, lengths, resets, chun
         raise UsageError(f"{op}: softcap={softcap!r} is not allowed: it should be a number above 0.")
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
-    if backend == "sdpa" and (sinks is not None or softcap is not None):
-        missing = "sinks" if sinks is not None else "softcap"
+    if log_decay is not None and not (log_decay.is_floating_point() and causal):
+        raise UsageError(f"{op}: log_decay is {log_decay.dtype} and causal={causal}, expected floats and causal=True.")
+    if backend == "sdpa" and not (sinks is softcap is log_decay is None):
+        missing = "sinks" if sinks is not None else "softcap" if softcap is not None else "log_decay"
         raise UsageError(f'{op}: backend="sdpa" does not know {missing}: take "auto", "chunked" or "reference".')
     if state is not None and not causal:
         raise UsageError(f"{op}: attention that is not causal reads whole sequences and takes no state.")
+    if state is not None and isinstance(state, DecayingCache) != (log_decay is not None):
+        raise UsageError(f"{op}: a DecayingCache is the state of attention with log_decay, a KVCache of that without.")
     if state is not None:
         N = state.k.shape[1]
         common.check(op, LEGEND, "state.k", state.k, q, (B, N, G, K))
         common.check(op, LEGEND, "state.v", state.v, q, (B, N, G, V))
         common.check_counts(op, LEGEND, state.length, q)
+        if log_decay is not None:
+            common.check(op, LEGEND, "state.log_decay", state.log_decay, q, (B, N, H))
         if window is not None and window < N:
             raise UsageError(f"{op}: state has {N} rows, more than window={window}: it is of another window.")
     return lengths

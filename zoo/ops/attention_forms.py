@@ -15,9 +15,9 @@ from torch import Tensor
 
 from zoo.core.errors import UsageError
 from zoo.ops import common
-from zoo.ops.common import log_form, state_dtype
+from zoo.ops.common import log_form, state_dtype, widest
 from zoo.ops.derivatives import TRANSFORMED, gradients_of, guarded, once, traced, transformed
-from zoo.ops.kv_cache import KVCache
+from zoo.ops.kv_cache import DecayingCache, KVCache
 from zoo.ops.visibility import Visibility
 
 SCORES_LIMIT = 1 << 22  # scores that the chunked form holds at once
@@ -49,14 +49,23 @@ class Settings(NamedTuple):
         return log_form("attention", "sdpa" if sdpa and able else "chunked")
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: Settings) -> Tensor:
-    """The definition; `seen` (B or 1, T, S) is true where a query sees a key, None where all see all."""
+def reference(
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: Settings, fade: Tensor | None = None
+) -> Tensor:
+    """The definition.
+
+    Args:
+        seen: (B or 1, T, S), true where a query sees a key; None where all see all.
+        fade: (B, H, T, S), what is added to the logits; None for nothing.
+    """
     dtype, out = state_dtype(q), q.dtype
     q, k, v = (x.to(dtype).transpose(1, 2) for x in (q, k, v))  # (B, H, T, K), (B, G, S, K), (B, G, S, V)
     q = q.unflatten(1, (k.shape[1], -1)) * options.scale
     logits = _rows(q, k.mT)  # (B, G, R, T, S)
     if options.softcap is not None:
         logits = options.softcap * torch.tanh(logits / options.softcap)
+    if fade is not None:
+        logits = logits + fade.to(dtype).unflatten(1, logits.shape[1:3])
     if seen is not None:
         logits = logits.masked_fill(~seen[:, None, None], -torch.inf)
     p = _softmax(logits, options.sinks)
@@ -115,7 +124,27 @@ def _with_sink(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, causal: bool) -> 
     return F.pad(q, (0, 0, 0, 0, 1, 0)) if causal else q, k, v
 
 
-def decode(q: Tensor, cache: KVCache, options: Settings) -> Tensor:
+def sums_of_decays(cache: DecayingCache, n_rows: int) -> Tensor:
+    """(B, n_rows, H): for each of the first rows of a cache the sum of the log decays up to its step, its own included.
+
+    In float64 where there is one: so the difference of two sums is exact to float32 at any length.
+    """
+    decays, N = cache.log_decay[:, :n_rows].to(widest(cache.log_decay.device)), cache.k.shape[1]
+    if n_rows < N:
+        return decays.cumsum(1)
+    # the rows may lie as in a ring: in order of time, with unwritten ones, which are zero, before the others
+    rows, length = torch.arange(N, device=decays.device), cache.length[:, None]
+    order, place = (x.remainder(N)[..., None].expand_as(decays) for x in (length + rows, rows - length))
+    return decays.gather(1, order).cumsum(1).gather(1, place)
+
+
+def newest(sums: Tensor, cache: DecayingCache) -> Tensor:
+    """(B, 1, H): the sum up to the newest step, of `sums_of_decays`."""
+    last = ((cache.length - 1) % cache.k.shape[1]).clamp(max=sums.shape[1] - 1)
+    return sums.gather(1, last[:, None, None].expand(-1, 1, sums.shape[2]))
+
+
+def decode(q: Tensor, cache: KVCache | DecayingCache, options: Settings) -> Tensor:
     """One query a row, (B, 1, H, K), against the written rows of a cache that holds its own key already."""
     held = cache.length.clamp(1, cache.k.shape[1])  # an empty row of the batch sees one zero key instead of none
     k, v, masked = cache.k, cache.v, True
@@ -123,23 +152,29 @@ def decode(q: Tensor, cache: KVCache, options: Settings) -> Tensor:
         fewest, most = torch.stack(held.aminmax()).tolist()
         k, v, masked = k[:, :most], v[:, :most], fewest < most
     k, v = k.to(q.dtype), v.to(q.dtype)
-    seen = None
+    seen = fade = None
+    if isinstance(cache, DecayingCache):
+        sums = sums_of_decays(cache, k.shape[1])
+        fade = (newest(sums, cache) - sums).to(state_dtype(q)).mT.unsqueeze(2)
     if masked:
         seen = (torch.arange(k.shape[1], device=q.device) < held[:, None])[:, None]
     # the CPU kernel reads a group's keys once for each of its heads
-    form = options.form(sdpa=q.shape[2] < 4 * k.shape[2] or q.device.type != "cpu")
+    form = options.form(sdpa=fade is None and (q.shape[2] < 4 * k.shape[2] or q.device.type != "cpu"))
     if form == "chunked":
-        return _by_group(q, k, v, seen, options)
-    attend = reference if form == "reference" else sdpa
-    return attend(q, k, v, seen, options)
+        return _by_group(q, k, v, seen, options, fade)
+    return sdpa(q, k, v, seen, options) if form == "sdpa" else reference(q, k, v, seen, options, fade)
 
 
-def _by_group(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: Settings) -> Tensor:
+def _by_group(
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: Settings, fade: Tensor | None
+) -> Tensor:
     """`reference` for T = 1, with one matrix product a group: it reads k and v where they lie."""
     q = q.squeeze(1).unflatten(1, (k.shape[2], -1)) * options.scale  # (B, G, R, K)
     logits = torch.stack([q[:, g] @ k[:, :, g].mT for g in range(k.shape[2])], 1).to(state_dtype(q))
     if options.softcap is not None:
         logits = options.softcap * torch.tanh(logits / options.softcap)
+    if fade is not None:
+        logits = logits + fade.squeeze(2).unflatten(1, logits.shape[1:3])
     if seen is not None:
         logits = logits.masked_fill(~seen[:, None], -torch.inf)
     p = _softmax(logits.unsqueeze(3), options.sinks).squeeze(3).to(v.dtype)
@@ -155,8 +190,13 @@ def chunked(
     causal: bool,
     window: int | None,
     options: Settings,
+    sums: Tensor | None = None,
 ) -> Tensor:
-    """Blocks of queries, each against the stretch of keys that it can see."""
+    """Blocks of queries, each against the stretch of keys that it can see.
+
+    Args:
+        sums: (B, S, H), for each key the sum of the log decays up to it; None for no decay.
+    """
     (B, T, H, _), (S, G) = q.shape, k.shape[1:3]
     size = options.chunk_size
     if size is None:
@@ -172,24 +212,26 @@ def chunked(
     q = (q * options.scale).unflatten(2, (G, H // G)).movedim(1, 2).contiguous()
     k, v = (x.transpose(1, 2).contiguous() for x in (k, v))
     sinks = None if options.sinks is None else options.sinks.to(state_dtype(q)).view(G, 1, H // G)
-    o, _ = _Blocked.apply(q, k, v, sinks, *visibility, options.softcap, tuple(blocks))
+    if sums is not None:
+        sums = sums.unflatten(2, (G, H // G)).movedim(1, 3).contiguous()  # (B, G, R, S)
+    o, _ = _Blocked.apply(q, k, v, sinks, sums, *visibility, options.softcap, tuple(blocks))
     return o.movedim(2, 1).flatten(2, 3)
 
 
 def _blocked_again(ctx, do, _):
     plain = functools.partial(_by_blocks, softcap=ctx.softcap, blocks=ctx.blocks)
-    return *gradients_of(plain, ctx.saved_tensors[:7], do), None, None
+    return *gradients_of(plain, ctx.saved_tensors[:8], do), None, None
 
 
 class _Blocked(torch.autograd.Function):
     """Attention by blocks of queries that keeps only the log-sum-exp of each row, and recomputes the scores."""
 
     @staticmethod
-    def forward(q, k, v, sinks, number, first, last, softcap, blocks):
+    def forward(q, k, v, sinks, sums, number, first, last, softcap, blocks):
         visibility, total = Visibility(number, first, last), q.new_empty(q.shape[:-1], dtype=state_dtype(q))
         o = q.new_empty(q.shape[:-1] + v.shape[-1:])
         for a, b, lo, hi in blocks:
-            logits, _ = _block_logits(q[:, :, a:b], k[:, :, lo:hi], visibility, slice(a, b), slice(lo, hi), softcap)
+            logits, _ = _block_logits(q, k, sums, visibility, slice(a, b), slice(lo, hi), softcap)
             block_total = logits.logsumexp(-1)
             if sinks is not None:
                 block_total = torch.logaddexp(block_total, sinks)
@@ -200,53 +242,75 @@ class _Blocked(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        q, k, v, sinks, number, first, last, ctx.softcap, ctx.blocks = inputs
-        ctx.save_for_backward(q, k, v, sinks, number, first, last, *output)
+        q, k, v, sinks, sums, number, first, last, ctx.softcap, ctx.blocks = inputs
+        ctx.save_for_backward(q, k, v, sinks, sums, number, first, last, *output)
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     @common.without_autocast
     @once(_blocked_again)
     def backward(ctx, do, _):
-        q, k, v, sinks, number, first, last, o, total = ctx.saved_tensors
+        q, k, v, sinks, sums, number, first, last, o, total = ctx.saved_tensors
         visibility, dtype = Visibility(number, first, last), total.dtype
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=dtype), torch.zeros_like(v, dtype=dtype)
         do = do.contiguous()
         mean = (do.to(dtype) * o.to(dtype)).sum(-1)  # sum_s p_ts dp_ts
+        d_sums, own = None if sums is None else torch.zeros_like(sums), k.shape[2] - q.shape[2]
         for a, b, lo, hi in ctx.blocks:
             queries, keys = slice(a, b), slice(lo, hi)
-            logits, slope = _block_logits(q[:, :, a:b], k[:, :, lo:hi], visibility, queries, keys, ctx.softcap)
+            logits, slope = _block_logits(q, k, sums, visibility, queries, keys, ctx.softcap)
             p = logits.sub_(total[:, :, a:b, :, None]).exp_()
             dv[:, :, lo:hi] += _columns(p.to(v.dtype), do[:, :, a:b])
             dp = _rows(do[:, :, a:b], v[:, :, lo:hi].mT).to(dtype)
             d_logits = dp.sub_(mean[:, :, a:b, :, None]).mul_(p)
+            if d_sums is not None:  # rows sum to zero but for rounding, which must be the same in both sums
+                d_sums[..., lo:hi] -= d_logits.sum(2)
+                d_sums[..., own + a : own + b] += d_logits.sum(-1).movedim(2, 3)
             if slope is not None:
                 d_logits = d_logits * slope
             d_logits = d_logits.to(q.dtype)
             dq[:, :, a:b] = _rows(d_logits, k[:, :, lo:hi])
             dk[:, :, lo:hi] += _columns(d_logits, q[:, :, a:b])
         d_sinks = None if sinks is None else -((sinks - total).exp() * mean).sum((0, 2))[:, None]
-        return dq, dk.to(k.dtype), dv.to(v.dtype), d_sinks, None, None, None, None, None
+        return dq, dk.to(k.dtype), dv.to(v.dtype), d_sinks, d_sums, None, None, None, None, None
 
 
-def _by_blocks(q, k, v, sinks, number, first, last, softcap, blocks) -> Tensor:
+def _by_blocks(q, k, v, sinks, sums, number, first, last, softcap, blocks) -> Tensor:
     """`_Blocked` in plain operators."""
     visibility, outputs = Visibility(number, first, last), []
     for a, b, lo, hi in blocks:
-        logits, _ = _block_logits(q[:, :, a:b], k[:, :, lo:hi], visibility, slice(a, b), slice(lo, hi), softcap)
+        logits, _ = _block_logits(q, k, sums, visibility, slice(a, b), slice(lo, hi), softcap)
         if sinks is not None:
             logits = torch.cat([logits, sinks.unsqueeze(-1).expand(*logits.shape[:-1], 1)], -1)
         outputs.append(_rows(logits.softmax(-1)[..., : hi - lo].to(v.dtype), v[:, :, lo:hi]))
     return torch.cat(outputs, 2)
 
 
-def _block_logits(q, k, visibility, queries, keys, softcap) -> tuple[Tensor, Tensor | None]:
+def _block_logits(q, k, sums, visibility, queries, keys, softcap) -> tuple[Tensor, Tensor | None]:
     """Masked logits (B, G, C, R, S) of a block, and the slope of the soft cap there."""
-    logits, slope = _rows(q, k.mT).to(state_dtype(q)), None
+    logits, slope = _rows(q[:, :, queries], k[:, :, keys].mT).to(state_dtype(q)), None
     if softcap is not None:
         bent = torch.tanh(logits / softcap)
         logits, slope = softcap * bent, 1 - bent.square()
+    if sums is not None:
+        own = k.shape[2] - q.shape[2]  # keys before the first query's own
+        _fade(logits, sums, slice(own + queries.start, own + queries.stop), keys)
     return logits.masked_fill_(~visibility.mask(queries, keys)[:, None, :, None], -torch.inf), slope
+
+
+def _fade(logits: Tensor, sums: Tensor, queries: slice, keys: slice) -> None:
+    """Add to a block's logits (B, G, C, R, S) what its keys have decayed by.
+
+    The sums (B, G, R, S) are wide numbers. To keys before the block the decay is a term a query and a term a key, both
+    counted from the block's first query: neither is positive, so that no digits cancel, and nothing as large as the
+    block is made. Within the block the difference is taken of the wide numbers.
+    """
+    first, n = sums[..., queries.start, None], queries.start - keys.start
+    at_query = sums[..., queries]
+    before, within = (x.to(logits.dtype) for x in (first - sums[..., keys.start : queries.start], at_query - first))
+    logits[..., :n].add_(before[:, :, None]).add_(within.movedim(3, 2)[..., None])
+    own = at_query.movedim(3, 2)[..., None] - sums[:, :, None, :, queries.start : keys.stop]
+    logits[..., n:].add_(own.to(logits.dtype))
 
 
 def _rows(x: Tensor, y: Tensor) -> Tensor:

@@ -35,6 +35,27 @@ class KVCache(NamedTuple):
         return in_order_of_time(self)
 
 
+class DecayingCache(NamedTuple):
+    """What `KVCache` holds, and the decays of `attention` with `log_decay`.
+
+    Attributes:
+        k: (B, N, G, K), unwritten rows zero.
+        v: (B, N, G, V), likewise.
+        log_decay: (B, N, H), likewise, float32 at least. Sums are taken backwards from a query, so that those of near
+            keys are exact at any length.
+        length: (B,) int64, steps of the current document so far, those that a window has dropped included.
+    """
+
+    k: Tensor
+    v: Tensor
+    log_decay: Tensor
+    length: Tensor
+
+    def canonical(self) -> DecayingCache:
+        """Only the stored keys, oldest first, trimmed to the longest row."""
+        return in_order_of_time(self)
+
+
 Cache = TypeVar("Cache", bound=NamedTuple)
 """A NamedTuple of buffers (B, N, ...), row p % N of each that of position p, and last `length` (B,)."""
 
@@ -70,6 +91,25 @@ def init_cache(
         torch.zeros(batch_size, rows, n_groups, value_width, device=device, dtype=dtype),
         torch.zeros(batch_size, dtype=torch.int64, device=device),
     )
+
+
+def init_decaying_cache(
+    batch_size: int,
+    n_groups: int,
+    key_width: int,
+    n_heads: int,
+    *,
+    capacity: int | None = None,
+    window: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> DecayingCache:
+    """An empty cache with decays of `n_heads` heads, as `init_cache`; values are as wide as keys."""
+    k, v, length = init_cache(
+        batch_size, n_groups, key_width, key_width, capacity=capacity, window=window, device=device, dtype=dtype
+    )
+    decays = torch.zeros(batch_size, k.shape[1], n_heads, device=device, dtype=common.state_dtype(k))
+    return DecayingCache(k, v, decays, length)
 
 
 @common.without_autocast
