@@ -119,7 +119,9 @@ def test_published_size():
     """The authors' 125M layers: 768 wide, 12 heads; plain, and Pro."""
     with torch.device("meta"):
         plain_layer = zoo.create_mixer("fox(n_heads=12)", 768)
-        pro = zoo.create_mixer("fox(n_heads=12, qk_norm=True, gate=True, out_norm=True, k_shift=True, v_shift=True)", 768)
+        pro = zoo.create_mixer(
+            "fox(n_heads=12, qk_norm=True, gate=True, out_norm=True, k_shift=True, v_shift=True)", 768
+        )
     D, H = 768, 12
     assert sum(p.numel() for p in plain_layer.parameters()) == 4 * D * D + D * H + H
     assert sum(p.numel() for p in pro.parameters()) == 5 * D * D + 3 * D * H + H + 3 * D

@@ -31,15 +31,15 @@ class ForgettingAttention(Mixer):
 
     The authors' larger layer ("Pro") is `qk_norm=True, gate=True, out_norm=True, k_shift=True, v_shift=True`:
 
-        k_t = RMSNorm(a_t k_{t-1} + (1 - a_t) k_t), a_t = sigmoid(w_a x_t) ;  v likewise, without a norm ;  q = RMSNorm(q)
+        k_t = RMSNorm(a_t k_{t-1} + (1 - a_t) k_t), a_t = sigmoid(w_a x_t) ;  v too, without a norm ;  q = RMSNorm(q)
         y = W_o (RMSNorm_head(o) * sigmoid(W_g x))
 
     Each norm has a weight for every channel of every head. A head needs no positions, since the gates show the order.
     Always causal. Inits: normal, std fan_in^-0.5, W_o as in `mha`; b_f zero as the authors', norms one.
 
-    | state                  | cost per token at context T | parallel form            | cannot                          |
-    |------------------------|-----------------------------|--------------------------|---------------------------------|
-    | 2 G K T + H T + shifts | projections + 4 H K T       | attention, O(T^2) in all | keep a fixed state, look ahead  |
+    | state                  | cost per token at context T | parallel form            | cannot                         |
+    |------------------------|-----------------------------|--------------------------|--------------------------------|
+    | 2 G K T + H T + shifts | projections + 4 H K T       | attention, O(T^2) in all | keep a fixed state, look ahead |
     """
 
     class Config(RopeOptions):
@@ -173,10 +173,8 @@ class ForgettingAttention(Mixer):
             {"n_heads": 4, "n_kv_heads": 2, "head_dim": 7, "window": 5, "bias": True, "k_shift": True}
             | {"rope": True, "rope_base": 500.0, "rope_interleaved": False, "backend": "chunked"},
             {"n_heads": 2, "qk_norm": True, "gate": True, "out_norm": True, "k_shift": True, "v_shift": True}
-            | {"norm_eps": 1e-5},
-            {"n_heads": 2, "v_shift": True, "backend": "reference", "rope": True, "rope_scaling": "yarn"}
-            | {"rope_factor": 4.0, "rope_context": 16, "rope_bands": (0.5, 4.0), "rope_truncate": False}
-            | {"rope_amplitude": 1.1},
+            | {"norm_eps": 1e-5, "backend": "reference", "rope": True, "rope_scaling": "yarn", "rope_factor": 4.0}
+            | {"rope_context": 16, "rope_bands": (0.5, 4.0), "rope_truncate": False, "rope_amplitude": 1.1},
         ]
 
 

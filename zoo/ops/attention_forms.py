@@ -165,9 +165,7 @@ def decode(q: Tensor, cache: KVCache | DecayingCache, options: Settings) -> Tens
     return sdpa(q, k, v, seen, options) if form == "sdpa" else reference(q, k, v, seen, options, fade)
 
 
-def _by_group(
-    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: Settings, fade: Tensor | None
-) -> Tensor:
+def _by_group(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, options: Settings, fade: Tensor | None) -> Tensor:
     """`reference` for T = 1, with one matrix product a group: it reads k and v where they lie."""
     q = q.squeeze(1).unflatten(1, (k.shape[2], -1)) * options.scale  # (B, G, R, K)
     logits = torch.stack([q[:, g] @ k[:, :, g].mT for g in range(k.shape[2])], 1).to(state_dtype(q))

@@ -43,17 +43,8 @@ def counters(*bounds):
 
 
 autotuner.Autotuner.run = _first_configuration
-for _op in (
-    "comba",
-    "forgetting_attn",
-    "gated_delta_rule",
-    "gdn2",
-    "generalized_delta_rule",
-    "gla",
-    "hgrn",
-    "kda",
-    "simple_gla",
-):
+_OPS = "comba forgetting_attn gated_delta_rule gdn2 generalized_delta_rule gla gsa hgrn kda rwkv6 simple_gla"
+for _op in _OPS.split():
     importlib.import_module(f"fla.ops.{_op}")
 for _name, _module in list(sys.modules.items()):
     if _name.startswith("fla.ops") and hasattr(_module, "tl"):
