@@ -23,8 +23,8 @@ from zoo.ops.visibility import visibility_of
 BACKENDS = ("auto", "reference", "chunked", "sdpa")
 LEGEND = (
     "q (B, T, H, K); k (B, T, G, K) and v (B, T, G, V) with G dividing H; sinks (H,); log_decay (B, T, H); "
-    "lengths (B,) whole numbers; resets (B, T) bool; state KVCache of k (B, N, G, K), v (B, N, G, V), length (B,), with log_decay a "
-    "DecayingCache with log_decay (B, N, H) too."
+    "lengths (B,) whole numbers; resets (B, T) bool; state KVCache of k (B, N, G, K), v (B, N, G, V), length (B,); "
+    "of attention with log_decay a DecayingCache, which has log_decay (B, N, H) too."
 )
 MASK_LIMIT = 1 << 22  # rows x queries x keys up to which torch's kernel with an explicit mask is the faster form
 
