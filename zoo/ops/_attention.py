@@ -7,6 +7,7 @@ K key and V value width of a head, N rows of a cache.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def attention(
     scale: float | None = None,
     chunk_size: int | None = None,
     backend: str = "auto",
-) -> tuple[Tensor, KVCache | DecayingCache | tuple[()]]:
+) -> tuple[Tensor, Any]:
     """o_t = sum_s p_ts v_s with p_ts = exp(l_ts) / (exp(sink) + sum_s' exp(l_ts')), l_ts = cap(scale q_t . k_s).
 
     With `log_decay` g, l_ts = cap(scale q_t . k_s) + g_{s+1} + ... + g_t (Lin et al. 2025, arXiv 2503.02130).
@@ -84,14 +85,15 @@ def attention(
     new: tuple[Tensor, ...] = (k, v) if log_decay is None else (k, v, log_decay.to(state_dtype(q)))
     options = Settings(scale, softcap, sinks, chunk_size, backend)
     if state is not None and q.shape[1] == 1:
-        after = append(state, *new, window=window, lengths=lengths, resets=resets)
+        after: Any = append(state, *new, window=window, lengths=lengths, resets=resets)
         o = forms.decode(q, after, options)
     else:
-        o = attend(q, *new[:2], state, causal, window, lengths, resets, options, *new[2:])
+        decay = None if log_decay is None else new[-1]
+        o = attend(q, k, v, state, causal, window, lengths, resets, options, decay)
         if not causal:
             return (o if lengths is None else blank(o, padding)), ()
         if state is None:
-            kind = KVCache if log_decay is None else DecayingCache
+            kind: type[Any] = KVCache if log_decay is None else DecayingCache
             after = first_cache(kind, *new, window=window, lengths=lengths, resets=resets)
         else:
             after = append(state, *new, window=window, lengths=lengths, resets=resets)

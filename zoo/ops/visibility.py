@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.ops.kv_cache import KVCache
+from zoo.ops.kv_cache import DecayingCache, KVCache
 from zoo.states import document_positions
 
 
@@ -34,7 +34,7 @@ class Visibility(NamedTuple):
 
 def visibility_of(
     n_steps: int,
-    past: KVCache | None,
+    past: KVCache | DecayingCache | None,
     n_past: int,
     causal: bool,
     window: int | None,
