@@ -142,6 +142,9 @@ def train(
     processes: Annotated[
         int | None, typer.Option(help="Train with this number of processes of this machine, each on its share of rows.")
     ] = None,
+    max_restarts: Annotated[
+        int | None, typer.Option(help="With --processes: start them again this often when one of them is lost.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the options and what training takes. Train and write nothing.")
     ] = False,
@@ -154,8 +157,9 @@ def train(
     if dry_run:
         if resume or fresh:
             raise UsageError(f"--dry-run trains nothing: leave out --{'fresh' if fresh else 'resume'}.")
-        if processes is not None:
-            raise UsageError("--dry-run trains nothing: leave out --processes.")
+        for option, number in (("--processes", processes), ("--max-restarts", max_restarts)):
+            if number is not None:
+                raise UsageError(f"--dry-run trains nothing: leave out {option}.")
         _print_estimate(recipe, overrides or [], variant or [], as_json)
         return
     if as_json:
@@ -164,7 +168,8 @@ def train(
 
     try:
         how: dict[str, Any] = {"resume": resume, "fresh": fresh, "quiet": quiet, "track": track or []}
-        results = train_recipe(recipe, overrides or [], variant or [], **how, processes=processes)
+        how |= {"processes": processes, "max_restarts": max_restarts}
+        results = train_recipe(recipe, overrides or [], variant or [], **how)
     except KeyboardInterrupt as error:  # typer would drop its text
         _fail(str(error) or "Interrupted.", getattr(error, "exit_status", 130))
     for line in results.lines:

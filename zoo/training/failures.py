@@ -2,10 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import ClassVar
+
 from zoo.core.errors import RunError, UsageError
 from zoo.training.callbacks import CallbackError
 
 _KINDS: tuple[type[RunError | UsageError], ...] = (RunError, CallbackError, UsageError)
+
+
+class LostProcess(RunError):
+    """Another process of this training was killed, has ended, or does not answer; a new start may well succeed.
+
+    Attributes:
+        named: whether the text says which.
+        speaks: whether this is the process that says so to a person.
+        happened: the one that this process has met, if any.
+    """
+
+    happened: ClassVar[LostProcess | None] = None
+
+    def __init__(self, message: str, *, named: bool, speaks: bool):
+        super().__init__(message)
+        self.named, self.speaks = named, speaks
+
+
+def tell_launcher(error: BaseException) -> None:
+    """Leave word of why this process ends for torch's launcher, in the file that it names.
+
+    `final` says that a new start would end in the same way.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    words = {"message": str(error), "timestamp": int(time.time()), "final": not isinstance(error, LostProcess)}
+    if isinstance(error, LostProcess):
+        words["named"] = error.named
+    with contextlib.suppress(OSError):
+        Path(path).write_text(json.dumps(words))
 
 
 def failure_kind(error: Exception) -> int:
@@ -30,4 +68,4 @@ def is_lost(error: RuntimeError) -> bool:
     return ours or any(sign in str(error).lower() for sign in signs)
 
 
-__all__ = ["failed_as", "failure", "failure_kind", "is_lost"]
+__all__ = ["LostProcess", "failed_as", "failure", "failure_kind", "is_lost", "tell_launcher"]

@@ -71,8 +71,11 @@ class Group:
         """
         return Stepping()
 
+    def set_timeout(self, seconds: float) -> None:
+        """Set after how many seconds a process that does not answer counts as lost."""
+
     def contact(self) -> contextlib.AbstractContextManager[None]:
-        """What torch says of a lost process is one line, a `RunError`."""
+        """What torch says of a lost process is one line, a `LostProcess`."""
         return contextlib.nullcontext()
 
 

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 from zoo.core.errors import RunError, UsageError
 from zoo.training.child import COMMAND
+from zoo.training.failures import LostProcess, tell_launcher
+from zoo.training.joining import launched, several
 from zoo.training.launching import check_processes, run_processes
-from zoo.training.processes import check_shared, join, several
+from zoo.training.processes import check_shared, join
 from zoo.training.recipes import parse_overrides, read_experiments
 from zoo.training.result import Result
 from zoo.training.stopping import Interrupted
@@ -86,16 +88,18 @@ def train_recipe(
     quiet: bool,
     track: Sequence[str] = (),
     processes: int | None = None,
+    max_restarts: int | None = None,
 ) -> Launched:
     """Train one experiment here, or several, each in a child process; an interruption ends them all.
 
     `track` names the trackers that the runs' records are sent to. With `processes`, that number of processes trains
-    each experiment. Of processes that train together, the leading one raises the errors and has the lines.
+    each experiment, and is started again up to `max_restarts` times when one of them is lost. Of processes that train
+    together, the leading one raises the errors and has the lines.
 
     Raises:
         UsageError: any wrong input, in any variant, before the first is trained.
     """
-    check_processes(processes)
+    check_processes(processes, max_restarts, fresh=fresh)
     if several():
         return _one_of_several(source, overrides, variants, resume=resume, fresh=fresh, quiet=quiet, track=track)
     experiments = read_experiments(source, parse_overrides(overrides), variants)
@@ -112,8 +116,10 @@ def train_recipe(
         check_shared(processes or 1, experiment.train, parts.objective)
     if len(experiments) == 1 and processes is not None:
         chosen = ["--variant", name] if (name := next(iter(experiments))) else []
-        return Launched(run_processes(processes, ["train", source, *overrides, *chosen, *flags]), [])
-    flags += [] if processes is None else ["--processes", str(processes)]
+        command = ["train", source, *overrides, *chosen, *flags]
+        return Launched(run_processes(processes, command, max_restarts=max_restarts or 0), [])
+    for option, number in (("--processes", processes), ("--max-restarts", max_restarts)):
+        flags += [] if number is None else [option, str(number)]
     failed = 0
     for name in experiments:
         status = run_zoo(["train", source, *overrides, "--variant", name, *flags])
@@ -137,8 +143,14 @@ def _one_of_several(
         callbacks = trackers(track) if group.leads else []
         result = train(source, parse_overrides(overrides), variant=variant, callbacks=callbacks, **how)
     except (UsageError, RunError, Interrupted) as error:
-        leads = os.environ.get("LOCAL_RANK", os.environ["RANK"]) == "0" if group is None else group.leads
-        if leads:
+        tell_launcher(error)
+        if isinstance(error, LostProcess):
+            speaks = error.speaks and not launched()
+        elif group is None:
+            speaks = os.environ.get("LOCAL_RANK", os.environ["RANK"]) == "0"
+        else:
+            speaks = group.leads
+        if speaks:
             raise
         status = error.exit_status if isinstance(error, Interrupted) else 1 if isinstance(error, RunError) else 2
         return Launched(status, [])

@@ -28,9 +28,10 @@ from zoo.training.compiling import compile_layers
 from zoo.training.data import DataEnded, Flow, Stream, any_rows
 from zoo.training.evaluation import Stopped, decode_rate, row_figures, scalars, scored
 from zoo.training.extending import STEPS, Extension, schedule
-from zoo.training.failures import failure, failure_kind
+from zoo.training.failures import LostProcess, failure, failure_kind
 from zoo.training.fit import Parts
 from zoo.training.group import Group, joined_rows
+from zoo.training.joining import launched
 from zoo.training.options import Experiment
 from zoo.training.outcome import outcome
 from zoo.training.progress import Reporter
@@ -120,22 +121,24 @@ class Trainer:
         self.saved_at = time.perf_counter()
         self.model.train()
         try:
-            if self.callbacks:
-                self._lead(self._start_callbacks)
-            if self.config.compile:
-                self._compile()
-            self.stepping = self.group.stepping(self.model, self.config.accumulate)
-            if self.at.best is not None:
-                self.best.check()
-            self._train()
-            peak_memory = machine.peak_memory(self.device)
-            test, decode = self._test() if self.watch.reads_test else ({}, None)
-            data = self.group.told(lambda: self._write_result(self.at.status, test, decode, peak_memory))
+            with self.group.contact():
+                if self.callbacks:
+                    self._lead(self._start_callbacks)
+                if self.config.compile:
+                    self._compile()
+                self.stepping = self.group.stepping(self.model, self.config.accumulate)
+                if self.at.best is not None:
+                    self.best.check()
+                self._train()
+                peak_memory = machine.peak_memory(self.device)
+                test, decode = self._test() if self.watch.reads_test else ({}, None)
+                data = self.group.told(lambda: self._write_result(self.at.status, test, decode, peak_memory))
         except Pruned:
             data = self.group.told(lambda: self._write_result("pruned"))
         except Stopped:
             self.group.told(lambda: self._write_result("interrupted"))
-            told = f"Interrupted at step {self.at.step}. Go on with: zoo train {self.folder.path} --resume"
+            again = f" --processes {self.group.size}" if launched() else ""
+            told = f"Interrupted at step {self.at.step}. Go on with: zoo train {self.folder.path} --resume{again}"
             raise Interrupted(told, int(self.stop.number or signal.SIGINT)) from None
         except RunError as error:
             with contextlib.suppress(RunError):  # the disk may be full
@@ -143,7 +146,9 @@ class Trainer:
                     self._write_result("failed")
             saved = self.session.saved
             last = f" The last good checkpoint is {saved}." if saved else " There is no checkpoint yet."
-            told = f"{error}{last if saved is None or saved.exists() else ''}"
+            told = f"{error}{last if self.group.leads and (saved is None or saved.exists()) else ''}"
+            if isinstance(error, LostProcess):
+                raise LostProcess(told, named=error.named, speaks=error.speaks) from None
             kind = Diverged if isinstance(error, Diverged) else RunError
             raise kind(told) from (error.__cause__ if isinstance(error, CallbackError) else None)
         return Result(self.folder.path, data["status"], data)

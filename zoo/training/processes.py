@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,31 +16,46 @@ from zoo.core.run_files import at_key, differing
 from zoo.objectives.base import Objective
 from zoo.tasks import random
 from zoo.training.data_parallel import DataParallel
-from zoo.training.failures import failed_as, failure_kind, is_lost
+from zoo.training.failures import LostProcess, failed_as, failure_kind, is_lost
 from zoo.training.group import Group, Stepping
+from zoo.training.joining import connect, part_at_exit, several
 from zoo.training.machine import choose_device
 from zoo.training.randomness import seed_device
+from zoo.training.roll import Roll
 from zoo.training.train_options import TrainConfig
 
 T = TypeVar("T")
 
-JOIN_SECONDS = 120.0  # for all processes to start and find each other: large clusters import slowly
-SILENCE_SECONDS = 600.0  # after which a process that does not answer counts as lost
-FAREWELL_SECONDS = 10.0  # in which the processes end together
+SILENCE_SECONDS = TrainConfig().timeout  # until the options of the training are known
 _ORDER = 2**62  # the purpose of the random numbers within layers, apart from those of rows and epochs
 
 
 class Processes(Group):
-    """Several processes of `torch.distributed`, joined already; each holds the whole model."""
+    """Several processes of `torch.distributed`, joined already; each holds the whole model.
 
-    def __init__(self) -> None:
+    Args:
+        store: in which the processes met; None where it is not known.
+    """
+
+    def __init__(self, store: Any = None) -> None:
         import torch.distributed as dist
 
         self._dist = dist
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        wait = timedelta(seconds=SILENCE_SECONDS)
-        self._control = dist.new_group(backend="gloo", timeout=wait)  # for what is decided on the CPU
-        self._data = dist.new_group(timeout=wait)  # for tensors, wherever they are
+        self._roll = Roll(store, self.rank, self.size)
+        self._form(SILENCE_SECONDS)
+
+    def _form(self, timeout: float) -> None:
+        """Groups whose members count as lost when they have not answered for this number of seconds."""
+        self._timeout, wait = timeout, timedelta(seconds=timeout)
+        with self.contact():
+            self._control = self._dist.new_group(backend="gloo", timeout=wait)  # for what is decided on the CPU
+            # NCCL ends the process at its time-out: the one above, by which it can say why, is to come first.
+            self._data = self._dist.new_group(timeout=2 * wait if torch.cuda.is_available() else wait)  # for tensors
+
+    def set_timeout(self, seconds: float) -> None:
+        if seconds != self._timeout:
+            self._form(seconds)
 
     def rows(self, n: int) -> slice:
         each = n // self.size
@@ -118,7 +131,8 @@ class Processes(Group):
         seed_device(int(key[0]) & (2**63 - 1), device)
 
     def stepping(self, model: nn.Module, parts: int) -> Stepping:
-        return DataParallel(self, self._data, model, parts)
+        with self.contact():
+            return DataParallel(self, self._data, model, parts)
 
     @contextlib.contextmanager
     def contact(self) -> Iterator[None]:
@@ -127,12 +141,9 @@ class Processes(Group):
         except RuntimeError as error:
             if isinstance(error, UsageError | RunError) or not is_lost(error):
                 raise
-            lost = (
-                f"no answer in {SILENCE_SECONDS:.0f} s"
-                if "timed out" in str(error).lower()
-                else "its connection is closed"
-            )
-            raise RunError(f"Another process of this training has ended or hangs ({lost}).") from None
+            timed_out = "timed out" in str(error).lower() or "timeout" in str(error).lower()
+            LostProcess.happened = self._roll.call(self._timeout, silent=timed_out)
+            raise LostProcess.happened from None
 
 
 _groups: list[Processes] = []
@@ -147,14 +158,9 @@ def join() -> Group:
     if not several():
         return Group()
     if not _groups:
-        _connect()
-        _groups.append(Processes())
+        _groups.append(Processes(connect()))
+        part_at_exit(_groups[0]._control)
     return _groups[0]
-
-
-def several() -> bool:
-    """Whether this process was started as one of several."""
-    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def check_shared(size: int, config: TrainConfig, objective: Objective) -> None:
@@ -180,39 +186,6 @@ def check_shared(size: int, config: TrainConfig, objective: Objective) -> None:
     if not objective.takes_rows():
         told = f"{objective.name} reads a batch whole: its method updates has no argument rows"
         raise UsageError(f"{size} processes cannot share a batch: the objective {told}.")
-
-
-def _connect() -> None:
-    import torch.distributed as dist
-
-    if dist.is_initialized():  # by the script that calls `zoo.train`
-        return
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    backend = "gloo"
-    if torch.cuda.is_available():
-        if local < torch.cuda.device_count():  # with fewer GPUs than processes, they may train on the CPU
-            torch.cuda.set_device(local)
-        backend = "cpu:gloo,cuda:nccl"
-    try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=JOIN_SECONDS))
-    except (RuntimeError, ValueError) as error:
-        where = f"{os.environ.get('MASTER_ADDR', '(MASTER_ADDR is not set)')}:{os.environ.get('MASTER_PORT', '')}"
-        told = " ".join(str(error).split())[:160]
-        n = quoted(os.environ.get("WORLD_SIZE"))[1:-1]
-        raise UsageError(f"The {n} processes of the training did not meet at {where} ({told}).") from None
-    atexit.register(_leave)
-
-
-def _leave() -> None:
-    """End together: the first to end would have a launcher kill the others, before the leading one has said why."""
-    import torch.distributed as dist
-
-    with contextlib.suppress(Exception):
-        sys.stderr.flush()
-        control = _groups[0]._control if _groups else None
-        dist.monitored_barrier(control, timeout=timedelta(seconds=FAREWELL_SECONDS))
-    with contextlib.suppress(Exception):
-        dist.destroy_process_group()
 
 
 __all__ = ["Processes", "check_shared", "join", "several"]

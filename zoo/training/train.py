@@ -99,6 +99,7 @@ def train(
         return {**found[0].resolved(found[1]), **flags, "versions": machine.versions()}
 
     chosen, parts, called, start_from = group.agreed(read, statement)
+    group.set_timeout(chosen.train.timeout)
     if not group.leads:
         called = Callbacks([])
     metric = chosen.train.selects_by(parts.objective.metric)

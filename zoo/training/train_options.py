@@ -93,6 +93,8 @@ class TrainConfig(Options, label="train"):
         checkpoint_every: steps between checkpoints.
         checkpoint_seconds: seconds between checkpoints.
         keep: number of latest checkpoints to keep, beside the best.
+        timeout: seconds after which one of several processes that does not answer counts as lost, and all of them end.
+            It has to be longer than what one process does alone, such as the writing of a checkpoint.
     """
 
     steps: int = Field(default=1000, ge=1, le=NEVER)
@@ -139,6 +141,7 @@ class TrainConfig(Options, label="train"):
     checkpoint_every: int | None = Field(default=None, ge=1, le=NEVER)
     checkpoint_seconds: float | None = Field(default=30.0, gt=0)
     keep: int = Field(default=2, ge=1, le=NEVER)
+    timeout: float = Field(default=600.0, ge=1, le=10**6)
 
     @field_validator("target", mode="before")
     @classmethod
@@ -187,6 +190,7 @@ BOOKKEEPING = {
     "train.checkpoint_every",
     "train.checkpoint_seconds",
     "train.time_budget",
+    "train.timeout",
     "train.recompute",
 }
 """Keys that may change between the parts of one run: none of them changes a weight."""
