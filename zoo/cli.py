@@ -481,7 +481,7 @@ def laws(
         list[str],
         typer.Argument(
             metavar="WORD...",
-            help="Mixers, norms or residual kinds to check, such as gqa, 'gqa(n_heads=4)' or rmsnorm.",
+            help="Mixers, norms, residual kinds or patterns to check, such as gqa, 'loop(4, gqa swiglu)' or rmsnorm.",
         ),
     ],
     device: Annotated[str, typer.Option(help="Device: cpu or cuda.")] = "cpu",
@@ -492,7 +492,7 @@ def laws(
     times: Annotated[bool, typer.Option("--times", help="Print the processor seconds of each law.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check the laws of mixers, norms and residual kinds.
+    """Check the laws of mixers, norms, residual kinds and patterns.
 
     Prints a line for each law. The exit status is 1 if a law is broken.
     """

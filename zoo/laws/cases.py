@@ -12,10 +12,11 @@ import torch
 from zoo.core.errors import UsageError
 from zoo.core.registry import Registry
 from zoo.laws.compare import off_inits
+from zoo.laws.patterns import OfPattern
 from zoo.laws.stand_ins import StandIn, stand_in_class
-from zoo.pattern import list_mixers, make_word, mixer_config, mixer_of, to_text
+from zoo.pattern import Word, list_mixers, make_word, mixer_config, mixer_of, parse, to_text
 from zoo.pattern.named import read_named
-from zoo.protocol import Mixer, Place, mixers, norms
+from zoo.protocol import NODES, Mixer, Place, mixers, norms
 from zoo.residual import residuals
 
 WIDTH = 32
@@ -81,13 +82,14 @@ def _causal(case: Case) -> bool:
 
 def subject_of(cls: type[Mixer], options: dict[str, Any]) -> str:
     """A word with its options, as it is written."""
-    if issubclass(cls, StandIn):
+    if issubclass(cls, StandIn | OfPattern):
         return cls.text(options)
     return to_text(make_word(cls.name, options)) if cls.name in mixers else cls.name
 
 
 def cases_of_word(word: str, device: str = "cpu") -> list[Case]:
-    """All law cases of a mixer, a norm or a residual kind by its name; of one with options, those options.
+    """All law cases of a mixer, a norm or a residual kind by its name; of one with options, those options; of a
+    pattern, its steps, and in evaluation too where tokens may leave loops.
 
     Raises:
         UsageError: an unknown word, options that do not fit, a device that is not there, or a class that cannot be
@@ -100,6 +102,10 @@ def cases_of_word(word: str, device: str = "cpu") -> list[Case]:
         raise UsageError(f"device={device} cannot be used here: {reason}.") from None
     name, bracket, _ = word.strip().partition("(")
     other: Registry[Any] | None = None
+    if name in NODES or not name.isidentifier() or name in mixers:
+        nodes = parse(word).nodes
+        if len(nodes) > 1 or not isinstance(nodes[0], Word) or nodes[0].step.changed():
+            return _cases_of_pattern(to_text(parse(word)), device)
     if name.isidentifier() and name not in mixers:
         other = next((registry for registry in (norms, residuals) if name in registry), None)
         if other is None:
@@ -114,3 +120,27 @@ def cases_of_word(word: str, device: str = "cpu") -> list[Case]:
     case = Case(mixer_of(config), config.changed(), device=device)
     case.build()
     return [case]
+
+
+def backbone_cases(device: str = "cpu") -> list[Case]:
+    """The backbones that the laws are checked of: every node, nested; and one that looks ahead."""
+    ahead = {"pattern": "loop(2, shortcut(swiglu, mha swiglu) bidirectional(min_gru), gate=True, exit=0.6)"}
+    cases = [Case(OfPattern, options, device=device) for options in OfPattern.law_cases()]
+    return [*cases, Case(OfPattern, ahead, causal=False, device=device)]
+
+
+def _cases_of_pattern(pattern: str, device: str) -> list[Case]:
+    """A backbone that is causal where its words can be, and otherwise one that looks ahead."""
+    case = Case(OfPattern, {"pattern": pattern}, device=device)
+    try:
+        case.build()
+    except UsageError:
+        ahead = Case(OfPattern, case.options, causal=False, device=device)
+        try:
+            ahead.build()
+        except UsageError:
+            ahead = case
+        case = ahead
+    mixer = case.build()  # raises what is wrong with the causal one
+    evaluated = Case(OfPattern, {**case.options, "evaluate": True}, case.causal, device)
+    return [case, evaluated] if evaluated.build().traits != mixer.traits else [case]

@@ -26,6 +26,7 @@ from zoo.laws.compare import (
     run,
     spans,
 )
+from zoo.laws.patterns import cuts_gradients
 from zoo.protocol import Context, Mixer
 from zoo.states import fork
 
@@ -120,7 +121,7 @@ def second_derivatives_of_kernels(mixer: Mixer, n: int, n_continuous: int) -> st
     return None
 
 
-@law(13, "transforms", cases="first")
+@law(13, "transforms", cases="first", unless=(cuts_gradients,))
 def transforms(mixer: Mixer) -> str | None:
     """torch.func and forward mode give what autograd, finite differences and loops give, or are refused by name."""
     try:
