@@ -69,6 +69,11 @@ def experiment(kind: str, out: str | Path, **train: Any) -> dict[str, Any]:
     return {**chosen, "model": {"d_model": 16, **model}, "train": train, "name": kind, "out": str(out)}
 
 
+def whole(gradient: torch.Tensor) -> torch.Tensor:
+    """A copy of a gradient, put together where it lies in pieces."""
+    return (gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).clone()
+
+
 def train(kind: str, out: str | Path, **more: Any) -> list[torch.Tensor]:
     """Train in float64; returns the gradients of the first step, before clipping."""
     found: list[torch.Tensor] = []
@@ -76,7 +81,7 @@ def train(kind: str, out: str | Path, **more: Any) -> list[torch.Tensor]:
 
     def step(self: Optimizer, index: int) -> Any:
         if not index:
-            found.extend(torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.parameters)
+            found.extend(torch.zeros(p.shape) if p.grad is None else whole(p.grad) for p in self.parameters)
         return original(self, index)
 
     Optimizer.step = step  # type: ignore[method-assign]

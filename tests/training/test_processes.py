@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from zoo.training.train_options import TrainConfig
 
 SEVERAL = str(Path(__file__).with_name("several.py"))
 COMMAND = "from zoo.cli import main; main()"
-FAST = ("next_token", "deep_supervision", "experts")
+FAST = {"next_token": "ddp", "deep_supervision": "ddp", "experts": "fsdp", "muon": "fsdp"}
 TIMES = ("seconds", "tokens_per_second")
 
 
@@ -51,10 +53,17 @@ def files(folder: Path) -> set[str]:
     return {name for name in names if not name.startswith("events.")}
 
 
-def compare(n: int, kinds: list[str], folder: Path) -> None:
-    """Train every kind in n processes and in one; all that does not depend on time is the same to within rounding."""
-    all_well(ended(start(n, SEVERAL, *(f"{kind},{kind}-n" for kind in kinds), cwd=folder)))
-    for kind in kinds:
+PIECES = re.compile(r"-0000[0-9]-of-0000[0-9]|optimizer-[^/]*")
+
+
+def compare(n: int, kinds: Mapping[str, str], folder: Path) -> None:
+    """Train every kind in n processes and in one; all that does not depend on time is the same to within rounding.
+
+    Kinds are given with what the processes hold of the model, `train.parallel`.
+    """
+    jobs = [f'{kind},{kind}-n,parallel="{parallel}"' for kind, parallel in kinds.items()]
+    all_well(ended(start(n, SEVERAL, *jobs, cwd=folder)))
+    for kind, parallel in kinds.items():
         parts = {"accumulate": n} if kind in PARTS else {}
         alone, (first, *others) = (
             train(kind, folder / f"{kind}-1", **parts),
@@ -71,20 +80,24 @@ def compare(n: int, kinds: list[str], folder: Path) -> None:
             assert line.keys() == expected.keys()
             for key in {"loss", "accuracy", "exact", "mse", "grad_norm", "step", "tokens", "n_rows"} & line.keys():
                 assert line[key] == pytest.approx(expected[key], rel=1e-9, abs=1e-12), (kind, key)
-        assert files(folder / f"{kind}-n") == files(folder / f"{kind}-1")
+        there = {PIECES.sub("", name) for name in files(folder / f"{kind}-n")}
+        assert {name for name in there if not name.endswith("/")} == files(folder / f"{kind}-1")
+        pieces = list((folder / f"{kind}-n/checkpoints/step_20").glob("weights-*-of-*"))
+        assert len(pieces) == (n if parallel == "fsdp" else 0)
         result = json.loads((folder / f"{kind}-n" / "result.json").read_text())
         assert (result["status"], result["machine"]["processes"]) == ("finished", n)
         assert zoo.load(folder / f"{kind}-n").n_parameters() == result["n_parameters"]
 
 
 def test_two_processes_train_as_one(tmp_path):
-    compare(2, list(FAST), tmp_path)
+    compare(2, FAST, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("n", [2, 4])
-def test_every_objective_trains_in_several_processes_as_in_one(n, tmp_path):
-    compare(n, [*KINDS, *PARTS], tmp_path)
+def test_every_objective_trains_in_several_processes_as_in_one(n, parallel, tmp_path):
+    compare(n, dict.fromkeys([*KINDS, *PARTS], parallel), tmp_path)
 
 
 # ---- what cannot be shared

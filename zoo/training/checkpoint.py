@@ -5,6 +5,9 @@ checkpoints/step_300/weights.safetensors    the model
                      training.pt            optimizer, random states, position; read with weights_only=True
                      manifest.json          step, best step so far, the run's config, size and digest of each file
 
+Where processes hold the model in pieces, each writes files of its own instead (`zoo.training.pieces`). Nothing of
+torch's distributed checkpoints is read, as their index is a pickle.
+
 Whatever is read is checked against the manifest on its way, by `read_weights` and `read_training` alike.
 """
 
@@ -19,7 +22,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import safetensors
 import safetensors.torch
@@ -31,6 +34,7 @@ from zoo.core.errors import UsageError, quoted
 from zoo.core.files import sync_folder, write_bytes, writing
 from zoo.core.readers import read_bytes
 from zoo.core.run_files import as_written_now
+from zoo.training import pieces
 
 WEIGHTS, AVERAGE, TRAINING, MANIFEST = "weights.safetensors", "average.safetensors", "training.pt", "manifest.json"
 FORMAT = 1
@@ -40,6 +44,12 @@ _NAME = re.compile(r"step_(0|[1-9][0-9]{0,17})")
 
 class Damaged(UsageError):
     """A checkpoint that is missing, truncated, altered or not one of ours."""
+
+
+def _file_name(name: str) -> str:
+    if name not in (WEIGHTS, AVERAGE, TRAINING) and not pieces.is_piece(name):
+        raise ValueError("no file of a checkpoint")
+    return name
 
 
 class File(BaseModel):
@@ -63,7 +73,7 @@ class Manifest(BaseModel):
 
     step: NonNegativeInt
     best: NonNegativeInt | None
-    files: dict[Literal["weights.safetensors", "average.safetensors", "training.pt"], File]
+    files: dict[Annotated[str, AfterValidator(_file_name)], File]
     config: Annotated[dict[str, Any], AfterValidator(as_written_now)] | None = None
 
 
@@ -82,35 +92,83 @@ def save(
     Raises:
         RunError: the file system refuses; earlier checkpoints are as they were.
     """
-    files = {WEIGHTS: _tensors(weights)}
-    if average is not None:
-        files[AVERAGE] = _tensors(average)
-    buffer = io.BytesIO()
-    torch.save(dict(training), buffer)
-    files[TRAINING] = buffer.getvalue()
+    tensors = {WEIGHTS: weights} if average is None else {WEIGHTS: weights, AVERAGE: average}
+    temporary = begin(folder, step)
+    try:
+        return complete(temporary, step, write(temporary, tensors, training), best=best, config=config)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def begin(folder: Path, step: int) -> Path:
+    """A temporary folder for the files of `folder/step_N`.
+
+    Raises:
+        RunError: the file system refuses.
+    """
+    temporary = folder / f".step_{step}.{secrets.token_hex(4)}.tmp"
+    with writing(folder / f"step_{step}"):
+        folder.mkdir(exist_ok=True)  # in the run's folder, which has to be there
+        temporary.mkdir()
+    return temporary
+
+
+def write(
+    temporary: Path, tensors: Mapping[str, Mapping[str, Tensor]], training: Mapping[str, Any] | None
+) -> dict[str, dict[str, Any]]:
+    """Write files of tensors and the training state, and flush them.
+
+    Returns:
+        What the manifest says of each.
+
+    Raises:
+        RunError: the file system refuses.
+    """
+    told: dict[str, dict[str, Any]] = {}
+
+    def put(name: str, data: bytes) -> None:
+        write_bytes(temporary / name, data)
+        told[name] = {"bytes": len(data), "digest": _digest(data)}
+
+    with writing(temporary.with_name(temporary.name.split(".")[1])):
+        for name, each in tensors.items():
+            put(name, _tensors(each))
+        if training is not None:
+            buffer = io.BytesIO()
+            torch.save(dict(training), buffer)
+            put(TRAINING, buffer.getvalue())
+    return told
+
+
+def complete(
+    temporary: Path,
+    step: int,
+    files: Mapping[str, Mapping[str, Any]],
+    *,
+    best: int | None,
+    config: Mapping[str, Any] | None,
+) -> Path:
+    """Write the manifest of the files that are there, and give the checkpoint its name.
+
+    Raises:
+        RunError: the file system refuses.
+    """
+    final = temporary.with_name(f"step_{step}")
     manifest = {
         "format": FORMAT,
         "step": step,
         "best": best,
         "config": None if config is None else dict(config),
-        "files": {name: {"bytes": len(data), "digest": _digest(data)} for name, data in files.items()},
+        "files": dict(files),
     }
-    files[MANIFEST] = json.dumps({**manifest, "digest": _digest_of(manifest)}, indent=1).encode()
-    final = folder / f"step_{step}"
-    temporary = folder / f".{final.name}.{secrets.token_hex(4)}.tmp"
     with writing(final):
-        folder.mkdir(exist_ok=True)  # in the run's folder, which has to be there
-        try:
-            temporary.mkdir()
-            for name, data in files.items():
-                write_bytes(temporary / name, data)
-            sync_folder(temporary)
-            if final.exists():
-                shutil.rmtree(final)
-            temporary.rename(final)
-            sync_folder(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        told = json.dumps({**manifest, "digest": _digest_of(manifest)}, indent=1)
+        write_bytes(temporary / MANIFEST, told.encode())
+        sync_folder(temporary)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        sync_folder(final.parent)
     return final
 
 
@@ -157,9 +215,16 @@ def read_manifest(path: Path) -> Manifest:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise Damaged(f"{path} is no checkpoint of this package: {where} of {MANIFEST} is something else.") from None
     for name in (WEIGHTS, TRAINING):
-        if name not in manifest.files:
+        if not pieces.files_of(name, manifest.files):
             raise Damaged(f"{path} is no checkpoint of this package: {MANIFEST} names no {name}.")
     return manifest
+
+
+def files_of(path: Path, *, average: bool) -> list[Path]:
+    """The files of the weights that evaluation reads, or of those being trained: one, or one for each piece."""
+    files = read_manifest(path).files
+    found = pieces.files_of(AVERAGE, files) if average else []
+    return [path / name for name in found or pieces.files_of(WEIGHTS, files)]
 
 
 def _read(path: Path, manifest: Manifest, name: str) -> bytes:
@@ -168,7 +233,7 @@ def _read(path: Path, manifest: Manifest, name: str) -> bytes:
     Raises:
         Damaged: it is not.
     """
-    expected = manifest.files[name]  # type: ignore[index]
+    expected = manifest.files[name]
     try:
         longer = (path / name).stat().st_size > expected.bytes
         content = b"" if longer else read_bytes(path / name, most=expected.bytes)
@@ -203,11 +268,20 @@ def read_weights(path: Path, *, average: bool = True) -> dict[str, Tensor]:
         Damaged: they are not as they were written, or no weights.
     """
     manifest = read_manifest(path)
-    name = AVERAGE if average and AVERAGE in manifest.files else WEIGHTS
+    return _read_tensors(path, manifest, [file.name for file in files_of(path, average=average)])
+
+
+def _read_tensors(path: Path, manifest: Manifest, names: list[str]) -> dict[str, Tensor]:
+    parts = []
+    for name in names:
+        try:
+            parts.append(safetensors.torch.load(_read(path, manifest, name)))
+        except (safetensors.SafetensorError, KeyError) as error:  # KeyError: of a type that torch has not
+            raise Damaged(f"The checkpoint {path} is damaged: {name} cannot be read ({_first_line(error)}).") from None
     try:
-        return safetensors.torch.load(_read(path, manifest, name))
-    except (safetensors.SafetensorError, KeyError) as error:  # KeyError: of a type that torch has not
-        raise Damaged(f"The checkpoint {path} is damaged: {name} cannot be read ({_first_line(error)}).") from None
+        return pieces.joined(parts)
+    except RuntimeError as error:
+        raise Damaged(f"The checkpoint {path} is damaged: its pieces do not fit ({_first_line(error)}).") from None
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
@@ -217,28 +291,60 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
         Damaged: they belong to another model.
     """
     own = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    given = {k: tuple(v.shape) for k, v in weights.items()}
-    for name in [*own, *given]:
-        if own.get(name) != given.get(name):
-            told = f"{name} is {_shape(given.get(name))} there and {_shape(own.get(name))} in the model"
-            raise Damaged(f"The checkpoint {path} belongs to another model: {told}.")
+    check_same(own, {k: tuple(v.shape) for k, v in weights.items()}, path)
     trained = [name for name, _ in model.named_parameters() if weights[name].is_floating_point()]
     if trained:
         model.to(weights[trained[0]].dtype)
     model.load_state_dict(dict(weights))
 
 
+def check_same(own: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Check the shapes of a model's weights against those of a checkpoint.
+
+    Raises:
+        Damaged: they belong to another model.
+    """
+    for name in [*own, *given]:
+        if own.get(name) != given.get(name):
+            told = f"{name} is {_shape(given.get(name))} there and {_shape(own.get(name))} in the model"
+            raise Damaged(f"The checkpoint {path} belongs to another model: {told}.")
+
+
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(shape)
 
 
-def read_training(path: Path) -> dict[str, Any]:
+def read_training(path: Path, *, values: bool = True) -> dict[str, Any]:
     """The training state, once it is verified.
+
+    Args:
+        path: the checkpoint.
+        values: false leaves the moments of an optimizer that lie in pieces without memory, on the device "meta".
 
     Raises:
         Damaged: it is not as it was written, or none.
     """
-    content = _read(path, read_manifest(path), TRAINING)
+    manifest = read_manifest(path)
+    data = _read_state(path, manifest)
+    names = pieces.files_of(pieces.OPTIMIZER, manifest.files)
+    if not names:
+        return data
+    try:
+        if values:
+            tensors = _read_tensors(path, manifest, names)
+        else:
+            shapes = pieces.shapes([path / name for name in names])
+            tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        return {**data, "optimizer": pieces.with_moments(data["optimizer"], tensors)}
+    except Damaged:
+        raise
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        told = _first_line(error)
+        raise Damaged(f"The checkpoint {path} is damaged: its optimizer's pieces cannot be read ({told}).") from None
+
+
+def _read_state(path: Path, manifest: Manifest) -> dict[str, Any]:
+    content = _read(path, manifest, TRAINING)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())

@@ -105,7 +105,7 @@ def answered(
     if batch.streams is None:
         batch = batch._replace(streams=row_names(objective.encode(batch)))
     own, stopped = [], False
-    with evaluation_mode(model):
+    with evaluation_mode(model), group.together(model):
         for part in itertools.islice(split_rows(batch, batch_size), group.rank, None, group.size):
             if stopped := stop():
                 break

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from zoo.objectives.base import Carry, Update
+from zoo.training.train_options import TrainConfig
 
 T = TypeVar("T")
 
@@ -57,6 +58,29 @@ class Group:
     def gathered(self, items: list[T]) -> list[list[T]]:
         """The items of each process, in order."""
         return [items]
+
+    def exchange(self, parts: list[Tensor], lengths: list[int]) -> list[Tensor]:
+        """What every process has for this one, where `parts` are what this one has for each of them.
+
+        Args:
+            parts: one-dimensional tensors of one type.
+            lengths: of what will be received.
+        """
+        return parts
+
+    def cuts(self, config: TrainConfig) -> bool:
+        """Whether the processes of a training by this config hold each weight in pieces."""
+        return False
+
+    def cut(self, model: nn.Module, device: torch.device) -> None:
+        """Make of a model on the device "meta" one in pieces on a device: this process's rows, without values yet."""
+
+    def pour(self, values: Callable[[], nn.Module], *models: nn.Module) -> None:
+        """Fill models in pieces with the weights of a whole one, which only the leading process makes."""
+
+    def together(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Each process calls a model as often as it likes; where the weights are in pieces, all wait for the last."""
+        return contextlib.nullcontext()
 
     def share(self, module: nn.Module) -> None:
         """Give all processes the leading one's parameters and buffers of a module."""

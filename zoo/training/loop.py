@@ -71,7 +71,7 @@ class Trainer:
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         self.baseline_memory = machine.peak_memory(self.device)
-        self.session = Session(self.model_config, self.config, self.device, start)
+        self.session = Session(self.model_config, self.config, self.device, start, group)
         self.starts = any(group.largest(start is not None))
         carries = functools.partial(self.objective.carries, n=self.config.batch_size)
         group.told(lambda: self.session.resume(run.checkpoints, reporter.say, carries))
@@ -159,10 +159,12 @@ class Trainer:
             self._loop(stream)
         except Stopped:
             self._save()
+            self._end_save()
             raise
         except (CallbackError, DataEnded):
             if self.at.moment != self.saved_moment:
                 self._write_checkpoint()
+            self.session.end_save()
             raise
         finally:
             stream.close()
@@ -190,7 +192,10 @@ class Trainer:
         while True:
             if at.to_evaluate:
                 self._evaluate()
-            stops, saves = self._meet(self.stop(), self._checkpoint_due())
+            writes = not self.session.is_written()
+            stops, saves, writes = self._meet(self.stop(), self._checkpoint_due(), writes)
+            if self.session.writing is not None and not writes:
+                self._end_save()
             if at.status is not None:
                 break
             if stops:
@@ -214,6 +219,7 @@ class Trainer:
                 self._log(parts)
         if at.moment != self.saved_moment:
             self._save()
+        self._end_save()
 
     def _meet(self, *flags: bool) -> list[bool]:
         """Flags that any process has set, in all of them, which end here together if one of them failed."""
@@ -331,6 +337,23 @@ class Trainer:
 
     def _test(self) -> tuple[dict[str, Any], float | None]:
         """The test score of the best weights, and their speed of decoding."""
+        model = self._best_model()
+        test = {} if "test" in self.task.absent else self._score_test(model)
+        with self.group.together(model):
+            if not self.group.leads:
+                return test, None
+            if self.scoring.validation is not None:
+                self._lead(lambda: solving.record(self.folder.path, self.objective, model, precision=self.precision))
+            with machine.autocast(self.precision, self.device):
+                return test, decode_rate(model, self.objective.length)
+
+    def _best_model(self) -> Ends:
+        """A model with the best weights; if their checkpoint is damaged, with those that are the best now."""
+        if self.session.in_pieces:
+            if not self.best.check():
+                self._evaluate()
+                self._end_save()
+            return self.session.load(self.best.path)
         model = create_model(self.model_config).to(self.device)
         weights: dict[str, Tensor] = {}
 
@@ -343,13 +366,7 @@ class Trainer:
         self._lead(lambda: checkpoint.load_weights(model, weights, self.best.path))
         self._meet()
         self.group.share(model)
-        test = {} if "test" in self.task.absent else self._score_test(model)
-        if not self.group.leads:
-            return test, None
-        if self.scoring.validation is not None:
-            self._lead(lambda: solving.record(self.folder.path, self.objective, model, precision=self.precision))
-        with machine.autocast(self.precision, self.device):
-            return test, decode_rate(model, self.objective.length)
+        return model
 
     def _score_test(self, model: Ends) -> dict[str, Any]:
         rows = self.scoring.test_rows()
@@ -400,25 +417,46 @@ class Trainer:
         return seconds is not None and time.perf_counter() - self.saved_at >= seconds
 
     def _save(self) -> None:
+        self._end_save()
         self._write_checkpoint()
         self._meet()
+        if self.session.writing is None:
+            self._call_saved()
+
+    def _end_save(self) -> None:
+        """Wait for the checkpoint that is being written in the background, if there is one."""
+        if self.session.writing is not None:
+            self.session.end_save()
+            self._call_saved()
+
+    def _call_saved(self) -> None:
+        if not self.callbacks:
+            return
         best, path = self.at.best, str(self.session.saved)
-        saved = {"step": self.at.step, "path": path, "is_best": best is not None and best.step == self.at.step}
+        step = int(str(self.session.saved).rpartition("_")[2])
+        saved = {"step": step, "path": path, "is_best": best is not None and best.step == step}
         self._call(self.callbacks.checkpoint, saved)
 
     def _write_checkpoint(self) -> None:
         with self.clock.aside():
             self.at.loss_sum = self.loss_sum.item()
             self._check_finite(self.at.loss_sum)
-            if not self.session.is_finite():
+            if not self.session.optimizer.is_finite():
                 raise Diverged(f"A weight is not finite at step {self.at.step}: {self._advice()}.")
             carry = joined_rows(self.group, self.session.carry)
-            self._lead(self._write_files, carry)
+            self._lead(self._prepare_files)
+            if self.session.in_pieces:
+                self._meet()
+                self._write_files(carry)
+            elif self.failure is None:
+                self._lead(self._write_files, carry)
             self.saved_at, self.saved_moment = time.perf_counter(), self.at.moment
 
-    def _write_files(self, carry: Carry) -> None:
+    def _prepare_files(self) -> None:
         self.at.seconds, self.at.metrics_size = self.clock.seconds(), self.folder.records_size()
         self.folder.check()
+
+    def _write_files(self, carry: Carry) -> None:
         place = self.stream.state() if isinstance(self.stream, Flow) else None
         self.session.save(self.folder.checkpoints, self.experiment.resolved(self.parts), place, carry)
 

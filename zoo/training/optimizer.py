@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from zoo.objectives.base import at_least_float32
 from zoo.parameters import Rule, rules_of
+from zoo.training.group import Group
+from zoo.training.muon import SharedMuon
+from zoo.training.shards import here, is_shard, trained_here
 from zoo.training.train_options import TrainConfig
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -130,13 +133,19 @@ class Optimizer:
 
     A module's own rules (`zoo.parameters`) are kept: a parameter without weight decay is not given to Muon either.
 
+    Where the model's weights are in pieces, it moves this process's rows of each, and its state is that of these rows.
+
     Muon's updates are scaled to the root mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one
     learning rate serves both; or as Keller Jordan has them (`muon_scaling="original"`).
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig):
-        self.config = config
-        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    def __init__(self, model: nn.Module, config: TrainConfig, group: Group = Group()):
+        self.config, self._group = config, group
+        self.parameters: list[nn.Parameter] = [p for p in model.parameters() if p.requires_grad]
+        held = {id(p): trained_here(p) for p in self.parameters}  # what is moved: of a shard its rows
+        self._held = list(held.values())
+        self._shapes = {held[id(p)]: p.shape for p in self.parameters}
+        self._in_pieces = any(map(is_shard, self.parameters))
         groups = parameter_groups(model, muon=config.optimizer == "muon", by_row=config.puzzle_lr is not None)
         rules = rules_of(model)
         self.peaks: list[list[float]] = []  # of every group of every part
@@ -145,7 +154,7 @@ class Optimizer:
             """Groups with the weight decays given, cut by learning rate; notes their peaks."""
             cut = [(s, ps, d) for name, d in decays.items() for s, ps in by_lr_scale(groups[name], rules).items()]
             self.peaks.append([peak * scale for scale, _, _ in cut])
-            return [{"params": ps, "weight_decay": decay} for _, ps, decay in cut]
+            return [{"params": [held[id(p)] for p in ps], "weight_decay": decay} for _, ps, decay in cut]
 
         rest = scaled(config.lr, decay=config.weight_decay, no_decay=config.weight_decay if config.decay_all else 0.0)
         betas = config.beta1, config.beta2
@@ -158,15 +167,18 @@ class Optimizer:
         if groups["matrices"]:
             peak = config.muon_lr or config.lr
             decay = config.weight_decay if config.muon_weight_decay is None else config.muon_weight_decay
-            muon = torch.optim.Muon(
-                scaled(peak, matrices=decay),
-                lr=peak,
-                momentum=config.momentum,
-                nesterov=config.nesterov,
-                ns_steps=config.newton_schulz_steps,
-                adjust_lr_fn=config.muon_scaling,
-            )
-            self.parts.append(muon)
+            how: dict[str, Any] = {
+                "lr": peak,
+                "momentum": config.momentum,
+                "nesterov": config.nesterov,
+                "ns_steps": config.newton_schulz_steps,
+                "adjust_lr_fn": config.muon_scaling,
+            }
+            if group.size == 1:
+                self.parts.append(torch.optim.Muon(scaled(peak, matrices=decay), **how))
+            else:
+                how |= {"shapes": self._shapes, "in_pieces": self._in_pieces, "group": group}
+                self.parts.append(SharedMuon(scaled(peak, matrices=decay), **how))
         if config.puzzle_lr is not None and groups["rows"]:
             self.parts.append(SignRows(scaled(config.puzzle_lr, rows=config.weight_decay), lr=config.puzzle_lr))
 
@@ -176,10 +188,15 @@ class Optimizer:
         Returns:
             The norm of the gradient before clipping, where clipping is on.
         """
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if self._in_pieces:
+            for p, held in zip(self.parameters, self._held, strict=True):
+                held.grad = None if p.grad is None else here(p.grad)
+        gradients = [p.grad for p in self._held if p.grad is not None]
         norm = None
         if self.config.clip is not None:
             norm = torch.linalg.vector_norm(at_least_float32(torch.stack(torch._foreach_norm(gradients))))
+            if self._in_pieces:
+                norm = self._group.total(norm.square()).sqrt()
             # A product with a tensor: no decision in Python, so no wait for the device.
             torch._foreach_mul_(gradients, (self.config.clip / (norm + 1e-6)).clamp(max=1.0))
         scale = lr_scale(self.config, index)
@@ -187,9 +204,14 @@ class Optimizer:
             for group, peak in zip(part.param_groups, peaks, strict=True):
                 group["lr"] = peak * scale
             part.step()
-        for p in self.parameters:
+        for p in (*self.parameters, *self._held):
             p.grad = None
         return norm
+
+    def is_finite(self) -> bool:
+        """Whether every weight of every process is a number."""
+        found = torch.stack(torch._foreach_norm([p.detach() for p in self._held])).isfinite().all()
+        return not self._group.largest(not found)[0] if self._in_pieces else bool(found)
 
     def lr(self, index: int) -> float:
         return self.config.lr * lr_scale(self.config, index)
@@ -221,7 +243,7 @@ class Optimizer:
                     raise ValueError(f"optimizer: another method's ({', '.join(map(str, values))})")
                 for name, value in values.items():
                     numbers = value if isinstance(value, Tensor) else torch.as_tensor(value)
-                    if numbers.shape not in (params[index].shape, torch.Size()) or (
+                    if numbers.shape not in (self._shapes[params[index]], torch.Size()) or (
                         name != "step" and not numbers.ndim
                     ):
                         raise ValueError(f"optimizer: {name} has another shape")
@@ -229,6 +251,8 @@ class Optimizer:
 
 def kept_by(optimizer: torch.optim.Optimizer) -> set[str]:
     """What an optimizer keeps of each parameter it has moved."""
+    if isinstance(optimizer, SharedMuon):
+        return {"momentum_buffer"}
     sample = nn.Parameter(torch.zeros(2, 2))
     sample.grad = torch.zeros(2, 2)
     fresh = type(optimizer)([sample], lr=1e-3)  # type: ignore[call-arg]
@@ -255,6 +279,12 @@ def lr_scale(config: TrainConfig, step: int) -> float:
     return config.final_lr + (1 - config.final_lr) * left
 
 
+def averaging(model: Model) -> Model:
+    """A copy of a model for its running average, in float32 at least."""
+    module = copy.deepcopy(model).eval().requires_grad_(False)
+    return module.to(at_least_float32(next(module.parameters()).detach()[:0]).dtype)
+
+
 class Average(Generic[Model]):
     """A copy of a model, `module`, that follows it by a running average.
 
@@ -266,18 +296,19 @@ class Average(Generic[Model]):
 
     Tables that are trained by row, whose rows change too seldom for an average, are copied. The average of a model in
     lower precision is in float32, as it moves by less than a unit in the last place of a weight.
+
+    Where `module` is given, it is the copy: its weights and the model's are in pieces.
     """
 
-    def __init__(self, model: Model, decay: float, *, warmup: bool = True, start: int = 0):
+    def __init__(self, model: Model, decay: float, *, warmup: bool = True, start: int = 0, module: Model | None = None):
         self.decay, self.warmup, self.start = decay, warmup, start
-        self.module: Model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.module.to(at_least_float32(next(self.module.parameters()).detach()[:0]).dtype)
+        self.module: Model = averaging(model) if module is None else module
         pairs = list(zip(self.module.parameters(), model.parameters(), strict=True))
         tables = {parameter for parameter, rule in rules_of(model).items() if rule.by_row}
         averaged = [pair for pair in pairs if id(pair[1]) not in tables]
-        self._average: list[Tensor] = [ours for ours, _ in averaged]
-        self._current: list[Tensor] = [theirs for _, theirs in averaged]
-        self._copied: list[tuple[Tensor, Tensor]] = [pair for pair in pairs if id(pair[1]) in tables]
+        self._average: list[Tensor] = [here(ours) for ours, _ in averaged]
+        self._current: list[Tensor] = [here(theirs) for _, theirs in averaged]
+        self._copied = [(here(ours), here(theirs)) for ours, theirs in pairs if id(theirs) in tables]
         self._copied += zip(self.module.buffers(), model.buffers(), strict=True)
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from zoo.training.joining import connect, part_at_exit, several
 from zoo.training.machine import choose_device
 from zoo.training.randomness import seed_device
 from zoo.training.roll import Roll
+from zoo.training.shards import here, is_shard, own_rows
 from zoo.training.train_options import TrainConfig
 
 T = TypeVar("T")
@@ -43,6 +45,7 @@ class Processes(Group):
         self._dist = dist
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._roll = Roll(store, self.rank, self.size)
+        self._sharded: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
         self._form(SILENCE_SECONDS)
 
     def _form(self, timeout: float) -> None:
@@ -120,6 +123,45 @@ class Processes(Group):
             self._dist.all_gather_object(found, item, group=self._control)
         return found
 
+    def exchange(self, parts: list[Tensor], lengths: list[int]) -> list[Tensor]:
+        wire = torch.cat(parts)
+        found = wire.new_empty(sum(lengths))
+        into, out = found.view(torch.uint8), wire.view(torch.uint8)  # of whatever type
+        received, sent = ([n * wire.element_size() for n in each] for each in (lengths, map(len, parts)))
+        with self.contact():
+            self._dist.all_to_all_single(into, out, received, sent, group=self._data)
+        return list(found.split(lengths))
+
+    def cuts(self, config: TrainConfig) -> bool:
+        return config.parallel == "fsdp"
+
+    def cut(self, model: nn.Module, device: torch.device) -> None:
+        from zoo.training.sharding import Sharded
+
+        self._sharded[model] = Sharded(self, self._data, model, device)
+
+    @torch.no_grad()
+    def pour(self, values: Callable[[], nn.Module], *models: nn.Module) -> None:
+        given: dict[str, Tensor] = {}
+
+        def read() -> None:
+            whole = values()
+            given.update((*whole.named_parameters(), *whole.named_buffers()))
+
+        self.told(read)
+        for model in models:
+            for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+                whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+                if self.leads:
+                    whole.copy_(given[name])
+                with self.contact():
+                    self._dist.broadcast(whole, src=0, group=self._data)
+                here(tensor).copy_(whole[own_rows(len(whole), self.rank, self.size)] if is_shard(tensor) else whole)
+
+    def together(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        sharded = self._sharded.get(model)
+        return contextlib.nullcontext() if sharded is None else sharded.together()
+
     @torch.no_grad()
     def share(self, module: nn.Module) -> None:
         with self.contact():
@@ -131,8 +173,9 @@ class Processes(Group):
         seed_device(int(key[0]) & (2**63 - 1), device)
 
     def stepping(self, model: nn.Module, parts: int) -> Stepping:
+        sharded = self._sharded.get(model)
         with self.contact():
-            return DataParallel(self, self._data, model, parts)
+            return DataParallel(self, self._data, model, parts) if sharded is None else sharded.stepping(parts)
 
     @contextlib.contextmanager
     def contact(self) -> Iterator[None]:
@@ -175,6 +218,8 @@ def check_shared(size: int, config: TrainConfig, objective: Objective) -> None:
     if device == "mps" or (device == "cuda" and here > torch.cuda.device_count()):
         told = "MPS serves one" if device == "mps" else f"there are {torch.cuda.device_count()} GPUs"
         raise UsageError(f"{here} processes on this machine are too many, as {told}: set train.device=cpu.")
+    if config.parallel == "fsdp" and config.compile:
+        raise UsageError("train.compile is not allowed with train.parallel=fsdp: take train.parallel=ddp.")
     n = config.batch_size
     if n % size:
         near = f"{n // size * size} or {-(-n // size) * size}" if n > size else str(size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +19,14 @@ from zoo.objectives.base import Carry
 from zoo.training import checkpoint, checkpoints
 from zoo.training.extending import Extension
 from zoo.training.group import Group, on_cpu, row_pieces
-from zoo.training.optimizer import Average, Optimizer
+from zoo.training.optimizer import Average, Optimizer, averaging
+from zoo.training.pieces import OPTIMIZER, moments, with_moments
 from zoo.training.randomness import seed_device
+from zoo.training.resharding import check_fits, load_rows, own_moments
+from zoo.training.shards import here, is_shard
 from zoo.training.starting import Start
 from zoo.training.train_options import TrainConfig
+from zoo.training.writing import Writing
 
 
 class Best(BaseModel):
@@ -95,24 +100,47 @@ class Session:
     With `start`, the model has the weights that it keeps of another one.
     """
 
-    def __init__(self, model: ModelConfig, config: TrainConfig, device: torch.device, start: Start | None = None):
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: TrainConfig,
+        device: torch.device,
+        start: Start | None = None,
+        group: Group = Group(),
+    ):
         seed_device(config.seed, device)
-        self.config, self.device = config, device
-        self.model = create_model(model).to(device)
-        if start is not None:
-            start.into(self.model)
-        if config.parameters == "bfloat16":
-            self.model.to(torch.bfloat16)
+        self.config, self.device, self.group = config, device, group
+        self.in_pieces = group.cuts(config)
+
+        def create(on: torch.device) -> Ends:
+            with on if on.type == "meta" else contextlib.nullcontext():
+                made = create_model(model).to(on)
+            if start is not None and on.type != "meta":
+                start.into(made)
+            return made.to(torch.bfloat16) if config.parameters == "bfloat16" else made
+
+        self.model = create(torch.device("meta") if self.in_pieces else device)
         self.model.recompute = config.recompute
+        follows = None if config.ema is None or not self.in_pieces else averaging(self.model)
+        if self.in_pieces:
+            pieces = [self.model] if follows is None else [self.model, follows]
+            for each in pieces:
+                group.cut(each, device)
+            seed_device(config.seed, device)
+            group.pour(lambda: create(torch.device("cpu")), *pieces)
         self.average = None
         if config.ema is not None:
-            self.average = Average(self.model, config.ema, warmup=config.ema_warmup, start=config.ema_start)
-        self.optimizer = Optimizer(self.model, config)
+            how: dict[str, Any] = {"warmup": config.ema_warmup, "start": config.ema_start, "module": follows}
+            self.average = Average(self.model, config.ema, **how)
+        self.optimizer = Optimizer(self.model, config, group)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.carry: Carry = {}
         self.data: dict[str, Any] | None = None
         """The place of training rows that come in order, at the checkpoint that was resumed."""
         self.at = Position()
+        self._read: dict[str, Any] | None = None
+        self.writing: Writing | None = None
+        """The checkpoint that is being written meanwhile, where the model is in pieces."""
         self.saved: Path | None = None
         """The newest checkpoint known to be whole."""
 
@@ -120,10 +148,6 @@ class Session:
     def evaluated(self) -> Ends:
         """The weights that evaluation reads."""
         return self.model if self.average is None else self.average.module
-
-    def is_finite(self) -> bool:
-        """Whether every weight is a number."""
-        return bool(torch.stack(torch._foreach_norm(self.optimizer.parameters)).isfinite().all())
 
     def save(
         self,
@@ -146,23 +170,54 @@ class Session:
         training = {**self._kept(), **({} if data is None else {"data": data})}
         if carry is not None:
             training["carry"] = carry
+        best = self.at.best.step if self.at.best else None
+        if self.in_pieces:
+            self.writing = Writing(self.group, folder, self.at.step, self._files(), training, best=best, config=config)
+            return
         self.saved = checkpoint.save(
             folder,
             self.at.step,
             weights=self.model.state_dict(),
             average=None if self.average is None else self.average.module.state_dict(),
             training=training,
-            best=self.at.best.step if self.at.best else None,
+            best=best,
             config=config,
         )
         checkpoints.prune(folder, self.config.keep)
 
+    def _files(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of this process's pieces of a checkpoint, by the names of the files."""
+        each = {checkpoint.WEIGHTS: self.model}
+        if self.average is not None:
+            each[checkpoint.AVERAGE] = self.average.module
+        found = {
+            name: {k: here(v) for k, v in module.state_dict().items() if is_shard(v) or self.group.leads}
+            for name, module in each.items()
+        }
+        return {**found, OPTIMIZER: moments(self.optimizer.state_dict())[1]}
+
+    def is_written(self) -> bool:
+        """Whether this process's files of a checkpoint that was begun are there."""
+        return self.writing is None or self.writing.is_done()
+
+    def end_save(self) -> None:
+        """Wait for the checkpoint that was begun, which then appears; all processes call this.
+
+        Raises:
+            RunError: the file system refuses; earlier checkpoints are as they were.
+        """
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            self.saved = writing.end()
+            if self.group.leads:
+                checkpoints.prune(self.saved.parent, self.config.keep)
+
     def _kept(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the weights, in the form of `Training`."""
-        cuda = self.device.type == "cuda"
+        cuda, state = self.device.type == "cuda", self.optimizer.state_dict()
         return {
             "position": self.at.model_dump(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": moments(state)[0] if self.in_pieces else state,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
             "generator": self.generator.get_state(),
@@ -173,16 +228,51 @@ class Session:
         """Give every process of a group what the leading one has resumed; each then has its rows of the carry."""
         if group.size == 1:
             return
-        told = group.told(lambda: None if self.saved is None else (self.saved, self.data, on_cpu(self._kept())))
-        group.share(self.model)
-        if self.average is not None:
-            group.share(self.average.module)
+        told = group.told(lambda: None if self.saved is None else (self.saved, self.data, on_cpu(self._resumed)))
+        if not self.in_pieces:
+            group.share(self.model)
+            if self.average is not None:
+                group.share(self.average.module)
         if told is None:
             return
         self.saved, self.data, kept = told
-        if not group.leads:
+        if self.in_pieces:
+            kept = group.agreed(lambda: self._read_pieces(kept), lambda _: {})
+        if self.in_pieces or not group.leads:
             self._take(Training.model_validate({**kept, "position": Position.model_validate(kept["position"])}))
         self.carry = row_pieces(self.carry, group.rows(self.config.batch_size))
+
+    @property
+    def _resumed(self) -> dict[str, Any]:
+        """What the leading process has read of the checkpoint that is resumed, without what every process reads."""
+        if self._read is None:
+            return self._kept()
+        return {**self._read, "optimizer": moments(self._read["optimizer"])[0]}
+
+    def _read_pieces(self, kept: dict[str, Any]) -> dict[str, Any]:
+        """Read this process's rows of the checkpoint that is resumed, of all weights and moments.
+
+        Raises:
+            Damaged: this process cannot read it.
+        """
+        assert self.saved is not None
+        load_rows(self.model, self.saved, self.group, average=False)
+        if self.average is not None:
+            load_rows(self.average.module, self.saved, self.group)
+        return {**kept, "optimizer": with_moments(kept["optimizer"], own_moments(self.saved, self.group))}
+
+    def load(self, path: Path) -> Ends:
+        """Another model in pieces, with the weights of a checkpoint that evaluation reads.
+
+        Raises:
+            Damaged: a process cannot read it.
+        """
+        with torch.device("meta"):
+            model = create_model(self.model.config)
+        dtype = self.model.compute_dtype() if self.average is None else self.average.module.compute_dtype()
+        model.to(dtype)
+        self.group.cut(model, self.device)
+        return self.group.agreed(lambda: load_rows(model, path, self.group), lambda _: {})
 
     def resume(self, folder: Path, say: Callable[[str], None], carries: Callable[[Carry, Ends], bool]) -> None:
         """Continue from the newest complete checkpoint, or stay at the start if there is none.
@@ -216,10 +306,15 @@ class Session:
             raise UsageError(f"{told}. No checkpoint is left to go on from: start over with --fresh.")
 
     def _restore(self, path: Path, carries: Callable[[Carry, Ends], bool]) -> None:
-        weights = checkpoint.read_weights(path, average=False)
-        average = None if self.average is None else checkpoint.read_weights(path)
+        weights: dict[str, Tensor] = {}
+        average: dict[str, Tensor] | None = None
+        if self.in_pieces:
+            check_fits(self.model, path, average=False)
+        else:
+            weights = checkpoint.read_weights(path, average=False)
+            average = None if self.average is None else checkpoint.read_weights(path)
         try:
-            data = checkpoint.read_training(path)
+            data = checkpoint.read_training(path, values=not self.in_pieces)
             position = Position.model_validate(data["position"])
             training = Training.model_validate({**data, "position": position})
             self.optimizer.check(training.optimizer)
@@ -229,6 +324,10 @@ class Session:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:  # ValidationErrors are ValueErrors
             raise self._foreign(path, error) from None
+        self.data = training.data
+        if self.in_pieces:
+            self._read = data
+            return
         checkpoint.load_weights(self.model, weights, path)
         if self.average is not None and average is not None:
             checkpoint.load_weights(self.average.module, average, path)
@@ -236,7 +335,6 @@ class Session:
             self._take(training)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise self._foreign(path, error) from None
-        self.data = training.data
 
     def _take(self, training: Training) -> None:
         """Be where a training was, weights aside."""

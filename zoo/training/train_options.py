@@ -79,6 +79,9 @@ class TrainConfig(Options, label="train"):
         parameters: type of the weights that are trained. In bfloat16 the weights, their gradients, the optimizer's
             moments and the checkpoints take half the memory, and so does everything computed; the running average
             stays in float32. Weights have 8 significant bits then: an update of less than 1/512 of a weight is lost.
+        parallel: what each of several processes holds of the model: ddp, all of it (PyTorch's DDP); or fsdp, its rows
+            of every weight, with their share of the optimizer's moments and of the average (PyTorch's FSDP2), where a
+            layer is gathered while it computes. It may be changed in a run that goes on.
         compile: compile the layers with torch.compile.
         threads: CPU threads, by default torch's choice.
         eval_every: steps between evaluations on validation.
@@ -128,6 +131,7 @@ class TrainConfig(Options, label="train"):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     parameters: Literal["float32", "bfloat16"] = "float32"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     compile: bool = False
     threads: int | None = Field(default=None, ge=1, le=1024)
     eval_every: int = Field(default=100, ge=1, le=NEVER)
@@ -192,6 +196,7 @@ BOOKKEEPING = {
     "train.time_budget",
     "train.timeout",
     "train.recompute",
+    "train.parallel",
 }
 """Keys that may change between the parts of one run: none of them changes a weight."""
 
