@@ -61,6 +61,7 @@ def calls(n_steps: int = 1) -> dict[str, Callable[[], object]]:
             b, a, -noise(64, 16).abs(), noise(1, n_steps, 16), noise(1, n_steps, 16), noise(64), b, **compiled
         ),
         "silu_product": lambda: OPERATORS["silu_product"](a, b),
+        "slot_scores": lambda: ops.slot_scores(q, k, noise(*heads), -noise(*heads).abs(), **compiled),
         "slstm": lambda: ops.slstm(noise(1, n_steps, 4, 2, 32), noise(2, 4, 32, 32), **compiled),
     }
 

@@ -18,6 +18,7 @@ from zoo.ops._mlstm import MLSTMState, mlstm
 from zoo.ops._plain_norm import plain_norm
 from zoo.ops._scan import scan
 from zoo.ops._selective_scan import selective_scan
+from zoo.ops._slot_scores import slot_scores
 from zoo.ops._slstm import SLSTMState, slstm
 from zoo.ops._sparse_latent_attention import SparseIndex, SparseLatentCache, sparse_latent_attention
 from zoo.ops._token_shift import token_shift
@@ -61,6 +62,7 @@ __all__ = [
     "scan",
     "selective_scan",
     "silu_product",
+    "slot_scores",
     "slstm",
     "sparse_latent_attention",
     "token_shift",

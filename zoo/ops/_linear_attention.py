@@ -113,17 +113,17 @@ def _chunked(heads: Heads, scale: float, chunk: int) -> tuple[Tensor, Tensor]:
     elif a.shape[-1] == 1:
         decays, ends = pair_decays(a)
         scores = (q @ k.mT) * decays
-        before, state = running_state(_writes(k, v * ends.until_end), _totals(heads, chunk), heads.state)
+        before, state = running_state(_writes(k, v * ends.until_end), chunk_totals(heads, chunk), heads.state)
         read = _reads(q, before) * ends.since_start
     else:
         (scores,), ends = pair_scores([q], k, a)
-        before, state = running_state(_writes(k * ends.until_end, v), _totals(heads, chunk), heads.state)
+        before, state = running_state(_writes(k * ends.until_end, v), chunk_totals(heads, chunk), heads.state)
         read = _reads(q * ends.since_start, before)
     o = read + torch.einsum("nbgrij,nbgrjv->nbgriv", scores, v)
     return from_chunks(o, n_steps), state
 
 
-def _totals(heads: Heads, chunk: int) -> Tensor:
+def chunk_totals(heads: Heads, chunk: int) -> Tensor:
     """Decay over each chunk, (n, B, G, R, 1, K or 1): of its sum, one rounding where a product would have one a step.
 
     Over many chunks of a slow decay the roundings of products add up, all in one direction where it is constant.

@@ -68,6 +68,29 @@ def pair_scores(rows: Sequence[Tensor], columns: Tensor, a: Tensor) -> tuple[lis
     return [square.squeeze(-3) for square in squares], _whole(blocks)
 
 
+def decayed_sums(weights: Tensor, x: Tensor, a: Tensor) -> tuple[Tensor, Decays]:
+    """o_id = sum over j <= i of weights_ij (decay of channel d from step j to step i) x_jd.
+
+    Args:
+        weights: (..., C, C); what lies above the diagonal is not read.
+        x: (..., C, K).
+        a: (..., C, K), C a power of two.
+    Returns:
+        (..., C, K); decays of the chunk, each (..., C, K).
+    """
+    blocks, sums = _single_steps(a), weights.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) * x
+    while (m := blocks.since_start.shape[-3]) > 1:
+        left, right = _halves(blocks)
+        corners = weights.unflatten(-1, (m // 2, 2, -1)).unflatten(-4, (m // 2, 2, -1))[..., 1, :, :, 0, :]
+        corners = corners.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)  # of each pair: its right rows, its left columns
+        above, below = even_odd(sums.unflatten(-2, (m, -1)))
+        decayed = even_odd(x.unflatten(-2, (m, -1)))[0] * left.until_end
+        below = below + right.since_start * (corners @ decayed)
+        sums = torch.stack([above, below], -3).flatten(-4, -2)
+        blocks = _join(left, right)
+    return sums, _whole(blocks)
+
+
 def _single_steps(a: Tensor) -> Decays:
     """Every step of (..., C, D) as a block of its own."""
     return Decays(a.unsqueeze(-2), torch.ones_like(a).unsqueeze(-2))

@@ -9,7 +9,7 @@ from layers import agree, close, layer, ours, stacked
 import zoo
 from zoo.benchmarks.studies.measure import load_naive
 from zoo.mixers.linear_attention import squared_features, taylor_features
-from zoo.ops import linear_attention
+from zoo.ops import linear_attention, slot_scores
 from zoo.protocol import Context, Place
 
 B, T, H, K, V = 2, 70, 3, 8, 12
@@ -193,4 +193,29 @@ def test_rwkv6_layer(steps):
     weights |= {"output.weight": theirs.o_proj.weight}
     weights |= {"ln_x.weight": theirs.g_norm.weight, "ln_x.bias": theirs.g_norm.bias}
     word = "rwkv6(head_dim=16, expand_k=0.5, mix_rank=3, decay_rank=5, norm_eps=1e-5)"
+    agree(ours(word, weights, D), theirs, D, steps)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked", "auto"])
+def test_ops_of_slots(backend):
+    q, k, v = normal(B, T, H, K), normal(B, T, H, K, seed=1), normal(B, T, H, V, seed=2)
+    g = torch.nn.functional.logsigmoid(normal(B, T, H, 5, seed=3) + 2)
+    slots, state = -torch.expm1(g), (normal(B, H, K, 5, seed=4), normal(B, H, 5, V, seed=5))
+    theirs, last = load_naive("gsa").naive_recurrent_gsa(q, k, v, slots, g, 1.0, state, output_final_state=True)
+    scores, keys = slot_scores(q, k, slots, g, state[0].mT.contiguous(), scale=1.0, backend=backend)
+    o, values = linear_attention(scores.softmax(-1), slots, v, g, state[1], scale=1.0, backend=backend)
+    close(o, theirs, "outputs")
+    close(keys.mT, last[0], "keys")
+    close(values, last[1], "values")
+
+
+@pytest.mark.parametrize(("steps", "kv_heads", "conv"), [(9, 4, False), (70, 2, True)])
+def test_gsa_layer(steps, kv_heads, conv):
+    options = {"hidden_size": D, "num_heads": 4, "num_kv_heads": kv_heads, "num_slots": 16, "use_short_conv": conv}
+    theirs = layer("gsa", "GatedSlotAttention", layer_idx=0, **options)
+    weights = {"in_proj.weight": stacked(theirs.q_proj, theirs.k_proj, theirs.v_proj, theirs.f_proj)}
+    weights |= {"norm.weight": theirs.g_norm.weight, "out_proj.weight": theirs.o_proj.weight}
+    if conv:
+        weights["conv.weight"] = stacked(theirs.q_conv1d, theirs.k_conv1d, theirs.v_conv1d)
+    word = f"gsa(n_heads=4, n_kv_heads={kv_heads}, n_slots=16, conv_size={4 if conv else 0})"
     agree(ours(word, weights, D), theirs, D, steps)

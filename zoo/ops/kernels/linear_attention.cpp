@@ -343,6 +343,56 @@ void backward(const Shape& s, const float* q, const float* k, const float* v, co
     }
 }
 
+// o_t = scale S_t q_t, the other side of the same S, for a decay a channel: slots s of width K, keys of width V. S is
+// kept turned, (V, K): o_i = E_i (q_i S) + sum_{j <= i} (q_i . k_j) D_ij s_j, where D_ij acts on the channels of s_j.
+void slot_scores(const Shape& s, const float* q, const float* k, const float* slots, const float* g, const float* state,
+                 const bool* resets, float* o, float* last) {
+    constexpr int64_t C = PerChannel::STEPS;
+    const int64_t K = s.wide_k(), V = s.wide_v();
+#pragma omp parallel
+    {
+        FlushDenormals flush;
+        Scratch scratch(3 * C * K + 3 * C * V + C * C + 2 * K * V + PerChannel::floats(K));
+        float *Q = scratch.take(C * V), *Key = scratch.take(C * V), *KeyT = scratch.take(C * V);
+        float *Slot = scratch.take(C * K), *Sx = scratch.take(C * K), *O = scratch.take(C * K);
+        float *A = scratch.take(C * C), *S = scratch.take(K * V), *turned = scratch.take(K * V);
+        PerChannel decays(scratch, K);
+        std::fill(A, A + C * C, 0.0f);
+#pragma omp for schedule(dynamic)
+        for (int64_t index = 0; index < s.B * s.H; ++index) {
+            const int64_t row = index / s.H, head = index % s.H;
+            load_block(turned, K, state + index * s.K * s.V, s.V, s.K, s.V);
+            transposed(K, V, turned, V, S, K);
+            for (int64_t t = 0; t < s.T; t += C) {
+                const int64_t n = std::min(C, s.T - t), at = (row * s.T + t) * s.H + head;
+                load_block(Q, C, q + at * s.V, s.H * s.V, n, s.V, s.scale);
+                load_block(Key, C, k + at * s.V, s.H * s.V, n, s.V);
+                load_block(Slot, C, slots + at * s.K, s.H * s.K, n, s.K);
+                decays.read(g, resets, s, row, t, head, n);
+                transposed(C, V, Key, V, KeyT, C);
+                lower_product(C, V, Q, KeyT, A);
+                product(C, K, V, Q, V, S, K, O, K);
+                decays.since(O, O, K);
+                for (int64_t d = 0; d < K; d += BLOCK_LANES) {
+                    Lanes out[C], step[C];
+                    for (int64_t i = 0; i < C; ++i)
+                        out[i] = load<Lanes>(O + i * K + d), step[i] = load<Lanes>(decays.step + i * K + d);
+                    for (int64_t j = 0; j < C; ++j) {
+                        Lanes decayed = load<Lanes>(Slot + j * K + d);
+                        out[j] += A[j * C + j] * decayed;
+                        for (int64_t i = j + 1; i < C; ++i) out[i] += A[i * C + j] * (decayed *= step[i]);
+                    }
+                    for (int64_t i = 0; i < C; ++i) store(O + i * K + d, out[i]);
+                }
+                store_block(O, o + at * s.K, s.H * s.K, n, s.K);
+                next_state(decays, S, decays.until(Slot, Sx, K), Key, K, V, S);
+            }
+            transposed(V, K, S, K, turned, V);
+            store_block(turned, last + index * s.K * s.V, s.V, s.K, s.V);
+        }
+    }
+}
+
 using Heads = PerHead<32>;
 
 }  // namespace
@@ -372,3 +422,12 @@ extern "C" void linear_attention_backward(const float* q, const float* k, const 
                                                            d_v, d_g, d_state);
 }
 ZOO_EXPORT(linear_attention_backward)
+
+// q and k (B, T, H, V), slots and g (B, T, H, K).
+extern "C" void slot_scores_forward(const float* q, const float* k, const float* slots, const float* g,
+                                    const float* state, const bool* resets, float* o, float* last, int64_t B, int64_t T,
+                                    int64_t H, int64_t K, int64_t V, double scale) {
+    const Shape s{B, T, H, H, K, V, 1, 0, 0, 0, 0, 0, 0, 0, float(scale)};
+    slot_scores(s, q, k, slots, g, state, resets, o, last);
+}
+ZOO_EXPORT(slot_scores_forward)
