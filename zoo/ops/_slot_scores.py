@@ -107,7 +107,7 @@ def _chunked(q: Tensor, heads: Heads, scale: float, chunk: int) -> tuple[Tensor,
     a = common.chunk_decays(heads, chunk)  # (n, B, H, 1, C, M)
     q, slots = to_chunks(q * scale, chunk).unsqueeze(3), to_chunks(heads.k, chunk).unsqueeze(3)
     k = to_chunks(heads.v, chunk)
-    sums, ends = decayed_sums(q @ k.mT, slots, a)
+    sums, ends = decayed_sums(q @ k.mT, slots, a)  # type: ignore[arg-type]  # there are decays
     writes = torch.einsum("nbgrjm,nbgrjk->nbgrmk", slots * ends.until_end, k)
     before, last = running_state(writes, chunk_totals(heads, chunk), heads.state)
     o = sums + ends.since_start * torch.einsum("nbgrik,nbgrmk->nbgrim", q, before)
@@ -121,7 +121,7 @@ def _forward(call: Call, q, k, slots, g, state, resets, scale) -> tuple[Tensor, 
     return o, last
 
 
-def _backward(call: Call, q, k, slots, g, state, resets, scale, d_o, d_last) -> tuple[Tensor, ...]:
+def _backward(call: Call, q, k, slots, g, state, resets, scale, d_o, d_last) -> tuple[Tensor | None, ...]:
     d_q, _, saved = _linear_attention_forward(call, d_o, slots, k, g, state, resets, scale, True)
     backward = _linear_attention_backward(call, d_o, slots, k, g, state, resets, saved, q, d_last, scale)
     _, d_slots, d_k, d_g, d_state = backward
