@@ -563,9 +563,9 @@ def main(arguments: list[str] | None = None) -> None:
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk is found out here, not as Python ends
     except UsageError as error:
-        _fail(str(error), 2)
+        _refuse(str(error), 2)
     except CommandError as error:
-        _fail(error.format_message(), error.exit_code)  # type: ignore[attr-defined]
+        _refuse(error.format_message(), error.exit_code)  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
         _fail("Interrupted.", 130)
     except BrokenPipeError:  # such as `zoo list tasks | head -1`
@@ -594,6 +594,13 @@ def main(arguments: list[str] | None = None) -> None:
         imports = sys.modules.get("zoo.core.imports")  # not loaded by commands that need no registry
         failed = imports is not None and imports.has_problems(known)
         sys.exit(status if isinstance(status, int) and status else 2 if failed else 0)
+
+
+def _refuse(message: str, status: int) -> NoReturn:
+    """End because of wrong input, which the first process of a machine says for all that torch has started there."""
+    if "WORLD_SIZE" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        sys.exit(status)
+    _fail(message, status)
 
 
 def _fail(message: str, status: int) -> NoReturn:

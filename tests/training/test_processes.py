@@ -24,6 +24,7 @@ from zoo.cli import main
 from zoo.core.errors import UsageError
 from zoo.objectives.base import objectives
 from zoo.objectives.next_token import NextToken
+from zoo.training.group import Group
 from zoo.training.processes import check_shared
 from zoo.training.train import train as train_one
 from zoo.training.train_options import TrainConfig
@@ -137,7 +138,19 @@ def test_wrong_numbers_of_processes_are_refused_before_any_is_started(arguments,
 def test_torchrun_and_processes_are_not_given_together(recipe, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("zoo.training.launch.join", Group)
     assert "leave one of them out" in refused(capsys, "train", recipe, "--processes", "2")
+    assert "torchrun has an option of this name of its own" in refused(capsys, "train", recipe, "--max-restarts", "2")
+
+
+def test_wrong_words_are_refused_by_the_first_process_of_a_machine(recipe, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert "No such option: --nosuch" in refused(capsys, "train", recipe, "--nosuch")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as left:
+        main(["train", recipe, "--nosuch"])
+    assert (left.value.code, capsys.readouterr().err) == (2, "")
 
 
 def test_an_objective_that_reads_a_batch_whole_is_not_shared(monkeypatch):

@@ -125,6 +125,8 @@ def part_at_exit(control: Any) -> None:
 def _leave(control: Any) -> None:
     import torch.distributed as dist
 
+    with contextlib.suppress(ValueError):  # of another thread than the main one
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of a launcher, which would change the exit status
     with contextlib.suppress(Exception):
         sys.stderr.flush()
         if LostProcess.happened is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.core.errors import RunError, UsageError
+from zoo.training.callbacks import Callback
 from zoo.training.child import COMMAND
 from zoo.training.failures import LostProcess, tell_launcher
 from zoo.training.joining import launched, several
@@ -99,9 +100,10 @@ def train_recipe(
     Raises:
         UsageError: any wrong input, in any variant, before the first is trained.
     """
-    check_processes(processes, max_restarts, fresh=fresh)
     if several():
-        return _one_of_several(source, overrides, variants, resume=resume, fresh=fresh, quiet=quiet, track=track)
+        how: dict[str, Any] = {"processes": processes, "max_restarts": max_restarts, "track": track}
+        return _one_of_several(source, overrides, variants, resume=resume, fresh=fresh, quiet=quiet, **how)
+    check_processes(processes, max_restarts, fresh=fresh)
     experiments = read_experiments(source, parse_overrides(overrides), variants)
     callbacks = trackers(track)
     flags = [flag for flag, on in (("--resume", resume), ("--fresh", fresh), ("--quiet", quiet)) if on]
@@ -131,16 +133,25 @@ def train_recipe(
 
 
 def _one_of_several(
-    source: str, overrides: Sequence[str], variants: Sequence[str], *, track: Sequence[str], **how: Any
+    source: str,
+    overrides: Sequence[str],
+    variants: Sequence[str],
+    *,
+    processes: int | None,
+    max_restarts: int | None,
+    track: Sequence[str],
+    **how: Any,
 ) -> Launched:
     """Train one experiment with the other processes that torch's launcher has started."""
     group = None
     try:
         group = join()
+        check_processes(processes, max_restarts, fresh=bool(how["fresh"]))
         if len(variants) > 1:
             raise UsageError("Several processes train one experiment: give one --variant.")
         variant = variants[0] if variants else None
-        callbacks = trackers(track) if group.leads else []
+        callbacks: list[Callback] = []
+        group.told(lambda: callbacks.extend(trackers(track)))
         result = train(source, parse_overrides(overrides), variant=variant, callbacks=callbacks, **how)
     except (UsageError, RunError, Interrupted) as error:
         tell_launcher(error)
