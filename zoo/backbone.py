@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from zoo.core.errors import UsageError
 from zoo.door import check_features
@@ -66,6 +66,8 @@ class Step(nn.Module):
     ) -> tuple[Tensor, tuple[State, ...]]:
         if self.norms_time and (context.lengths is not None or context.resets is not None):
             raise UsageError('norm_axis="time" norms whole rows: give neither lengths nor resets.')
+        if self.norms_time and context.pieces is not None:
+            raise UsageError('norm_axis="time" norms whole rows: they cannot be cut over processes.')
         h, x, weights = self.connection(x)
         y, new_states = self.mix(self.norm_in(h), states, context)
         x = x if self.residual_scale is None else x * self.residual_scale
@@ -338,7 +340,9 @@ def recomputed(function: Callable[..., R], network: nn.Module, *inputs: Any, con
         return function(*inputs, own), own
 
     again = lambda: (contextlib.nullcontext(), _buffers_kept(network))  # noqa: E731
-    return checkpoint(call, *inputs, use_reentrant=False, context_fn=again)
+    # every process sends what it sent in the forward pass, behind what its own backward pass needs too
+    with set_checkpoint_early_stop(context.pieces is None):
+        return checkpoint(call, *inputs, use_reentrant=False, context_fn=again)
 
 
 @contextlib.contextmanager

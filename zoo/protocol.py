@@ -22,6 +22,7 @@ chunked prefill and step-by-step decoding. Checked for every mixer (`zoo/laws`):
 12. Openness: hooks fire, adapters and pruning take effect on every layer; checkpointing changes no gradient.
 13. Second derivatives, forward mode and `torch.func` are right, or refused by name.
 14. Batch-mates: loss and answers of a row depend neither on the batch size of an evaluation nor on the other rows.
+15. Pieces: a sequence that is cut over processes gives the outputs and gradients of one process.
 """
 
 from __future__ import annotations
@@ -29,16 +30,18 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options, unfrozen
 from zoo.core.registry import Registry
 from zoo.door import check_features, check_resets, fits, form_of, misfit, read_lengths, read_timespans
+from zoo.pieces import Pieces
 from zoo.states import State, tree_bytes
 
 
@@ -72,6 +75,10 @@ class Traits(NamedTuple):
         reads_timespans: whether the mixer works in continuous time and reads `context.timespans`.
         takes_length: whether the mixer has weights for every step. The number of steps is its option `length`, or
             `place.length`.
+        cuts_in_ops: how a sequence is cut over processes. The mixer passes `context.pieces` to its ops, which exchange
+            what they need, and all processes compute at the same time. Otherwise the processes take turns: each waits
+            for the whole state of the one before.
+        not_cuttable: why a sequence cannot be cut over processes, or None if it can.
     """
 
     not_compilable: str | None = None
@@ -79,6 +86,8 @@ class Traits(NamedTuple):
     work_varies: str | None = None
     reads_timespans: bool = False
     takes_length: bool = False
+    cuts_in_ops: bool = False
+    not_cuttable: str | None = None
 
 
 _OLD_TRAITS = {"compiles": "not_compilable"}  # what a trait was called as an attribute of its own
@@ -92,6 +101,7 @@ class Context:
         lengths: (B,) whole numbers, number of valid steps of each row of a right-padded batch; all of them by default.
         resets: (B, T) bool, true where a packed document starts: from this step on, no earlier step is visible.
         timespans: (B, T) time since the previous step, for continuous-time mixers; 1 by default.
+        pieces: of a sequence that is cut over processes, of which the pass reads one piece; None where it is not cut.
         shared: named tensors that one layer stores for later ones.
         losses: auxiliary losses, each a scalar tensor, which are added to the loss of the objective.
         metrics: figures to log, each a scalar tensor.
@@ -103,6 +113,7 @@ class Context:
     shared: dict[str, Tensor] = field(default_factory=dict)
     losses: list[Tensor] = field(default_factory=list)
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    pieces: Pieces | None = None
 
 
 class Admitted(Context):
@@ -126,7 +137,16 @@ def admit(who: str, context: Context | None, batch_size: int, n_steps: int, devi
         check_resets(who, resets, batch_size, n_steps, device)
     if timespans is not None:
         timespans = read_timespans(who, timespans, lengths, batch_size, n_steps, device)
-    return Admitted(lengths, resets, timespans, context.shared, context.losses, context.metrics)
+    pieces = context.pieces
+    if pieces is not None:
+        if lengths is not None:
+            raise UsageError(
+                f"{who}: a sequence that is cut over processes takes no lengths: give rows of equal length."
+            )
+        if n_steps != pieces.sizes[pieces.rank]:
+            told = f"{n_steps} steps, and piece {pieces.rank} has {pieces.sizes[pieces.rank]}"
+            raise UsageError(f"{who}: {told} of the {sum(pieces.sizes)} steps that are cut into {pieces.n} pieces.")
+    return Admitted(lengths, resets, timespans, context.shared, context.losses, context.metrics, pieces)
 
 
 def check_state(who: str, module: Any, state: State, batch_size: int, dtype: torch.dtype) -> None:
@@ -136,6 +156,37 @@ def check_state(who: str, module: Any, state: State, batch_size: int, dtype: tor
         form = module.__dict__["_state_form"] = form_of(module.init_state)  # anew: parts may have been exchanged
         if not fits(form, state, batch_size, dtype):
             raise misfit(who, form, state, batch_size, dtype)
+
+
+def not_cuttable(mixer: Mixer) -> str | None:
+    """Why a sequence that a mixer reads cannot be cut over processes, or None if it can."""
+    if mixer.traits.not_cuttable is None and not mixer.causal and not mixer.traits.cuts_in_ops:
+        return "every step reads all others"
+    return mixer.traits.not_cuttable
+
+
+def _piece(
+    mixer: Mixer, forward: Callable[..., Any], x: Tensor, state: State | None, context: Context, **more: Any
+) -> tuple[Tensor, State]:
+    """`forward` over one piece of a sequence that is cut over processes; no state is returned.
+
+    Raises:
+        UsageError: a mixer that cannot be cut, or a state: that of a piece is with the process before.
+    """
+    pieces = context.pieces
+    assert pieces is not None
+    if state is not None and tree_leaves(state):
+        raise UsageError(f"{mixer.name}: a sequence that is cut over processes starts from rest: give no state.")
+    if (why := not_cuttable(mixer)) is not None:
+        raise UsageError(f"{mixer.name}: a sequence cannot be cut over processes: {why}.")
+    if mixer.traits.cuts_in_ops:
+        return forward(mixer, x, None, context, **more)[0], ()
+    alone = replace(context, pieces=None)
+    rest = mixer.init_state(len(x), capacity=1, device=x.device, dtype=x.dtype)
+    if not tree_leaves(rest):
+        return forward(mixer, x, None, alone, **more)[0], ()
+    y, after = forward(mixer, x, pieces.receive_tree(rest), alone, **more)
+    return pieces.send_tree(y, after), ()
 
 
 def _through_the_door(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,6 +200,8 @@ def _through_the_door(forward: Callable[..., Any]) -> Callable[..., Any]:
                 if state is not None:
                     check_state(self.name, self, state, len(x), x.dtype)
             context = admit(self.name, context, len(x), x.shape[1], x.device)
+        if context.pieces is not None:
+            return _piece(self, forward, x, state, context, **more)
         return forward(self, x, state, context, **more)
 
     return checked

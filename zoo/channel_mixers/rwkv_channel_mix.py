@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.core.options import Options
 from zoo.ops import token_shift
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
 
 
 class RWKVChannelMixState(NamedTuple):
@@ -38,6 +38,8 @@ class RWKVChannelMix(Mixer):
     """
 
     kind = "channel"
+
+    traits = Traits(cuts_in_ops=True)
 
     class Config(Options):
         """The options.
@@ -75,7 +77,9 @@ class RWKVChannelMix(Mixer):
         return RWKVChannelMixState(shift)
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
-        packing = {} if context is None else {"lengths": context.lengths, "resets": context.resets}
+        packing = {}
+        if context is not None:
+            packing = {"lengths": context.lengths, "resets": context.resets, "pieces": context.pieces}
         before, shift = token_shift(x, None if state is None else state.shift, **packing)
         mixed = torch.lerp(x, before, self.x_k.to(x.dtype))
         y = self.value(F.relu(self.key(mixed)).square())

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from zoo.core.errors import UsageError, raised_at
-from zoo.laws import batches, costs, derivatives, openness, order, refusal, training  # noqa: F401 - they enter laws
+from zoo.laws import batches, costs, derivatives, openness, order, pieces, refusal, training  # noqa: F401 - they enter laws
 from zoo.laws.book import LAWS, Law, conditions, named
 from zoo.laws.cases import Case, subject_of
 from zoo.laws.compare import TOLERANCE, LawBroken, device_of, dtype_of, off_inits

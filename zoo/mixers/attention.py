@@ -18,7 +18,7 @@ from zoo.core.errors import UsageError
 from zoo.mixers.attention_parts import AttentionWord, RopeOptions, angles
 from zoo.norms import rms_norm
 from zoo.ops import attention, init_cache, rotary_width, rotate
-from zoo.protocol import Context, Place, State, derive_heads, first_parameter_like, register
+from zoo.protocol import Context, Place, State, Traits, derive_heads, first_parameter_like, register
 
 
 class AttentionOptions(RopeOptions):
@@ -74,6 +74,7 @@ class Attention(AttentionWord):
     residual stream's scale at any depth (Radford et al. 2019, section 2.3); biases and sinks zero, norms one.
     """
 
+    traits = Traits(cuts_in_ops=True)
     config: AttentionOptions
 
     def __init__(self, d_model: int, config: AttentionOptions, *, place: Place = Place()):
@@ -169,6 +170,7 @@ class Attention(AttentionWord):
             softcap=c.softcap,
             lengths=context.lengths,
             resets=context.resets,
+            pieces=context.pieces,
             scale=c.scale,
             backend=c.backend,
         )

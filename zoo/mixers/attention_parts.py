@@ -85,6 +85,8 @@ def angles(
     Args:
         length: (B,) steps of the current document before these; None for none.
     """
+    if context.pieces is not None:
+        length = context.pieces.positions(len(x), context.resets, x.device)
     if length is not None:
         return rotary_table(document_positions(length, x.shape[1], context.resets), width, base=base, scaling=scaling)
     cos, sin = rotary_table(torch.arange(x.shape[1], device=x.device)[None], width, base=base, scaling=scaling)

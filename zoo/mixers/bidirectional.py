@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.pattern import Word, create_mixer, make_word, mixer_of, parse_word
+from zoo.pieces import Pieces
 from zoo.protocol import Context, Mixer, Place, State, register
 
 MIRRORED = "mirrored."  # prefix of what the mirrored copy leaves in the context
@@ -78,7 +79,7 @@ class Bidirectional(Mixer):
                 f"bidirectional({word.name}): {word.name} sees both sides already: write {word.name} alone."
             )
         self.mirrored = self.inner if config.tie_weights else create_mixer(word.config, d_model, place=place)
-        self.traits = self.inner.traits
+        self.traits = self.inner.traits._replace(cuts_in_ops=True)
         if config.combine == "concat":
             self.out_proj = nn.Linear(2 * d_model, d_model, bias=False)
             nn.init.normal_(self.out_proj.weight, std=(2 * d_model) ** -0.5)
@@ -136,12 +137,20 @@ def _mirrored_context(context: Context, flip) -> Context:
     """The context as the mirrored copy sees it; losses go into the same list."""
     resets, timespans = context.resets, context.timespans
     if timespans is not None:
-        following = torch.cat([timespans[:, 1:], torch.ones_like(timespans[:, :1])], 1)
+        following = _following(timespans, context.pieces)
         if resets is not None:  # the first step of a mirrored document has no step before it
-            following = torch.where(torch.cat([resets[:, 1:], resets[:, :1]], 1), 1, following)
+            following = torch.where(_following(resets, context.pieces), 1, following)
         timespans = flip(following)
-        timespans = torch.cat([torch.ones_like(timespans[:, :1]), timespans[:, 1:]], 1)
     if resets is not None:  # a document's last step is where its mirror image starts
-        resets = flip(torch.cat([resets[:, 1:], torch.ones_like(resets[:, :1])], 1))
+        resets = flip(_following(resets, context.pieces))
     shared = {k.removeprefix(MIRRORED): v for k, v in context.shared.items() if k.startswith(MIRRORED)}
-    return type(context)(context.lengths, resets, timespans, shared, context.losses)
+    pieces = None if context.pieces is None else context.pieces.mirrored()
+    return type(context)(context.lengths, resets, timespans, shared, context.losses, pieces=pieces)
+
+
+def _following(x: Tensor, pieces: Pieces | None) -> Tensor:
+    """x (B, T) of the step after each one; 1 after the last one of the sequence."""
+    after = torch.ones_like(x[:, :1])
+    if pieces is not None:
+        after = pieces.mirrored().shift(x[:, :1], after)
+    return torch.cat([x[:, 1:], after], 1)

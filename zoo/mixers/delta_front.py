@@ -13,7 +13,7 @@ from zoo.core.errors import UsageError
 from zoo.mixers.parts import CausalConv, conv_backend, init_projections, main_backend, precise, project, whole
 from zoo.norms import GatedRMSNorm
 from zoo.ops import delta_rule, dplr
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype
 
 
 class DeltaState(NamedTuple):
@@ -37,6 +37,7 @@ class DeltaMixer(Mixer):
         n_writes: steps of the delta rule a token.
     """
 
+    traits = Traits(cuts_in_ops=True)
     n_key_heads: int
     n_heads: int
     d_key: int

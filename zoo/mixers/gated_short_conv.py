@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo.core.options import Options
 from zoo.mixers.parts import Backend, CausalConv, init_projections
 from zoo.mixers.short_conv import ShortConvState
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
 
 
 @register("gated_short_conv")
@@ -25,6 +25,8 @@ class GatedShortConv(Mixer):
     |------------------|----------------|-----------------|----------------------------------------------------|
     | (W - 1) D floats | 8 D^2          | exact, one pass | see beyond W steps; needs attention layers between |
     """
+
+    traits = Traits(cuts_in_ops=True)
 
     class Config(Options):
         """The options.

@@ -15,7 +15,17 @@ from zoo.core.options import Options
 from zoo.mixers.parts import Backend, init_projections, packing, precise, project, whole
 from zoo.norms import GatedRMSNorm
 from zoo.ops import linear_attention
-from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import (
+    Context,
+    Mixer,
+    Place,
+    State,
+    Traits,
+    derive_heads,
+    first_parameter_like,
+    recurrent_dtype,
+    register,
+)
 
 
 class GLAState(NamedTuple):
@@ -41,6 +51,8 @@ class GatedLinearAttention(Mixer):
     | H K V | 8 D^2 + 3 rank D + 2 H K V | chunked matmuls, O(T) | overwrite what it has stored, or track states    |
     |       | (K is half of V)           |                       | such as parity                                   |
     """
+
+    traits = Traits(cuts_in_ops=True)
 
     class Config(Options):
         """The options.

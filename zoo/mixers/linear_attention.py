@@ -19,7 +19,17 @@ from zoo.norms import GatedRMSNorm
 from zoo.ops import linear_attention
 from zoo.ops.common import owned
 from zoo.ops.modules import widely
-from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import (
+    Context,
+    Mixer,
+    Place,
+    State,
+    Traits,
+    derive_heads,
+    first_parameter_like,
+    recurrent_dtype,
+    register,
+)
 
 TAYLOR_DIM = 16
 EPS, REBASED_EPS = 1e-6, 1e-5  # added to normalisers
@@ -59,6 +69,8 @@ class LinearAttention(Mixer):
     d (d + 1) / 2 (136) for ReBased. The weights of a ReBased query that is almost orthogonal to all earlier keys are
     differences of larger products, and its output is inexact in float32.
     """
+
+    traits = Traits(cuts_in_ops=True)
 
     class Config(Options):
         """The options.

@@ -27,7 +27,7 @@ from zoo.norms import GatedRMSNorm
 from zoo.ops import selective_scan
 from zoo.ops.modules import bare
 from zoo.parameters import set_rule
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
 
 
 class MambaState(NamedTuple):
@@ -56,6 +56,8 @@ class Mamba(Mixer):
     positive and do not depend on the state (Grazzi et al. 2025, arXiv 2411.12537). A state of 16 numbers a channel
     holds less than the 64 to 256 of Mamba-2, whose matmuls make them affordable.
     """
+
+    traits = Traits(cuts_in_ops=True)
 
     class Config(Options):
         """The options.

@@ -28,7 +28,17 @@ from zoo.mixers.parts import (
 )
 from zoo.norms import GatedRMSNorm
 from zoo.ops import linear_attention
-from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import (
+    Context,
+    Mixer,
+    Place,
+    State,
+    Traits,
+    derive_heads,
+    first_parameter_like,
+    recurrent_dtype,
+    register,
+)
 
 
 class Mamba2State(NamedTuple):
@@ -59,6 +69,8 @@ class Mamba2(Mixer):
     Cannot overwrite what it has stored under a key (it only fades), nor track states such as parity: its decays are
     positive and do not depend on the state (Grazzi et al. 2025, arXiv 2411.12537).
     """
+
+    traits = Traits(cuts_in_ops=True)
 
     class Config(Options):
         """The options.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo.core.options import Options
 from zoo.mixers.parts import Backend, packing, precise, whole
 from zoo.ops import scan
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
 
 
 class MinGRUState(NamedTuple):
@@ -36,6 +36,8 @@ class MinGRU(Mixer):
     | d_hidden | 4 D d_hidden   | a scan        | let its gates depend on its state: no counting, no parity in one |
     |          |                |               | layer; recall more than its state can hold                       |
     """
+
+    traits = Traits(cuts_in_ops=True)
 
     class Config(Options):
         """The options.

@@ -13,7 +13,7 @@ from zoo.core.errors import UsageError
 from zoo.mixers.attention_parts import AttentionWord, RopeOptions, angles
 from zoo.norms import rms_norm
 from zoo.ops import LatentCache, latent_attention, rotate, yarn_amplitude
-from zoo.protocol import Context, Place, State, derive_heads, first_parameter_like, register
+from zoo.protocol import Context, Place, State, Traits, derive_heads, first_parameter_like, register
 
 
 class Projected(NamedTuple):
@@ -55,6 +55,8 @@ class MultiHeadLatentAttention(AttentionWord):
     |-----------|----------------------------------------------|----------------------|-----------------|
     | (r + P) T | projections + 2 H (2 r + P) T, state unfolded never | attention, O(T^2) in all | forget, fixed state |
     """
+
+    traits = Traits(cuts_in_ops=True)
 
     class Config(RopeOptions):
         """The options; see `RopeOptions` for the rest.
@@ -167,6 +169,7 @@ class MultiHeadLatentAttention(AttentionWord):
             causal=self.causal,
             lengths=context.lengths,
             resets=context.resets,
+            pieces=context.pieces,
             scale=self.scale,
             absorb=c.absorb,
             backend=c.backend,

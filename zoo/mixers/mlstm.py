@@ -16,7 +16,7 @@ from zoo.mixers._xlstm import HeadNorm, HeadwiseLinear, small_std, wang_std
 from zoo.mixers.parts import CausalConv, conv_backend, packing, project, whole
 from zoo.ops import MLSTMState, mlstm
 from zoo.ops.modules import widely
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
 
 ONLY = {"v1": ("expand", "multiple_of", "conv_size", "qkv_block"), "7b": ("qk_factor", "v_factor", "gate_cap")}
 MAX_HEADS = 4  # of the first block
@@ -56,6 +56,8 @@ class MLSTM(Mixer):
 
     Cannot overwrite the value stored under a key, nor track states such as parity: its gates do not read the state.
     """
+
+    traits = Traits(cuts_in_ops=True)
 
     class Config(Options):
         """The options.

@@ -33,8 +33,18 @@ def main_backend(backend: Backend) -> Backend:
 
 
 def packing(context: Context | None) -> dict[str, Any]:
-    """The arguments of every op for rows of unequal length and packed documents."""
-    return {} if context is None else {"lengths": context.lengths, "resets": context.resets}
+    """The arguments of every op for rows of unequal length, packed documents, and sequences that are cut."""
+    if context is None:
+        return {}
+    pieces = {} if context.pieces is None else {"pieces": context.pieces}
+    return {"lengths": context.lengths, "resets": context.resets, **pieces}
+
+
+def started(position: Tensor, context: Context | None) -> Tensor:
+    """(B,) steps of the current document before a pass: those of a state, or where the process's piece begins."""
+    if context is None or context.pieces is None:
+        return position
+    return context.pieces.positions(len(position), context.resets, position.device)
 
 
 def at_last_step(x: Tensor, before: Tensor, lengths: Tensor | None) -> Tensor:

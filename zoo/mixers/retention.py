@@ -11,9 +11,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.core.options import Options
-from zoo.mixers.parts import Backend, init_projections, packing, precise, project, whole
+from zoo.mixers.parts import Backend, init_projections, packing, precise, project, started, whole
 from zoo.ops import linear_attention, rotary_table, rotary_width, rotate
-from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import (
+    Context,
+    Mixer,
+    Place,
+    State,
+    Traits,
+    derive_heads,
+    first_parameter_like,
+    recurrent_dtype,
+    register,
+)
 from zoo.states import document_positions, next_position
 
 
@@ -40,6 +50,8 @@ class Retention(Mixer):
     | H K V, position | 16 D^2 + 2 H K V | chunked matmuls, O(T) | choose what to forget (its decays are        |
     |                 | with V = 2 K     |                       | fixed), or overwrite what it has stored      |
     """
+
+    traits = Traits(cuts_in_ops=True)
 
     class Config(Options):
         """The options.
@@ -98,14 +110,15 @@ class Retention(Mixer):
         state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
         q, k, v, gate = project(x, self.in_proj, self.parts)
         q, k, v = (rearrange(m, "b t (h d) -> b t h d", h=self.n_heads) for m in (q, k, v))
-        positions = document_positions(state.position, x.shape[1], context.resets)
+        start = started(state.position, context)
+        positions = document_positions(start, x.shape[1], context.resets)
         angles = rotary_table(positions[:1] if in_step else positions, rotary_width(self.d_key), base=c.rope_base)
         q, k = (rotate(m, *angles, interleaved=c.rope_interleaved) for m in (q, k))
         log_decay = self.log_decay(x.device, state.memory.dtype).expand(*x.shape[:2], -1)
         o, memory = linear_attention(q, k, v, log_decay, state.memory, backend=c.backend, **packing(context))
         o = self._normed(precise(o)).flatten(-2)
         o = o * F.silu(precise(gate)) if c.gate else o
-        position = next_position(positions, state.position, context.lengths)
+        position = next_position(positions, start, context.lengths)
         return self.out_proj(o.to(x.dtype)), RetentionState(position, memory)
 
     def _normed(self, o: Tensor) -> Tensor:

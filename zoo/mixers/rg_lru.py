@@ -12,10 +12,20 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers.parts import Backend, CausalConv, conv_backend, main_backend, packing, precise, whole
+from zoo.mixers.parts import Backend, CausalConv, conv_backend, main_backend, packing, precise, started, whole
 from zoo.ops import scan
 from zoo.ops.derivatives import transformed
-from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import (
+    Context,
+    Mixer,
+    Place,
+    State,
+    Traits,
+    derive_heads,
+    first_parameter_like,
+    recurrent_dtype,
+    register,
+)
 from zoo.states import document_positions, next_position
 
 POWER = 8.0  # the paper's constant c
@@ -49,6 +59,8 @@ class RGLRU(Mixer):
 
     Gates, decays and states are computed in float32 at least.
     """
+
+    traits = Traits(cuts_in_ops=True)
 
     class Config(Options):
         """The options.
@@ -106,7 +118,8 @@ class RGLRU(Mixer):
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
         lengths, resets = (None, None) if context is None else (context.lengths, context.resets)
-        positions = document_positions(state.position, x.shape[1], resets)
+        start = started(state.position, context)
+        positions = document_positions(start, x.shape[1], resets)
         gate = F.gelu(self.linear_y(x), approximate="tanh")
         u, conv_state = self.conv(self.linear_x(x), state.conv, context)
 
@@ -116,7 +129,7 @@ class RGLRU(Mixer):
         backend = main_backend(self.config.backend)
         h, h_state = scan(log_a.exp(), u * i * scale, state.h, backend=backend, **packing(context))
         y = self.linear_out(h.to(x.dtype) * gate)
-        return y, RGLRUState(conv_state, h_state, next_position(positions, state.position, lengths))
+        return y, RGLRUState(conv_state, h_state, next_position(positions, start, lengths))
 
     def _gates(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """i and r, (B, T, d_rnn)."""

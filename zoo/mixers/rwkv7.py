@@ -17,7 +17,17 @@ from zoo.norms import l2_norm
 from zoo.ops import dplr, token_shift
 from zoo.ops.modules import widely
 from zoo.parameters import set_rule
-from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import (
+    Context,
+    Mixer,
+    Place,
+    State,
+    Traits,
+    derive_heads,
+    first_parameter_like,
+    recurrent_dtype,
+    register,
+)
 
 FIRST_VALUES = "rwkv7.first_values"  # (B, T, D) in the context: the values of the first layer that ran
 
@@ -57,6 +67,8 @@ class RWKV7(Mixer):
     (decays are above 0.54, |kappa| = 1, rates below 1): a sign can change, but then the value shrinks. A delta rule
     with negative eigenvalues keeps its size (Grazzi et al. 2025, arXiv 2411.12537).
     """
+
+    traits = Traits(cuts_in_ops=True)
 
     class Config(Options):
         """The options.

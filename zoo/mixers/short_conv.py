@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.core.options import Options
 from zoo.mixers.parts import Backend, CausalConv
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
 
 
 class ShortConvState(NamedTuple):
@@ -32,6 +32,8 @@ class ShortConv(Mixer):
     |------------------|-----------------|---------------|-------------------------------------------------------|
     | (W - 1) D floats | 2 W D, no matmul | exact, one pass | see beyond W steps, mix channels, depend on content |
     """
+
+    traits = Traits(cuts_in_ops=True)
 
     class Config(Options):
         """The options.

@@ -214,6 +214,8 @@ class RecursiveModel(Ends):
 
     def _over_places(self, context: Context) -> Context:
         """The context of the puzzle's places and the tokens."""
+        if context.pieces is not None:
+            raise UsageError("A recursive model reads whole rows: they cannot be cut over processes.")
         if context.resets is not None:
             raise UsageError("A recursive model thinks about one puzzle a row: give no resets.")
         n = self.recursion.prefix

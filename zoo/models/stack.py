@@ -39,7 +39,10 @@ class Stack(Ends):
     def features(
         self, inputs: Tensor, state: ModelState | tuple[()] | None = None, context: Context | None = None
     ) -> tuple[Tensor, ModelState | tuple[()]]:
-        """As `forward`, up to the normed hidden states (B, T, D) that `logits` reads."""
+        """As `forward`, up to the normed hidden states (B, T, D) that `logits` reads.
+
+        Of a sequence that is cut over processes (`context.pieces`), the inputs are one piece, and no state is returned.
+        """
         if not self.causal and isinstance(state, ModelState):
             raise UsageError("A model with causal=False reads whole sequences and takes no state.")
         inputs, context = self.read(inputs, context)
@@ -47,6 +50,10 @@ class Stack(Ends):
             check_state("model", self, state, len(inputs), self.compute_dtype())
         carried = state if isinstance(state, ModelState) else None
         start = carried.position if carried else torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
+        if context.pieces is not None:
+            if carried:
+                raise UsageError("A sequence that is cut over processes starts from rest: give no state.")
+            start = context.pieces.positions(len(inputs), context.resets, inputs.device)
         positions = document_positions(start, inputs.shape[1], context.resets)
         seen = positions
         if context.lengths is not None:  # padding stands nowhere, and so never beyond max_len
@@ -56,7 +63,9 @@ class Stack(Ends):
         how = {"recompute": True} if self.recompute else {}
         x, layers = self.backbone(x, carried.layers if carried else None, context, **how)
         x = self.norm(x)
-        return x, ModelState(next_position(positions, start, context.lengths), layers) if self.causal else ()
+        if not self.causal or context.pieces is not None:
+            return x, ()
+        return x, ModelState(next_position(positions, start, context.lengths), layers)
 
     def embed(self, inputs: Tensor, positions: Tensor, timespans: Tensor | None = None) -> Tensor:
         """Inputs, positions and timespans (B, T; 1 by default) to (B, T, D)."""

@@ -19,7 +19,9 @@ from zoo.ops.attention_forms import Settings
 from zoo.ops.common import blank, state_dtype, valid_steps, widest
 from zoo.ops.derivatives import traced
 from zoo.ops.kv_cache import DecayingCache, KVCache, append, first_cache
+from zoo.ops.ring import plan_of, ring_attention
 from zoo.ops.visibility import visibility_of
+from zoo.pieces import Pieces
 
 BACKENDS = ("auto", "reference", "chunked", "sdpa")
 LEGEND = (
@@ -44,6 +46,7 @@ def attention(
     log_decay: Tensor | None = None,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    pieces: Pieces | None = None,
     scale: float | None = None,
     chunk_size: int | None = None,
     backend: str = "auto",
@@ -64,6 +67,8 @@ def attention(
         log_decay: (B, T, H), finite and never positive; only if causal. A step's own decay acts on the keys before it.
         lengths: (B,) valid steps of a right-padded batch; nothing sees the later ones, whose outputs are zero.
         resets: (B, T) bool, true where a packed document starts; a step sees its own document only.
+        pieces: of a sequence that is cut over processes, of which the other arguments are one piece, see
+            `zoo.ops.ring`. Then there is no state.
         scale: K ** -0.5 by default.
         chunk_size: queries a block of the chunked form; by default 128 (half a window), fewer for large batches.
         backend: "reference" forms all T x S scores. "chunked" goes through blocks of queries, and recomputes
@@ -84,6 +89,11 @@ def attention(
         log_decay = None if log_decay is None else blank(log_decay, padding)
     new: tuple[Tensor, ...] = (k, v) if log_decay is None else (k, v, log_decay.to(state_dtype(q)))
     options = Settings(scale, softcap, sinks, chunk_size, backend)
+    if pieces is not None:
+        if log_decay is not None:
+            raise UsageError("attention: pieces are not served with log_decay: cut the mixer by its state.")
+        plan, visiting, K = plan_of(q, pieces, causal, window, resets), torch.cat([k, v], -1), q.shape[-1]
+        return ring_attention(q, visiting, (), lambda kv: (kv[..., :K], kv[..., K:]), plan, options), ()
     if state is not None and q.shape[1] == 1:
         after: Any = append(state, *new, window=window, lengths=lengths, resets=resets)
         o = forms.decode(q, after, options)

@@ -18,8 +18,10 @@ from zoo.ops import common
 from zoo.ops.adapters import causal_conv1d as adapter
 from zoo.ops.bridge import Operator
 from zoo.ops.common import blank
+from zoo.ops.cut import edge_before
 from zoo.ops.derivatives import gradients_of, guarded, once
 from zoo.ops.kernel import Call, Kernel, Strided
+from zoo.pieces import Pieces
 
 KERNEL = Kernel("causal_conv1d")
 ACTIVATIONS = (None, "silu")
@@ -37,6 +39,7 @@ def causal_conv1d(
     activation: str | None = None,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    pieces: Pieces | None = None,
     chunk_size: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -51,6 +54,8 @@ def causal_conv1d(
         activation: None or "silu".
         lengths: (B,) valid steps of a right-padded batch; later steps stay out of the state and give zeros.
         resets: (B, T) bool; the window is forgotten before a step where it is true.
+        pieces: of a sequence that is cut over processes, of which the other arguments are one piece; `state` is then
+            that before the first one.
         chunk_size: taken for the sake of one signature for all ops, and without effect: nothing is cut here. (A
             `scale` is not taken: it would be a factor on the weight.)
         backend: "auto", "reference" (one step at a time), "chunked" (all steps at once), or "compiled" (C++, float32
@@ -72,6 +77,8 @@ def causal_conv1d(
     common.chunk_length(chunk_size, T, T)
 
     inputs, weight = x.to(dtype), weight.to(dtype)
+    if pieces is not None:
+        state, inputs = edge_before(pieces, inputs, W - 1, state, resets)
     if state is None:
         state = inputs.new_zeros(B, W - 1, D)
     bias = None if bias is None else bias.to(dtype)
@@ -86,7 +93,7 @@ def causal_conv1d(
     if chosen == "causal_conv1d":
         plain = functools.partial(_plain, resets=None, lengths=None, silu=activation == "silu")  # it serves no others
         given = inputs, weight, bias, state
-        y, state = guarded(plain, adapter.causal_conv1d(x, weight, bias, state, activation), given)
+        y, state = guarded(plain, adapter.causal_conv1d(inputs.to(x.dtype), weight, bias, state, activation), given)
         return y.to(x.dtype), state
     form = _reference if chosen == "reference" else _chunked
     y, state = _plain(inputs, weight, bias, state, resets, lengths, activation == "silu", form)

@@ -7,15 +7,19 @@ with one a channel (Kimi Team 2025, eq. 1). beta up to 2 gives eigenvalues down 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from zoo.ops import common
 from zoo.ops.adapters import flash_linear_attention
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
+from zoo.ops.cut import by_transition
 from zoo.ops.decay import even_odd, join_squares, pair_decays, pair_scores
 from zoo.ops.delta_kernel import KERNEL, compiled_delta
 from zoo.ops.derivatives import gradients_of, guarded, once
+from zoo.pieces import Pieces
 
 CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: the work between chunks grows with K, that inside with C
 FEW_STEPS = 8  # up to here the step form is the faster one
@@ -32,6 +36,7 @@ def delta_rule(
     *,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    pieces: Pieces | None = None,
     scale: float | None = None,
     chunk_size: int | None = None,
     backend: str = "auto",
@@ -47,6 +52,8 @@ def delta_rule(
         state: S_0 (B, H, K, V), float32 (float64 for float64 inputs); None for zeros. Not changed.
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
         resets: (B, T) bool; the state is forgotten before a step where it is true.
+        pieces: of a sequence that is cut over processes, of which the other arguments are one piece; `state` is then
+            that before the first one.
         scale: K ** -0.5 by default.
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
         backend: "auto", "reference" (one step at a time), "chunked", or "compiled" (C++, float32 on a CPU).
@@ -55,6 +62,10 @@ def delta_rule(
     """
     heads = common.prepare_heads("delta_rule", q, k, v, log_decay, state, lengths, resets, beta)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if pieces is not None:
+        how: Any = {"resets": resets, "scale": scale, "chunk_size": chunk_size, "backend": backend}
+        run = lambda v, state: delta_rule(q, k, v, beta, log_decay, state, **how)  # noqa: E731
+        return by_transition(pieces, run, v, state, q.shape[-1])
     default = CHUNK if q.shape[-1] <= 64 else WIDE_CHUNK
     chunk = common.chunk_length(chunk_size, default, v.shape[1])
     offers = {

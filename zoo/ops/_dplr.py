@@ -7,6 +7,8 @@ Yang et al. 2024 (arXiv 2406.06484, section 3), whose WY form holds for any pair
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,8 +16,10 @@ from zoo.ops import common
 from zoo.ops._delta_rule import unit_lower_inverse
 from zoo.ops.adapters import flash_linear_attention
 from zoo.ops.common import LEGEND, Heads, blank, from_chunks, to_chunks, valid_steps
+from zoo.ops.cut import by_transition
 from zoo.ops.delta_kernel import KERNEL, compiled_delta
 from zoo.ops.derivatives import gradients_of, guarded, once
+from zoo.pieces import Pieces
 
 CHUNK = 32
 FEW_STEPS = 8  # up to here the step form is the faster one
@@ -34,6 +38,7 @@ def dplr(
     *,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    pieces: Pieces | None = None,
     scale: float | None = None,
     chunk_size: int | None = None,
     backend: str = "auto",
@@ -49,6 +54,8 @@ def dplr(
         state: S_0 (B, H, K, V), float32 (float64 for float64 inputs); None for zeros. Not changed.
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
         resets: (B, T) bool; the state is forgotten before a step where it is true.
+        pieces: of a sequence that is cut over processes, of which the other arguments are one piece; `state` is then
+            that before the first one.
         scale: K ** -0.5 by default.
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
         backend: "auto", "reference" (one step at a time), "chunked", "compiled" (C++, float32 on a CPU), or "fla"
@@ -56,6 +63,10 @@ def dplr(
     Returns:
         o (B, T, H, V) in v's dtype, S_T (B, H, K, V).
     """
+    if pieces is not None:
+        how: Any = {"resets": resets, "scale": scale, "chunk_size": chunk_size, "backend": backend}
+        run = lambda v, state: dplr(q, k, v, a, b, log_decay, state, **how)  # noqa: E731
+        return by_transition(pieces, run, v, state, q.shape[-1])
     heads = common.prepare_heads("dplr", q, k, v, log_decay, state, lengths, resets)
     a, b = (_prepare(name, x, heads, lengths) for name, x in (("a", a), ("b", b)))
     if heads.resets is not None:  # nothing is read of a state that was just forgotten

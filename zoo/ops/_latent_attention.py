@@ -23,6 +23,8 @@ from zoo.ops.common import blank, log_form, valid_steps
 from zoo.ops.derivatives import traced
 from zoo.ops.kernel import Kernel
 from zoo.ops.kv_cache import INITIAL_CAPACITY, KVCache, append, first_cache, in_order_of_time
+from zoo.ops.ring import plan_of, ring_attention
+from zoo.pieces import Pieces
 
 KERNEL = Kernel("latent_attention")
 BACKENDS = ("auto", "reference", "chunked", "sdpa")
@@ -69,6 +71,7 @@ def latent_attention(
     causal: bool = True,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    pieces: Pieces | None = None,
     scale: float | None = None,
     absorb: bool | None = None,
     chunk_size: int | None = None,
@@ -85,6 +88,8 @@ def latent_attention(
         causal: no step sees a later one. Otherwise there is no state: `()` is returned.
         lengths: (B,) valid steps of a right-padded batch; nothing sees the later ones, whose outputs are zero.
         resets: (B, T) bool, true where a packed document starts; a step sees its own document only.
+        pieces: of a sequence that is cut over processes, of which the other arguments are one piece, see
+            `zoo.ops.ring`: the latents go round. Then there is no state.
         scale: (N + P) ** -0.5 by default.
         absorb: the order of the products. By default absorbed where a state is given and T is so small that expanding
             the cache would cost more, or take more memory than it should; else expanded.
@@ -103,6 +108,9 @@ def latent_attention(
     V = expand.shape[1] - N
     settings = Settings(width**-0.5 if scale is None else scale, None, None, chunk_size, backend)
     kv = torch.cat([latent, key], -1)
+    if pieces is not None:
+        plan = plan_of(q, pieces, causal, None, resets)
+        return ring_attention(q, kv, (expand,), lambda kv, w: keys_and_values(kv, w, N, r), plan, settings), ()
     if lengths is not None:
         padding = ~valid_steps(lengths, T)
         q, kv = blank(q, padding), blank(kv, padding)

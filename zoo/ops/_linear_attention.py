@@ -7,6 +7,8 @@ attention (Yang et al. 2024, eq. 3; its chunked form is their section 4).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,9 +16,11 @@ from zoo.ops import common
 from zoo.ops.adapters import flash_linear_attention, mamba_ssm
 from zoo.ops.bridge import Operator
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
+from zoo.ops.cut import by_decay
 from zoo.ops.decay import pair_decays, pair_scores
 from zoo.ops.derivatives import guarded, once, transformed
 from zoo.ops.kernel import Call, Kernel, Strided
+from zoo.pieces import Pieces
 
 KERNEL = Kernel("linear_attention")
 CHUNK, WIDE_CHUNK = 32, 64  # for K up to 32, and above: the work between chunks grows with K, that inside with C
@@ -33,6 +37,7 @@ def linear_attention(
     *,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    pieces: Pieces | None = None,
     scale: float | None = None,
     chunk_size: int | None = None,
     backend: str = "auto",
@@ -46,6 +51,8 @@ def linear_attention(
         state: S_0 (B, H, K, V), float32 (float64 for float64 inputs); None for zeros. Not changed.
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
         resets: (B, T) bool; the state is forgotten before a step where it is true.
+        pieces: of a sequence that is cut over processes, of which the other arguments are one piece; `state` is then
+            that before the first one.
         scale: K ** -0.5 by default.
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
         backend: "auto", "reference" (one step at a time), "chunked", or "compiled" (C++, float32 on a CPU).
@@ -54,6 +61,10 @@ def linear_attention(
     """
     heads = common.prepare_heads("linear_attention", q, k, v, log_decay, state, lengths, resets)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if pieces is not None:
+        how: Any = {"resets": resets, "scale": scale, "chunk_size": chunk_size, "backend": backend}
+        run = lambda v, state: linear_attention(q, k, v, log_decay, state, **how)  # noqa: E731
+        return by_decay(pieces, run, q, v, log_decay, state, resets, scale)
     default = CHUNK if q.shape[-1] <= 32 else WIDE_CHUNK
     chunk = common.chunk_length(chunk_size, default, v.shape[1])
     refused = KERNEL.why_not(heads.v)

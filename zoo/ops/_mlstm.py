@@ -7,7 +7,7 @@ C exp(-m), n exp(-m) with m the running maximum of the log gates: m_t = max(log 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from zoo.ops.bridge import Operator
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.derivatives import gradients_of, once
 from zoo.ops.kernel import Call, Kernel
+from zoo.pieces import Pieces
 
 CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: the work between chunks grows with K, that inside with C
 KERNEL_CHUNK = 64  # of the compiled form
@@ -25,6 +26,7 @@ KERNEL = Kernel("mlstm", sizes={"C": KERNEL_CHUNK})
 FEW_STEPS = 8  # up to here the step form is the faster one
 EPS = 1e-6
 SHUT = -1e4  # of a log gate that is fully shut: its exponential is zero beside any other, and sums of it stay exact
+NEVER = -1e30  # a log gate of nothing at all, below that of any step
 LEGEND = (
     "q, k (B, T, G, K) with G dividing H; v (B, T, H, V); log_i, log_f (B, T, H); "
     "state (C (B, H, K, V), n (B, H, K), m (B, H)); lengths (B,) whole numbers; resets (B, T) bool."
@@ -59,6 +61,7 @@ def mlstm(
     *,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    pieces: Pieces | None = None,
     scale: float | None = None,
     eps: float = EPS,
     chunk_size: int | None = None,
@@ -77,6 +80,8 @@ def mlstm(
         state: (C, n, m), float32 (float64 for float64 inputs); None for zeros. Not changed.
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
         resets: (B, T) bool; the state is forgotten before a step where it is true.
+        pieces: of a sequence that is cut over processes, of which the other arguments are one piece; `state` is then
+            that before the first one.
         scale: K ** -0.5 by default.
         eps: added to the denominator.
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
@@ -84,6 +89,10 @@ def mlstm(
     Returns:
         h (B, T, H, V) in v's dtype, the state after the last step.
     """
+    if pieces is not None:
+        how: Any = {"resets": resets, "scale": scale, "eps": eps, "chunk_size": chunk_size, "backend": backend}
+        run = lambda v, state: mlstm(q, k, v, log_i, log_f, state, **how)  # noqa: E731
+        return _over_pieces(pieces, run, q, v, log_f, state, resets)
     C, n, m = (None, None, None) if state is None else state
     heads = common.prepare_heads("mlstm", q, k, v, None, C, lengths, resets)
     gates = _gates(heads, log_i, log_f, n, m, lengths)
@@ -98,6 +107,27 @@ def mlstm(
     else:
         h, last = _chunked(heads, gates, scale, eps, chunk)
     return h.flatten(2, 3).to(v.dtype), MLSTMState(*(leaf.flatten(1, 2) for leaf in last))
+
+
+def _over_pieces(pieces, run, q, v, log_f, state, resets) -> tuple[Tensor, MLSTMState]:
+    """Twice: once from rest, for the state that a piece adds, and once from the state before it, for its outputs."""
+    (B, _, H, V), K, dtype = v.shape, q.shape[-1], common.state_dtype(q, v)
+    rest = v.new_zeros(B, H, K, V, dtype=dtype), v.new_zeros(B, H, K, dtype=dtype), v.new_zeros(B, H, dtype=dtype)
+    before = MLSTMState(*rest) if state is None else state
+    if pieces.is_first:
+        h, last = run(v, before)
+        return pieces.send(h, *last), last
+    added = run(v, MLSTMState(rest[0], rest[1], rest[2] + NEVER))[1]
+    before = MLSTMState(*pieces.receive(*before))
+    kept = log_f.to(dtype).clamp(min=SHUT).sum(1)
+    old = kept + before.m
+    if resets is not None:
+        old = old.masked_fill(resets.any(1)[:, None], NEVER)
+    m = torch.maximum(old, added.m)
+    new, old = (added.m - m).exp(), (old - m).exp()
+    C = old[..., None, None] * before.C + new[..., None, None] * added.C
+    last = MLSTMState(C, old[..., None] * before.n + new[..., None] * added.n, m)
+    return run(pieces.send(v, *last), before)[0], last
 
 
 def _gates(

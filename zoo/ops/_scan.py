@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,10 @@ from zoo.core.errors import UsageError
 from zoo.ops import common
 from zoo.ops.bridge import Operator
 from zoo.ops.common import blank, widest
+from zoo.ops.cut import by_factors
 from zoo.ops.derivatives import once, transformed
 from zoo.ops.kernel import Call, Kernel, suffix
+from zoo.pieces import Pieces
 
 KERNEL = Kernel("scan", dtypes=(torch.float32, torch.float64, torch.complex64, torch.complex128))
 CHUNK = 16
@@ -36,6 +39,7 @@ def scan(
     *,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    pieces: Pieces | None = None,
     chunk_size: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -49,6 +53,8 @@ def scan(
         state: h_0 (B, ...), float32 (float64 for float64 inputs), complex where a or b is; None for zeros. Not changed.
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
         resets: (B, T) bool; the state is forgotten before a step where it is true.
+        pieces: of a sequence that is cut over processes, of which the other arguments are one piece; `state` is then
+            that before the first one.
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
         backend: "auto", "reference" (one step at a time), "chunked", or "compiled" (C++, on a CPU).
     Returns:
@@ -62,6 +68,9 @@ def scan(
     lengths = common.check_packing("scan", LEGEND, b, lengths, resets)
     dtype = common.state_dtype(a, b)
     common.check_numbers("scan", state, dtype, a=a, b=b)
+    if pieces is not None:
+        how: Any = {"resets": resets, "chunk_size": chunk_size, "backend": backend}
+        return by_factors(pieces, lambda b, state: scan(a, b, state, **how), b, state)
     chunk = common.chunk_length(chunk_size, CHUNK, n_steps)
     decay, inputs = a.to(dtype), b.to(dtype)
     offers = {"compiled": lambda: KERNEL.why_not(inputs)}

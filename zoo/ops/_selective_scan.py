@@ -22,6 +22,7 @@ from zoo.ops.bridge import Operator
 from zoo.ops.common import blank
 from zoo.ops.derivatives import gradients_of, guarded, once
 from zoo.ops.kernel import Call, Kernel, suffix
+from zoo.pieces import Pieces
 
 CHUNK, INNER_CHUNK = 32, 8
 KERNEL_CHUNK, KERNEL_GROUP = 32, 128  # those of the kernel: steps between kept states, channels that share a sum
@@ -50,6 +51,7 @@ def selective_scan(
     delta_softplus: bool = False,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    pieces: Pieces | None = None,
     chunk_size: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -66,6 +68,8 @@ def selective_scan(
         state: h_0 (B, D, N), float32 (float64 for float64 inputs); None for zeros. Not changed.
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
         resets: (B, T) bool; the state is forgotten before a step where it is true.
+        pieces: of a sequence that is cut over processes, of which the other arguments are one piece; `state` is then
+            that before the first one.
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
         backend: "auto", "reference" (one step at a time), "chunked", "compiled" (C++, on a CPU), or "mamba_ssm" (CUDA,
             from rest, without documents).
@@ -84,6 +88,12 @@ def selective_scan(
     lengths = common.check_packing("selective_scan", LEGEND, u, lengths, resets)
     dtype = common.state_dtype(u, delta, A, B, C)
     common.check_dtypes("selective_scan", state, dtype, u=u, **given)
+    if pieces is not None:
+        how: Any = {"delta_softplus": delta_softplus, "resets": resets, "chunk_size": chunk_size, "backend": backend}
+        run = functools.partial(selective_scan, delta=delta, A=A, B=B, C=C, z=z, delta_bias=delta_bias, **how)
+        dt = delta.to(dtype) if delta_bias is None else delta.to(dtype) + delta_bias.to(dtype)
+        total = (F.softplus(dt) if delta_softplus else dt).sum(1)[..., None] * A.to(dtype)
+        return _over_pieces(pieces, run, u, D, state, total, resets)
     chunk = common.chunk_length(chunk_size, CHUNK, n_steps)
     inputs: dict[str, Any] = {
         name: None if tensor is None else tensor.to(dtype) for name, tensor in {"u": u, **given}.items()
@@ -115,6 +125,18 @@ def selective_scan(
     else:
         y, state = _plain(**inputs, state=state, resets=resets, softplus=delta_softplus, form=form, chunk=chunk)
     return (y if lengths is None else blank(y, padding)).to(u.dtype), state
+
+
+def _over_pieces(pieces, run, u, D, state, log_total, resets) -> tuple[Tensor, Tensor]:
+    """From rest, and beside that what the state before the piece adds: the outputs are linear in it too."""
+    if pieces.is_first:
+        y, last = run(u, D=D, state=state)
+        return pieces.send(y, last), last
+    y, last = run(u, D=D)
+    (before,), total = pieces.receive(torch.zeros_like(last)), log_total.exp()
+    last = last + (total if resets is None else blank(total, resets.any(1))) * before
+    y = pieces.send(y, last)
+    return y + run(torch.zeros_like(u), state=before)[0], last
 
 
 def _plain(u, delta, A, B, C, D, z, delta_bias, state, resets, softplus: bool, form: str = "chunked", chunk=CHUNK):

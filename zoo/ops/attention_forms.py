@@ -61,7 +61,7 @@ def reference(
     dtype, out = state_dtype(q), q.dtype
     q, k, v = (x.to(dtype).transpose(1, 2) for x in (q, k, v))  # (B, H, T, K), (B, G, S, K), (B, G, S, V)
     q = q.unflatten(1, (k.shape[1], -1)) * options.scale
-    logits = _rows(q, k.mT)  # (B, G, R, T, S)
+    logits = rows_times(q, k.mT)  # (B, G, R, T, S)
     if options.softcap is not None:
         logits = options.softcap * torch.tanh(logits / options.softcap)
     if fade is not None:
@@ -69,7 +69,7 @@ def reference(
     if seen is not None:
         logits = logits.masked_fill(~seen[:, None, None], -torch.inf)
     p = _softmax(logits, options.sinks)
-    return _rows(p, v).flatten(1, 2).transpose(1, 2).to(out)
+    return rows_times(p, v).flatten(1, 2).transpose(1, 2).to(out)
 
 
 def _softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
@@ -229,12 +229,12 @@ class _Blocked(torch.autograd.Function):
         visibility, total = Visibility(number, first, last), q.new_empty(q.shape[:-1], dtype=state_dtype(q))
         o = q.new_empty(q.shape[:-1] + v.shape[-1:])
         for a, b, lo, hi in blocks:
-            logits, _ = _block_logits(q, k, sums, visibility, slice(a, b), slice(lo, hi), softcap)
+            logits, _ = block_logits(q, k, sums, visibility, slice(a, b), slice(lo, hi), softcap)
             block_total = logits.logsumexp(-1)
             if sinks is not None:
                 block_total = torch.logaddexp(block_total, sinks)
             p = logits.sub_(block_total[..., None]).exp_().to(v.dtype)
-            o[:, :, a:b] = _rows(p, v[:, :, lo:hi])
+            o[:, :, a:b] = rows_times(p, v[:, :, lo:hi])
             total[:, :, a:b] = block_total
         return o, total
 
@@ -256,10 +256,10 @@ class _Blocked(torch.autograd.Function):
         d_sums, own = None if sums is None else torch.zeros_like(sums), k.shape[2] - q.shape[2]
         for a, b, lo, hi in ctx.blocks:
             queries, keys = slice(a, b), slice(lo, hi)
-            logits, slope = _block_logits(q, k, sums, visibility, queries, keys, ctx.softcap)
+            logits, slope = block_logits(q, k, sums, visibility, queries, keys, ctx.softcap)
             p = logits.sub_(total[:, :, a:b, :, None]).exp_()
-            dv[:, :, lo:hi] += _columns(p.to(v.dtype), do[:, :, a:b])
-            dp = _rows(do[:, :, a:b], v[:, :, lo:hi].mT).to(dtype)
+            dv[:, :, lo:hi] += columns_times(p.to(v.dtype), do[:, :, a:b])
+            dp = rows_times(do[:, :, a:b], v[:, :, lo:hi].mT).to(dtype)
             d_logits = dp.sub_(mean[:, :, a:b, :, None]).mul_(p)
             if d_sums is not None:  # rows sum to zero but for rounding, which must be the same in both sums
                 d_sums[..., lo:hi] -= d_logits.sum(2)
@@ -267,8 +267,8 @@ class _Blocked(torch.autograd.Function):
             if slope is not None:
                 d_logits = d_logits * slope
             d_logits = d_logits.to(q.dtype)
-            dq[:, :, a:b] = _rows(d_logits, k[:, :, lo:hi])
-            dk[:, :, lo:hi] += _columns(d_logits, q[:, :, a:b])
+            dq[:, :, a:b] = rows_times(d_logits, k[:, :, lo:hi])
+            dk[:, :, lo:hi] += columns_times(d_logits, q[:, :, a:b])
         d_sinks = None if sinks is None else -((sinks - total).exp() * mean).sum((0, 2))[:, None]
         return dq, dk.to(k.dtype), dv.to(v.dtype), d_sinks, d_sums, None, None, None, None, None
 
@@ -277,16 +277,16 @@ def _by_blocks(q, k, v, sinks, sums, number, first, last, softcap, blocks) -> Te
     """`_Blocked` in plain operators."""
     visibility, outputs = Visibility(number, first, last), []
     for a, b, lo, hi in blocks:
-        logits, _ = _block_logits(q, k, sums, visibility, slice(a, b), slice(lo, hi), softcap)
+        logits, _ = block_logits(q, k, sums, visibility, slice(a, b), slice(lo, hi), softcap)
         if sinks is not None:
             logits = torch.cat([logits, sinks.unsqueeze(-1).expand(*logits.shape[:-1], 1)], -1)
-        outputs.append(_rows(logits.softmax(-1)[..., : hi - lo].to(v.dtype), v[:, :, lo:hi]))
+        outputs.append(rows_times(logits.softmax(-1)[..., : hi - lo].to(v.dtype), v[:, :, lo:hi]))
     return torch.cat(outputs, 2)
 
 
-def _block_logits(q, k, sums, visibility, queries, keys, softcap) -> tuple[Tensor, Tensor | None]:
+def block_logits(q, k, sums, visibility, queries, keys, softcap) -> tuple[Tensor, Tensor | None]:
     """Masked logits (B, G, C, R, S) of a block, and the slope of the soft cap there."""
-    logits, slope = _rows(q[:, :, queries], k[:, :, keys].mT).to(state_dtype(q)), None
+    logits, slope = rows_times(q[:, :, queries], k[:, :, keys].mT).to(state_dtype(q)), None
     if softcap is not None:
         bent = torch.tanh(logits / softcap)
         logits, slope = softcap * bent, 1 - bent.square()
@@ -311,11 +311,11 @@ def _fade(logits: Tensor, sums: Tensor, queries: slice, keys: slice) -> None:
     logits[..., n:].add_(own.to(logits.dtype))
 
 
-def _rows(x: Tensor, y: Tensor) -> Tensor:
+def rows_times(x: Tensor, y: Tensor) -> Tensor:
     """(B, G, C, R, M) with (B, G, M, N) to (B, G, C, R, N)."""
     return (x.flatten(2, 3) @ y).unflatten(2, x.shape[2:4])
 
 
-def _columns(x: Tensor, y: Tensor) -> Tensor:
+def columns_times(x: Tensor, y: Tensor) -> Tensor:
     """(B, G, C, R, M) with (B, G, C, R, N) to (B, G, M, N), summed over C and R."""
     return x.flatten(2, 3).mT @ y.flatten(2, 3)

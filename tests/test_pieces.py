@@ -1,0 +1,108 @@
+"""Models whose sequences are cut over processes, which threads play: outputs, losses and gradients of one process."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import zoo
+from zoo.pieces import Pieces, in_threads, piece_sizes
+from zoo.protocol import Context
+
+MODELS: dict[str, dict[str, Any]] = {
+    "hybrid": {"pattern": "2*(gated_deltanet swiglu) gqa(n_kv_heads=2) swiglu"},
+    "side by side": {"pattern": "(mamba2(d_state=8) | swa(window=7)) swiglu lstm"},
+    "shortcut": {"pattern": "shortcut(mlp, mla swiglu) rwkv7 rwkv_channel_mix"},
+    "learned positions": {"pattern": "mha mlp", "positions": "learned", "max_len": 64},
+    "looped": {"pattern": "loop(2, gated_deltanet swiglu) loop(2, gqa mlp)"},
+    "looking ahead": {"pattern": "gqa swiglu bidirectional(gla)", "causal": False},
+    "windows looking ahead": {"pattern": "swa(window=4) swiglu", "causal": False},
+}
+
+
+def gradients(model: Any, tokens: torch.Tensor, resets: torch.Tensor | None, pieces: Pieces | None) -> list[Any]:
+    """Logits, the loss, and the gradients of all parameters."""
+    cut = slice(None) if pieces is None else pieces.steps
+    context = Context(resets=None if resets is None else resets[:, cut], pieces=pieces)
+    logits, _ = model(tokens[:, cut], None, context)
+    following = tokens.roll(-1, 1)[:, cut]
+    loss = F.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="sum") / tokens.numel()
+    loss.backward()
+    return [logits.detach(), loss.detach(), [p.grad for p in model.parameters()]]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_model_over_pieces_agrees_with_one_process(name, recompute):
+    torch.manual_seed(0)
+    model = zoo.create_model(**MODELS[name], d_model=16, vocab_size=11).double()
+    model.recompute = recompute
+    tokens = torch.randint(11, (2, 23))
+    resets = torch.zeros(2, 23, dtype=torch.bool)
+    resets[0, [0, 3, 12]] = resets[1, 17] = True
+    expected = gradients(copy.deepcopy(model), tokens, resets, None)
+    parts = in_threads(3, 23, lambda pieces: gradients(copy.deepcopy(model), tokens, resets, pieces))
+    torch.testing.assert_close(torch.cat([part[0] for part in parts], 1), expected[0], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(sum(part[1] for part in parts), expected[1], rtol=1e-9, atol=1e-10)
+    for i, whole in enumerate(expected[2]):
+        found = sum(part[2][i] for part in parts)
+        torch.testing.assert_close(found, whole, rtol=1e-9, atol=1e-10)
+
+
+def bytes_sent(pattern: str, length: int, n: int = 4, **options: Any) -> list[int]:
+    model = zoo.create_model(pattern, d_model=32, vocab_size=11, **options)
+    tokens = torch.zeros(1, length, dtype=torch.int64)
+
+    def sent(pieces: Pieces) -> int:
+        gradients(copy.deepcopy(model), tokens, None, pieces)
+        return pieces.sent
+
+    return in_threads(n, length, sent)
+
+
+@pytest.mark.parametrize("word", ["gated_deltanet", "mamba2", "gla", "mamba", "mlstm", "rg_lru", "rwkv7", "short_conv"])
+def test_bytes_of_a_recurrence_do_not_grow_with_the_length(word):
+    assert bytes_sent(word, 64) == bytes_sent(word, 256) != [0, 0, 0, 0]
+
+
+def test_bytes_of_attention_grow_with_the_length_unless_a_window_ends_them():
+    assert bytes_sent("gqa", 256) == [4 * x for x in bytes_sent("gqa", 64)]
+    assert bytes_sent("swa(window=9)", 256) == bytes_sent("swa(window=9)", 64)
+    # keys and values of 8 rows, 32 wide each, to the next process and again in the backward pass, and back their gradients
+    assert bytes_sent("swa(window=9)", 64) == [2 * 8 * 64 * 4, 3 * 8 * 64 * 4, 3 * 8 * 64 * 4, 8 * 64 * 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"pattern": "token_mlp swiglu", "causal": False, "max_len": 12}, "token_mlp: a sequence cannot be cut"),
+        ({"pattern": "gqa swiglu(norm_axis='time')", "causal": False, "max_len": 12}, 'norm_axis="time" norms whole rows'),
+        ({"pattern": "gqa swiglu", "causal": False, "recursion": {}, "placement": "post"}, "A recursive model reads whole"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(options, told):
+    model = zoo.create_model(**options, d_model=16, vocab_size=11)
+    tokens = torch.zeros(1, 12, dtype=torch.int64)
+    with pytest.raises(zoo.UsageError, match=told):
+        in_threads(2, 12, lambda pieces: model(tokens[:, pieces.steps], None, Context(pieces=pieces)))
+
+
+def test_wrong_pieces_are_refused():
+    model = zoo.create_model("gqa swiglu", d_model=16, vocab_size=11)
+    tokens = torch.zeros(1, 12, dtype=torch.int64)
+    with pytest.raises(zoo.UsageError, match="3 steps cannot be cut into 4 pieces: every piece needs a step"):
+        piece_sizes(3, 4)
+    assert piece_sizes(11, 4) == (3, 3, 3, 2)
+    for given, told in [
+        ({"lengths": torch.tensor([6])}, "takes no lengths"),
+        ({}, "12 steps, and piece 0 has 6 of the 12 steps that are cut into 2 pieces"),
+    ]:
+        with pytest.raises(zoo.UsageError, match=told):
+            in_threads(2, 12, lambda pieces, given=given: model(tokens, None, Context(pieces=pieces, **given)))
+    with pytest.raises(zoo.UsageError, match="starts from rest: give no state"):
+        cut = lambda pieces: model(tokens[:, pieces.steps], model.init_state(1), Context(pieces=pieces))  # noqa: E731
+        in_threads(2, 12, cut)
