@@ -39,12 +39,12 @@ def gradients(model: Any, tokens: torch.Tensor, resets: torch.Tensor | None, pie
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_model_over_pieces_agrees_with_one_process(name, recompute):
     torch.manual_seed(0)
-    model = zoo.create_model(**MODELS[name], d_model=16, vocab_size=11).double()
-    model.recompute = recompute
+    model = zoo.create_model({**MODELS[name]}, d_model=16, vocab_size=11).double()
     tokens = torch.randint(11, (2, 23))
     resets = torch.zeros(2, 23, dtype=torch.bool)
     resets[0, [0, 3, 12]] = resets[1, 17] = True
     expected = gradients(copy.deepcopy(model), tokens, resets, None)
+    model.recompute = recompute
     parts = in_threads(3, 23, lambda pieces: gradients(copy.deepcopy(model), tokens, resets, pieces))
     torch.testing.assert_close(torch.cat([part[0] for part in parts], 1), expected[0], rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(sum(part[1] for part in parts), expected[1], rtol=1e-9, atol=1e-10)
@@ -72,7 +72,7 @@ def test_bytes_of_a_recurrence_do_not_grow_with_the_length(word):
 def test_bytes_of_attention_grow_with_the_length_unless_a_window_ends_them():
     assert bytes_sent("gqa", 256) == [4 * x for x in bytes_sent("gqa", 64)]
     assert bytes_sent("swa(window=9)", 256) == bytes_sent("swa(window=9)", 64)
-    # keys and values of 8 rows, 32 wide each, to the next process and again in the backward pass, and back their gradients
+    # keys and values of 8 rows, 32 wide each, to the next process, again in the backward pass, and their gradients back
     assert bytes_sent("swa(window=9)", 64) == [2 * 8 * 64 * 4, 3 * 8 * 64 * 4, 3 * 8 * 64 * 4, 8 * 64 * 4]
 
 
@@ -80,12 +80,18 @@ def test_bytes_of_attention_grow_with_the_length_unless_a_window_ends_them():
     ("options", "told"),
     [
         ({"pattern": "token_mlp swiglu", "causal": False, "max_len": 12}, "token_mlp: a sequence cannot be cut"),
-        ({"pattern": "gqa swiglu(norm_axis='time')", "causal": False, "max_len": 12}, 'norm_axis="time" norms whole rows'),
-        ({"pattern": "gqa swiglu", "causal": False, "recursion": {}, "placement": "post"}, "A recursive model reads whole"),
+        (
+            {"pattern": "gqa swiglu(norm_axis='time')", "causal": False},
+            'norm_axis="time" norms whole rows',
+        ),
+        (
+            {"pattern": "gqa swiglu", "causal": False, "recursion": {}, "placement": "post"},
+            "A recursive model reads whole",
+        ),
     ],
 )
 def test_what_cannot_be_cut_is_refused(options, told):
-    model = zoo.create_model(**options, d_model=16, vocab_size=11)
+    model = zoo.create_model(options, d_model=16, vocab_size=11)
     tokens = torch.zeros(1, 12, dtype=torch.int64)
     with pytest.raises(zoo.UsageError, match=told):
         in_threads(2, 12, lambda pieces: model(tokens[:, pieces.steps], None, Context(pieces=pieces)))
@@ -103,6 +109,6 @@ def test_wrong_pieces_are_refused():
     ]:
         with pytest.raises(zoo.UsageError, match=told):
             in_threads(2, 12, lambda pieces, given=given: model(tokens, None, Context(pieces=pieces, **given)))
+    cut = lambda pieces: model(tokens[:, pieces.steps], model.init_state(1), Context(pieces=pieces))  # noqa: E731
     with pytest.raises(zoo.UsageError, match="starts from rest: give no state"):
-        cut = lambda pieces: model(tokens[:, pieces.steps], model.init_state(1), Context(pieces=pieces))  # noqa: E731
         in_threads(2, 12, cut)

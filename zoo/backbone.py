@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from torch.utils.checkpoint import checkpoint
 
 from zoo.core.errors import UsageError
 from zoo.door import check_features
@@ -334,15 +334,16 @@ def recomputed(function: Callable[..., R], network: nn.Module, *inputs: Any, con
         What the function gives, and the context of its first call.
     """
 
+    shared, metrics = dict(context.shared), dict(context.metrics)  # as they are now, in the second call too
+
     def call(*inputs: Any) -> tuple[R, Context]:
-        shared, metrics = dict(context.shared), dict(context.metrics)
-        own = replace(context, shared=shared, losses=[], metrics=metrics)
+        own = replace(context, shared=dict(shared), losses=[], metrics=dict(metrics))
         return function(*inputs, own), own
 
     again = lambda: (contextlib.nullcontext(), _buffers_kept(network))  # noqa: E731
     # every process sends what it sent in the forward pass, behind what its own backward pass needs too
-    with set_checkpoint_early_stop(context.pieces is None):
-        return checkpoint(call, *inputs, use_reentrant=False, context_fn=again)
+    stop = context.pieces is None
+    return checkpoint(call, *inputs, use_reentrant=False, context_fn=again, early_stop=stop)
 
 
 @contextlib.contextmanager

@@ -278,9 +278,12 @@ def _anchor(like: Tensor) -> Tensor:
 
 
 class _Shift(torch.autograd.Function):
+    """The anchor is stored so that a forward pass that is computed again is so before its messages are waited for."""
+
     @staticmethod
     def forward(ctx, pieces: Pieces, anchor: Tensor, edge: Tensor, start: Tensor) -> Tensor:
         ctx.pieces = pieces
+        ctx.save_for_backward(anchor)
         if not pieces.is_last:
             pieces.post(edge, pieces.rank + 1)
         if pieces.is_first:
@@ -290,7 +293,7 @@ class _Shift(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_before: Tensor):
-        pieces = ctx.pieces
+        pieces, _ = ctx.pieces, ctx.saved_tensors
         if not pieces.is_first:
             pieces.post(d_before, pieces.rank - 1)
         d_edge = torch.zeros_like(d_before)
@@ -319,9 +322,12 @@ class _Receive(torch.autograd.Function):
 
 
 class _Send(torch.autograd.Function):
+    """Stores the anchor as `_Shift` does."""
+
     @staticmethod
     def forward(ctx, pieces: Pieces, anchor: Tensor, through: Tensor, *states: Tensor) -> Tensor:
         ctx.pieces, ctx.forms = pieces, [(s.shape, s.dtype, s.device, _has_gradient(s)) for s in states]
+        ctx.save_for_backward(anchor)
         for state in states:
             pieces.post(state, pieces.rank + 1)
         return through.view_as(through)
@@ -329,7 +335,7 @@ class _Send(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_through: Tensor):
-        source = ctx.pieces.rank + 1
+        source, _ = ctx.pieces.rank + 1, ctx.saved_tensors
         taken = (ctx.pieces.take(s, source, dtype=dt, device=dev) if real else None for s, dt, dev, real in ctx.forms)
         return None, None, d_through, *taken
 
@@ -342,27 +348,29 @@ def in_threads(n: int, length: int, function: Callable[[Pieces], T]) -> list[T]:
     """What a function returns for each piece of a sequence of `length` steps, one thread a piece.
 
     Raises:
-        Exception: that of the first thread which failed by itself.
+        BaseException: that of the first piece which failed by itself.
     """
     queues: list[list[queue.Queue[Tensor | None]]] = [[queue.Queue() for _ in range(n)] for _ in range(n)]
     found: list[Any] = [None] * n
-    errors: list[BaseException] = []
+    errors: dict[int, BaseException] = {}
 
     def play(rank: int) -> None:
         link = ThreadLink(rank, queues)
+        torch.set_num_threads(1)  # teams of theirs would wait for each other, spinning
         try:
             found[rank] = function(Pieces(rank, sizes, link))
         except BaseException as error:
-            errors.append(error)
+            errors[rank] = error
         finally:
             link.close()
 
-    sizes = piece_sizes(length, n)
+    sizes, before = piece_sizes(length, n), torch.get_num_threads()
     threads = [threading.Thread(target=play, args=(rank,), daemon=True) for rank in range(n)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for error in sorted(errors, key=lambda error: isinstance(error, Ended)):
-        raise error
+    torch.set_num_threads(before)
+    for rank in sorted(errors, key=lambda rank: (isinstance(errors[rank], Ended), rank)):
+        raise errors[rank]
     return found

@@ -77,10 +77,9 @@ class RWKVChannelMix(Mixer):
         return RWKVChannelMixState(shift)
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
-        packing = {}
-        if context is not None:
-            packing = {"lengths": context.lengths, "resets": context.resets, "pieces": context.pieces}
-        before, shift = token_shift(x, None if state is None else state.shift, **packing)
+        c = Context() if context is None else context
+        past = None if state is None else state.shift
+        before, shift = token_shift(x, past, lengths=c.lengths, resets=c.resets, pieces=c.pieces)
         mixed = torch.lerp(x, before, self.x_k.to(x.dtype))
         y = self.value(F.relu(self.key(mixed)).square())
         if self.config.gate:

@@ -65,13 +65,13 @@ class Plan(NamedTuple):
         return max(hop for hop in range(n) if any(self.visitor(hop, rank) is not None for rank in range(n)))
 
     def blocks(
-        self, i: int, n_rows: int, q: Tensor, chunk_size: int | None
+        self, i: int, n_rows: int, rows: Tensor, chunk_size: int | None
     ) -> Iterator[tuple[slice, slice, Visibility]]:
-        """Blocks of queries, each with the rows of the visiting piece i that it may see."""
-        T, sizes = q.shape[1], self.pieces.sizes
-        size = chunk_size or max(min(SCORES_LIMIT // (len(q) * q.shape[2] * n_rows), 128), 16)
+        """Blocks of queries (B, G, T, R, K), each with the rows of the visiting piece i that it may see."""
+        (B, G, T, R, _), sizes = rows.shape, self.pieces.sizes
+        size = chunk_size or max(min(SCORES_LIMIT // (B * G * R * n_rows), 128), 16)
         end = sum(sizes[: i + 1])
-        number = torch.arange(end - n_rows, end, device=q.device)[None]
+        number = torch.arange(end - n_rows, end, device=rows.device)[None]
         for a in range(0, T, size):
             b = min(a + size, T)
             own = self.causal and i == self.pieces.rank
@@ -151,13 +151,14 @@ class _Ring(torch.autograd.Function):
                 total = torch.full_like(o[..., 0], -torch.inf)
                 if sinks is not None:
                     total[:] = sinks.to(o.dtype).view(k.shape[1], 1, -1)
-            for at, keys, seen in plan.blocks(i, held.shape[1], q, options.chunk_size):
+            for at, keys, seen in plan.blocks(i, held.shape[1], rows, options.chunk_size):
                 logits, _ = block_logits(rows, k, None, seen, at, keys, options.softcap)
                 new = torch.logaddexp(total[:, :, at], logits.logsumexp(-1))
                 p = logits.sub_(new[..., None]).exp_().to(v.dtype)
                 o[:, :, at] *= (total[:, :, at] - new).exp_()[..., None]
                 o[:, :, at] += rows_times(p, v[:, :, keys])
                 total[:, :, at] = new
+        assert o is not None  # its own piece is with every process first
         ctx.plan, ctx.unpack, ctx.options = plan, unpack, options
         ctx.save_for_backward(q, visiting, sinks, o, total, *weights)
         return o.movedim(2, 1).flatten(2, 3).to(q.dtype)
@@ -202,8 +203,7 @@ def _gradients(ctx, i: int, held: Tensor, weights, rows, do, total, mean, dq: Te
         k_graph, v_graph = (x.transpose(1, 2).contiguous() for x in ctx.unpack(*given))
     k, v = k_graph.detach(), v_graph.detach()
     dk, dv = torch.zeros_like(k, dtype=dtype), torch.zeros_like(v, dtype=dtype)
-    q = ctx.saved_tensors[0]
-    for at, keys, seen in ctx.plan.blocks(i, held.shape[1], q, ctx.options.chunk_size):
+    for at, keys, seen in ctx.plan.blocks(i, held.shape[1], rows, ctx.options.chunk_size):
         logits, slope = block_logits(rows, k, None, seen, at, keys, cap)
         p = logits.sub_(total[:, :, at, :, None]).exp_()
         dv[:, :, keys] += columns_times(p.to(v.dtype), do[:, :, at])
