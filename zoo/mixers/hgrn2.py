@@ -24,7 +24,17 @@ from zoo.mixers.parts import (
 from zoo.norms import GatedRMSNorm
 from zoo.ops import linear_attention
 from zoo.parameters import set_rule
-from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import (
+    Context,
+    Mixer,
+    Place,
+    State,
+    Traits,
+    derive_heads,
+    first_parameter_like,
+    recurrent_dtype,
+    register,
+)
 
 BOUNDS = "hgrn2.lower_bounds"  # (n_layers, D) in the context: the bounds of all layers, from the model's first one
 
@@ -55,6 +65,8 @@ class HGRN2(Mixer):
     | D K, 3 (W - 1) D | 8 D^2 + 2 D K    | chunked matmuls, O(T) | write to a channel that it keeps; overwrite what |
     |                  |                  |                       | it has stored; track states such as parity       |
     """
+
+    traits = Traits(cuts_in_ops=True)
 
     class Config(Options):
         """The options.

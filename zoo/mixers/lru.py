@@ -14,7 +14,7 @@ from zoo.core.options import Options
 from zoo.mixers._state_space import Activation, ActivationName, as_complex, as_pairs, drawn, driven, ring
 from zoo.mixers.parts import Backend, packing, precise
 from zoo.ops import scan
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
 
 
 class LRUState(NamedTuple):
@@ -43,6 +43,8 @@ class LRU(Mixer):
     The recurrence runs in float32 at least. `in_proj` has B's real and imaginary rows in turn, `out_proj` the columns
     of Re C and -Im C in turn.
     """
+
+    traits = Traits(cuts_in_ops=True)
 
     class Config(Options):
         """The options.

@@ -60,7 +60,7 @@ class S5(Mixer):
     of Re C and -Im C in turn, twice that with `conj_sym`.
     """
 
-    traits = Traits(reads_timespans=True)
+    traits = Traits(reads_timespans=True, cuts_in_ops=True)
 
     class Config(Options):
         """The options.
