@@ -64,6 +64,7 @@ CALLS: dict[str, Callable[[], tuple[Callable[..., object], list[Tensor]]]] = {
     "linear_attention": lambda: (zoo.ops.linear_attention, floats(HEADS, HEADS, HEADS)),
     "ltc": lambda: mixed("ltc(d_hidden=8)"),
     "mlstm": lambda: (zoo.ops.mlstm, floats(HEADS, HEADS, HEADS, HEADS[:3], HEADS[:3])),
+    "oscillate": lambda: (zoo.ops.oscillate, floats((1, N, 8), (8,), (8,), (8,))),
     "plain_norm": lambda: (plain_norm, floats((N, 70))),
     "scan": lambda: (zoo.ops.scan, floats((1, N, 8), (1, N, 8))),
     "selective_scan": lambda: (zoo.ops.selective_scan, floats((1, N, 8), (1, N, 8), (8, 4), (1, N, 4), (1, N, 4))),

@@ -15,6 +15,7 @@ from zoo.ops._latent_attention import LatentCache, latent_attention
 from zoo.ops._linear_attention import linear_attention
 from zoo.ops._ltc import Synapses, ltc
 from zoo.ops._mlstm import MLSTMState, mlstm
+from zoo.ops._oscillate import oscillate
 from zoo.ops._plain_norm import plain_norm
 from zoo.ops._scan import scan
 from zoo.ops._selective_scan import selective_scan
@@ -55,6 +56,7 @@ __all__ = [
     "linear_attention",
     "ltc",
     "mlstm",
+    "oscillate",
     "plain_norm",
     "rotary_table",
     "rotary_width",
