@@ -54,6 +54,7 @@ def zoo_(
 
 LISTS = (
     "mixers",
+    "nodes",
     "models",
     "tasks",
     "objectives",
@@ -72,7 +73,7 @@ def list_(
     pattern: Annotated[str, typer.Argument(help="Names to list, as a shell pattern.")] = "*",
     as_json: Json = False,
 ) -> None:
-    """List mixers, models, tasks, objectives, norms, residual kinds, recipes, sweeps, benchmarks or options."""
+    """List mixers, nodes of patterns, models, tasks, objectives, norms, residual kinds, recipes, sweeps or options."""
     from zoo.listing import listing
 
     _print_listing(listing(what, pattern), as_json)

@@ -6,14 +6,14 @@ import fnmatch
 import inspect
 from typing import Any
 
-from zoo.core.described import Described, described_within
+from zoo.core.described import Described, described, described_within
 from zoo.core.errors import UsageError, unknown
 from zoo.core.registry import Registry
 from zoo.models.budget import ABOUT_BUDGETS
 from zoo.models.config import ModelConfig
 from zoo.models.families import families
 from zoo.objectives.base import objectives
-from zoo.pattern import list_mixers, parse
+from zoo.pattern import Loop, LoopOptions, Parallel, Repeat, Shortcut, list_mixers, parse
 from zoo.protocol import mixers, norms
 from zoo.recipes import headline, list_recipes, list_sweeps, recipe_text, sweep_text
 from zoo.report.benchmark import in_order
@@ -23,7 +23,25 @@ from zoo.tasks.protocol import registry as tasks
 from zoo.training.options import Experiment
 from zoo.training.recipes import read_recipe
 
-KINDS = ("mixers", "models", "tasks", "objectives", "norms", "residuals", "recipes", "sweeps", "benchmarks", "options")
+KINDS = (
+    "mixers",
+    "nodes",
+    "models",
+    "tasks",
+    "objectives",
+    "norms",
+    "residuals",
+    "recipes",
+    "sweeps",
+    "benchmarks",
+    "options",
+)
+NODES: dict[str, type] = {
+    "N*(...)": Repeat,
+    "a | b": Parallel,
+    "shortcut(branch, body)": Shortcut,
+    "loop(n, body)": Loop,
+}
 PLAIN: dict[str, Registry[Any]] = {"objectives": objectives, "norms": norms, "residuals": residuals}
 
 
@@ -39,6 +57,10 @@ def listing(what: str, pattern: str = "*") -> list[dict[str, Any]]:
         return [{"name": n, "kind": mixers[n].kind, "about": _about(mixers[n])} for n in list_mixers(pattern)]
     if what == "tasks":
         return [{"name": n, "layout": tasks[n].layout, "about": _about(tasks[n])} for n in tasks.names(pattern)]
+    if what == "nodes":
+        nodes = [{"name": name, "about": _about(cls)} for name, cls in NODES.items()]
+        nodes += [each._replace(name=f"loop(..., {each.name}=)")._asdict() for each in described(LoopOptions)]
+        return [node for node in nodes if fnmatch.fnmatchcase(str(node["name"]), pattern)]
     if what in PLAIN:
         registry = PLAIN[what]
         return [{"name": n, "about": _about(registry[n])} for n in registry.names(pattern)]

@@ -76,6 +76,11 @@ PAIRS = [
 ]
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_loop_under_every_objective(objective):
+    learns_and_answers(experiment(objective, 'loop(2, mha swiglu, inject="concat", gate=True, exit=0.6)'))
+
+
 @pytest.mark.parametrize(("word", "objective"), PAIRS)
 def test_every_mixer_under_every_objective(word, objective):
     made = experiment(objective, f"{word} swiglu")

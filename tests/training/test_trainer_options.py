@@ -199,7 +199,14 @@ def test_what_makes_no_sense_is_refused(options, told):
 
 
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("pattern", ["rwkv7 moe(balance='both') mamba2 | gqa swiglu", "shortcut(moe, swiglu mla) lstm"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "rwkv7 moe(balance='both') mamba2 | gqa swiglu",
+        "shortcut(moe, swiglu mla) lstm",
+        "loop(2, rwkv7 shortcut(moe(balance='both'), gru swiglu), inject='add', exit=0.5, gradient=1)",
+    ],
+)
 def test_recomputing_gives_the_same_bits(pattern, precision, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for out, more in (("plain", {}), ("again", {"recompute": True})):

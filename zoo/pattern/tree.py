@@ -112,7 +112,7 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Repeat:
-    """`count` copies of a pattern, each with parameters of its own."""
+    """N copies of a pattern, each with weights of its own."""
 
     count: int
     body: Pattern
@@ -120,7 +120,7 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """`branch` reads the stream before `body` and is added after it."""
+    """A word that reads the stream before the body, and whose output is added after the body."""
 
     branch: Word
     body: Pattern
@@ -128,7 +128,7 @@ class Shortcut:
 
 @dataclass(frozen=True)
 class Loop:
-    """`body` applied `count` times, one pass after the other, with one set of weights: depth without parameters."""
+    """The body applied n times, one pass after the other, with one set of weights and a state for each pass."""
 
     count: int
     body: Pattern
