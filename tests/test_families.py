@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,8 +79,8 @@ def test_every_family_has_a_tiny_size():
     }
 
 
-# that a size learns takes a second or two: every fourth in `make test`, all of them in `make check-all`
-LEARNING = [pytest.param(name, marks=[pytest.mark.slow] if i % 4 else []) for i, name in enumerate(TINY)]
+# that a size learns takes a second or two: every eighth in `make test`, all of them in `make check-all`
+LEARNING = [pytest.param(name, marks=[pytest.mark.slow] if i % 8 else []) for i, name in enumerate(TINY)]
 
 
 @pytest.mark.parametrize("name", LEARNING)
@@ -134,25 +136,29 @@ def taught_to_continue(name):
     return losses
 
 
+@functools.cache
+def shadow(name):
+    """A model of a size without numbers, for all tests that read its form."""
+    with torch.device("meta"):
+        return zoo.create_model(name)
+
+
 @pytest.mark.parametrize("name", zoo.list_models())
 def test_sizes_match_their_weight_maps(name):
     """Every parameter and buffer of a checkpoint has exactly one place in the published format."""
-    with torch.device("meta"):
-        model = zoo.create_model(name)
+    model = shadow(name)
     ours = [n for m in weight_maps(model.config) for n in m.ours]
     assert sorted(ours) == sorted(model.state_dict())
 
 
 @pytest.mark.parametrize(("name", "expected"), PARAMETERS.items())
 def test_numbers_of_parameters(name, expected):
-    with torch.device("meta"):
-        assert zoo.create_model(name).n_parameters() == expected
+    assert shadow(name).n_parameters() == expected
 
 
 @pytest.mark.parametrize(("name", "told"), ROUNDED.items())
 def test_rounded_numbers_of_parameters(name, told):
-    with torch.device("meta"):
-        assert zoo.create_model(name).n_parameters() == pytest.approx(told, rel=0.01)
+    assert shadow(name).n_parameters() == pytest.approx(told, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -482,9 +482,18 @@ def test_families():
     model = zoo.create_model("mamba2-tiny", d_model=64)
     assert model.config.d_model == 64
     assert zoo.create_model({"family": "mamba2-tiny", "vocab_size": 9}).config.vocab_size == 9
-    for name in names:
-        with torch.device("meta"):
-            assert zoo.create_model(name).n_parameters() > 0
+
+
+def test_a_width_is_looked_for_once(monkeypatch):
+    wanted = model_config("2*(gqa swiglu)", vocab_size=31, n_parameters=40_404)
+    monkeypatch.setattr(zoo.models.create, "largest_width", None)
+    assert model_config("2*(gqa swiglu)", vocab_size=31, n_parameters=40_404) == wanted
+
+
+def test_a_family_of_a_published_size_has_the_width_of_a_budget():
+    model = zoo.create_model("xlstm-tiny", n_parameters=30_000)
+    assert model.config.published
+    assert 25_000 < model.n_parameters() <= 30_000
 
 
 def test_the_families_size_is_the_papers():

@@ -28,7 +28,7 @@ def python(code: str, folder: Path, *root: Path) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.parametrize("name", ["{}.py", "{}/__init__.py"])
+@pytest.mark.parametrize("name", ["{}.py", pytest.param("{}/__init__.py", marks=pytest.mark.slow)])
 def test_a_project_may_have_modules_of_these_names(tmp_path, name):
     """As Invoke and Celery have; the folder comes first on the path, as it does for a script of one's own."""
     for own in ("tasks", "benchmarks"):
@@ -85,7 +85,9 @@ MOVED = {
 }
 
 
-@pytest.mark.parametrize("found", [True, False], ids=["from a clone", "from a wheel"])
+@pytest.mark.parametrize(
+    "found", [pytest.param(True, id="from a clone"), pytest.param(False, id="from a wheel", marks=pytest.mark.slow)]
+)
 def test_files_from_before_the_move_name_the_new_path(tmp_path, found):
     for i, line in enumerate(MOVED):
         (tmp_path / f"own{i}.py").write_text(line + "\n")

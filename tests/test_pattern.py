@@ -136,7 +136,7 @@ patterns = st.recursive(patterns_of(words()), lambda body: patterns_of(nodes(bod
 
 
 @given(patterns)
-@settings(max_examples=300)
+@settings(max_examples=60)
 def test_printing_and_parsing_are_inverses(pattern):
     text = to_text(pattern)
     assert parse(text) == pattern
@@ -145,7 +145,7 @@ def test_printing_and_parsing_are_inverses(pattern):
 
 
 @given(patterns)
-@settings(max_examples=100)
+@settings(max_examples=40)
 def test_data_and_yaml_are_inverses(pattern):
     data = to_data(pattern)
     assert from_data(data) == pattern
@@ -177,8 +177,11 @@ TOKENS = [
 ]
 
 
-@given(st.lists(st.sampled_from(TOKENS), max_size=12).map(" ".join) | st.text(max_size=12))
-@settings(max_examples=300)
+texts = st.lists(st.sampled_from(TOKENS), max_size=12).map(" ".join) | st.text(max_size=12)
+
+
+@given(texts)
+@settings(max_examples=100)
 def test_any_text_parses_or_is_refused_in_one_line(text):
     try:
         pattern = parse(text)
@@ -186,6 +189,25 @@ def test_any_text_parses_or_is_refused_in_one_line(text):
         assert "\n" not in str(refusal)  # noqa: PT017
     else:
         assert parse(to_text(pattern)) == pattern
+
+
+def many(check, drawn, n):
+    @given(drawn)
+    @settings(max_examples=n)
+    def checked(value):
+        check(value)
+
+    checked()
+
+
+@pytest.mark.slow
+def test_many_more_patterns_and_texts():
+    for test, drawn, n in (
+        (test_printing_and_parsing_are_inverses, patterns, 1000),
+        (test_data_and_yaml_are_inverses, patterns, 300),
+        (test_any_text_parses_or_is_refused_in_one_line, texts, 1000),
+    ):
+        many(test.hypothesis.inner_test, drawn, n)
 
 
 # ---- what a text stands for

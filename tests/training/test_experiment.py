@@ -268,19 +268,20 @@ def test_comparisons_at_equal_parameters():
 
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_any_mixer_in_a_comparison(name):
-    for experiment in read_experiments(name, {"words.mixer": "gla"}).values():
+    width = {"model.n_parameters": None, "model.d_model": 32}
+    for experiment in read_experiments(name, {"words.mixer": "gla", **width}).values():
         asked = "{mixer}" in read_recipe(name)["variants"][experiment.name]["model.pattern"]
         assert ("gla" in experiment.build().model.pattern) == asked
 
 
-SMALL = {"train.steps": 5, "train.batch_size": 2, "train.eval_rows": 4, "train.test_rows": 4, "train.threads": 1}
+SMALL = {"train.steps": 2, "train.batch_size": 2, "train.eval_rows": 4, "train.test_rows": 4, "train.threads": 1}
 
 
 @pytest.mark.parametrize("name", ["mqar", "cwm-tiny", "sudoku-4x4-objectives", "text", *COMPARISONS])
 def test_recipes_run(name, tmp_path):
     for experiment in read_experiments(name, {**SMALL, "out": str(tmp_path)}).values():
         result = zoo.train(experiment, quiet=True)
-        assert (result.status, result.data["steps"]) == ("finished", 5)
+        assert (result.status, result.data["steps"]) == ("finished", 2)
         assert result.data["model"] == experiment.resolved(experiment.build())["model"]
         if "n_parameters" in experiment.model:
             assert result.data["n_parameters"] <= experiment.model["n_parameters"]

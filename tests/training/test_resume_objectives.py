@@ -95,7 +95,7 @@ def test_a_stopped_run_ends_in_the_same_bits(experiment, monkeypatch, outcome_of
             assert not torch.equal(carry["answer"][0], carry["answer"][1])
 
 
-@pytest.mark.parametrize("name", ["thinking", "unmasking"])
+@pytest.mark.parametrize("name", ["thinking", pytest.param("unmasking", marks=pytest.mark.slow)])
 def test_a_killed_command_ends_in_the_same_bits(zoo_command, outcome_of, name):
     """`zoo train`, killed without a chance to save, and run again; then `zoo eval` reads what it left."""
     long = {**EXPERIMENTS[name], "train": {**TRAIN, "steps": 100, "eval_every": 50, "checkpoint_every": 10}}

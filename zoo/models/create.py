@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -94,8 +95,17 @@ def model_config(spec: str | Pattern | Mapping[str, Any] | ModelConfig | Sequenc
 
 def fitted(config: ModelConfig, budget: Budget, build: Callable[[ModelConfig], Any] | None = None) -> ModelConfig:
     """A config with the largest width at which what is built of it, by default a model, stays within a budget."""
-    build = _built if build is None else build
+    bare = config.model_copy(update={"published": None})  # a mapping, which has no hash
+    width = _width(bare, budget) if build is None else _largest(bare, budget, build)
+    return ModelConfig(**{**config.changed(), "d_model": width})
 
+
+@functools.lru_cache(maxsize=256)  # an experiment is built several times, before its run and in it
+def _width(config: ModelConfig, budget: Budget) -> int:
+    return _largest(config, budget, _built)
+
+
+def _largest(config: ModelConfig, budget: Budget, build: Callable[[ModelConfig], Any]) -> int:
     def count(width: int) -> int:
         with torch.device("meta"):
             model = build(config.model_copy(update={"d_model": width}))
@@ -106,7 +116,7 @@ def fitted(config: ModelConfig, budget: Budget, build: Callable[[ModelConfig], A
             return model.state_bytes(1, context)
         return model.flops_per_token(context)
 
-    return ModelConfig(**{**config.changed(), "d_model": largest_width(count, budget)})
+    return largest_width(count, budget)
 
 
 def read_spec(spec: Any, options: Mapping[str, Any] = {}) -> tuple[ModelConfig, Budget | None]:
