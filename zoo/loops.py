@@ -274,7 +274,7 @@ def _where(steps: Tensor, kept: Tensor, new: Tensor) -> Tensor:
 
 
 def hold(held: Held, kept: Tensor, new: Tensor) -> Tensor:
-    """The stream after a step, which stays `kept` at the steps that are held."""
+    """The stream after a step of the body, `kept` where the tokens' stream stays as it is."""
     return _where(held.steps, kept, new)
 
 

@@ -65,7 +65,7 @@ def training_flops(result: dict[str, Any]) -> float:
     length, asked = result["task"]["seq_len"], result["task"]["n_pairs"]
     with torch.device("meta"):
         model = create_model(result["model"])
-    mixing = sum(m.flops_per_token(t) for m in model.mixers() for t in range(1, length + 1)) / length
+    mixing = sum(model.backbone.flops_per_token(t) for t in range(1, length + 1)) / length
     head = 2 * model.config.d_model * model.config.vocab_size * asked / length
     return 3 * (mixing + head) * result["tokens"]
 
