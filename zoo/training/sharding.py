@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -20,6 +21,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from zoo.backbone import Backbone
 from zoo.objectives.base import Update, at_least_float32
 from zoo.training.group import Group, Stepping
+
+warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)  # no step is written into
 
 
 class _Whole(nn.Module):
@@ -62,6 +65,13 @@ class Sharded:
             with_weights = [step for step in network.steps if any(True for _ in step.parameters())]
             self._units.append([fully_shard(step, reshard_after_forward=True, **how) for step in with_weights])
         self._root = cast(Any, fully_shard(_Whole(model), reshard_after_forward=False, **how))
+        before = self._root
+        for unit in itertools.chain(*self._units):
+            # What is gathered ahead in the backward pass. FSDP2's own guess counts the passes of evaluations too, which
+            # processes make in unequal number: their messages would not match.
+            unit.set_modules_to_backward_prefetch([before])
+            before = unit
+        self._root.set_modules_to_backward_prefetch([before])
         for unit in (self._root, *itertools.chain(*self._units)):
             unit.set_force_sum_reduction_for_comms(True)
             unit.set_gradient_divide_factor(1.0)
@@ -97,6 +107,8 @@ class Sharded:
             for hook in hooks:
                 hook.remove()
             self._root.reshard()
+            if hasattr(self._root, "reset_iter_state"):  # from torch 2.13 on: forget these passes
+                self._root.reset_iter_state()
 
     def _announcing(self, i: int) -> Callable[..., None]:
         def announce(*_: Any) -> None:
