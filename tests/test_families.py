@@ -20,6 +20,10 @@ PARAMETERS = {  # of the published checkpoints, or of the authors' code
     "deepseek_v2-236b": 235_741_434_880,
     "deepseek_v2-lite": 15_706_484_224,
     "deepseek_v3-671b": 671_026_404_352,
+    "deltanet-1.3b": 1_365_677_056,  # of flash-linear-attention's default config, as the next three
+    "gated_deltanet-1.3b": 1_387_348_732,
+    "gla-1.3b": 1_365_514_240,
+    "hgrn2-1.3b": 1_364_396_032,
     "deepseek_v32-671b": 671_877_929_216,  # V3's and 61 indexers of 13,959,424
     "hrm-sudoku": 27_275_266 + 512,  # 512: what is learned of a puzzle, which is never counted there
     "kimi_k2-1t": 1_026_408_209_408,
@@ -36,6 +40,7 @@ PARAMETERS = {  # of the published checkpoints, or of the authors' code
     "qwen3_next-80b-a3b": 79_674_391_296,  # without the layer that predicts further tokens
     "recurrent_gemma-2b": 2_682_862_080,
     "recurrent_gemma-9b": 8_579_977_216,
+    "rwkv6-1.3b": 1_360_224_256,  # of flash-linear-attention's default config
     "rwkv7-0.1b": 191_034_624,
     "rwkv7-0.4b": 450_767_872,
     "rwkv7-1.5b": 1_527_404_544,
@@ -70,6 +75,9 @@ ROUNDED = {  # where no more digits are told
     "nemotron_h-8b": 8.1e9,
     "nemotron_h-nano-12b-v2": 12.3e9,
     "nemotron_h-nano-9b-v2": 8.89e9,
+    "rwkv6-1.6b": 1.6e9,
+    "rwkv6-3b": 3.1e9,
+    "rwkv6-7b": 7.63e9,
 }
 
 

@@ -49,6 +49,7 @@ class DeltaNet(DeltaMixer):
             qk_norm: divide q and k by their length, or by their sum (with an activation that is positive).
             gate: use an output gate.
             allow_neg_eigval: beta in (0, 2), so that a step can reflect.
+            norm_eps: added to the mean square in the norm.
             backend: form of the ops.
         """
 
@@ -61,6 +62,7 @@ class DeltaNet(DeltaMixer):
         qk_norm: Literal["l2", "sum"] = "l2"
         gate: bool = False
         allow_neg_eigval: bool = False
+        norm_eps: float = Field(default=1e-5, gt=0)
         backend: Backend = "auto"
 
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
@@ -77,7 +79,7 @@ class DeltaNet(DeltaMixer):
         keys, values = self.n_heads * self.d_key, self.n_heads * self.d_value
         activation: Literal["silu"] | None = "silu" if c.conv_size and c.qk_activation == "silu" else None
         self.make_front([keys, keys, values], [values] if c.gate else [], activation)
-        self.make_back(place)
+        self.make_back(place, c.norm_eps)
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         c = self.config
@@ -94,7 +96,7 @@ class DeltaNet(DeltaMixer):
         return [
             {},
             {"n_heads": 2, "expand_k": 0.5, "expand_v": 2.0, "gate": True, "allow_neg_eigval": True},
-            {"conv_size": 3, "conv_bias": True, "qk_activation": "relu", "backend": "reference"},
+            {"conv_size": 3, "conv_bias": True, "qk_activation": "relu", "norm_eps": 1e-4, "backend": "reference"},
             {"conv_size": 0, "qk_activation": "elu", "qk_norm": "sum"},
             {"qk_activation": "identity", "conv_size": 1, "backend": "chunked"},
         ]
