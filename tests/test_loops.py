@@ -10,8 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from zoo.backbone import Backbone
+from zoo.cli import app
+from zoo.listing import listing
 from zoo.objectives.base import with_losses
-from zoo.pattern import parse
+from zoo.pattern import LoopOptions, parse
 from zoo.protocol import Context, admit, register
 from zoo.states import tree_bytes
 
@@ -275,6 +277,17 @@ def test_streams_pass_through_a_loop(x):
     second = step._pass(1, first, stream, None, context, None, False)[0]
     p = torch.sigmoid(first.mean(2) @ step.halting.weight[0] + step.halting.bias)[..., None, None]
     close(stack(x)[0], (p * first + (1 - p) * second).mean(2))
+
+
+def test_nodes_are_listed_with_their_options(capsys):
+    with pytest.raises(SystemExit) as end:
+        app(["list", "nodes"])
+    assert end.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("loop(n, body) ") for line in lines)
+    named = [entry["name"] for entry in listing("nodes", "loop(..., *")]
+    assert named == [f"loop(..., {option}=)" for option in LoopOptions.model_fields]
+    assert all(entry["about"] for entry in listing("nodes"))
 
 
 # ---- as part of models
