@@ -252,9 +252,7 @@ def test_a_process_that_hangs_is_named_and_all_end(rank, recipe, children):
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (1, "")
     assert "Traceback" not in err
-    told = (
-        f"zoo: Process {rank} of 2 of this training has not answered for 6 s (train.timeout). The last good checkpoint"
-    )
+    told = f"zoo: Process {rank} of 2 of this training has not answered for 6 s (train.timeout)."
     assert err.count(told) == err.count("zoo: ") == 1, err
 
 
@@ -328,3 +326,43 @@ def test_two_nodes_start_again_after_a_process_of_one_was_killed(recipe, childre
     assert [status for status, _, _ in found] == [0, 0], found
     assert sum(out.count("finished at step 400") for _, out, _ in found) == 1
     same("cut", "whole")
+
+
+SRUN = """#!/bin/sh
+shift
+for task in 0 1; do
+    SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
+    pids="$pids $!"
+done
+status=0
+for pid in $pids; do wait $pid || status=$?; done
+exit $status
+"""
+
+
+@linux
+@pytest.mark.slow
+def test_the_script_for_slurm_queues_a_preempted_job_again(recipe, tmp_path, children):
+    """The script of docs/scale.md, with stand-ins for Slurm's own commands."""
+    script = (ROOT / "docs/scale.md").read_text().split("```sh\n#!/bin/bash\n#SBATCH")[1].split("```")[0]
+    assert "zoo train mqar out=/shared/runs/mqar" in script
+    script = script.replace("train mqar out=/shared/runs/mqar", " ".join(["train", recipe, *LONG]))
+    commands = {
+        "srun": SRUN,
+        "scontrol": f"#!/bin/sh\n[ $1 = show ] && echo localhost || echo $@ > {tmp_path}/queued\n",
+        "zoo": f"#!/bin/sh\nexec {sys.executable} -m zoo $@\n",
+    }
+    (tmp_path / "bin").mkdir()
+    for name, text in commands.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid()), "SLURM_NTASKS": "2"}
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    job = run(children, "bash", "-c", f"#SBATCH{script}", **slurm, SLURM_NTASKS_PER_NODE="2", PATH=path)
+    reached("runs/small")
+    for rank in (0, 1):
+        os.kill(process_of(rank, job.pid), signal.SIGTERM)
+    _, err = job.communicate(timeout=120)
+    assert job.returncode == 143, err
+    assert err.count("Go on with: zoo train") == 1
+    assert (tmp_path / "queued").read_text() == f"requeue {os.getpid()}\n"

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ def run_processes(n: int, arguments: Sequence[str], *, max_restarts: int = 0) ->
     error that every start would meet end the training. Signals are passed on to all. If this process is killed, the
     others stop as at SIGTERM: with a checkpoint.
     """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -77,20 +79,22 @@ def run_processes(n: int, arguments: Sequence[str], *, max_restarts: int = 0) ->
     root = str(Path(__file__).resolve().parents[2])  # where this `zoo` lies, installed or not
     try:
         for start in range(max_restarts + 1):
-            config = LaunchConfig(
-                min_nodes=1,
-                max_nodes=1,
-                nproc_per_node=n,
-                run_id=str(uuid.uuid4()),
-                rdzv_backend="c10d",
-                rdzv_endpoint="localhost:0",
-                max_restarts=0,
-            )
-            try:
-                elastic_launch(config, sys.executable)("-P", "-c", CHILD, str(os.getpid()), root, *arguments)
-                return 0
-            except ChildFailedError as error:
-                end = ended(n, error.failures)
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as words:  # of the processes, on their end
+                config = LaunchConfig(
+                    min_nodes=1,
+                    max_nodes=1,
+                    nproc_per_node=n,
+                    run_id=str(uuid.uuid4()),
+                    rdzv_backend="c10d",
+                    rdzv_endpoint="localhost:0",
+                    max_restarts=0,
+                    logs_specs=DefaultLogsSpecs(log_dir=words),
+                )
+                try:
+                    elastic_launch(config, sys.executable)("-P", "-c", CHILD, str(os.getpid()), root, *arguments)
+                    return 0
+                except ChildFailedError as error:
+                    end = ended(n, error.failures)
             if end.line is not None:
                 again = f" All start again (restart {start + 1} of {max_restarts})."
                 given_up = " The same command resumes the run."
