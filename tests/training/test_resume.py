@@ -145,15 +145,26 @@ def wait_for_checkpoint(process, folder: Path) -> None:
 LONG = ("train.steps=400", "train.eval_every=50", "train.checkpoint_every=20")
 
 
+FOUR_HUNDRED = {"train.steps": 400, "train.eval_every": 50, "train.checkpoint_every": 20}
+_whole = []
+
+
+def outcome_of_whole(recipe, outcome_of):
+    """What comes of 400 steps that nothing interrupts, trained once for all tests."""
+    if not _whole:
+        train(recipe, {**FOUR_HUNDRED, "out": "whole"}, quiet=True)
+        _whole.append(outcome_of("whole"))
+    return _whole[0]
+
+
 def test_ctrl_c_and_a_second_process(recipe, zoo_command, outcome_of):
     """The real command: a second one on the same folder, Ctrl-C, and the way on."""
     from zoo.cli import main
 
-    overrides = {"train.steps": 400, "train.eval_every": 50, "train.checkpoint_every": 20}
     process = zoo_command("train", recipe, *LONG)
     wait_for_checkpoint(process, Path("runs/small"))
     with pytest.raises(zoo.UsageError, match="in use by another process"):
-        train(recipe, overrides, quiet=True)
+        train(recipe, FOUR_HUNDRED, quiet=True)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -163,8 +174,7 @@ def test_ctrl_c_and_a_second_process(recipe, zoo_command, outcome_of):
     with pytest.raises(SystemExit) as ended:
         main(["train", "runs/small", "--resume", "--quiet"])
     assert ended.value.code == 0
-    train(recipe, {**overrides, "out": "whole"}, quiet=True)
-    assert outcome_of("runs/small") == outcome_of("whole")
+    assert outcome_of("runs/small") == outcome_of_whole(recipe, outcome_of)
 
 
 def test_killed_run_resumes_to_the_same_bits(recipe, zoo_command, outcome_of):
@@ -189,8 +199,6 @@ def kill_and_resume(recipe, zoo_command, outcome_of, chance, *, kills=1, early=F
         process.communicate()
         if list(Path("runs/small/checkpoints").glob("step_*")):
             load("runs/small", "last")  # the last good checkpoint always loads
-    overrides = {"train.steps": 400, "train.eval_every": 50, "train.checkpoint_every": 20}
-    train(recipe, overrides, quiet=True)
-    train(recipe, {**overrides, "out": "whole"}, quiet=True)
-    assert outcome_of("runs/small") == outcome_of("whole")
+    train(recipe, FOUR_HUNDRED, quiet=True)
+    assert outcome_of("runs/small") == outcome_of_whole(recipe, outcome_of)
     assert not list(Path("runs/small").glob("**/*.tmp"))
