@@ -5,6 +5,7 @@ The file of an op is `_NAME.py`, since `zoo.ops.NAME` is the function. What mixe
 """
 
 from zoo.ops._attention import attention
+from zoo.ops._block_attention import BlockCache, block_attention
 from zoo.ops._causal_conv1d import causal_conv1d
 from zoo.ops._cfc import CFC_ACTIVATIONS, cfc, cfc_by_steps
 from zoo.ops._delta_rule import delta_rule
@@ -29,6 +30,7 @@ from zoo.ops.rotary import RopeScaling, frequencies, rotary_table, rotary_width,
 
 __all__ = [
     "CFC_ACTIVATIONS",
+    "BlockCache",
     "DecayingCache",
     "KVCache",
     "LatentCache",
@@ -39,6 +41,7 @@ __all__ = [
     "SparseLatentCache",
     "Synapses",
     "attention",
+    "block_attention",
     "causal_conv1d",
     "cfc",
     "cfc_by_steps",

@@ -28,7 +28,7 @@ from zoo.ops._latent_attention import (
     per_group,
 )
 from zoo.ops.attention_forms import SCORES_LIMIT, Settings, decode
-from zoo.ops.choices import to_choose_by
+from zoo.ops.choices import choose, chosen_rows
 from zoo.ops.common import blank, log_form, state_dtype, valid_steps
 from zoo.ops.derivatives import TRANSFORMED, gradients_of, once, traced, transformed
 from zoo.ops.kernel import Kernel
@@ -169,33 +169,6 @@ def index_scores(q: Tensor, key: Tensor, weight: Tensor) -> Tensor:
     return (weight.to(dtype).unsqueeze(2) @ each).squeeze(2)
 
 
-def choose(scores: Tensor, seen: Tensor, top_k: int) -> Tensor:
-    """Which steps a query attends to, (B, T, S) bool: among those seen the `top_k` of largest score, of equals the
-    latest; all of them where there are no more.
-
-    Args:
-        scores: (B, T, S), steps in order of time.
-        seen: (B or 1, T, S) bool.
-        top_k: less than S.
-    """
-    scores = to_choose_by(scores.detach(), seen).masked_fill(~seen, -torch.inf)
-    least = scores.topk(top_k, sorted=False).values.amin(-1, keepdim=True)
-    above, equal = scores > least, (scores == least) & seen
-    room = top_k - above.sum(-1, keepdim=True)
-    if traced() or (equal.sum(-1, keepdim=True) > room).any():
-        equal = equal & (equal.flip(-1).cumsum(-1).flip(-1) <= room)
-    return above | equal
-
-
-def _rows(chosen: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The numbers (B, T, top_k) of the chosen steps, padded with zeros, and how many there are, (B, T)."""
-    count = chosen.sum(-1)
-    if not traced() and bool((count == top_k).all()):
-        return chosen.nonzero()[:, -1].view(*count.shape, top_k), count
-    steps = torch.arange(chosen.shape[-1], device=chosen.device)
-    return torch.where(chosen, steps, -1).topk(top_k).values.clamp(min=0), count
-
-
 # ---- attention to chosen steps
 
 
@@ -214,7 +187,7 @@ def _single(
     if top_k is None or most <= top_k:
         return _to_rows(q, cache.kv, cache.length, expand, N, absorb, settings)
     seen = torch.arange(most, device=q.device) < cache.length[:, None, None]
-    rows, count = _rows(choose(_cached_scores(index, cache.index_key, most, settings), seen, top_k), top_k)
+    rows, count = chosen_rows(choose(_cached_scores(index, cache.index_key, most, settings), seen, top_k), top_k)
     return _to_rows(q, _gathered(cache.kv, rows), count.squeeze(1), expand, N, absorb, settings)
 
 
@@ -406,7 +379,7 @@ def _piece_by_rows(q, kv, expand, N, index, visibility, blocks, top_k, absorb, s
         seen = visibility.mask(own, reach).expand(len(q), -1, -1)
         if top_k < reach.stop:
             seen = choose(index_scores(index.q[:, own], index.key[:, reach], index.weight[:, own]), seen, top_k)
-        rows, count = _rows(seen, min(top_k, reach.stop))
+        rows, count = chosen_rows(seen, min(top_k, reach.stop))
         room = max(SCORES_LIMIT // (len(q) * rows.shape[-1] * kv.shape[-1]), 1)
         parts = zip(q[:, own].split(room, 1), rows.split(room, 1), count.split(room, 1), strict=True)
         for queries, chosen, n in parts:

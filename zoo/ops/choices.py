@@ -10,7 +10,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
+
+from zoo.ops.derivatives import traced
 
 _depth = 0  # of the whole process, as backward passes on a GPU choose again in threads of their own
 
@@ -43,3 +46,34 @@ def to_choose_by(scores: Tensor, seen: Tensor) -> Tensor:
         return scores
     number, count = seen.cumsum(-1), seen.sum(-1, keepdim=True)
     return (number * 40503 + count * 30011) % 65521 + 0.0 * scores
+
+
+def choose(scores: Tensor, seen: Tensor, top_k: int, always: Tensor | None = None) -> Tensor:
+    """Which steps (or blocks) a query attends to, (..., T, S) bool: among those seen the `top_k` of largest score, of
+    equals the latest; all of them where there are no more.
+
+    Args:
+        scores: (..., T, S), steps in order of time.
+        seen: as scores, or with axes of 1, bool.
+        top_k: less than S.
+        always: as `seen`, bool: those that come before all others, whatever their scores.
+    """
+    scores = to_choose_by(scores.detach(), seen)
+    if always is not None:
+        scores = scores.masked_fill(always, torch.inf)
+    scores = scores.masked_fill(~seen, -torch.inf)
+    least = scores.topk(top_k, sorted=False).values.amin(-1, keepdim=True)
+    above, equal = scores > least, (scores == least) & seen
+    room = top_k - above.sum(-1, keepdim=True)
+    if traced() or (equal.sum(-1, keepdim=True) > room).any():
+        equal = equal & (equal.flip(-1).cumsum(-1).flip(-1) <= room)
+    return above | equal
+
+
+def chosen_rows(chosen: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The numbers (..., T, top_k) of the chosen steps, padded with zeros, and how many there are, (..., T)."""
+    count = chosen.sum(-1)
+    if not traced() and bool((count == top_k).all()):
+        return chosen.nonzero()[:, -1].view(*count.shape, top_k), count
+    steps = torch.arange(chosen.shape[-1], device=chosen.device)
+    return torch.where(chosen, steps, -1).topk(top_k).values.clamp(min=0), count
