@@ -186,7 +186,7 @@ def test_quantised_layers_run(word):
         quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(mixer), {nn.Linear}, dtype=torch.qint8)
         y, expected = quantised(x)[0], mixer(x)[0]
     assert y.isfinite().all()
-    if word not in ("moe", "dsa"):  # which choose by what is rounded
+    if word not in ("moe", "dsa", "nsa", "moba"):  # which choose by what is rounded
         assert (y - expected).norm() <= 0.1 * expected.norm()
 
 

@@ -21,14 +21,14 @@ from zoo.ops.choices import choose, chosen_rows
 from zoo.ops.common import blank, log_form, state_dtype, valid_steps
 from zoo.ops.derivatives import TRANSFORMED, traced, transformed
 from zoo.ops.kv_cache import INITIAL_CAPACITY, KVCache, append, first_cache, in_order_of_time
-from zoo.states import document_positions, grow, next_position
+from zoo.states import document_positions, grow
 
 OP = "block_attention"
 BACKENDS = ("auto", "reference", "chunked")
 LEGEND = (
     "q (B, T, H, K); k (B, T, G, K) and v (B, T, G, V) with G dividing H; gates (B, T, H, 3), without a window (B, T, "
-    "H, 2); lengths (B,) whole numbers; resets (B, T) bool; state BlockCache of k (B, N, G, K), v (B, N, G, V), means (B, M, G, K), with gates "
-    "(B, M, G, K + V), length (B,)."
+    "H, 2); lengths (B,) whole numbers; resets (B, T) bool; state BlockCache of k (B, N, G, K), v (B, N, G, V), means "
+    "(B, M, G, K), with gates (B, M, G, K + V), length (B,)."
 )
 
 
@@ -372,8 +372,7 @@ def _single(q: Tensor, gates: Tensor | None, cache: BlockCache, choice: Choice) 
     start = torch.arange(means.shape[1], device=q.device)[None] * choice.block_size
     last = length[:, None] - 1
     blocks = Blocks(start, None, last, last - last % choice.block_size, torch.zeros_like(last))
-    q, gates = (None if x is None else x.movedim(1, 2) for x in (q, gates))
-    means = means.movedim(1, 2)
+    q, means, gates = q.movedim(1, 2), means.movedim(1, 2), None if gates is None else gates.movedim(1, 2)
     log_form(OP, "rows")
     return _block_by_rows(q, gates, k, v, means, blocks, slice(None), choice).to(q.dtype).movedim(2, 1)
 
@@ -411,10 +410,10 @@ def _piece(
         form = "reference" if transformed() or B * T * S * G * R <= SCORES_LIMIT else "chunked"
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, gates, k, v))
     read = choice.n_blocks * size + (choice.window or 0)
-    # copies are read once where scores are cheap; at S / read = 21 `nsa` trains in 0.83 of the time, at 32 `moba` in 1.0
+    # measured in training: at S / read = 21 `nsa` takes 0.83 of the time that all scores take, `moba` at 32 as long
     by_rows = form == "chunked" and (24 if learns else 4) * read < S
     log_form(OP, "rows" if by_rows else form)
-    q, gates, means = (None if x is None else x.movedim(1, 2) for x in (q, gates, means))
+    q, means, gates = q.movedim(1, 2), means.movedim(1, 2), None if gates is None else gates.movedim(1, 2)
     if not by_rows:
         k, v = (x.transpose(1, 2).contiguous() for x in (k, v))
     step = T if form == "reference" else chunk_size or max(min(SCORES_LIMIT // (B * S * G * R), 128), 16)
