@@ -72,6 +72,17 @@ class Encoded(NamedTuple):
         """The same with every tensor changed."""
         return Encoded(*(None if t is None else change(t) for t in self))  # type: ignore[arg-type]
 
+    def piece(self, cut: slice) -> Encoded:
+        """The steps of a piece of every row."""
+        T, n = self.tokens.shape[1], cut.stop - cut.start
+        row, step = self.positions // T, self.positions % T
+        here = (step >= cut.start) & (step < cut.stop)
+        positions = (row * n + step - cut.start)[here]
+        timespans = None if self.timespans is None else self.timespans[:, cut]
+        return self._replace(
+            tokens=self.tokens[:, cut], positions=positions, targets=self.targets[here], timespans=timespans
+        )
+
     def split(self, parts: int, rows: slice | None = None) -> list[Encoded]:
         """The rows, or some of them, in a number of parts, one after another, as `row_parts` cuts them."""
         if parts == 1 and rows is None:
@@ -163,6 +174,22 @@ def figures(parts: Sequence[Update]) -> dict[str, float]:
         for name, value in part.metrics.items():
             metrics[name] = metrics.get(name, 0.0) + part.share * value.detach().float().item()
     return whole | metrics
+
+
+_OF_SCORED = ("targets", "rows", "logits")
+
+
+def joined(parts: Sequence[Update]) -> Update:
+    """The update of whole rows, from those of the pieces of their sequences; without a graph."""
+    share = sum(part.share for part in parts)
+    metrics: dict[str, Tensor] = {}
+    for part in parts:
+        for name, value in part.metrics.items():
+            metrics[name] = metrics.get(name, torch.zeros_like(value)) + value * (part.share / share)
+    whole: dict[str, Any] = {name: torch.cat([getattr(part, name).cpu() for part in parts]) for name in _OF_SCORED}
+    said = torch.cat([part.answers().cpu() for part in parts])
+    loss = torch.stack([part.loss.detach().cpu() for part in parts]).sum()
+    return replace(parts[0], **whole, loss=loss, predicted=said, metrics=metrics, share=share)
 
 
 class Frame(NamedTuple):
@@ -274,6 +301,10 @@ class Objective(ABC):
         whole batch everywhere, so that a row is trained in the same way whatever the number of processes. The losses of
         all processes add up to that of the whole batch. `carry` then has these rows only.
 
+        An objective that may train with sequences cut over processes has one argument more, `pieces: Pieces | None =
+        None`: which piece of every sequence this process reads. The context of the model's pass gets the pieces of the
+        sequence's length.
+
         Args:
             model: in training mode.
             data: one batch from `encode`, on the model's device.
@@ -294,6 +325,10 @@ class Objective(ABC):
     def takes_rows(cls) -> bool:
         """Whether `updates` can read some rows of a batch, where other processes read the others."""
         return "rows" in inspect.signature(cls.updates).parameters
+
+    def takes_pieces(self) -> bool:
+        """Whether `updates` can read one piece of every sequence, where other processes read the others."""
+        return "pieces" in inspect.signature(type(self).updates).parameters
 
     def passes(self, model: nn.Module, batch: Batch) -> int:
         """Largest number of passes of the model for the answers of these rows: tokens, unmasking passes, steps."""
@@ -320,7 +355,7 @@ class Objective(ABC):
 
 
 objectives: Registry[type[Objective]] = Registry(
-    "objective", "zoo.objectives", base=Objective, optional=("parts", "rows")
+    "objective", "zoo.objectives", base=Objective, optional=("parts", "rows", "pieces")
 )
 register = objectives.register
 """Class decorator `@register("name")`."""
@@ -433,6 +468,7 @@ __all__ = [
     "at_least_float32",
     "create_objective",
     "figures",
+    "joined",
     "last_of",
     "list_objectives",
     "register",

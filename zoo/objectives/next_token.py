@@ -26,6 +26,7 @@ from zoo.objectives.base import (
     scored,
     with_losses,
 )
+from zoo.pieces import Pieces
 from zoo.protocol import Context
 from zoo.tasks.protocol import IGNORE, Batch, Task
 
@@ -92,18 +93,26 @@ class NextToken(Objective):
         generator: torch.Generator,
         parts: int = 1,
         rows: slice | None = None,
+        pieces: Pieces | None = None,
     ) -> Iterator[Update]:
+        whole = data
+        if pieces is not None:
+            pieces = pieces.of_length(data.tokens.shape[1])
+            data = data.piece(pieces.steps)
         split = data.split(parts, rows)
         for part in split:
-            logits, context = self._logits(model, part)
-            share, smoothing = len(part.tokens) / len(data.tokens), self.config.label_smoothing
-            if part is data:
+            logits, context = self._logits(model, part, pieces)
+            share, smoothing = part.n_steps / whole.n_steps, self.config.label_smoothing
+            if part is whole:
                 loss = F.cross_entropy(logits, part.targets, label_smoothing=smoothing)
             else:  # of all scored positions of the batch, of which the parts have unequal numbers
                 loss = F.cross_entropy(logits, part.targets, label_smoothing=smoothing, reduction="sum")
-                loss = loss / len(data.targets)
+                loss = loss / len(whole.targets)
             loss = with_losses(loss, context, share)
             yield Update(loss, logits, part.targets, part.rows, context.metrics, share, part is split[-1])
+
+    def takes_pieces(self) -> bool:
+        return not self.reconstructs  # from the features of a whole row
 
     def passes(self, model: nn.Module, batch: Batch) -> int:
         if not self.reads_back:
@@ -163,9 +172,9 @@ class NextToken(Objective):
             if t < end:
                 logits, state = model.step(torch.where(asked[:, t - 1], said[:, t - 1], data.tokens[:, t]), state)
 
-    def _logits(self, model: Any, data: Encoded) -> tuple[Tensor, Context]:
+    def _logits(self, model: Any, data: Encoded, pieces: Pieces | None = None) -> tuple[Tensor, Context]:
         """Logits at the scored positions only, (m, vocab): the head is often the widest matrix of a small model."""
-        context = Context(timespans=data.timespans)
+        context = Context(timespans=data.timespans, pieces=pieces)
         hidden, _ = model.features(data.tokens, None, context)
         if self.reconstructs:
             if model.decoder is None:

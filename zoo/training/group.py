@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from zoo.objectives.base import Carry, Update
+from zoo.objectives.base import Carry, Update, joined
+from zoo.pieces import Pieces
 from zoo.training.train_options import TrainConfig
 
 T = TypeVar("T")
@@ -25,6 +26,11 @@ class Group:
     """
 
     rank, size = 0, 1
+    pieces: Pieces | None = None
+    """Which piece of a sequence this process reads, to be taken `of_length`; None where sequences are not cut."""
+
+    def cut_sequences(self, n: int) -> None:
+        """Have every n processes share their rows, each with a piece of every sequence."""
 
     @property
     def leads(self) -> bool:
@@ -129,10 +135,18 @@ def joined_rows(group: Group, carry: Carry) -> Carry:
     return {name: torch.cat([piece[name] for piece in pieces]) for name in carry}
 
 
+def joined_pieces(lists: list[list[Update]], n: int) -> list[Update]:
+    """The updates of all processes, of which every n share their rows, with whole rows again."""
+    found = []
+    for i in range(0, len(lists), n):
+        found += [joined(parts) for parts in zip(*lists[i : i + n], strict=True)]
+    return found
+
+
 def interleaved(lists: Iterable[list[T]]) -> list[T]:
     """Items of which each process has had every n-th, in their order."""
     each = list(lists)
     return [each[i % len(each)][i // len(each)] for i in range(sum(map(len, each)))]
 
 
-__all__ = ["Group", "Stepping", "interleaved", "joined_rows", "on_cpu", "row_pieces"]
+__all__ = ["Group", "Stepping", "interleaved", "joined_pieces", "joined_rows", "on_cpu", "row_pieces"]

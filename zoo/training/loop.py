@@ -18,7 +18,7 @@ from zoo.core.errors import Diverged, RunError, UsageError
 from zoo.models.create import create_model
 from zoo.models.ends import Ends
 from zoo.objectives.base import Carry, Encoded, Update, figures
-from zoo.protocol import Mixer
+from zoo.protocol import Mixer, not_cuttable
 from zoo.tasks.protocol import Batch, Streamed
 from zoo.training import checkpoint, machine, solving
 from zoo.training.best import BestWeights
@@ -30,7 +30,7 @@ from zoo.training.evaluation import Stopped, decode_rate, row_figures, scalars, 
 from zoo.training.extending import STEPS, Extension, schedule
 from zoo.training.failures import LostProcess, failure, failure_kind
 from zoo.training.fit import Parts
-from zoo.training.group import Group, joined_rows
+from zoo.training.group import Group, joined_pieces, joined_rows
 from zoo.training.joining import launched
 from zoo.training.options import Experiment
 from zoo.training.outcome import outcome
@@ -78,10 +78,25 @@ class Trainer:
         self.session.share(group)
         self.model, self.at = self.session.model, self.session.at
         self.mixers = [module for module in self.model.modules() if isinstance(module, Mixer)]
+        if self.config.sequence_processes > 1:
+            self._check_cuts()
         self.best = BestWeights(run.checkpoints, self.at, group, reporter.say)
         self._go_on(changed)
         how: dict[str, Any] = {"precision": self.precision, "stop": stop, "group": group}
         self.scoring = Scoring(self.task, self.objective, self.config, **how)
+
+    def _check_cuts(self) -> None:
+        """Refuse layers that read whole sequences.
+
+        Raises:
+            UsageError: there is one.
+        """
+        told = f"train.sequence_processes={self.config.sequence_processes} is not allowed"
+        if self.model_config.recursion is not None:
+            raise UsageError(f"{told}: a recursive model reads whole rows.")
+        for mixer in self.mixers:
+            if (why := not_cuttable(mixer)) is not None:
+                raise UsageError(f"{told}: {mixer.name} cannot be cut, as {why}.")
 
     def _go_on(self, changed: Mapping[str, list[Any]]) -> None:
         """Take an ended run up again where it was given more time or more steps, or another target."""
@@ -273,6 +288,8 @@ class Trainer:
         more: Any = {"parts": self.config.accumulate} if self.config.accumulate > 1 else {}
         if (rows := self.group.rows(self.config.batch_size)) is not None:
             more["rows"] = rows
+        if self.group.pieces is not None:
+            more["pieces"] = self.group.pieces
         return self.objective.updates(self.model, data, carry, generator, **more)
 
     # ---- records
@@ -283,7 +300,8 @@ class Trainer:
         self._check_finite(loss)
         self.rate = self.clock.rate(at.tokens)
         if self.group.size > 1:
-            parts = [part for each in self.group.gathered([part.light() for part in parts]) for part in each]
+            everywhere = self.group.gathered([part.light() for part in parts])
+            parts = joined_pieces(everywhere, self.config.sequence_processes)
         line = self._line("train", loss=loss, **figures(parts))
         if self.grad_norm is not None:
             line["grad_norm"] = self.grad_norm.item()

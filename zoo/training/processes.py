@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoo.core.errors import RunError, UsageError, quoted
 from zoo.core.run_files import at_key, differing
 from zoo.objectives.base import Objective
+from zoo.pieces import Pieces, ProcessLink
 from zoo.tasks import random
 from zoo.training.data_parallel import DataParallel
 from zoo.training.failures import LostProcess, failed_as, failure_kind, is_lost
@@ -44,6 +45,7 @@ class Processes(Group):
 
         self._dist = dist
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._shared = 1  # processes that read the same rows
         self._roll = Roll(store, self.rank, self.size)
         self._sharded: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
         self._form(SILENCE_SECONDS)
@@ -60,9 +62,17 @@ class Processes(Group):
         if seconds != self._timeout:
             self._form(seconds)
 
+    def cut_sequences(self, n: int) -> None:
+        self._shared = n
+        if n > 1:
+            first = self.rank // n * n
+            link = ProcessLink(range(first, first + n), self._data)
+            self.pieces = Pieces(self.rank - first, (1,) * n, link)
+
     def rows(self, n: int) -> slice:
-        each = n // self.size
-        return slice(self.rank * each, (self.rank + 1) * each)
+        each = n // (self.size // self._shared)
+        first = self.rank // self._shared * each
+        return slice(first, first + each)
 
     def agreed(self, prepare: Callable[[], T], statement: Callable[[T], Mapping[str, Any]]) -> T:
         found: T | None = None
@@ -213,6 +223,9 @@ def check_shared(size: int, config: TrainConfig, objective: Objective) -> None:
         UsageError: the batch does not divide, the objective reads it whole, or there are too few GPUs.
     """
     if size == 1:
+        if config.sequence_processes > 1:
+            told = f"start several processes: --processes {config.sequence_processes}"
+            raise UsageError(f"train.sequence_processes={config.sequence_processes}: {told}.")
         return
     device, here = choose_device(config.device).type, int(os.environ.get("LOCAL_WORLD_SIZE", size))
     if device == "mps" or (device == "cuda" and here > torch.cuda.device_count()):
@@ -220,14 +233,25 @@ def check_shared(size: int, config: TrainConfig, objective: Objective) -> None:
         raise UsageError(f"{here} processes on this machine are too many, as {told}: set train.device=cpu.")
     if config.parallel == "fsdp" and config.compile:
         raise UsageError("train.compile is not allowed with train.parallel=fsdp: take train.parallel=ddp.")
-    n = config.batch_size
-    if n % size:
-        near = f"{n // size * size} or {-(-n // size) * size}" if n > size else str(size)
+    n, shared = config.batch_size, config.sequence_processes
+    if size % shared:
+        told = f"{size} processes cannot be divided into groups that share a sequence"
+        raise UsageError(f"train.sequence_processes={shared}: {told}: start a multiple of {shared}.")
+    readers = size // shared
+    who = f"{readers} groups of {shared} processes" if shared > 1 else f"{size} processes"
+    if n % readers:
+        near = f"{n // readers * readers} or {-(-n // readers) * readers}" if n > readers else str(readers)
         told = f"which read as many rows each; train.batch_size={near} can"
-        raise UsageError(f"train.batch_size={n} cannot be divided among {size} processes, {told}.")
-    if config.accumulate > n // size:
-        told = f"each of {size} processes has {n // size} rows of a batch, and every part needs one"
+        raise UsageError(f"train.batch_size={n} cannot be divided among {who}, {told}.")
+    if config.accumulate > n // readers:
+        told = f"each of {who} has {n // readers} rows of a batch, and every part needs one"
         raise UsageError(f"train.accumulate={config.accumulate} is too large: {told}.")
+    if shared > 1 and not objective.takes_pieces():
+        told = f"the objective {objective.name} reads the sequences of {objective.task.name} whole"
+        raise UsageError(f"train.sequence_processes={shared} is not allowed: {told}.")
+    if objective.length < shared:
+        told = f"a sequence has {objective.length} tokens, and every process needs one"
+        raise UsageError(f"train.sequence_processes={shared} is too large: {told}.")
     if not objective.takes_rows():
         told = f"{objective.name} reads a batch whole: its method updates has no argument rows"
         raise UsageError(f"{size} processes cannot share a batch: the objective {told}.")

@@ -100,6 +100,7 @@ def train(
 
     chosen, parts, called, start_from = group.agreed(read, statement)
     group.set_timeout(chosen.train.timeout)
+    group.cut_sequences(chosen.train.sequence_processes)
     if not group.leads:
         called = Callbacks([])
     metric = chosen.train.selects_by(parts.objective.metric)

@@ -82,6 +82,8 @@ class TrainConfig(Options, label="train"):
         parallel: what each of several processes holds of the model: ddp, all of it (PyTorch's DDP); or fsdp, its rows
             of every weight, with their share of the optimizer's moments and of the average (PyTorch's FSDP2), where a
             layer is gathered while it computes. It may be changed in a run that goes on.
+        sequence_processes: number of processes that share one sequence, each with a contiguous piece of its steps; the
+            number of all processes is a multiple of it. It may be changed in a run that goes on.
         compile: compile the layers with torch.compile.
         threads: CPU threads, by default torch's choice.
         eval_every: steps between evaluations on validation.
@@ -132,6 +134,7 @@ class TrainConfig(Options, label="train"):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     parameters: Literal["float32", "bfloat16"] = "float32"
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    sequence_processes: int = Field(default=1, ge=1, le=2**20)
     compile: bool = False
     threads: int | None = Field(default=None, ge=1, le=1024)
     eval_every: int = Field(default=100, ge=1, le=NEVER)
@@ -162,6 +165,9 @@ class TrainConfig(Options, label="train"):
         if self.ema_start >= self.steps:
             told = f"training ends after train.steps={self.steps}, before the average would start"
             raise UsageError(f"train.ema_start={self.ema_start} is too large: {told}.")
+        if self.compile and self.sequence_processes > 1:
+            told = "train.compile is not allowed with it"
+            raise UsageError(f"train.sequence_processes={self.sequence_processes}: {told}.")
         if self.parameters == "bfloat16":
             if self.precision == "float32":
                 told = "computes in bfloat16: leave out train.precision, or set train.parameters=float32"
@@ -197,6 +203,7 @@ BOOKKEEPING = {
     "train.timeout",
     "train.recompute",
     "train.parallel",
+    "train.sequence_processes",
 }
 """Keys that may change between the parts of one run: none of them changes a weight."""
 
