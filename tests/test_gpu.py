@@ -22,7 +22,7 @@ from zoo.core.errors import UsageError
 from zoo.laws import TOLERANCE as LAW_TOLERANCE
 from zoo.laws import cases_of, error, noise
 from zoo.laws.cases import WIDTH
-from zoo.ops import causal_conv1d, delta_rule, dplr, linear_attention, mlstm, scan, selective_scan
+from zoo.ops import causal_conv1d, delta_rule, dplr, linear_attention, mlstm, oscillate, scan, selective_scan
 from zoo.ops.choices import fixed_choices
 from zoo.protocol import mixers
 
@@ -58,6 +58,12 @@ def inputs(op: str, decay: str | None, T: int) -> dict[str, Tensor]:
         "dplr": qkv | {"a": -a, "b": a * normal(B, T, H, 1).sigmoid()} | g | state,
         "mlstm": qkv | {"log_i": normal(B, T, H), "log_f": F.logsigmoid(normal(B, T, H) + 3)},
         "scan": {"a": normal(B, T, D).sigmoid(), "b": normal(B, T, D), "state": normal(B, D)},
+        "complex_scan": {"a": 0.4 * normal(B, T, D, 2), "b": normal(B, T, D, 2), "state": normal(B, D, 2)},
+        "oscillate": {
+            "b": normal(B, T, 2, D),
+            **{name: normal(D).sigmoid() for name in ("p", "q", "r")},
+            "state": normal(B, 2, 2, D),
+        },
         "selective_scan": {
             "u": normal(B, T, D),
             "delta": normal(B, T, D),
@@ -77,12 +83,21 @@ def inputs(op: str, decay: str | None, T: int) -> dict[str, Tensor]:
     return {name: x.bfloat16().double() for name, x in leaves.items()}
 
 
+def complex_scan(a: Tensor, b: Tensor, state: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    """`scan` of complex numbers, given and returned as pairs; there are none of bfloat16."""
+    numbers = (torch.view_as_complex(x.to(torch.promote_types(x.dtype, torch.float32))) for x in (a, b, state))
+    h, last = scan(*numbers, backend=backend)
+    return torch.view_as_real(h), last
+
+
 OPS: dict[str, tuple[Callable[..., tuple[Tensor, Any]], dict[str, Any]]] = {
     "linear_attention": (linear_attention, {}),
     "delta_rule": (delta_rule, {}),
     "dplr": (dplr, {}),
     "mlstm": (mlstm, {}),
     "scan": (scan, {}),
+    "complex_scan": (complex_scan, {}),
+    "oscillate": (oscillate, {}),
     "selective_scan": (selective_scan, {"delta_softplus": True}),
     "causal_conv1d": (causal_conv1d, {"activation": "silu"}),
 }

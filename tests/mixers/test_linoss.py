@@ -135,6 +135,8 @@ def test_imex_keeps_energy_and_im_loses_it():
 
 
 def test_inits_are_the_published_ones():
+    stiff = zoo.create_mixer("linoss(d_state=100, A_init_range=[5, 30])", 64).A
+    assert 5 <= stiff.min() < 8 < 27 < stiff.max() <= 30
     mixer = zoo.create_mixer("linoss(d_state=4096)", 64)
     for p in (mixer.A, mixer.dt):
         assert 0 <= p.min() < p.max() <= 1
@@ -149,6 +151,8 @@ def test_inits_are_the_published_ones():
     ("word", "message"),
     [
         ("linoss(radius_range=[0.5, 0.9])", "radius_range has no effect with damping=False"),
+        ("linoss(A_init_range=[0, 2], damping=True)", "A_init_range has no effect with damping=True"),
+        ("linoss(A_init_range=[2, 1])", "A_init_range=[2, 1] is not allowed"),
         ("linoss(max_phase=1.0)", "max_phase has no effect with damping=False"),
         ("linoss(damping=True, radius_range=[0, 0.9])", "radius_range=[0, 0.9] is not allowed"),
         ("linoss(discretization='ex')", "discretization"),

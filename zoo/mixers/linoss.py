@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.mixers._state_space import Activation, ActivationName, drawn, known_spans, ring
-from zoo.mixers.parts import Backend, packing, precise
+from zoo.mixers.parts import Backend, check_range, packing, precise
 from zoo.ops import oscillate
 from zoo.ops.common import widest
 from zoo.ops.modules import bare
@@ -63,7 +63,9 @@ class LinOSS(Mixer):
             d_state: P, pairs of oscillators, by default D.
             discretization: how a step of the differential equation is taken: implicit "im" or implicit-explicit "imex".
             damping: learn the damping G of every oscillator (D-LinOSS). A and G then start such that the eigenvalues of
-                a step lie on a ring; without it, A starts uniform from 0 to 1.
+                a step lie on a ring.
+            A_init_range: without damping, A starts uniform between these: frequencies sqrt(A) in radians for a time of
+                1 / sigmoid(dt), which is about 1.6. Larger ones suit fast signals and short time spans.
             radius_range: with damping, moduli of the eigenvalues start between these.
             max_phase: with damping, their angles start uniform from 0 to this, at most pi; with "im" not beyond the
                 angle at which the rule alone has the modulus that was drawn, arccos of it.
@@ -75,6 +77,7 @@ class LinOSS(Mixer):
         d_state: int | None = Field(default=None, ge=1)
         discretization: Literal["im", "imex"] = "im"
         damping: bool = False
+        A_init_range: tuple[float, float] = (0.0, 1.0)
         radius_range: tuple[float, float] = (0.9, 1.0)
         max_phase: float = Field(default=math.pi, gt=0, le=math.pi)
         activation: ActivationName | None = "full_glu"
@@ -83,9 +86,10 @@ class LinOSS(Mixer):
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
         c, (low, high) = config, config.radius_range
-        for name in ("radius_range", "max_phase"):
-            if name in c.changed() and not c.damping:
-                raise UsageError(f"linoss: {name} has no effect with damping=False.")
+        for name in ("A_init_range",) if c.damping else ("radius_range", "max_phase"):
+            if name in c.changed():
+                raise UsageError(f"linoss: {name} has no effect with damping={c.damping}.")
+        check_range(self.name, "A_init_range", c.A_init_range, zero=True)
         if not 0 < low <= high <= 1:
             raise UsageError(
                 f"linoss: radius_range=[{low:g}, {high:g}] is not allowed: it should be 0 < low <= high <= 1."
@@ -99,7 +103,8 @@ class LinOSS(Mixer):
             A, G = self._on_ring(modulus, drawn(n, low=0, high=1) * furthest, self.dt.detach().sigmoid())
             self.A, self.G = nn.Parameter(A), nn.Parameter(G)
         else:
-            self.dt, self.A = nn.Parameter(torch.rand(n)), nn.Parameter(torch.rand(n))
+            self.dt = nn.Parameter(torch.rand(n))
+            self.A = nn.Parameter(drawn(n, low=c.A_init_range[0], high=c.A_init_range[1]))
         self.in_proj = nn.Linear(d_model, 2 * n, bias=False)
         self.out_proj = nn.Linear(2 * n, d_model, bias=False)
         self.D = nn.Parameter(torch.randn(d_model))
@@ -165,5 +170,5 @@ class LinOSS(Mixer):
             {},
             {"d_state": 5, "damping": True, "discretization": "imex", "radius_range": (0.5, 0.9), "activation": None}
             | {"max_phase": 2.0, "backend": "reference"},
-            {"d_state": 12, "damping": True, "activation": "half_glu1", "backend": "chunked"},
+            {"d_state": 12, "A_init_range": (0.5, 4.0), "activation": "half_glu1"},
         ]

@@ -1,4 +1,4 @@
-"""State-space scans and mixers, LSTM and GRU, beside mambapy, transformers and torch's own cells."""
+"""State-space scans and mixers, LSTM and GRU, beside mambapy, s5-pytorch, transformers and torch's own cells."""
 
 from __future__ import annotations
 
@@ -60,6 +60,17 @@ def cases() -> dict[str, Case]:
             peer_name="transformers Mamba2Mixer",
             at_least=2,
         ),
+        f"s5, width {WIDTH}, {WIDTH} complex states": mixer_case(
+            f"s5(d_state={WIDTH}, conj_sym=False, clip_eigs=False, activation=None)",
+            WIDTH,
+            (B, T),
+            FORMS,
+            peer=_s5_peer,
+            peer_name="s5-pytorch",
+            at_least=1,
+        ),
+        f"lru, width {D}": mixer_case("lru", D, (B, T), FORMS),
+        f"linoss, width {D}": mixer_case("linoss", D, (B, T), FORMS),
         f"rg_lru, width {D}": mixer_case("rg_lru", D, (B, T), FORMS),
         f"min_gru, width {D}": mixer_case("min_gru", D, (B, T), FORMS),
         f"lstm, width {WIDTH}": mixer_case(
@@ -127,6 +138,19 @@ def _mamba2_peer() -> Function:
         weights = {name.replace("conv.", "conv1d."): value for name, value in x.items() if name != "x"}
         weights["conv1d.weight"] = weights["conv1d.weight"][:, None]
         return (functional_call(layer, weights, (x["x"],)),)
+
+    return run
+
+
+def _s5_peer() -> Function:
+    from s5.s5_model import apply_ssm, discretize_zoh
+
+    def run(x: Inputs) -> tuple[Tensor, ...]:
+        rows, columns = x["in_proj.weight"], x["out_proj.weight"]
+        eigenvalues = torch.complex(x["Lambda_re"], x["Lambda_im"])
+        into, out = torch.complex(rows[::2], rows[1::2]), torch.complex(columns[:, ::2], -columns[:, 1::2])
+        decay, into = discretize_zoh(eigenvalues, into, x["log_step"].exp())
+        return (torch.vmap(lambda row: apply_ssm(decay, into, out, x["D"], row)[0])(x["x"]),)
 
     return run
 
