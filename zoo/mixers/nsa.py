@@ -14,8 +14,7 @@ from zoo.protocol import Context, Place, State, register
 
 @register("nsa")
 class NativeSparseAttention(BlockAttention):
-    """Native sparse attention: a query reads block means, a few chosen blocks and a window (Yuan et al. 2025, arXiv
-    2502.11089).
+    """Native sparse attention: means of blocks, a few chosen blocks, a window (Yuan et al. 2025, arXiv 2502.11089).
 
         q, k, v = R W x ;  g = sigmoid(W_g x), three gates a head ;  k', v' = the means of k and v over each block
         p = softmax over ended blocks of q . k' / sqrt(K) ;  o_cmp = sum p v'

@@ -43,7 +43,7 @@ def counters(*bounds):
 
 
 autotuner.Autotuner.run = _first_configuration
-_OPS = "comba forgetting_attn gated_delta_rule gdn2 generalized_delta_rule gla gsa hgrn kda rwkv6 simple_gla"
+_OPS = "comba forgetting_attn gated_delta_rule gdn2 generalized_delta_rule gla gsa hgrn kda nsa rwkv6 simple_gla"
 for _op in _OPS.split():
     importlib.import_module(f"fla.ops.{_op}")
 for _name, _module in list(sys.modules.items()):

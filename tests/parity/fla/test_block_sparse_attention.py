@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 import torch
-from layers import close
+from layers import agree, close, layer, ours, stacked
 
 from zoo.benchmarks.studies.measure import load_naive
 from zoo.ops import attention, block_attention
@@ -83,3 +83,31 @@ def test_moba(monkeypatch, top_k, starts):
     resets = torch.isin(torch.arange(T), torch.tensor(starts)).view(1, T)
     o, _ = block_attention(q, k, v, block_size=SIZE, n_blocks=top_k, resets=resets)
     close(o, expected, "outputs")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"qkv_bias": True, "num_kv_heads": 4}])
+def test_moba_layer(monkeypatch, options):
+    module = importlib.import_module("fla.ops.moba.parallel")
+    monkeypatch.setattr(module, "flash_attn_varlen_func", object())
+    monkeypatch.setattr(module, "_flash_attn_varlen_forward", plain_flash)
+    theirs = layer("moba", "MoBA", hidden_size=32, num_heads=4, moba_chunk_size=SIZE, moba_topk=3, **options)
+    projections = theirs.q_proj, theirs.k_proj, theirs.v_proj
+    weights = {"in_proj.weight": stacked(*projections), "out_proj.weight": theirs.o_proj.weight}
+    weights["out_norm"] = theirs.o_norm.weight
+    if options:
+        weights["qkv_bias"] = torch.cat([part.bias for part in projections])
+    word = f"moba(n_heads=4, block_size=4, n_blocks=3, out_norm=True, rope_interleaved=False, bias={bool(options)})"
+    agree(ours(word, weights, 32), theirs, 32, 42, gradients=False)
+
+
+@torch.no_grad()
+def test_nsa_layer():
+    """Without the window, whose kernel is `flash_attn`'s."""
+    options = {"num_heads": 16, "num_kv_heads": 1, "head_dim": 16, "block_size": 16, "block_counts": 4}
+    theirs = layer("nsa", "NativeSparseAttention", hidden_size=32, window_size=0, **options)
+    gates = theirs.g_proj.weight.view(16, 3, 32)[:, :2].reshape(32, 32)  # (compressed, chosen) of each head
+    projections = stacked(theirs.q_proj, theirs.k_proj, theirs.v_proj, gates)
+    weights = {"in_proj.weight": projections, "out_proj.weight": theirs.o_proj.weight}
+    word = "nsa(n_heads=16, head_dim=16, block_size=16, n_blocks=4, window=None, rope_interleaved=False)"
+    agree(ours(word, weights, 32), theirs, 32, 120, gradients=False)
