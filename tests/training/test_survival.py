@@ -20,6 +20,8 @@ import pytest
 from several import ROOT, ended, start
 from torch.distributed import HashStore
 
+from zoo.benchmarks.studies import faults
+from zoo.benchmarks.studies.faults import descendants
 from zoo.training import failures, joining, roll
 from zoo.training.failures import LostProcess, tell_launcher
 from zoo.training.launching import End, check_processes
@@ -152,6 +154,35 @@ def test_processes_agree_on_a_name_for_their_start_whatever_an_earlier_one_left(
     assert first != second
 
 
+@pytest.mark.parametrize(
+    ("rank", "size", "told"),
+    [
+        ("x", "2", "RANK=x is not allowed: it should be a whole number."),
+        ("0", "-2", "WORLD_SIZE=-2 is not allowed: it should be a whole number."),
+        ("5", "2", "RANK=5 is not allowed: WORLD_SIZE=2 processes have the numbers 0 to 1."),
+        ("0", "0", "RANK=0 is not allowed: WORLD_SIZE is 0."),
+    ],
+)
+def test_an_environment_of_no_launcher_is_refused_before_anybody_waits(rank, size, told, monkeypatch):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(failures.UsageError, match=told):
+        joining.connect()
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "told"),
+    [("localhost", "1", "Connection refused"), ("nowhere.invalid", "2000", ""), ("localhost", "99999", "")],
+)
+def test_a_place_where_nobody_answers_is_one_line(address, port, told, monkeypatch, capfd):
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", address), ("MASTER_PORT", port)):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(joining, "JOIN_SECONDS", 0.3)
+    with pytest.raises(failures.UsageError, match=f"did not meet at {address}:{port} .nobody answers there.*{told}"):
+        joining.connect()
+    assert capfd.readouterr().err == ""
+
+
 # ---- real processes
 
 
@@ -181,19 +212,10 @@ def run(children: list[subprocess.Popen[str]], *command: str, **environment: str
     return process
 
 
-def descendants(pid: int) -> list[int]:
-    found = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, path.read_text().split()):
-            found += [child, *descendants(child)]
-    return found
-
-
 def process_of(rank: int, launcher: int) -> int:
-    for pid in descendants(launcher):
-        if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-            return pid
-    raise AssertionError(f"there is no process {rank}")
+    found = faults.process_of(rank, descendants(launcher))
+    assert found is not None, f"there is no process {rank}"
+    return found
 
 
 def reached(folder: str, step: int = 50, *, seconds: float = 240.0) -> None:

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -58,6 +59,8 @@ def connect() -> Any:
         if local < torch.cuda.device_count():  # with fewer GPUs than processes, they may train on the CPU
             torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
+    check_numbers()
+    await_place()
     wait = timedelta(seconds=JOIN_SECONDS)
     _outlive_no_launcher()
     try:
@@ -67,11 +70,53 @@ def connect() -> Any:
             store = dist.PrefixStore(_start(store, rank, size), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
     except (RuntimeError, ValueError) as error:
-        where = f"{os.environ.get('MASTER_ADDR', '(MASTER_ADDR is not set)')}:{os.environ.get('MASTER_PORT', '')}"
-        told = " ".join(str(error).split())[:160]
-        n = quoted(os.environ.get("WORLD_SIZE"))[1:-1]
-        raise UsageError(f"The {n} processes of the training did not meet at {where} ({told}).") from None
+        raise _not_met(" ".join(str(error).split())[:160]) from None
     return store
+
+
+def check_numbers() -> None:
+    """Refuse an environment that gives this process no number among the others.
+
+    Raises:
+        UsageError: RANK or WORLD_SIZE is none, or the rank is not below it.
+    """
+    found = {}
+    for name in ("RANK", "WORLD_SIZE"):
+        text = os.environ[name]
+        if not text.isdecimal():
+            raise UsageError(f"{name}={quoted(text)[1:-1]} is not allowed: it should be a whole number.")
+        found[name] = int(text)
+    rank, size = found["RANK"], found["WORLD_SIZE"]
+    if rank >= size:
+        told = f"WORLD_SIZE={size} processes have the numbers 0 to {size - 1}" if size else "WORLD_SIZE is 0"
+        raise UsageError(f"RANK={rank} is not allowed: {told}.")
+
+
+def await_place() -> None:
+    """Wait until somebody answers where the processes meet; torch would wait twice, and print its own stacks.
+
+    Raises:
+        UsageError: nobody does.
+    """
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
+    if address is None or not port.isdecimal() or (os.environ["RANK"] == "0" and not in_agent()):
+        return  # torch says what is missing; or it is this process that answers
+    until = time.monotonic() + JOIN_SECONDS
+    while True:
+        left = until - time.monotonic()
+        try:
+            with socket.create_connection((address, int(port)), timeout=max(left, 0.1)):
+                return
+        except (OSError, OverflowError, UnicodeError) as error:
+            if left <= 0:
+                reason = getattr(error, "strerror", None) or error
+                raise _not_met(f"nobody answers there in {JOIN_SECONDS:.0f} s: {reason}") from None
+        time.sleep(min(0.2, JOIN_SECONDS / 10))
+
+
+def _not_met(why: str) -> UsageError:
+    where = f"{os.environ.get('MASTER_ADDR', '(MASTER_ADDR is not set)')}:{os.environ.get('MASTER_PORT', '')}"
+    return UsageError(f"The {os.environ['WORLD_SIZE']} processes of the training did not meet at {where} ({why}).")
 
 
 def _start(store: Any, rank: int, size: int) -> str:

@@ -249,7 +249,7 @@ def check_shared(size: int, config: TrainConfig, objective: Objective) -> None:
     if shared > 1 and not objective.takes_pieces():
         told = f"the objective {objective.name} reads the sequences of {objective.task.name} whole"
         raise UsageError(f"train.sequence_processes={shared} is not allowed: {told}.")
-    if objective.length < shared:
+    if shared > 1 and objective.length < shared:
         told = f"a sequence has {objective.length} tokens, and every process needs one"
         raise UsageError(f"train.sequence_processes={shared} is too large: {told}.")
     if not objective.takes_rows():
