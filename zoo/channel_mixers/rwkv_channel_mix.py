@@ -21,11 +21,11 @@ class RWKVChannelMixState(NamedTuple):
 
 @register("rwkv_channel_mix")
 class RWKVChannelMix(Mixer):
-    """The channel mixing of RWKV-7, and of RWKV-6 with `gate`: a perceptron that also reads the previous step (Peng et
-    al. 2025, arXiv 2503.14456, section 4; Peng et al. 2024, arXiv 2404.05892).
+    """The channel mixing of RWKV-7: a perceptron that also reads the previous step (Peng et al. 2025, arXiv 2503.14456,
+    section 4).
 
         y_t = W_value relu(W_key (x_t + x_k * (x_{t-1} - x_t)))^2
-        with `gate`: that times sigmoid(W_receptance (x_t + x_r * (x_{t-1} - x_t)))
+        with `gate`, as in RWKV-6: that times sigmoid(W_receptance (x_t + x_r * (x_{t-1} - x_t)))
 
     Published inits: W_key orthogonal, W_value zero, x_k = 1 - (i / D)^((1 - layer / n_layers)^4) for channel i, so that
     early layers look back with most of their channels and late ones with few. With `gate` (RWKV-6) the power is

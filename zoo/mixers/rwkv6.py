@@ -28,8 +28,8 @@ class RWKV6State(NamedTuple):
 
 @register("rwkv6")
 class RWKV6(Mixer):
-    """The time mixing of RWKV-6 "Finch": linear attention whose decays, and shares of the previous step, depend on the
-    input (Peng et al. 2024, arXiv 2404.05892, section 4).
+    """RWKV-6 "Finch": linear attention with shifts and decays that depend on the input (Peng et al. 2024, arXiv
+    2404.05892, section 4).
 
         d = x_{t-1} - x_t ;  m^i = tanh((x_t + maa_x d) W1^i) W2^i
         x^i = x_t + (maa_i + m^i) d for i in w, k, v, r, g
