@@ -28,10 +28,11 @@ from zoo.training.compiling import compile_layers
 from zoo.training.data import DataEnded, Flow, Stream, any_rows
 from zoo.training.evaluation import Stopped, decode_rate, row_figures, scalars, scored
 from zoo.training.extending import STEPS, Extension, schedule
-from zoo.training.failures import LostProcess, failure, failure_kind
+from zoo.training.failures import LostProcess
 from zoo.training.fit import Parts
 from zoo.training.group import Group, joined_pieces, joined_rows
 from zoo.training.joining import launched
+from zoo.training.leading import Leading
 from zoo.training.options import Experiment
 from zoo.training.outcome import outcome
 from zoo.training.progress import Reporter
@@ -61,7 +62,7 @@ class Trainer:
         group: Group = Group(),
     ):
         self.group = group
-        self.failure: RunError | UsageError | None = None  # of this process, which leads, until all processes meet
+        self.leading = Leading(group, stop)
         self.experiment, self.config, self.parts = experiment, experiment.train, parts
         self.folder, self.reporter, self.stop = run, reporter, stop
         self.callbacks, self.watch = callbacks or Callbacks([]), watch or Watch()
@@ -127,7 +128,7 @@ class Trainer:
         return result
 
     def _run(self) -> Result:
-        self._lead(self.folder.start_records, self.at.metrics_size, self.reporter.say)
+        self.leading.do(self.folder.start_records, self.at.metrics_size, self.reporter.say)
         self.clock = Clock(self.at.seconds, self.at.tokens)
         self.rate: float | None = None
         self.grad_norm: Tensor | None = None
@@ -138,7 +139,7 @@ class Trainer:
         try:
             with self.group.contact():
                 if self.callbacks:
-                    self._lead(self._start_callbacks)
+                    self.leading.do(self._start_callbacks)
                 if self.config.compile:
                     self._compile()
                 self.stepping = self.group.stepping(self.model, self.config.accumulate)
@@ -208,7 +209,7 @@ class Trainer:
             if at.to_evaluate:
                 self._evaluate()
             writes = not self.session.is_written()
-            stops, saves, writes = self._meet(self.stop(), self._checkpoint_due(), writes)
+            stops, saves, writes = self.leading.meet(self.stop(), self._checkpoint_due(), writes)
             if self.session.writing is not None and not writes:
                 self._end_save()
             if at.status is not None:
@@ -226,7 +227,7 @@ class Trainer:
 
             if at.step == config.steps:
                 at.status = "finished"
-            elif config.time_budget is not None and self._meet(self.clock.seconds() >= config.time_budget)[0]:
+            elif config.time_budget is not None and self.leading.meet(self.clock.seconds() >= config.time_budget)[0]:
                 at.status = "time_budget"
             ended = at.status is not None
             at.to_evaluate = ended or at.step % config.eval_every == 0
@@ -235,28 +236,6 @@ class Trainer:
         if at.moment != self.saved_moment:
             self._save()
         self._end_save()
-
-    def _meet(self, *flags: bool) -> list[bool]:
-        """Flags that any process has set, in all of them, which end here together if one of them failed."""
-        if self.group.size == 1:
-            return list(flags)
-        failed = 0 if self.failure is None else 1 + failure_kind(self.failure)
-        *told, number, failed = self.group.largest(*flags, int(self.stop.number or 0), failed)
-        self.stop.number = self.stop.number or number or None
-        if failed:
-            raise self.failure or failure(failed - 1)
-        return [bool(flag) for flag in told]
-
-    def _lead(self, action: Callable[..., Any], *args: Any) -> None:
-        """Do what the leading process does for all; if it fails, all of them end where they meet next."""
-        if not self.group.leads:
-            return
-        try:
-            action(*args)
-        except (RunError, UsageError) as error:
-            if self.group.size == 1:
-                raise
-            self.failure = self.failure or error
 
     def _step(self, data: Encoded) -> list[Update]:
         """Learn one batch; returns all parts of its last update."""
@@ -307,7 +286,7 @@ class Trainer:
             line["grad_norm"] = self.grad_norm.item()
         self.loss_sum.zero_()
         at.loss_count = 0
-        self._lead(self.folder.record, line)
+        self.leading.do(self.folder.record, line)
         self.reporter.train(line)
         self._call(self.callbacks.log, line)
 
@@ -315,7 +294,7 @@ class Trainer:
         """Pass a record to the callbacks, in time that is not spent on training."""
         if self.callbacks:
             with self.clock.aside():
-                self._lead(method, record)
+                self.leading.do(method, record)
 
     def _line(self, split: str, **figures: Any) -> dict[str, Any]:
         at = self.at
@@ -342,7 +321,7 @@ class Trainer:
             if self.scoring.reaches_target(score):
                 at.status, at.seconds_to_target = "target", line["seconds"]
             at.to_evaluate = False
-            self._lead(self.folder.record, line)
+            self.leading.do(self.folder.record, line)
             self.reporter.evaluation(line, self.rate)
         self._call(self.callbacks.evaluation, line)
         if improved:
@@ -361,7 +340,9 @@ class Trainer:
             if not self.group.leads:
                 return test, None
             if self.scoring.validation is not None:
-                self._lead(lambda: solving.record(self.folder.path, self.objective, model, precision=self.precision))
+                self.leading.do(
+                    lambda: solving.record(self.folder.path, self.objective, model, precision=self.precision)
+                )
             with machine.autocast(self.precision, self.device):
                 return test, decode_rate(model, self.objective.length)
 
@@ -380,9 +361,9 @@ class Trainer:
 
         if not self.best.check(read):
             self._evaluate()
-            self._lead(lambda: read(self.best.path))
-        self._lead(lambda: checkpoint.load_weights(model, weights, self.best.path))
-        self._meet()
+            self.leading.do(lambda: read(self.best.path))
+        self.leading.do(lambda: checkpoint.load_weights(model, weights, self.best.path))
+        self.leading.meet()
         self.group.share(model)
         return model
 
@@ -393,7 +374,7 @@ class Trainer:
         if self.watch.keeps_rows:
             self.watch.rows = row_figures(self.task, rows, answers.predictions)
         line = self._line("test", **scalars(test))
-        self._lead(self.folder.record, line)
+        self.leading.do(self.folder.record, line)
         self._call(self.callbacks.evaluation, line)
         return test
 
@@ -437,7 +418,7 @@ class Trainer:
     def _save(self) -> None:
         self._end_save()
         self._write_checkpoint()
-        self._meet()
+        self.leading.meet()
         if self.session.writing is None:
             self._call_saved()
 
@@ -462,12 +443,12 @@ class Trainer:
             if not self.session.optimizer.is_finite():
                 raise Diverged(f"A weight is not finite at step {self.at.step}: {self._advice()}.")
             carry = joined_rows(self.group, self.session.carry)
-            self._lead(self._prepare_files)
+            self.leading.do(self._prepare_files)
             if self.session.in_pieces:
-                self._meet()
+                self.leading.meet()
                 self._write_files(carry)
-            elif self.failure is None:
-                self._lead(self._write_files, carry)
+            elif self.leading.failure is None:
+                self.leading.do(self._write_files, carry)
             self.saved_at, self.saved_moment = time.perf_counter(), self.at.moment
 
     def _prepare_files(self) -> None:
