@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -17,13 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zoo.core import readers
-from zoo.core.errors import UsageError
+from zoo.core.errors import UsageError, UsageWarning
 from zoo.core.readers import regular, shown, unreadable
 from zoo.interop._weights import FLOATS, MOST_WEIGHTS, check_complete, fill, hollow, sizes, some, unpickle, written
+from zoo.interop.quantised import Dequantised
 from zoo.models.config import ModelConfig
 from zoo.models.ends import Ends
 from zoo.models.families import Family, families
 from zoo.models.published.maps import Map, renamed
+from zoo.models.published.quantised import quantised
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PICKLED = "pytorch_model.bin"
@@ -59,7 +62,8 @@ def from_hf(
         source: a model of transformers, which is copied, or the path of a checkpoint folder: `config.json` beside
             `model.safetensors` or `pytorch_model.bin` (read with `weights_only=True`), or shards of either and their
             index. The stack without its head (`Qwen3Model`) is enough if the config ties the head to the embedding.
-        dtype: dtype of all weights; by default each keeps its own.
+            Weights in MXFP4 (GPT-OSS) or in FP8 by blocks (DeepSeek-V3) are dequantised, which a warning says.
+        dtype: dtype of all weights; by default each keeps its own, and those that were quantised are in bfloat16.
         device: device of the weights.
 
     Raises:
@@ -88,14 +92,18 @@ def from_hf(
         _refuse_quantised(folder)
         kind = f"{shown(folder)} is supported (family {family.name}, {model.n_parameters():,} parameters)"
         weights = _Folder(folder, kind)
+        if how := quantised(config):
+            weights = Dequantised(weights, weights.shapes, how, dtype or torch.bfloat16)
     maps = weight_maps(model.config)
     top = next(m.theirs[0] for m in maps if "embedding.weight" in m.ours).split(".")[0] + "."
     if not any(name.startswith(top) for name in weights):  # of the stack without its head
         maps = [renamed(m, lambda name: name.removeprefix(top)) for m in maps]
     left_aside = family.beyond(config, list(weights))
     _refuse_headless(maps, weights, family)
-    shapes = weights.shapes if isinstance(weights, _Folder) else None
+    shapes = weights.shapes if isinstance(weights, _Folder | Dequantised) else None
     fill(model, maps, weights, family.architecture, shapes=shapes, left_aside=left_aside, dtype=dtype, device=device)
+    if isinstance(weights, Dequantised) and weights.parts:
+        warnings.warn(f"{shown(folder)} is quantised: {weights.told}.", UsageWarning, stacklevel=2)
     return model.eval()
 
 
@@ -216,7 +224,10 @@ def _weights_of(model: nn.Module) -> dict[str, Tensor]:
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError:
         return weights
-    return revert_weight_conversion(model, weights)
+    weights = revert_weight_conversion(model, weights)
+    if any(tensor.dtype == torch.float8_e4m3fn for tensor in weights.values()):  # again, by the same library: inexact
+        raise UsageError("This model was read from quantised weights: give from_hf its checkpoint folder.")
+    return weights
 
 
 class _Folder(Mapping[str, Tensor]):

@@ -121,7 +121,6 @@ def test_a_layer_of_the_model_is_never_left_aside(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantization_config": {"quant_method": "fp8"}}, r"quantization_config \(method 'fp8'\) is not supported"),
         ({"q_lora_rank": None, "attention_bias": True}, "attention_bias=True needs q_lora_rank"),
         ({"topk_method": "greedy"}, "topk_method='greedy' is not supported, only 'noaux_tc'"),
         ({"scoring_func": "softmax"}, "scoring_func='softmax' is not supported, only 'sigmoid'"),

@@ -64,7 +64,6 @@ def test_deepseek_v32(options, tmp_path):
         ({"mlp_layer_types": ["dense", "sparse", "dense"]}, r"mlp_layer_types=\['dense', 'sparse', 'dense'\] is not"),
         ({"layer_types": ["full_attention"] * 3}, r"layer_types=.* is not supported"),
         ({"index_topk_freq": 4}, "index_topk_freq=4 is not supported"),
-        ({"quantization_config": {"quant_method": "fp8"}}, r"quantization_config \(method 'fp8'\) is not supported"),
     ],
 )
 def test_refused(options, message):

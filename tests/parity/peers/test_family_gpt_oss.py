@@ -90,13 +90,6 @@ def test_configs_as_published(changes, tmp_path):
     check_config({**FOUND, **changes}, tmp_path)
 
 
-def test_mxfp4_is_refused():
-    quantised = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
-    assert "quantization_config (method 'mxfp4') is not supported" in refusal(
-        {**FOUND, "quantization_config": quantised}
-    )
-
-
 @pytest.mark.parametrize("option", [{"swiglu_limit": 6.0}, {"swiglu_alpha": 1.0}, {"hidden_act": "gelu"}])
 def test_options_that_are_refused(option):
     assert f"GptOssForCausalLM with {next(iter(option))}=" in refusal({**FOUND, **option})

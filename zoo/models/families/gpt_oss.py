@@ -1,7 +1,7 @@
 """GPT-OSS (OpenAI 2025, arXiv 2508.10925): attention with sinks, every other layer within a window, clamped experts.
 
-Read from weights in bfloat16 or float32, where experts lie together with gates and inputs in turn; the MXFP4 that the
-first checkpoints came in is refused.
+Experts lie together, with gates and inputs in turn. Those of the official checkpoints are in MXFP4, and are dequantised
+when they are read.
 """
 
 from __future__ import annotations
@@ -114,4 +114,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "120b": {},
 }
 
-families.add(Family("gpt_oss", "GptOssForCausalLM", "gpt_oss", SIZES, _options, _weights, defaults=DEFAULTS))
+families.add(
+    Family("gpt_oss", "GptOssForCausalLM", "gpt_oss", SIZES, _options, _weights, DEFAULTS, quantised=("mxfp4",))
+)

@@ -13,8 +13,8 @@ from zoo.core.errors import UsageError
 from zoo.core.readers import shown
 from zoo.core.registry import Registry
 from zoo.models.published.config import Published
-from zoo.models.published.keys import quantisation
 from zoo.models.published.maps import Map
+from zoo.models.published.quantised import check_readable, quantised
 from zoo.pattern import parse
 
 # an untrusted config could ask for more than can be listed, or computed
@@ -44,6 +44,7 @@ class Family:
         marker: a key that identifies its configs if they have neither `architectures` nor `model_type`.
         surplus: which of a checkpoint's names belong to parts beyond the model, such as layers that predict further
             tokens; they are left aside.
+        quantised: methods of `quantization_config` whose weights are read, dequantised: "fp8" in blocks, "mxfp4".
     """
 
     name: str
@@ -57,6 +58,7 @@ class Family:
     bare: str | None = None
     marker: str | None = None
     surplus: Callable[[Published, Collection[str]], Iterable[str]] = lambda p, names: ()
+    quantised: tuple[str, ...] = ("fp8",)
 
     def published(self, size: str) -> dict[str, Any]:
         """The published config of a size."""
@@ -72,9 +74,9 @@ class Family:
         Raises:
             UsageError: an option of the config, or a value of it, that is not supported.
         """
-        if how := self._understood(quantisation, config):
-            told = "take the weights in bfloat16, float16 or float32"
-            raise UsageError(f"{self.architecture} with {how} is not supported: {told}.")
+        self._understood(check_readable, config, self.quantised, self.architecture)
+        if how := quantised(config):  # its weights are dequantised when they are read
+            config = {key: value for key, value in config.items() if key != how.key}
         for key, value in config.items():
             if isinstance(value, int) and value > MOST_PARTS and PARTS.search(str(key)):
                 raise UsageError(f"{self.architecture} with {key}={value} is not supported, only up to {MOST_PARTS}.")
@@ -200,7 +202,7 @@ class Families:
         """The family of a published config.
 
         Raises:
-            UsageError: its architecture is not known, or it is quantised.
+            UsageError: its architecture is not known.
         """
         given = _architectures(config)
         named = given[0] if given else str(config.get("model_type"))

@@ -235,31 +235,6 @@ def refused(
             yield f"{shown(key)}={_brief(value)}", _why(key)
 
 
-def quantisation(config: Mapping[str, Any]) -> str | None:
-    """How a config says that its weights are quantised, such as "quantization_config (method 'gptq')"; None if not."""
-    for key in ("quantization_config", "quantization", "compression_config"):
-        if given := dict(config.get(key) or {}):
-            method = given.get("quant_method") or _tool(given)
-            extra = [f"{given[k]} {told}" for k, told in (("bits", "bits"), ("format", "format")) if given.get(k)]
-            return f"{key} ({', '.join([f'method {method!r}', *map(str, extra)])[:100]})"
-    return None
-
-
-TOOLS = {  # by what it writes, where it does not name itself; the first that fits
-    "compressed-tensors": {"config_groups", "format"},
-    "modelopt": {"quant_algo", "producer"},
-    "bitsandbytes": {"load_in_4bit", "load_in_8bit"},
-    "awq": {"w_bit", "zero_point", "q_group_size"},
-    "gptq": {"desc_act", "sym", "damp_percent"},
-    "fp8": {"weight_block_size", "fmt"},
-    "mlx": {"bits", "group_size"},
-}
-
-
-def _tool(given: Mapping[str, Any]) -> str:
-    return next((tool for tool, keys in TOOLS.items() if keys & set(given)), "unknown")
-
-
 def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
