@@ -1,4 +1,4 @@
-"""Checkpoint folders in FP8 by blocks and in MXFP4: read as plain numbers, written in bfloat16, or refused in one line."""
+"""Checkpoint folders in FP8 by blocks and in MXFP4: read as plain numbers, written in bfloat16, or refused."""
 
 from __future__ import annotations
 

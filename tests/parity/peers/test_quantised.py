@@ -14,6 +14,8 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import zoo
 from zoo.interop.hf import CONFIG, WEIGHTS
+from zoo.interop.quantised import Dequantised
+from zoo.models.published.quantised import quantised
 
 FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
 MXFP4 = {"modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router"], "quant_method": "mxfp4"}
@@ -101,17 +103,15 @@ def test_the_same_numbers(name, dtype, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
 def test_their_functions(dtype):
     """Every byte under every exponent; and matrices of float8."""
-    from zoo.interop.quantised import Dequantised  # noqa: PLC0415
-
     blocks = torch.arange(256, dtype=torch.uint8).repeat(254).view(1, 254, 16, 16)
     scales = torch.arange(254, dtype=torch.uint8).view(1, 254, 1).expand(1, 254, 16).contiguous()
     stored = {"w_blocks": blocks, "w_scales": scales}
-    how = zoo.models.published.quantised.quantised({"quantization_config": MXFP4})
+    how = quantised({"quantization_config": MXFP4})
     expected = convert_moe_packed_tensors(blocks, scales, dtype=dtype)
     assert torch.equal(Dequantised(stored, stored, how, dtype)["w"], expected)
     weight, scale = (100 * torch.randn(256, 384)).to(torch.float8_e4m3fn), torch.rand(2, 3)
     stored = {"w": weight, "w_scale_inv": scale}
-    how = zoo.models.published.quantised.quantised({"quantization_config": FP8})
+    how = quantised({"quantization_config": FP8})
     expected = Fp8Dequantize(None)._dequantize_one(weight, scale, dtype)
     assert torch.equal(Dequantised(stored, stored, how, dtype)["w"], expected)
 
