@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import zoo
+from zoo.benchmarks.studies.sequence_pieces import counted, predicted
 from zoo.pieces import Pieces, in_threads, piece_sizes
 from zoo.protocol import Context
 
@@ -67,6 +68,13 @@ def bytes_sent(pattern: str, length: int, n: int = 4, **options: Any) -> list[in
 @pytest.mark.parametrize("word", ["gated_deltanet", "mamba2", "gla", "mamba", "mlstm", "rg_lru", "rwkv7", "short_conv"])
 def test_bytes_of_a_recurrence_do_not_grow_with_the_length(word):
     assert bytes_sent(word, 64) == bytes_sent(word, 256) != [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("word", ["gqa", "mla", "swa(window=9)", "mamba2", "gated_deltanet", "gla", "short_conv"])
+def test_the_model_of_costs_predicts_the_bytes_that_are_counted(word):
+    mixer = zoo.create_mixer(word, d_model=32)
+    assert max(counted(word, 63, n=3, width=32)) == predicted(mixer, 63, 3)
+    assert max(counted(word, 64, n=4, width=32)) == predicted(mixer, 64, 4)
 
 
 def test_bytes_of_attention_grow_with_the_length_unless_a_window_ends_them():

@@ -1,0 +1,272 @@
+"""Sequences cut over processes: the lengths that fit into memory, the bytes that move, and a model of larger machines.
+
+    python -m zoo.benchmarks.studies.sequence_pieces [--lengths 4096 8192 16384] [--limit 1073741824]
+
+*Lengths*: a training step (forward and backward) of one row by 1 and by 4 processes, each held to 1 GiB of data
+(RLIMIT_DATA, which counts all private memory, that of Python and torch too). Linux only.
+
+*Bytes*: what one layer of a word sends in a training step of one row, over 4 pieces, at two lengths; counted in
+`zoo.pieces`, of the process that sends most. `predicted` is the formula that the model below uses.
+
+*Model*: bytes that a GPU sends in a step, over the bandwidth of its link, for DDP, FSDP and cut sequences. It is
+arithmetic: nothing overlaps and no message has a latency, and no figure of it was measured on GPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+import zoo
+from zoo.benchmarks.studies.harness import Data, Study, facts
+from zoo.core.errors import UsageError
+from zoo.pieces import Pieces, ProcessLink, in_threads, piece_sizes
+from zoo.protocol import Context, Mixer
+
+PATTERN, WIDTH = "2*(gated_deltanet swiglu) gqa swiglu", 256
+WORDS = (
+    "gqa",
+    "mla",
+    "swa(window=64)",
+    "linear_attention",
+    "gla",
+    "mamba",
+    "mamba2",
+    "mlstm",
+    "gated_deltanet",
+    "rwkv7",
+)
+WORDS += ("rg_lru", "short_conv", "lstm")
+ATTENTION = ("gqa", "mla")
+SHORT, LONG, N, COUNTED_WIDTH = 256, 1024, 4, 64
+LINK = 50e9  # bytes a second each way: 400 Gbit/s, one network card a GPU
+MODEL: dict[str, Any] = {"d_model": 4096, "layers": 32, "parameters": 7e9, "length": 2**20}
+NO_MEMORY = 3  # exit status of a child
+GPUS = (8, 64, 256, 1024)
+
+
+# ---- lengths
+
+
+def child(length: int, limit: int) -> int:
+    """A training step of one row in this process and its fellows; NO_MEMORY where it does not suffice."""
+    import resource
+
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = zoo.create_model(PATTERN, d_model=WIDTH, vocab_size=256)
+    pieces = None
+    if size > 1:
+        torch.distributed.init_process_group("gloo")
+        pieces = Pieces(rank, piece_sizes(length, size), ProcessLink(range(size)))
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    try:
+        tokens = torch.arange(length)[None] % 256
+        cut = slice(None) if pieces is None else pieces.steps
+        logits, _ = model(tokens[:, cut], None, Context(pieces=pieces))
+        targets = tokens.roll(-1, 1)[:, cut].flatten()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets, reduction="sum") / length
+        loss.backward()
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "alloc" in str(error).lower():
+            return NO_MEMORY
+        raise
+    if size > 1:
+        torch.distributed.barrier()  # until the others have received what this one has sent
+    print(loss.item())
+    return 0
+
+
+def fits(length: int, n: int, limit: int, seconds: float = 900.0) -> Data:
+    """Whether a step of this length fits into n processes, and the sum of their losses."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(n), "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-m", "zoo.benchmarks.studies.sequence_pieces", "child", str(length), str(limit)]
+    processes = [
+        subprocess.Popen(command, env=os.environ | common | {"RANK": str(r)}, stdout=pipe, stderr=pipe, text=True)
+        for r in range(n)
+    ]
+    try:
+        outputs = [process.communicate(timeout=seconds)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    statuses = [process.returncode for process in processes]
+    if any(statuses) and NO_MEMORY not in statuses:  # where one has no memory, the others lose their connection
+        raise UsageError(f"A step of {length} tokens in {n} processes failed otherwise: statuses {statuses}.")
+    whole = not any(statuses)
+    return {"length": length, "processes": n, "fits": whole} | ({"loss": sum(map(float, outputs))} if whole else {})
+
+
+# ---- bytes
+
+
+def counted(word: str, length: int, n: int = N, width: int = COUNTED_WIDTH) -> list[int]:
+    """Bytes that each of n processes sends in a training step of one row of one layer, in float32."""
+    torch.manual_seed(0)
+    mixer: Any = zoo.create_mixer(word, d_model=width)
+    x = torch.randn(1, length, width)
+
+    def sent(pieces: Pieces) -> int:
+        own, given = copy.deepcopy(mixer), x[:, pieces.steps].clone().requires_grad_()
+        own(given, None, Context(pieces=pieces))[0].sum().backward()
+        return pieces.sent
+
+    return in_threads(n, length, sent)
+
+
+def predicted(mixer: Mixer, length: int, n: int, size: int = 4) -> float:
+    """The most bytes that one of n processes sends in a training step of one row of a layer.
+
+    Of a recurrence: its state forward, and that state's gradient backward. Of attention over all steps: process r of 0
+    to n - 1 sends the keys and values of r + 1 pieces, twice, and the gradients of r pieces. Process n - 2 sends most.
+    """
+    name = mixer.name
+    dtype = {4: torch.float32, 2: torch.bfloat16}[size]
+    if name in ATTENTION:
+        token = (mixer.state_bytes(1, 1024, dtype) - mixer.state_bytes(1, 512, dtype)) / 512
+        piece = token * length / n
+        return 2 * (n - 1) * piece + (n - 2) * piece * 4 / size
+    if name == "swa":
+        rows = mixer.config.window - 1
+        token = (mixer.state_bytes(1, 2 * rows, dtype) - 8) / (rows + 1)
+        return rows * token * (2 + 4 / size)
+    return 2.0 * mixer.state_bytes(1, length, dtype)
+
+
+# ---- larger machines
+
+
+def modelled(word: str, n: int) -> Data:
+    """Seconds on the link, a step of one row of MODEL's length over n GPUs, by how they share the work."""
+    m = MODEL
+    with torch.device("meta"):
+        mixer: Any = zoo.create_mixer(word, d_model=m["d_model"])
+    share = (n - 1) / n
+    ddp, fsdp = 2 * share * m["parameters"] * 4, 3 * share * m["parameters"] * 2
+    return {
+        "word": word,
+        "gpus": n,
+        "ddp": ddp / LINK,
+        "fsdp": fsdp / LINK,
+        "sequence": m["layers"] * predicted(mixer, m["length"], n, size=2) / LINK,
+        "sequence_bytes": m["layers"] * predicted(mixer, m["length"], n, size=2),
+    }
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384], help="tokens of the row")
+    parser.add_argument("--limit", type=int, default=2**30, help="bytes of data of each process")
+
+
+def measure(arguments: argparse.Namespace, data: Data) -> Iterator[Data]:
+    rows = []
+    for word in WORDS:
+        mixer: Any = zoo.create_mixer(word, d_model=COUNTED_WIDTH)
+        short, long = (max(counted(word, length)) for length in (SHORT, LONG))
+        serial = not mixer.traits.cuts_in_ops
+        rows.append({"word": word, "short": short, "long": long, "serial": serial} | {
+            "predicted": predicted(mixer, LONG, N)
+        })  # fmt: skip
+        data = {**data, "machine": facts(), "bytes": rows}
+    data = {**data, "model": [modelled(word, n) for word in WORDS[:-1] for n in GPUS]}
+    yield data
+    lengths: list[Data] = []
+    for length in arguments.lengths:
+        for n in (1, N):
+            lengths.append(fits(length, n, arguments.limit))
+            data = {**data, "lengths": lengths, "limit": arguments.limit}
+            yield data
+
+
+def _units(n: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n >= size:
+            return f"{n / size:.3g} {unit}"
+    return f"{n:.0f} B"
+
+
+def _seconds(s: float) -> str:
+    return f"{s:.2f} s" if s >= 1 else f"{1e3 * s:.2g} ms" if s >= 1e-3 else f"{1e6 * s:.2g} us"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)] + [f"| {' | '.join(r)} |" for r in rows]
+
+
+def markdown(data: Data) -> str:
+    m, lines = MODEL, ["# Sequences cut over processes", ""]
+    lines += [
+        "`python -m zoo.benchmarks.studies.sequence_pieces` measures this page again; its first lines say how.",
+        "",
+    ]
+    if found := data.get("lengths"):
+        lines += ["## Lengths that one process cannot train", ""]
+        lines += [
+            f"`{PATTERN}` at width {WIDTH}, one row, float32, {data['limit'] / 2**30:g} GiB for each process.",
+            "",
+        ]
+        each = sorted({row["length"] for row in found})
+        said = {(r["length"], r["processes"]): f"yes, loss {r['loss']:.4f}" if r["fits"] else "no" for r in found}
+        table = [[f"{n:,}", said.get((n, 1), "not tried"), said.get((n, N), "not tried")] for n in each]
+        lines += [*_table(["tokens", "fits into one process", f"fits into {N} processes"], table), ""]
+    lines += ["## Bytes that move", ""]
+    about = (
+        f"One layer of width {COUNTED_WIDTH}, one row, {N} pieces, float32: what the process that sends most sends in a"
+    )
+    lines += [f"{about} training step, and what the model predicts at {LONG:,} tokens.", ""]
+    lines += _table(
+        ["word", f"{SHORT} tokens", f"{LONG:,} tokens", "predicted", "ratio"],
+        [
+            [
+                f"`{r['word']}`" + (" (in turns)" if r["serial"] else ""),
+                _units(r["short"]),
+                _units(r["long"]),
+                _units(r["predicted"]),
+                f"{r['predicted'] / r['long']:.3f}",
+            ]
+            for r in data["bytes"]
+        ],
+    )
+    lines += ["", "## A model of larger machines", ""]
+    about = f"{m['parameters'] / 1e9:g} billion parameters, {m['layers']} layers of width {m['d_model']:,}, one row of"
+    about = (
+        f"{about} {m['length']:,} tokens, {LINK / 1e9:g} GB/s for each GPU in each direction. Seconds in a step that"
+    )
+    lines += [f"{about} a GPU spends sending, if nothing else slows it down:", ""]
+    by_gpus = {r["gpus"]: r for r in data["model"]}
+    modes = (("DDP, gradients in float32", "ddp"), ("FSDP, weights in bfloat16", "fsdp"))
+    rows = [[told, *(_seconds(by_gpus[n][key]) for n in GPUS)] for told, key in modes]
+    for word in dict.fromkeys(r["word"] for r in data["model"]):
+        found = {r["gpus"]: r for r in data["model"] if r["word"] == word}
+        rows.append([f"cut sequence, `{word}`", *(_seconds(found[n]["sequence"]) for n in GPUS)])
+    lines += _table(["what is sent", *(f"{n:,} GPUs" for n in GPUS)], rows)
+    lines += ["", *TOLD, ""]
+    return "\n".join(lines)
+
+
+TOLD = """\
+DDP and FSDP send the same whatever the mixer is. A cut sequence is trained with one of them, so that a step sends the sum of
+two rows. DDP sends each gradient 2 (n - 1) / n times. FSDP gathers the weights twice and scatters the gradients once. The
+bytes of cut sequences were checked against those counted above. What the model leaves out: latency (the chain of states has n
+hops, once in the forward and once in the backward pass, because later layers follow at the same distance), sends that overlap
+with computation, and links that are shared.""".splitlines()  # noqa: E501
+
+STUDY = Study("sequence_pieces", __doc__, arguments, measure, markdown)
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["child"]:
+        sys.exit(child(*map(int, sys.argv[2:4])))
+    STUDY.main()
