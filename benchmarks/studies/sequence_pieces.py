@@ -183,7 +183,7 @@ def measure(arguments: argparse.Namespace, data: Data) -> Iterator[Data]:
         data = {**data, "machine": facts(), "bytes": rows}
     data = {**data, "model": [modelled(word, n) for word in WORDS[:-1] for n in GPUS]}
     yield data
-    lengths: list[Data] = []
+    lengths: list[Data] = [row for row in data.get("lengths", []) if row["length"] not in arguments.lengths]
     for length in arguments.lengths:
         for n in (1, N):
             lengths.append(fits(length, n, arguments.limit))
@@ -259,7 +259,8 @@ def markdown(data: Data) -> str:
 
 TOLD = """\
 DDP and FSDP send the same whatever the mixer is. A cut sequence is trained with one of them, so that a step sends the sum of
-two rows. DDP sends each gradient 2 (n - 1) / n times. FSDP gathers the weights twice and scatters the gradients once. The
+two rows. DDP sends each gradient 2 (n - 1) / n times. FSDP gathers the weights twice and scatters the gradients once, each (n -
+1) / n times over NCCL (gloo scatters by adding up everywhere, which is twice as much). The
 bytes of cut sequences were checked against those counted above. What the model leaves out: latency (the chain of states has n
 hops, once in the forward and once in the backward pass, because later layers follow at the same distance), sends that overlap
 with computation, and links that are shared.""".splitlines()  # noqa: E501
