@@ -199,7 +199,7 @@ def _units(n: float) -> str:
 
 
 def _seconds(s: float) -> str:
-    return f"{s:.2f} s" if s >= 1 else f"{1e3 * s:.2g} ms" if s >= 1e-3 else f"{1e6 * s:.2g} us"
+    return f"{s:.2f} s" if s >= 1 else f"{1e3 * s:.3g} ms" if s >= 1e-3 else f"{1e6 * s:.3g} us"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -259,11 +259,11 @@ def markdown(data: Data) -> str:
 
 TOLD = """\
 DDP and FSDP send the same whatever the mixer is. A cut sequence is trained with one of them, so that a step sends the sum of
-two rows. DDP sends each gradient 2 (n - 1) / n times. FSDP gathers the weights twice and scatters the gradients once, each (n -
-1) / n times over NCCL (gloo scatters by adding up everywhere, which is twice as much). The
-bytes of cut sequences were checked against those counted above. What the model leaves out: latency (the chain of states has n
-hops, once in the forward and once in the backward pass, because later layers follow at the same distance), sends that overlap
-with computation, and links that are shared.""".splitlines()  # noqa: E501
+two rows. DDP sends each gradient 2 (n - 1) / n times. FSDP gathers the weights twice and scatters the gradients once, each
+with (n - 1) / n of the bytes over NCCL. The bytes of cut sequences were checked against those counted above; those of DDP and
+FSDP are the published ones of their algorithms. What the model leaves out: latency (the chain of states has n hops, once in the
+forward and once in the backward pass, because later layers follow at the same distance), sends that overlap with computation,
+and links that are shared.""".splitlines()  # noqa: E501
 
 STUDY = Study("sequence_pieces", __doc__, arguments, measure, markdown)
 
