@@ -32,7 +32,7 @@ from zoo.pieces import Pieces, ProcessLink, in_threads, piece_sizes
 from zoo.protocol import Context, Mixer
 
 PATTERN, WIDTH = "2*(gated_deltanet swiglu) gqa swiglu", 256
-WORDS = (
+WORDS: tuple[str, ...] = (
     "gqa",
     "mla",
     "swa(window=64)",
