@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 import zoo
 from zoo.benchmarks.studies.sequence_pieces import counted, predicted
+from zoo.core.errors import UsageError
 from zoo.pieces import Pieces, in_threads, piece_sizes
 from zoo.protocol import Context
 
@@ -120,3 +121,17 @@ def test_wrong_pieces_are_refused():
     cut = lambda pieces: model(tokens[:, pieces.steps], model.init_state(1), Context(pieces=pieces))  # noqa: E731
     with pytest.raises(zoo.UsageError, match="starts from rest: give no state"):
         in_threads(2, 12, cut)
+
+
+@pytest.mark.parametrize("pattern", ["gqa", "gated_deltanet", "lstm"])
+def test_second_derivatives_over_pieces_are_refused(pattern):
+    model = zoo.create_model(pattern, d_model=16, vocab_size=11)
+    tokens = torch.zeros(1, 12, dtype=torch.int64)
+
+    def twice(pieces: Pieces) -> None:
+        own = copy.deepcopy(model)
+        logits, _ = own(tokens[:, pieces.steps], None, Context(pieces=pieces))
+        torch.autograd.grad(logits.square().sum(), list(own.parameters()), create_graph=True, allow_unused=True)
+
+    with pytest.raises(UsageError, match="no second derivatives"):
+        in_threads(2, 12, twice)

@@ -9,6 +9,7 @@ Shape legend: B batch, T steps of this process's piece.
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 from abc import ABC, abstractmethod
@@ -272,6 +273,21 @@ class _MirroredPieces(Pieces):
         self._pieces._count(n_bytes)
 
 
+def first_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark the backward pass of a message: it is refused where it would have to be differentiated in turn."""
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *gradients: Any) -> Any:
+        if torch.is_grad_enabled():  # only within create_graph=True
+            raise UsageError(
+                "A sequence that is cut over processes has no second derivatives (create_graph=True): let one process "
+                "have the whole sequence."
+            )
+        return backward(ctx, *gradients)
+
+    return run
+
+
 def _anchor(like: Tensor) -> Tensor:
     """What makes a message part of the graph in every process alike, whatever needs a gradient there."""
     return torch.zeros((), device=like.device, requires_grad=torch.is_grad_enabled())
@@ -291,7 +307,7 @@ class _Shift(torch.autograd.Function):
         return pieces.take(edge.shape, pieces.rank - 1, dtype=edge.dtype, device=edge.device)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative
     def backward(ctx, d_before: Tensor):
         pieces, _ = ctx.pieces, ctx.saved_tensors
         if not pieces.is_first:
@@ -313,7 +329,7 @@ class _Receive(torch.autograd.Function):
         return tuple(found)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative
     def backward(ctx, *d_states: Tensor):
         for d_state in d_states:
             if _has_gradient(d_state):
@@ -333,7 +349,7 @@ class _Send(torch.autograd.Function):
         return through.view_as(through)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative
     def backward(ctx, d_through: Tensor):
         source, _ = ctx.pieces.rank + 1, ctx.saved_tensors
         taken = (ctx.pieces.take(s, source, dtype=dt, device=dev) if real else None for s, dt, dev, real in ctx.forms)

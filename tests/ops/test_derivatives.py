@@ -44,6 +44,8 @@ def test_every_backward_pass_says_what_its_own_gradient_is():
     assert len(functions) > 10
     assert kernels == {"bridge.py", "grouped.py"}
     for (name, _), backward in functions.items():
+        if "@first_derivative" in backward:  # refused, see tests/test_pieces.py
+            continue
         assert "@once(" in backward or "differentiated(" in backward or name in PLAIN, name
 
 

@@ -21,7 +21,7 @@ from zoo.ops import common
 from zoo.ops.attention_forms import SCORES_LIMIT, Settings, block_logits, columns_times, rows_times
 from zoo.ops.common import log_form, state_dtype
 from zoo.ops.visibility import Visibility
-from zoo.pieces import Pieces
+from zoo.pieces import Pieces, first_derivative
 from zoo.states import document_positions
 
 Unpack = Callable[..., tuple[Tensor, Tensor]]
@@ -165,7 +165,7 @@ class _Ring(torch.autograd.Function):
 
     @staticmethod
     @common.without_autocast
-    @torch.autograd.function.once_differentiable
+    @first_derivative
     def backward(ctx, do):
         plan, options = ctx.plan, ctx.options
         q, visiting, sinks, o, total, *weights = ctx.saved_tensors
