@@ -81,6 +81,14 @@ ROUNDED = {  # where no more digits are told
 }
 
 
+def test_sizes_under_another_name():
+    """Llama 2 has the class of Llama 3: its configs are read as of that family, and give the same model."""
+    model = zoo.create_model("llama2-tiny")
+    family = zoo.models.families.families.of_config(model.config.published)
+    assert family.name == "llama3"
+    assert zoo.models.config.ModelConfig(**family.model_options(model.config.published)) == model.config
+
+
 def test_every_family_has_a_tiny_size():
     assert {name.rsplit("-", 1)[0] for name in TINY} == {
         zoo.models.families.families.of(n)[0].name for n in zoo.list_models()

@@ -234,12 +234,12 @@ def test_what_would_never_end_is_refused(name, changes, folder):
 def test_options_that_are_refused_by_name(folder):
     for changes, message in [
         (
-            {"architectures": ["MistralForCausalLM"]},
-            "Unknown architecture 'MistralForCausalLM'. Available: CwmFor",
+            {"architectures": ["MixtralForCausalLM"]},
+            "Unknown architecture 'MixtralForCausalLM'. Available: CwmFor",
         ),
         (
-            {"architectures": "MistralForCausalLM"},
-            "Unknown architecture 'MistralForCausalLM'. Available: CwmFor",
+            {"architectures": "MixtralForCausalLM"},
+            "Unknown architecture 'MixtralForCausalLM'. Available: CwmFor",
         ),
         ({"num_hidden_layers": 0}, "The config of LlamaForCausalLM cannot be understood: ValueError: it has no layers"),
         ({"intermediate_size": 10**30}, "is not allowed: it should be at most 16,777,216"),

@@ -92,13 +92,16 @@ def _record(architecture: str, config: dict[str, Any], found: dict[str, float]) 
             file.write(json.dumps({"family": family, "architecture": architecture, **found}) + "\n")
 
 
-def check_config(config: dict[str, Any], tmp_path: Path, *, recut: str = "$^") -> None:
+def check_config(config: dict[str, Any], tmp_path: Path, *, recut: str = "$^", attention: str | None = None) -> None:
     """A random model of `config`, a config.json as people find it, read from a folder that holds that one: the logits
-    are those of transformers, and `to_hf` writes the same config and weights. `recut` is as in `differences`."""
+    are those of transformers, and `to_hf` writes the same config and weights. `recut` is as in `differences`;
+    `attention` is theirs, such as "eager"."""
     folder, back = tmp_path / "found", tmp_path / "back"
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(config))
-    theirs = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+    theirs = AutoModelForCausalLM.from_config(
+        AutoConfig.from_pretrained(folder), dtype=torch.float32, attn_implementation=attention
+    )
     perturbed(theirs).save_pretrained(folder)
     (folder / CONFIG).write_text(json.dumps(config))
     ours = zoo.from_hf(folder)

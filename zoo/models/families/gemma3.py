@@ -51,16 +51,13 @@ def _attention(p: Published, window: int | None) -> str:
     )
 
 
-def _options(p: Published) -> dict[str, Any]:
+def stack_options(p: Published, attention: list[str]) -> dict[str, Any]:
+    """The options of a model of Gemma's kind, given the attention of every layer."""
     p.only("hidden_activation", "gelu_pytorch_tanh")
     p.only("use_bidirectional_attention", False)
-    p.only("attn_logit_softcapping", None)
-    p.ignore("cache_implementation", "_sliding_window_pattern", "rope_theta", "rope_scaling", "rope_local_base_freq")
-    period = p("sliding_window_pattern")
-    windows = p.windows(p("sliding_window", None), lambda i: bool((i + 1) % period))
     feed_forward = word("geglu", d_hidden=p("intermediate_size"), approximate=True)
     return {
-        "pattern": stack([step for window in windows for step in (_attention(p, window), feed_forward)]),
+        "pattern": stack([step for each in attention for step in (each, feed_forward)]),
         "d_model": p("hidden_size"),
         "vocab_size": p("vocab_size"),
         "norm": "rmsnorm_zero_centred",
@@ -72,11 +69,20 @@ def _options(p: Published) -> dict[str, Any]:
     }
 
 
-def _weights(p: Published) -> Iterator[Map]:
+def _options(p: Published) -> dict[str, Any]:
+    p.only("attn_logit_softcapping", None)
+    p.ignore("cache_implementation", "_sliding_window_pattern", "rope_theta", "rope_scaling", "rope_local_base_freq")
+    period = p("sliding_window_pattern")
+    windows = p.windows(p("sliding_window", None), lambda i: bool((i + 1) % period))
+    return stack_options(p, [_attention(p, window) for window in windows])
+
+
+def weights(p: Published, *, qk_norm: bool = True) -> Iterator[Map]:
+    """Where the weights of a model of Gemma's kind lie."""
     yield from token_maps(p)
     for i in range(p("num_hidden_layers")):
         layer = f"model.layers.{i}."
-        attention = attention_maps(*p.heads(), bias=p("attention_bias", False), qk_norm=True)
+        attention = attention_maps(*p.heads(), bias=p("attention_bias", False), qk_norm=qk_norm)
         for step, part, maps, norm, norm_out in (
             (2 * i, "self_attn", attention, "input_layernorm", "post_attention_layernorm"),
             (2 * i + 1, "mlp", glu_maps(), "pre_feedforward_layernorm", "post_feedforward_layernorm"),
@@ -113,5 +119,5 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 families.add(
-    Family("gemma3", "Gemma3ForCausalLM", "gemma3_text", SIZES, _options, _weights, DEFAULTS, bare="Gemma3TextModel")
+    Family("gemma3", "Gemma3ForCausalLM", "gemma3_text", SIZES, _options, weights, DEFAULTS, bare="Gemma3TextModel")
 )

@@ -11,7 +11,8 @@ from zoo.models.published.layers import attention_maps, glu_maps, step_maps, tok
 from zoo.models.published.maps import Map
 
 
-def _options(p: Published) -> dict[str, Any]:
+def options(p: Published) -> dict[str, Any]:
+    """The options of a Llama."""
     p.only("hidden_act", "silu")
     n_heads, n_kv_heads, head_dim = p.heads()
     attention = word(
@@ -32,13 +33,14 @@ def _options(p: Published) -> dict[str, Any]:
     }
 
 
-def weights(p: Published) -> Iterator[Map]:
-    """Where the weights of a Llama lie."""
+def weights(p: Published, *, bias: bool | None = None, out_bias: bool | None = None) -> Iterator[Map]:
+    """Where the weights of a Llama lie, with the biases of attention that are given or that its config has."""
+    bias = p("attention_bias", False) if bias is None else bias
     yield from token_maps(p)
     for i in range(p("num_hidden_layers")):
         layer = f"model.layers.{i}."
-        attention = attention_maps(*p.heads(), bias=p("attention_bias", False))
-        yield from step_maps(2 * i, layer, "self_attn", attention, norm="input_layernorm")
+        maps = attention_maps(*p.heads(), bias=bias, out_bias=out_bias)
+        yield from step_maps(2 * i, layer, "self_attn", maps, norm="input_layernorm")
         feed_forward = glu_maps(bias=p("mlp_bias", False))
         yield from step_maps(2 * i + 1, layer, "mlp", feed_forward, norm="post_attention_layernorm")
 
@@ -96,5 +98,5 @@ SIZES["1b-3.2"] = {
 }
 
 families.add(
-    Family("llama3", "LlamaForCausalLM", "llama", SIZES, _options, weights, ignored=(r"rotary_emb\.inv_freq$",))
+    Family("llama3", "LlamaForCausalLM", "llama", SIZES, options, weights, ignored=(r"rotary_emb\.inv_freq$",))
 )

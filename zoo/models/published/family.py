@@ -44,6 +44,8 @@ class Family:
         marker: a key that identifies its configs if they have neither `architectures` nor `model_type`.
         surplus: which of a checkpoint's names belong to parts beyond the model, such as layers that predict further
             tokens; they are left aside.
+        sizes_of: the family whose class, options and weights it has, if it only adds sizes under another name; configs
+            are then read as of that one.
         quantised: methods of `quantization_config` whose weights are read, dequantised: "fp8" in blocks, "mxfp4".
     """
 
@@ -58,6 +60,7 @@ class Family:
     bare: str | None = None
     marker: str | None = None
     surplus: Callable[[Published, Collection[str]], Iterable[str]] = lambda p, names: ()
+    sizes_of: str | None = None
     quantised: tuple[str, ...] = ("fp8",)
 
     def published(self, size: str) -> dict[str, Any]:
@@ -156,13 +159,13 @@ class Families:
         for family in found:
             name, module = getattr(family, "name", ""), getattr(getattr(family, "options", None), "__module__", "")
             self.registry.enter(name, family, str(module), lambda family: _lacks(family) or self._clash(family))
-            if isinstance(family, Family):
+            if isinstance(family, Family) and family.sizes_of is None:
                 self._forms.setdefault((family.architecture, family.model_type), name)
 
     def _clash(self, family: Family) -> str | None:
         """Why a published config could be of another family too."""
         other = self._forms.get((family.architecture, family.model_type), family.name)
-        if other == family.name:
+        if other == family.name or family.sizes_of is not None:
             return None
         what = f"architecture {family.architecture!r} with model_type {family.model_type!r}"
         return f"its {what} is that of {other!r}{self.registry.place(other)}"
@@ -206,9 +209,10 @@ class Families:
         """
         given = _architectures(config)
         named = given[0] if given else str(config.get("model_type"))
-        found = [f for f in self.all() if named in ((f.architecture, f.bare_name) if given else (f.model_type,))]
+        known = [family for family in self.all() if family.sizes_of is None]
+        found = [f for f in known if named in ((f.architecture, f.bare_name) if given else (f.model_type,))]
         if not given and "model_type" not in config:
-            found = [f for f in self.all() if f.marker in config]
+            found = [f for f in known if f.marker in config]
         if not found:
             available = ", ".join(sorted({f.architecture for f in self.all()}))  # nobody mistyped it: none is meant
             raise UsageError(f"Unknown architecture {named[:80]!r}. Available: {available}. {self.registry.hint()}")
