@@ -24,6 +24,7 @@ from zoo.ops._slot_scores import slot_scores
 from zoo.ops._slstm import SLSTMState, slstm
 from zoo.ops._sparse_latent_attention import SparseIndex, SparseLatentCache, sparse_latent_attention
 from zoo.ops._token_shift import token_shift
+from zoo.ops._ttt import InnerState, ttt
 from zoo.ops.grouped import grouped_feed_forward, grouped_linear
 from zoo.ops.kv_cache import DecayingCache, KVCache, init_cache, init_decaying_cache
 from zoo.ops.rotary import RopeScaling, frequencies, rotary_table, rotary_width, rotate, yarn_amplitude
@@ -32,6 +33,7 @@ __all__ = [
     "CFC_ACTIVATIONS",
     "BlockCache",
     "DecayingCache",
+    "InnerState",
     "KVCache",
     "LatentCache",
     "MLSTMState",
@@ -71,5 +73,6 @@ __all__ = [
     "slstm",
     "sparse_latent_attention",
     "token_shift",
+    "ttt",
     "yarn_amplitude",
 ]
