@@ -22,9 +22,10 @@ def plain(mixer, x):
         u = sum(mixer.conv.weight[:, w] * past[w] for w in range(W))
         u = F.silu(u if mixer.conv.bias is None else u + mixer.conv.bias)
         parts = list((mixer.x_proj.weight @ u).split(mixer.parts))
-        if mixer.norms is not None:
-            for i, norm in enumerate(mixer.norms):
-                parts[i] = parts[i] / torch.sqrt((parts[i] ** 2).mean() + mixer.config.norm_eps) * norm.weight
+        if mixer.config.inner_norm:
+            weights = [1] * 3 if mixer.norms is None else [norm.weight for norm in mixer.norms]
+            for i, weight in enumerate(weights):
+                parts[i] = parts[i] / torch.sqrt((parts[i] ** 2).mean() + mixer.config.norm_eps) * weight
         r, B, C = parts
         dt = torch.log(1 + torch.exp(mixer.dt_proj.weight @ r + mixer.dt_proj.bias))
         o = []

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.mixers.parts import (
     Backend,
@@ -23,7 +24,7 @@ from zoo.mixers.parts import (
     step_bias,
     whole,
 )
-from zoo.norms import GatedRMSNorm
+from zoo.norms import GatedRMSNorm, rms_norm
 from zoo.ops import selective_scan
 from zoo.ops.modules import bare
 from zoo.parameters import set_rule
@@ -69,6 +70,7 @@ class Mamba(Mixer):
             conv_size: W, steps in the window of the convolution.
             dt_init_range: the step sizes start log-uniform between these.
             inner_norm: RMS norms of r, B and C, as in Jamba (Lieber et al. 2024, arXiv 2403.19887, section 6.4).
+            norm_weights: these norms have weights (Falcon Mamba's have none).
             norm_eps: added to the mean square in these norms.
             bias: biases of W_in and W_out.
             conv_bias: a bias of the convolution.
@@ -81,6 +83,7 @@ class Mamba(Mixer):
         conv_size: int = Field(default=4, ge=1)
         dt_init_range: tuple[float, float] = (0.001, 0.1)
         inner_norm: bool = False
+        norm_weights: bool = True
         norm_eps: float = Field(default=1e-6, gt=0)
         bias: bool = False
         conv_bias: bool = True
@@ -99,7 +102,10 @@ class Mamba(Mixer):
             self.d_inner, c.conv_size, bias=c.conv_bias, activation="silu", backend=conv_backend(c.backend)
         )
         self.x_proj = nn.Linear(self.d_inner, sum(self.parts), bias=False)
-        self.norms = nn.ModuleList([GatedRMSNorm(n, eps=c.norm_eps) for n in self.parts]) if c.inner_norm else None
+        if not c.norm_weights and not c.inner_norm:
+            raise UsageError(f"{self.name}: norm_weights belongs to inner_norm, which is not set.")
+        learned = c.inner_norm and c.norm_weights
+        self.norms = nn.ModuleList([GatedRMSNorm(n, eps=c.norm_eps) for n in self.parts]) if learned else None
         self.dt_proj = nn.Linear(rank, self.d_inner)
         self.A_log = nn.Parameter(torch.arange(1.0, c.d_state + 1).log().repeat(self.d_inner, 1))
         set_rule(self, "A_log", weight_decay=False)
@@ -128,6 +134,8 @@ class Mamba(Mixer):
         r, b, c = self.x_proj(u).split(self.parts, -1)
         if self.norms is not None:
             r, b, c = (norm(part) for norm, part in zip(self.norms, (r, b, c), strict=True))
+        elif self.config.inner_norm:
+            r, b, c = (rms_norm(part, None, self.config.norm_eps) for part in (r, b, c))
         r = r.to(x.dtype)
         if bare(self.dt_proj):  # the bias is added in the precision of the state
             delta, bias = F.linear(r, self.dt_proj.weight), self.dt_proj.bias
@@ -158,7 +166,16 @@ class Mamba(Mixer):
     def law_cases(cls) -> list[dict[str, Any]]:
         return [
             {},
-            {"d_state": 5, "expand": 1.5, "dt_rank": 3, "conv_size": 3, "bias": True, "backend": "reference"},
+            {
+                "d_state": 5,
+                "expand": 1.5,
+                "dt_rank": 6,
+                "conv_size": 3,
+                "bias": True,
+                "backend": "reference",
+                "inner_norm": True,
+                "norm_weights": False,
+            },
             {"d_state": 16, "inner_norm": True, "norm_eps": 1e-5, "conv_bias": False, "backend": "chunked"},
             {"d_state": 1, "dt_init_range": (0.01, 1.0), "conv_size": 1},
         ]

@@ -9,10 +9,11 @@ from torch import Tensor
 from zoo.protocol import recurrent_dtype
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x normed along its last axis, in float32 at least, times `weight`."""
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x normed along its last axis, in float32 at least, times `weight` where there is one."""
     dtype = recurrent_dtype(x.dtype)
-    return (F.rms_norm(x.to(dtype), x.shape[-1:], eps=eps) * weight.to(dtype)).to(x.dtype)
+    normed = F.rms_norm(x.to(dtype), x.shape[-1:], eps=eps)
+    return (normed if weight is None else normed * weight.to(dtype)).to(x.dtype)
 
 
 def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:

@@ -34,7 +34,8 @@ def norm_eps(p: Published) -> float:
     return eps
 
 
-def _options(p: Published) -> dict[str, Any]:
+def options(p: Published, **inner: Any) -> dict[str, Any]:
+    """The options of a model of Mamba's kind; `inner` is for the mixer, beside what the config says."""
     p.only("hidden_act", "silu")
     p.only("rms_norm", True)
     p.only("intermediate_size", int(p("expand") * p("hidden_size")))
@@ -51,6 +52,7 @@ def _options(p: Published) -> dict[str, Any]:
         conv_size=p("conv_kernel"),
         bias=p("use_bias"),
         conv_bias=p("use_conv_bias"),
+        **inner,
     )
     return {
         "pattern": stack([mixer] * p("num_hidden_layers")),
@@ -61,7 +63,8 @@ def _options(p: Published) -> dict[str, Any]:
     }
 
 
-def _weights(p: Published) -> Iterator[Map]:
+def weights(p: Published) -> Iterator[Map]:
+    """Where the weights of a model of Mamba's kind lie."""
     yield from token_maps(p, embedding="backbone.embeddings.weight", norm="backbone.norm_f.weight")
     d_inner = int(p("expand") * p("hidden_size"))
     for i in range(p("num_hidden_layers")):
@@ -82,5 +85,5 @@ SIZES: dict[str, dict[str, Any]] = {
     "2.8b": _size(64, 2560),
 }
 
-MAMBA = Family("mamba", "MambaForCausalLM", "mamba", SIZES, _options, _weights, DEFAULTS)
+MAMBA = Family("mamba", "MambaForCausalLM", "mamba", SIZES, options, weights, DEFAULTS)
 families.add(MAMBA)

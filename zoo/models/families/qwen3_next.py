@@ -7,7 +7,7 @@ that predicts further tokens under `mtp.`; like transformers, we leave the latte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ def _sparse(p: Published) -> list[bool]:
     return [n_experts > 0 and i not in dense and (i + 1) % period == 0 for i in range(p("num_hidden_layers"))]
 
 
-def _sizes(p: Published) -> tuple[int, int, int, int]:
+def recurrent_sizes(p: Published) -> tuple[int, int, int, int]:
     """Numbers of heads of keys and of values, and their widths, in recurrent layers."""
     return (
         p("linear_num_key_heads"),
@@ -63,7 +63,8 @@ def _sizes(p: Published) -> tuple[int, int, int, int]:
     )
 
 
-def _options(p: Published) -> dict[str, Any]:
+def options(p: Published) -> dict[str, Any]:
+    """The options of a model of Qwen3-Next's kind."""
     p.only("hidden_act", "silu")
     eps, (n_heads, n_kv_heads, head_dim) = p.number("rms_norm_eps", 1e-6), p.heads()
     attention = word(
@@ -79,7 +80,7 @@ def _options(p: Published) -> dict[str, Any]:
         rope_fraction=p.rope_fraction(head_dim, default=0.25),
         **p.rope(),
     )
-    n_keys, n_values, d_key, d_value = _sizes(p)
+    n_keys, n_values, d_key, d_value = recurrent_sizes(p)
     recurrent = word(
         "gated_deltanet",
         n_heads=n_keys,
@@ -89,17 +90,9 @@ def _options(p: Published) -> dict[str, Any]:
         conv_size=p("linear_conv_kernel_dim"),
         norm_eps=eps,
     )
-    experts = {
-        "n_experts": p("num_experts"),
-        "top_k": p("num_experts_per_tok"),
-        "d_hidden": p("moe_intermediate_size"),
-        "normalize": p("norm_topk_prob"),
-        "n_shared": 1,
-        "d_shared": p("shared_expert_intermediate_size"),
-        "shared_gate": True,
-    }
     dense, sparse = word("swiglu", d_hidden=p("intermediate_size")), _sparse(p)
-    moe = word("moe", **experts) if any(sparse) else ""
+    p.ignore("moe_intermediate_size", "norm_topk_prob", "num_experts_per_tok", "shared_expert_intermediate_size")
+    moe = _experts(p) if any(sparse) else ""
     kinds = zip(_recurrent(p), sparse, strict=True)
     return {
         "pattern": stack([w for r, s in kinds for w in (recurrent if r else attention, moe if s else dense)]),
@@ -111,9 +104,23 @@ def _options(p: Published) -> dict[str, Any]:
     }
 
 
+def _experts(p: Published) -> str:
+    """The mixture of experts."""
+    return word(
+        "moe",
+        n_experts=p("num_experts"),
+        top_k=p("num_experts_per_tok"),
+        d_hidden=p("moe_intermediate_size"),
+        normalize=p("norm_topk_prob"),
+        n_shared=1,
+        d_shared=p("shared_expert_intermediate_size"),
+        shared_gate=True,
+    )
+
+
 def _recurrent_maps(p: Published) -> Iterator[Map]:
     """One gated DeltaNet: its queries, keys, values, beta, a and gates out of groups."""
-    groups, heads, d_key, d_value = _sizes(p)
+    groups, heads, d_key, d_value = recurrent_sizes(p)
     values = heads // groups * d_value
     sizes = [2 * (groups * d_key + heads * d_value), 2 * heads]
     first, second = torch.arange(sum(sizes), device="cpu").split(sizes)
@@ -126,13 +133,14 @@ def _recurrent_maps(p: Published) -> Iterator[Map]:
         yield same(name, name)
 
 
-def _weights(p: Published) -> Iterator[Map]:
+def weights(p: Published, recurrent_maps: Callable[[Published], Iterator[Map]] = _recurrent_maps) -> Iterator[Map]:
+    """Where the weights of a model of Qwen3-Next's kind lie; `recurrent_maps` are those of one gated DeltaNet."""
     yield from token_maps(p)
     moe = list(moe_maps(p("num_experts"), shared="shared_expert", shared_gate="shared_expert_gate.weight"))
     for i, (recurrent, sparse) in enumerate(zip(_recurrent(p), _sparse(p), strict=True)):
         layer = f"model.layers.{i}."
         attention = attention_maps(*p.heads(), bias=p("attention_bias", False), qk_norm=True, gate=True)
-        part, mixer = ("linear_attn", _recurrent_maps(p)) if recurrent else ("self_attn", attention)
+        part, mixer = ("linear_attn", recurrent_maps(p)) if recurrent else ("self_attn", attention)
         yield from step_maps(2 * i, layer, part, mixer, norm="input_layernorm")
         feed_forward = moe if sparse else glu_maps()
         yield from step_maps(2 * i + 1, layer, "mlp", feed_forward, norm="post_attention_layernorm")
@@ -164,8 +172,8 @@ families.add(
         "Qwen3NextForCausalLM",
         "qwen3_next",
         SIZES,
-        _options,
-        _weights,
+        options,
+        weights,
         DEFAULTS,
         ignored=(r"^mtp\.",),
     )

@@ -14,7 +14,7 @@ from zoo.core.readers import shown
 from zoo.core.registry import Registry
 from zoo.models.published.config import Published
 from zoo.models.published.maps import Map
-from zoo.models.published.quantised import check_readable, quantised
+from zoo.models.published.quantised import KEYS, check_readable, quantised
 from zoo.pattern import parse
 
 # an untrusted config could ask for more than can be listed, or computed
@@ -44,6 +44,8 @@ class Family:
         marker: a key that identifies its configs if they have neither `architectures` nor `model_type`.
         surplus: which of a checkpoint's names belong to parts beyond the model, such as layers that predict further
             tokens; they are left aside.
+        seeing: the class of models that see too, whose `text_config` is a config of this family; they are read as the
+            text model within.
         sizes_of: the family whose class, options and weights it has, if it only adds sizes under another name; configs
             are then read as of that one.
         quantised: methods of `quantization_config` whose weights are read, dequantised: "fp8" in blocks, "mxfp4".
@@ -60,6 +62,7 @@ class Family:
     bare: str | None = None
     marker: str | None = None
     surplus: Callable[[Published, Collection[str]], Iterable[str]] = lambda p, names: ()
+    seeing: str | None = None
     sizes_of: str | None = None
     quantised: tuple[str, ...] = ("fp8",)
 
@@ -77,6 +80,7 @@ class Family:
         Raises:
             UsageError: an option of the config, or a value of it, that is not supported.
         """
+        config = self._text_of(config)
         self._understood(check_readable, config, self.quantised, self.architecture)
         if how := quantised(config):  # its weights are dequantised when they are read
             config = {key: value for key, value in config.items() if key != how.key}
@@ -92,6 +96,16 @@ class Family:
         self._understood(published.refuse_unread, options)
         named = {"architectures": [self.architecture]} if self.bare_name in _architectures(config) else {}
         return {**options, "published": {**config, **named}}
+
+    def _text_of(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The config of the text model within one that sees too; any other as it is."""
+        if self.seeing is None or self.seeing not in _architectures(config):
+            return config
+        text = config.get("text_config")
+        if not isinstance(text, Mapping):
+            raise UsageError(f"The config of {self.seeing} lacks 'text_config'.")
+        shared = {key: config[key] for key in ("tie_word_embeddings", *KEYS) if key in config}
+        return {"model_type": self.model_type, **text, **shared, "architectures": [self.architecture]}
 
     def maps(self, config: Mapping[str, Any]) -> list[Map]:
         """How the weights of a model of a published config lie in checkpoints.
@@ -210,7 +224,7 @@ class Families:
         given = _architectures(config)
         named = given[0] if given else str(config.get("model_type"))
         known = [family for family in self.all() if family.sizes_of is None]
-        found = [f for f in known if named in ((f.architecture, f.bare_name) if given else (f.model_type,))]
+        found = [f for f in known if named in ((f.architecture, f.bare_name, f.seeing) if given else (f.model_type,))]
         if not given and "model_type" not in config:
             found = [f for f in known if f.marker in config]
         if not found:
