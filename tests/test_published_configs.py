@@ -195,6 +195,7 @@ QUIET = {  # keys that count only beside others (windows that are on, experts th
     "deepseek_v32": {"num_nextn_predict_layers"},
     "glm4_moe": {"num_nextn_predict_layers"},
     "kimi_k2": {"num_nextn_predict_layers"},
+    "qwen3_5": {"decoder_sparse_step"},  # of experts that are not there
     "falcon_h1": {"mamba_expand", "mamba_norm_before_gate"},  # of a config without a width; of one with that norm
     "hrm": {"expansion", "seq_len"},  # rounded up to the same; attention reads any length
     "trm": {"expansion", "puzzle_emb_len", "seq_len", "H_layers"},
@@ -203,6 +204,7 @@ QUIET = {  # keys that count only beside others (windows that are on, experts th
     "lfm2": {"block_multiple_of"},
     "llada": {"mlp_ratio"},
     "mdlm": {"cond_dim"},  # of shapes alone
+    "qwen2": {"max_window_layers", "sliding_window"},
     "qwen3": {"sliding_window", "max_window_layers"},
     "qwen3_moe": {"sliding_window", "intermediate_size"},
     "qwen3_next": {"intermediate_size"},

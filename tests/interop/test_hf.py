@@ -542,3 +542,20 @@ def test_a_lost_shard(tmp_path):
     folder = zoo.to_hf(zoo.create_model("llama3-tiny"), tmp_path / "model", shard_bytes=100_000)
     next(folder.glob("model-00002*")).unlink()
     assert "cannot be read" in refusal(folder)
+
+
+def test_the_text_part_of_a_model_that_sees(tmp_path):
+    """Its config lies in another, its weights have one more name, and the rest is left aside."""
+    folder = zoo.to_hf(zoo.create_model("qwen3_5-tiny"), tmp_path / "text")
+    expected = zoo.from_hf(folder)
+    weights, text = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
+    inner = {n.replace("model.", "model.language_model.", 1): w for n, w in weights.items()}
+    save_file({**inner, "model.visual.pos_embed.weight": torch.ones(2)}, folder / WEIGHTS)
+    seeing = {"architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "vision_config": {}}
+    del text["architectures"]
+    (folder / CONFIG).write_text(json.dumps({**seeing, "text_config": text}))
+    model = zoo.from_hf(folder)
+    assert model.config == expected.config
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in expected.state_dict().items())
+    (folder / CONFIG).write_text(json.dumps(seeing))
+    assert "The config of Qwen3_5ForConditionalGeneration lacks 'text_config'" in refusal(folder)
