@@ -235,11 +235,11 @@ def test_options_that_are_refused_by_name(folder):
     for changes, message in [
         (
             {"architectures": ["MixtralForCausalLM"]},
-            "Unknown architecture 'MixtralForCausalLM'. Available: CwmFor",
+            "Unknown architecture 'MixtralForCausalLM'. Available: BambaFor",
         ),
         (
             {"architectures": "MixtralForCausalLM"},
-            "Unknown architecture 'MixtralForCausalLM'. Available: CwmFor",
+            "Unknown architecture 'MixtralForCausalLM'. Available: BambaFor",
         ),
         ({"num_hidden_layers": 0}, "The config of LlamaForCausalLM cannot be understood: ValueError: it has no layers"),
         ({"intermediate_size": 10**30}, "is not allowed: it should be at most 16,777,216"),
