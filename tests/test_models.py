@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
+from zoo.laws import spelled
 from zoo.models.create import model_config
 from zoo.models.ends import sinusoidal
 from zoo.models.stack import ModelState
@@ -307,7 +308,7 @@ def test_a_mixer_made_on_the_meta_device_takes_weights(name, poisoned_memory):
                 other.load_state_dict(mixer.state_dict(), assign=way == "assigned")
                 for which, tensor in [*other.named_parameters(), *other.named_buffers()]:
                     assert not tensor.is_meta, f"{which} is on the meta device, {way}"
-                for module in (mixer, other):
+                for module in map(spelled, (mixer, other)):
                     module(x)  # training: what is counted is counted from zero
                 assert dict(other.named_buffers()).keys() == dict(mixer.named_buffers()).keys()
                 for which, buffer in other.named_buffers():

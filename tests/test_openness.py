@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import zoo
-from zoo.laws import assert_close, assert_close_gradients, noise, off_inits
+from zoo.laws import assert_close, assert_close_gradients, noise, off_inits, spelled
 from zoo.laws.openness import adapted, layers_of
 from zoo.ops.modules import bare
 from zoo.protocol import Context
@@ -170,7 +170,7 @@ def test_derivatives(name):
 @pytest.mark.parametrize("word", zoo.list_mixers())
 def test_every_parameter_gets_a_gradient_by_the_outputs_alone(word):
     """As DistributedDataParallel asks for, whose callers may leave `context.losses` out."""
-    mixer = zoo.create_mixer(word, 32)
+    mixer = spelled(zoo.create_mixer(word, 32))
     mixer(noise(2, 70, 32).float())[0].sum().backward()
     assert [name for name, p in mixer.named_parameters() if p.grad is None] == []
 
@@ -179,7 +179,7 @@ def test_every_parameter_gets_a_gradient_by_the_outputs_alone(word):
 def test_quantised_layers_run(word):
     """Dynamically quantised linear layers take the place of the others: 8 bits hold two digits."""
     torch.manual_seed(0)
-    mixer = zoo.create_mixer(word, 32).eval()
+    mixer = spelled(zoo.create_mixer(word, 32)).eval()
     x = noise(2, 12, 32).float()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")

@@ -229,6 +229,14 @@ def check_resets(who: str, resets: Any, batch_size: int, n_steps: int, device: t
         raise UsageError(f"{who}: resets are {_placed(resets)}, expected {wanted}.")
 
 
+def read_places(who: str, tokens: Any, batch_size: int, n_steps: int, device: torch.device) -> Tensor:
+    """Tokens (B, T) of any whole-number type as int64; any values, negative ones where a place has no token."""
+    if not (_is_whole(tokens) and tokens.shape == (batch_size, n_steps) and tokens.device == device):
+        wanted = f"({batch_size}, {n_steps}) whole numbers on {device}"
+        raise UsageError(f"{who}: tokens are {_placed(tokens)}, expected {wanted}.")
+    return tokens.long()
+
+
 def read_timespans(
     who: str, timespans: Any, lengths: Tensor | None, batch_size: int, n_steps: int, device: torch.device
 ) -> Tensor:

@@ -40,7 +40,7 @@ from torch.utils._pytree import tree_leaves
 from zoo.core.errors import UsageError
 from zoo.core.options import Options, unfrozen
 from zoo.core.registry import Registry
-from zoo.door import check_features, check_resets, fits, form_of, misfit, read_lengths, read_timespans
+from zoo.door import check_features, check_resets, fits, form_of, misfit, read_lengths, read_places, read_timespans
 from zoo.pieces import Pieces
 from zoo.states import State, tree_bytes
 
@@ -73,6 +73,7 @@ class Traits(NamedTuple):
         work_varies: why the work of a step depends on the values of its input. Then `flops_per_token` is the largest
             number of FLOPs.
         reads_timespans: whether the mixer works in continuous time and reads `context.timespans`.
+        reads_tokens: whether the mixer needs `context.tokens`. Without them it is refused.
         takes_length: whether the mixer has weights for every step. The number of steps is its option `length`, or
             `place.length`.
         cuts_in_ops: how a sequence is cut over processes. The mixer passes `context.pieces` to its ops, which exchange
@@ -85,6 +86,7 @@ class Traits(NamedTuple):
     couples_rows: str | None = None
     work_varies: str | None = None
     reads_timespans: bool = False
+    reads_tokens: bool = False
     takes_length: bool = False
     cuts_in_ops: bool = False
     not_cuttable: str | None = None
@@ -102,6 +104,8 @@ class Context:
         resets: (B, T) bool, true where a packed document starts: from this step on, no earlier step is visible.
         timespans: (B, T) time since the previous step, for continuous-time mixers; 1 by default.
         pieces: of a sequence that is cut over processes, of which the pass reads one piece; None where it is not cut.
+        tokens: (B, T) whole numbers, the tokens that the pass reads, for words that look them up; negative where a
+            place has none. A model of tokens sets them.
         shared: named tensors that one layer stores for later ones.
         losses: auxiliary losses, each a scalar tensor, which are added to the loss of the objective.
         metrics: figures to log, each a scalar tensor.
@@ -114,6 +118,7 @@ class Context:
     losses: list[Tensor] = field(default_factory=list)
     metrics: dict[str, Tensor] = field(default_factory=dict)
     pieces: Pieces | None = None
+    tokens: Tensor | None = None
 
 
 class Admitted(Context):
@@ -137,6 +142,9 @@ def admit(who: str, context: Context | None, batch_size: int, n_steps: int, devi
         check_resets(who, resets, batch_size, n_steps, device)
     if timespans is not None:
         timespans = read_timespans(who, timespans, lengths, batch_size, n_steps, device)
+    tokens = context.tokens
+    if tokens is not None:
+        tokens = read_places(who, tokens, batch_size, n_steps, device)
     pieces = context.pieces
     if pieces is not None:
         if lengths is not None:
@@ -146,7 +154,7 @@ def admit(who: str, context: Context | None, batch_size: int, n_steps: int, devi
         if n_steps != pieces.sizes[pieces.rank]:
             told = f"{n_steps} steps, and piece {pieces.rank} has {pieces.sizes[pieces.rank]}"
             raise UsageError(f"{who}: {told} of the {sum(pieces.sizes)} steps that are cut into {pieces.n} pieces.")
-    return Admitted(lengths, resets, timespans, context.shared, context.losses, context.metrics, pieces)
+    return Admitted(lengths, resets, timespans, context.shared, context.losses, context.metrics, pieces, tokens)
 
 
 def check_state(who: str, module: Any, state: State, batch_size: int, dtype: torch.dtype) -> None:
@@ -200,6 +208,11 @@ def _through_the_door(forward: Callable[..., Any]) -> Callable[..., Any]:
                 if state is not None:
                     check_state(self.name, self, state, len(x), x.dtype)
             context = admit(self.name, context, len(x), x.shape[1], x.device)
+        if context.tokens is None and self.traits.reads_tokens:
+            raise UsageError(
+                f"{self.name} looks up tokens, and the pass has none: give Context(tokens=...), (B, T) whole "
+                "numbers, as a model of tokens does."
+            )
         if context.pieces is not None:
             return _piece(self, forward, x, state, context, **more)
         return forward(self, x, state, context, **more)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 import zoo
 from zoo.core.errors import UsageError, UsageWarning
+from zoo.laws import spelled
 from zoo.ops import native
 from zoo.ops.common import logged_forms
 from zoo.ops.kernel import Kernel
@@ -274,7 +275,7 @@ def test_every_mixer_runs_in_plain_pytorch_without_its_kernels(cache, monkeypatc
     with warnings.catch_warnings(), logged_forms() as forms:
         warnings.simplefilter("ignore", UsageWarning)
         for word in zoo.list_mixers():
-            zoo.create_mixer(word, 32, place=zoo.Place(length=40))(x)[0].sum().backward()
+            spelled(zoo.create_mixer(word, 32, place=zoo.Place(length=40)))(x)[0].sum().backward()
     assert len(forms) > 9
     assert "compiled" not in set().union(*forms.values())
     with pytest.raises(UsageError, match=r"backend='compiled' cannot run here: out of order"):

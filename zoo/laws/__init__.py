@@ -6,7 +6,17 @@ zoo laws fading_memory                                              # the same i
 
 from zoo.laws.book import LAWS, Law, poisoned_memory
 from zoo.laws.cases import Case, cases_of
-from zoo.laws.compare import TOLERANCE, LawBroken, assert_close, assert_close_gradients, error, noise, off_inits, spans
+from zoo.laws.compare import (
+    TOLERANCE,
+    LawBroken,
+    assert_close,
+    assert_close_gradients,
+    error,
+    noise,
+    off_inits,
+    spans,
+    spelled,
+)
 from zoo.laws.judge import Check, Finding, check, examine, plan, quick
 from zoo.laws.models import refusal_of_a_model, refusal_of_vectors
 from zoo.laws.rows import batch_mates
@@ -36,5 +46,6 @@ __all__ = [
     "refusal_of_a_model",
     "refusal_of_vectors",
     "spans",
+    "spelled",
     "verdicts",
 ]

@@ -11,7 +11,7 @@ import torch
 
 from zoo.core.errors import UsageError
 from zoo.core.registry import Registry
-from zoo.laws.compare import off_inits
+from zoo.laws.compare import off_inits, spelled
 from zoo.laws.patterns import OfPattern
 from zoo.laws.stand_ins import StandIn, stand_in_class
 from zoo.pattern import Word, list_mixers, make_word, mixer_config, mixer_of, parse, to_text
@@ -50,7 +50,7 @@ def _built(cls: type[Mixer], d_model: int, config: Any, causal: bool) -> Mixer:
     place = Place(layer=1, n_layers=3, causal=causal, length=LENGTH)
     with torch.random.fork_rng(), torch.device("cpu"):
         torch.manual_seed(1)
-        return off_inits(cls(d_model, config, place=place).double()).float()
+        return spelled(off_inits(cls(d_model, config, place=place).double()).float())
 
 
 def cases_of(cls: type[Mixer], device: str = "cpu") -> list[Case]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from zoo.protocol import Context, State
+from zoo.protocol import Context, State, Traits
 from zoo.states import canonical, fork, select
 
 M = TypeVar("M", bound=nn.Module)
@@ -190,6 +191,26 @@ def parameter_names(mixer: nn.Module) -> list[str]:
     return [name for name, _ in mixer.named_parameters()]
 
 
+def spelled(mixer: M) -> M:
+    """The mixer; one that looks up tokens is given, where it has none, those that the signs of its inputs spell.
+
+    So every law judges it as it is: its tokens are cut, packed and changed together with its inputs.
+    """
+    if getattr(mixer, "traits", Traits()).reads_tokens:
+        mixer.register_forward_pre_hook(_spell, with_kwargs=True)
+    return mixer
+
+
+def _spell(mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    x, state, context = (*args, None, None)[:3]
+    if isinstance(x, Tensor) and x.ndim == 3 and (context is None or isinstance(context, Context)):
+        context = Context() if context is None else context
+        if context.tokens is None:
+            bits = (x[..., :3] > 0).long()
+            context = replace(context, tokens=bits[..., 0] + 2 * bits[..., 1:].sum(-1))
+    return (x, state, context), kwargs
+
+
 def rebuilt(mixer: Any, d_model: int | None = None, **options: Any) -> Any:
     """A mixer like this one at another width or with other options; one of the same width has its weights."""
     config = type(mixer.config)(**{**mixer.config.changed(), **options})
@@ -200,4 +221,4 @@ def rebuilt(mixer: Any, d_model: int | None = None, **options: Any) -> Any:
         other.load_state_dict(mixer.state_dict())
     else:
         other = off_inits(other.double()).float()
-    return other.to(device_of(mixer), dtype_of(mixer))
+    return spelled(other.to(device_of(mixer), dtype_of(mixer)))

@@ -93,16 +93,18 @@ def second_derivatives(mixer: Mixer) -> str | None:
 def second_derivatives_of_kernels(mixer: Mixer, n: int, n_continuous: int) -> str | None:
     """In float32, packed and ragged and from a state, products with the Hessian are those of float64.
 
-    Of `n` steps, or of `n_continuous` in continuous time, where every step is a loop of its own.
+    Of `n` steps, or of `n_continuous` in continuous time, where every step is a loop of its own. Where the function is
+    so steep that rounding its inputs moves the products (a square root near zero), the tolerance is 32 times that.
     """
     n = n_continuous if mixer.traits.reads_timespans else n
     device = device_of(mixer)
     resets = torch.zeros(2, n, dtype=torch.bool, device=device)
     resets[0, 5] = resets[1, n // 2] = True
 
-    def product(mixer: Mixer) -> list[Tensor]:
+    def product(mixer: Mixer, nudge: float = 0.0) -> list[Tensor]:
         dtype = dtype_of(mixer)
         x = random_like(mixer, 2, n, mixer.d_model).to(dtype)
+        x = x * (1 + nudge * noise(*x.shape, seed=2, device=device).sign().to(dtype))
         fields: dict[str, Any] = {"timespans": spans(2, n, device=device).to(dtype)}
         start = None
         if mixer.causal and not mixer.traits.couples_rows:
@@ -116,8 +118,12 @@ def second_derivatives_of_kernels(mixer: Mixer, n: int, n_continuous: int) -> st
     except UsageError as refusal:
         return _refused(refusal)
     floor = max(e.abs().max().item() for e in expected)
+    tolerance = TOLERANCE[torch.float32]
+    if any(error(a, e, floor) > tolerance for a, e in zip(actual, expected, strict=True)):
+        moved = product(copy.deepcopy(mixer).double(), torch.finfo(torch.float32).eps / 2)
+        tolerance = max(tolerance, 32 * max(error(m, e, floor) for m, e in zip(moved, expected, strict=True)))
     for name, a, e in zip(["x", *parameter_names(mixer)], actual, expected, strict=True):
-        assert_close(a, e, TOLERANCE[torch.float32], f"Hessian product of {name}", floor)
+        assert_close(a, e, tolerance, f"Hessian product of {name}", floor)
     return None
 
 

@@ -16,7 +16,7 @@ from zoo.core.errors import UsageError, raised_at
 from zoo.laws import batches, costs, derivatives, openness, order, pieces, refusal, training  # noqa: F401 - they enter laws
 from zoo.laws.book import LAWS, Law, conditions, named
 from zoo.laws.cases import Case, subject_of
-from zoo.laws.compare import TOLERANCE, LawBroken, device_of, dtype_of, off_inits
+from zoo.laws.compare import TOLERANCE, LawBroken, device_of, dtype_of, off_inits, spelled
 from zoo.laws.contract import contract
 from zoo.laws.order import causality, chunk_consistency, rounding
 from zoo.laws.stand_ins import StandIn, stand_in
@@ -145,7 +145,7 @@ def examine(
     chosen = binding(named(laws), type(mixer))
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        kept = off_inits(copy.deepcopy(mixer).cpu().double().train()).float()
+        kept = spelled(off_inits(copy.deepcopy(mixer).cpu().double().train()).float())
     device = device_of(mixer) if device is None else device
     subject = subject_of(type(mixer), mixer.config.changed())
     first = LAWS[contract.__name__]
@@ -211,7 +211,7 @@ def quick(mixer: Any, n: int = 70) -> list[str]:
     names = []
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        mixer = off_inits(copy.deepcopy(mixer))
+        mixer = spelled(off_inits(copy.deepcopy(mixer)))
     try:
         if isinstance(mixer, Mixer):
             _require_contract(mixer)

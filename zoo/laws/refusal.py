@@ -73,6 +73,8 @@ def wrong_contexts(batch: int, steps: int, device: Any) -> list[tuple[str, Any, 
         ("timespans of fewer steps", Context(timespans=real[:, 1:]), "timespans"),
         ("timespans of one row", Context(timespans=real[0]), "timespans"),
         ("bool timespans", Context(timespans=real.bool()), "timespans"),
+        ("tokens of more steps", Context(tokens=whole[:, None].expand(-1, steps + 1)), "tokens"),
+        ("tokens in float32", Context(tokens=real), "tokens"),
         ("a context that is a mapping", {"lengths": whole}, "context"),
     ]
     if torch.device(device).type == "cpu":  # values are looked at there alone

@@ -145,7 +145,8 @@ def _mirrored_context(context: Context, flip) -> Context:
         resets = flip(_following(resets, context.pieces))
     shared = {k.removeprefix(MIRRORED): v for k, v in context.shared.items() if k.startswith(MIRRORED)}
     pieces = None if context.pieces is None else context.pieces.mirrored()
-    return type(context)(context.lengths, resets, timespans, shared, context.losses, pieces=pieces)
+    tokens = None if context.tokens is None else flip(context.tokens)
+    return type(context)(context.lengths, resets, timespans, shared, context.losses, pieces=pieces, tokens=tokens)
 
 
 def _following(x: Tensor, pieces: Pieces | None) -> Tensor:

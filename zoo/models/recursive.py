@@ -172,7 +172,7 @@ class RecursiveModel(Ends):
         """
         r, c = self.recursion, self.config
         tokens = read_ids("model", "tokens", tokens, "BT", c.vocab_size, "vocab_size")
-        context = self._over_places(admit("model", context, len(tokens), tokens.shape[1], tokens.device))
+        context = self._over_places(admit("model", context, len(tokens), tokens.shape[1], tokens.device), tokens)
         x = self._inputs(tokens, puzzles)
         if state is None:
             state = self.init_state(*tokens.shape, dtype=x.dtype)
@@ -212,7 +212,7 @@ class RecursiveModel(Ends):
                 y = self._through(self.outer or self.backbone, sum(z, y), context, learning)
         return y, z
 
-    def _over_places(self, context: Context) -> Context:
+    def _over_places(self, context: Context, tokens: Tensor) -> Context:
         """The context of the puzzle's places and the tokens."""
         if context.pieces is not None:
             raise UsageError("A recursive model reads whole rows: they cannot be cut over processes.")
@@ -221,7 +221,7 @@ class RecursiveModel(Ends):
         n = self.recursion.prefix
         lengths = None if context.lengths is None else context.lengths + n
         timespans = None if context.timespans is None else F.pad(context.timespans, (n, 0), value=1.0)
-        return replace(context, lengths=lengths, timespans=timespans)
+        return replace(context, lengths=lengths, timespans=timespans, tokens=F.pad(tokens, (n, 0), value=-1))
 
     def _inputs(self, tokens: Tensor, puzzles: Tensor | None) -> Tensor:
         """x (B, P + T, D): the puzzle's places, then the tokens, with positions over all of them."""
@@ -245,7 +245,7 @@ class RecursiveModel(Ends):
         def f(h: Tensor, own: Context) -> Tensor:
             return self.norm(network(h, None, own)[0])
 
-        own = type(context)(context.lengths, context.resets, context.timespans)
+        own = type(context)(context.lengths, context.resets, context.timespans, tokens=context.tokens)
         if not learning:
             return f(h, own)
         if self.recompute:

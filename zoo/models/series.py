@@ -6,7 +6,9 @@ from typing import Any, final
 
 from torch import Tensor
 
+from zoo.core.errors import UsageError
 from zoo.door import check_values, zeroed_padding
+from zoo.models.config import ModelConfig
 from zoo.models.stack import Stack
 from zoo.protocol import Context, admit
 
@@ -18,6 +20,14 @@ class SeriesModel(Stack):
     Inputs may be of any floating-point type: the model computes in that of its weights. What stands in the padding of
     `context.lengths` is not read. A model that is not causal takes no state and returns `()`.
     """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        if names := [mixer.name for mixer in self.mixers() if mixer.traits.reads_tokens]:
+            raise UsageError(
+                f"{names[0]} looks up tokens, and this model reads vectors (inputs={config.inputs}): "
+                f"leave {names[0]} out."
+            )
 
     def read(self, inputs: Any, context: Context | None) -> tuple[Tensor, Context]:
         check_values("model", inputs, self.config.inputs or 0)

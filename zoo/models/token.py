@@ -20,4 +20,6 @@ class TokenModel(Stack):
 
     def read(self, inputs: Any, context: Context | None) -> tuple[Tensor, Context]:
         tokens = read_ids("model", "tokens", inputs, "BT", self.config.vocab_size, "vocab_size")
-        return tokens, admit("model", context, len(tokens), tokens.shape[1], tokens.device)
+        context = admit("model", context, len(tokens), tokens.shape[1], tokens.device)
+        context.tokens = tokens
+        return tokens, context
