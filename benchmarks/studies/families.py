@@ -3,9 +3,9 @@
     PARITY_RECORD=record.jsonl make parity
     python -m zoo.benchmarks.studies.families --record record.jsonl
 
-`make parity` adds a line to the record for every whole model that it compares: the largest differences from
-transformers' (for rwkv7 flash-linear-attention's) model with the same random weights, in float32. Parameters are
-counted on the meta device.
+`make parity` adds a line to the record for every whole model that it compares: the largest differences from the
+model of transformers, or of flash-linear-attention, with the same random weights, in float32. A record of some
+families leaves the rows of the others as they are. Parameters are counted on the meta device.
 """
 
 from __future__ import annotations
@@ -26,16 +26,25 @@ from zoo.training.machine import describe_machine, versions
 FIGURES = ("one pass", "chunks", "steps", "gradients")
 
 
-def rows(record: pathlib.Path) -> list[dict[str, Any]]:
-    """One row for each family: its architecture, its sizes and the largest of each difference."""
+def rows(record: pathlib.Path, old: Data) -> list[dict[str, Any]]:
+    """One row for each family: its architecture, its sizes and the largest of each difference, which a family that the
+    record does not have keeps from the `old` data."""
     lines = [json.loads(line) for line in record.read_text().splitlines()]
+    before = {row["family"]: row for row in old.get("families", [])}
     found = []
     for family in families.all():
         cases = [line for line in lines if line["family"] == family.name]
-        largest = {figure: max((case[figure] for case in cases), default=None) for figure in FIGURES}
+        kept = {} if cases else before.get(family.name, {})
+        largest = {figure: max((case[figure] for case in cases), default=kept.get(figure)) for figure in FIGURES}
         sizes = {size: parameters(f"{family.name}-{size}") for size in family.sizes}
         found.append(
-            {"family": family.name, "architecture": family.architecture, "cases": len(cases), **largest, "sizes": sizes}
+            {
+                "family": family.name,
+                "architecture": family.architecture,
+                "cases": len(cases) or kept.get("cases", 0),
+                **largest,
+                "sizes": sizes,
+            }
         )
     return found
 
@@ -95,7 +104,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace, old: Data) -> Iterator[Data]:
     machine = describe_machine(torch.device("cpu"))
-    yield {"machine": machine, "versions": versions(), "families": rows(args.record)}
+    yield {"machine": machine, "versions": versions(), "families": rows(args.record, old)}
 
 
 STUDY = Study("families", __doc__, arguments, measure, markdown)
