@@ -21,9 +21,9 @@ def over_all(test):
     return pytest.mark.parametrize("law", LAWS)(pytest.mark.parametrize("name", NAMES)(test))
 
 
-REFUSED = {"ltc": {"positivity": "clip"}, "neural_ode": {"adjoint": True}}
+REFUSED = {"ltc": {"positivity": "clip"}, "m2rnn": {"gradient_clipping": 0.1}, "neural_ode": {"adjoint": True}}
 """Options without second derivatives, which say so by name."""
-NOT_TRANSFORMED = {"positivity": "clip", "adjoint": True, "solver": "dopri5"}
+NOT_TRANSFORMED = {"positivity": "clip", "adjoint": True, "solver": "dopri5", "gradient_clipping": 0.1}
 """Options under which torch.func is refused by name, beside a backend that was asked for."""
 
 

@@ -54,6 +54,7 @@ def calls(n_steps: int = 1) -> dict[str, Callable[[], object]]:
         "gated_norm": lambda: OPERATORS["gated_norm"](b, a, noise(64), 1, 1e-5, True),
         "linear_attention": lambda: ops.linear_attention(q, k, v, g, **compiled),
         "ltc": lambda: ops.ltc(b[..., :8], synapses, synapses, *noise(3, 8).abs(), **compiled),
+        "m2rnn": lambda: ops.m2rnn(q, k, v, noise(2, 32, 32), g, **compiled),
         "mlstm": lambda: ops.mlstm(q, k, v, g, g, **compiled),
         "plain_norm": lambda: OPERATORS["plain_norm"](b, 2, 1e-5),
         "scan": lambda: ops.scan(a, b, **compiled),

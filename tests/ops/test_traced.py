@@ -63,6 +63,7 @@ CALLS: dict[str, Callable[[], tuple[Callable[..., object], list[Tensor]]]] = {
     "latent_attention": lambda: mixed("mla", backward=False),
     "linear_attention": lambda: (zoo.ops.linear_attention, floats(HEADS, HEADS, HEADS)),
     "ltc": lambda: mixed("ltc(d_hidden=8)"),
+    "m2rnn": lambda: mixed("m2rnn"),
     "mlstm": lambda: (zoo.ops.mlstm, floats(HEADS, HEADS, HEADS, HEADS[:3], HEADS[:3])),
     "oscillate": lambda: (zoo.ops.oscillate, floats((1, N, 8), (8,), (8,), (8,))),
     "plain_norm": lambda: (plain_norm, floats((N, 70))),

@@ -15,6 +15,7 @@ from zoo.ops._gated_norm import gated_norm
 from zoo.ops._latent_attention import LatentCache, latent_attention
 from zoo.ops._linear_attention import linear_attention
 from zoo.ops._ltc import Synapses, ltc
+from zoo.ops._m2rnn import m2rnn
 from zoo.ops._mlstm import MLSTMState, mlstm
 from zoo.ops._oscillate import oscillate
 from zoo.ops._plain_norm import plain_norm
@@ -60,6 +61,7 @@ __all__ = [
     "latent_attention",
     "linear_attention",
     "ltc",
+    "m2rnn",
     "mlstm",
     "oscillate",
     "plain_norm",
