@@ -172,6 +172,6 @@ class TTT(Mixer):
     def law_cases(cls) -> list[dict[str, Any]]:
         return [
             {"n_heads": 2},
-            {"n_heads": 2, "inner": "mlp", "expand": 2, "mini_batch": 3, "base_rate": 0.5, "share_qk": True}
+            {"n_heads": 2, "inner": "mlp", "expand": 2, "mini_batch": 5, "base_rate": 0.5, "share_qk": True}
             | {"conv_size": 3, "gate": True, "rope_base": 100.0, "norm_eps": 1e-4},
         ]

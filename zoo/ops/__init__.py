@@ -14,6 +14,7 @@ from zoo.ops._gated_mlp import constant_weights, gated_mlp, silu_product
 from zoo.ops._gated_norm import gated_norm
 from zoo.ops._latent_attention import LatentCache, latent_attention
 from zoo.ops._linear_attention import linear_attention
+from zoo.ops._long_conv import ConvHistory, init_history, long_conv
 from zoo.ops._ltc import Synapses, ltc
 from zoo.ops._m2rnn import m2rnn
 from zoo.ops._mlstm import MLSTMState, mlstm
@@ -33,6 +34,7 @@ from zoo.ops.rotary import RopeScaling, frequencies, rotary_table, rotary_width,
 __all__ = [
     "CFC_ACTIVATIONS",
     "BlockCache",
+    "ConvHistory",
     "DecayingCache",
     "InnerState",
     "KVCache",
@@ -58,8 +60,10 @@ __all__ = [
     "grouped_linear",
     "init_cache",
     "init_decaying_cache",
+    "init_history",
     "latent_attention",
     "linear_attention",
+    "long_conv",
     "ltc",
     "m2rnn",
     "mlstm",
