@@ -414,7 +414,7 @@ def test_weights_that_an_index_lacks(tmp_path):
 
 
 def test_weights_are_held_once(tmp_path, monkeypatch):
-    """Of what is read, no more is alive at a time than one of our tensors is made of."""
+    """Of what is read, one tensor is alive at a time, and maybe the one before it."""
     folder = zoo.to_hf(zoo.create_model("llama3-tiny"), tmp_path / "model", shard_bytes=100_000)
     alive, read = weakref.WeakValueDictionary(), _Folder.__getitem__
     most = 0
@@ -427,7 +427,7 @@ def test_weights_are_held_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(_Folder, "__getitem__", watched)
     model = zoo.from_hf(folder)
-    assert 3 <= most <= 6  # queries, keys and values make one tensor; those before may not be gone yet
+    assert 1 <= most <= 2
     assert not alive
     assert all(p.untyped_storage().nbytes() == p.nbytes for p in model.parameters())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickletools
 import warnings
 import zipfile
@@ -125,7 +126,7 @@ def fill(
     device: torch.device | str = "cpu",
 ) -> None:
     """Put weights where they belong in a hollow model. Nothing is allocated before all names and shapes are right, and
-    then the tensors of one map at a time are in memory beside the model.
+    then one tensor at a time is in memory beside the model, or those of one map whose parts are not in order in ours.
 
     Args:
         weights: by their published names; they are copied.
@@ -147,19 +148,51 @@ def fill(
         raise UsageError(f"This is no {name} of these sizes: {'; '.join(told)}.")
     check_complete(model, maps, name)
     slots = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    _check(maps, slots, {n: t.to("meta") for n, t in weights.items()} if shapes is None else shapes)
+    given = {n: t.to("meta") for n, t in weights.items()} if shapes is None else shapes
+    _check(maps, slots, given)
     for m in maps:
-        read = [weights[n] for n in m.theirs]
         for copy in (c for c in m.copies if c in weights):
-            if not torch.equal(weights[copy], read[0]):
+            if not torch.equal(weights[copy], weights[m.theirs[0]]):
                 raise UsageError(f"{copy} is not {m.theirs[0]}, though the config ties them.")
-        held = {t.untyped_storage().data_ptr() for t in read}
-        for slot, tensor in zip(m.ours, m.read(*read), strict=True):
-            own = tensor.detach().to(device, dtype or tensor.dtype).contiguous()
-            _put(model, slot, own.clone() if own.untyped_storage().data_ptr() in held else own)
-            del slots[slot]
+        expected = [slots.pop(slot) for slot in m.ours]
+        made = _read_in_place(m, expected, weights, given, dtype, device) or _read(m, weights, dtype, device)
+        for slot, own in zip(m.ours, made, strict=True):
+            _put(model, slot, own)
     for slot, tensor in slots.items():  # counters of ours, which start at zero
         _put(model, slot, torch.zeros_like(tensor, device=device))
+
+
+def _read_in_place(
+    m: Map,
+    expected: Sequence[Tensor],
+    weights: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+) -> list[Tensor] | None:
+    """The tensors of a map, each of theirs copied to its place in ours; None if theirs are not plain parts of ours."""
+    common = dtype or functools.reduce(torch.promote_types, (given[n].dtype for n in m.theirs))
+    hollow_parts = m.write(*expected)
+    whole = sum(t.numel() for t in expected) == sum(part.numel() for part in hollow_parts)
+    if not whole or [part.shape for part in hollow_parts] != [given[n].shape for n in m.theirs]:
+        return None
+    if not all(any(part._base is t or part is t for t in expected) for part in hollow_parts):
+        return None
+    own = [torch.empty(t.shape, dtype=common, device=device) for t in expected]
+    for name, place in zip(m.theirs, m.write(*own), strict=True):
+        place.copy_(weights[name].detach())
+    return own
+
+
+def _read(
+    m: Map, weights: Mapping[str, Tensor], dtype: torch.dtype | None, device: torch.device | str
+) -> Iterator[Tensor]:
+    """The tensors of a map, made of all of theirs at once."""
+    read = [weights[n] for n in m.theirs]
+    held = {t.untyped_storage().data_ptr() for t in read}
+    for tensor in m.read(*read):
+        own = tensor.detach().to(device, dtype or tensor.dtype).contiguous()
+        yield own.clone() if own.untyped_storage().data_ptr() in held else own
 
 
 def check_complete(model: nn.Module, maps: Collection[Map], name: str) -> None:
