@@ -213,7 +213,7 @@ def test_norms_keep_the_dtype(kind):
         (
             'lstm(norm="none") | mamba2',
             {},
-            r"are one step: placement, norm, norm_axis, residual_scale must be the same",
+            r"are one step: placement, norm, norm_axis, residual_scale, canon must be the same",
         ),
         ('swiglu(norm_axis="time")', {}, r'norm_axis="time" looks ahead: it needs a model with causal=False.'),
         (

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from zoo.canon import Canon
 from zoo.core.errors import UsageError
 from zoo.door import check_features
 from zoo.loops import Held, LoopStep, hold, stateless
@@ -19,10 +20,11 @@ from zoo.norms import NORM_EPS, make_norm
 from zoo.pattern import Loop, Parallel, Pattern, Shortcut, StepOptions, Word, create_mixer, mixer_of
 from zoo.protocol import Admitted, Context, Mixer, Place, State, admit, check_state
 from zoo.residual import Connection, Residual
+from zoo.states import tree_bytes
 
 R = TypeVar("R")
 
-OF_THE_STEP = ("placement", "norm", "norm_axis", "residual_scale")  # the others are a word's own
+OF_THE_STEP = ("placement", "norm", "norm_axis", "residual_scale", "canon")  # the others are a word's own
 
 
 class Step(nn.Module):
@@ -30,6 +32,9 @@ class Step(nn.Module):
 
     pre: x + f(norm(x)); post: norm(x + f(x)); sandwich: x + norm(f(norm(x))); output: x + norm(f(x)). With several
     residual streams, f reads what the connection gives, each stream is one x, and "post" norms them one by one.
+
+    With `canon` the mixers read u + conv(u), where u is what they would read without; the state of that convolution
+    then follows those of the mixers.
     """
 
     def __init__(
@@ -56,6 +61,13 @@ class Step(nn.Module):
         self.mixers = nn.ModuleList(create_mixer(w.config, d_model, place=place) for w in words)
         for mixer, word in zip(self.mixers, words, strict=True):
             _check_causality(mixer, word, place)
+        self.canon = None
+        if (size := options[0].canon) is not None:
+            if not place.causal:
+                raise UsageError(
+                    f"canon={size} reads left to right only, but the model has causal=False: leave it out."
+                )
+            self.canon = Canon(d_model, size)
         self.norms_time = axis == "time" and kind != "none"
         before, after = self.placement in ("pre", "sandwich"), self.placement != "pre"
         self.norm_in = make_norm(kind if before else "none", d_model, norm_eps, axis)
@@ -78,18 +90,26 @@ class Step(nn.Module):
     def mix(self, h: Tensor, states: tuple[State, ...] | None, context: Context) -> tuple[Tensor, tuple[State, ...]]:
         """The sum of the mixers' outputs, each with its scales, for a normed stream h (B, T, D)."""
         outputs, new_states = [], []
+        canon_state: tuple[State, ...] = ()
+        if self.canon is not None:
+            h, after = self.canon(h, None if states is None else states[-1], context)
+            canon_state = (after,)
         for i, mixer in enumerate(self.mixers):
             in_scale, out_scale = self.scales[i]
             y, state = mixer(h if in_scale is None else h * in_scale, None if states is None else states[i], context)
             outputs.append(y if out_scale is None else y * out_scale)
             new_states.append(state)
-        return functools.reduce(torch.add, outputs), tuple(new_states)
+        return functools.reduce(torch.add, outputs), (*new_states, *canon_state)
 
     def init_state(self, batch_size: int, **options: Any) -> tuple[State, ...]:
-        return tuple(_init_state(mixer, batch_size, options) for mixer in self.mixers)
+        states = tuple(_init_state(mixer, batch_size, options) for mixer in self.mixers)
+        if self.canon is None:
+            return states
+        return (*states, self.canon.init_state(batch_size, options.get("device"), options.get("dtype")))
 
     def state_bytes(self, batch_size: int, context_length: int, dtype: torch.dtype) -> int:
-        return sum(mixer.state_bytes(batch_size, context_length, dtype) for mixer in self._mixers())
+        mixing = sum(mixer.state_bytes(batch_size, context_length, dtype) for mixer in self._mixers())
+        return mixing + (0 if self.canon is None else tree_bytes(self.canon.init_state(batch_size, "meta", dtype)))
 
     def flops_per_token(self, context_length: int) -> int:
         mixing = sum(mixer.flops_per_token(context_length) for mixer in self._mixers())

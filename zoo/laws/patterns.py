@@ -84,11 +84,14 @@ class OfPattern(Mixer):
         nested = 'loop(2, loop(2, min_gru swiglu, exit=0.4) (short_conv | gqa), inject="add", exit=0.6)'
         return [
             {
-                "pattern": "short_conv loop(2, (swa(window=4) | gru) shortcut(swiglu, short_conv swiglu), "
+                "pattern": "short_conv loop(2, (swa(window=4) | gru) shortcut(swiglu(canon=3), short_conv swiglu), "
                 'inject="concat", gate=True, exit=0.7, depth_loss=0.1) swiglu'
             },
             {"pattern": nested, "evaluate": True},
-            {"pattern": "min_gru shortcut(rwkv_channel_mix, loop(3, gqa swiglu))", "residual": "mhc(streams=2)"},
+            {
+                "pattern": "min_gru shortcut(rwkv_channel_mix, loop(3, gqa swiglu(canon=4)))",
+                "residual": "mhc(streams=2)",
+            },
             {
                 "pattern": 'loop(3, short_conv swiglu, inject="gated", inject_rank=8, norm="rmsnorm", exit=0.5, '
                 "entropy_loss=0.2)",

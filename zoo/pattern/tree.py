@@ -31,6 +31,8 @@ class StepOptions(Options, label="a step"):
         in_scale: factor on the mixer's input.
         out_scale: factor on the mixer's output.
         residual_scale: factor on the stream that the output is added to (DeepNorm).
+        canon: W, taps of a Canon layer between the norm and the mixers, u + conv(u) (Canon-A, Canon-C).
+            The published W is 4.
     """
 
     placement: Placement | None = None
@@ -39,6 +41,7 @@ class StepOptions(Options, label="a step"):
     in_scale: float | None = None
     out_scale: float | None = None
     residual_scale: float | None = None
+    canon: int | None = Field(default=None, ge=2, le=1024)
 
 
 class LoopOptions(Options, label="loop"):

@@ -1,0 +1,34 @@
+"""Canon layers: a short convolution that is added to what a layer reads (Allen-Zhu 2025, arXiv 2512.17351)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.ops import causal_conv1d
+from zoo.protocol import Context, recurrent_dtype
+
+
+class Canon(nn.Module):
+    """u + conv(u): causal, depthwise, W taps, without a bias and an activation. Its state is the last W - 1 inputs.
+
+    The weights start as those of torch's Conv1d, as in PhysicsLM4.
+    """
+
+    def __init__(self, width: int, size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, size).uniform_(-(size**-0.5), size**-0.5))
+
+    def forward(self, u: Tensor, state: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
+        packing: dict[str, Any] = {"lengths": context.lengths, "resets": context.resets, "pieces": context.pieces}
+        y, state = causal_conv1d(u, self.weight.to(u.dtype), None, state, **packing)
+        return u + y, state
+
+    def init_state(self, batch_size: int, device: Any, dtype: torch.dtype | None) -> Tensor:
+        """(B, W - 1, width) zeros, those before a first step."""
+        width, size = self.weight.shape
+        device = self.weight.device if device is None else device
+        kind = recurrent_dtype(self.weight.dtype if dtype is None else dtype)
+        return torch.zeros(batch_size, size - 1, width, device=device, dtype=kind)
