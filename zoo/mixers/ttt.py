@@ -43,9 +43,9 @@ class TTT(Mixer):
 
     | state (TTT-Linear)   | cost per token          | parallel form               | cannot                        |
     |----------------------|-------------------------|-----------------------------|-------------------------------|
-    | 2 D (K + 1) + 1      | 8 D^2 + 2 D H + 4 D K   | n steps at a time, O(T) in  | look at a step exactly; use   |
-    | TTT-MLP: about 16 DK | TTT-MLP: 28 D K         | all; the mini-batches one   | inside a mini-batch what it   |
-    |                      |                         | after the other             | has learned in that mini-batch|
+    | 2 D (K + 1) + 1      | 8 D^2 + 2 D H + 4 D K   | n steps at a time, O(T) in  | recall a step exactly; let    |
+    | TTT-MLP: about 16 DK | TTT-MLP: about 40 D K   | all; the mini-batches one   | the gradients of a mini-batch |
+    |                      | for the 4 D K           | after the other             | see each other                |
     """
 
     class Config(Options):
