@@ -44,7 +44,7 @@ def fp8_folder(name, tmp_path, block=(128, 128), **how):
     for n, w in weights.items():
         stored[n] = expected[n] = w
         if w.ndim == 2 and not any(part in n for part in KEPT):
-            rows, columns = (torch.arange(size) // b for size, b in zip(w.shape, block, strict=True))
+            rows, columns = (torch.arange(size) // min(b, size) for size, b in zip(w.shape, block, strict=True))
             scale = 2e-3 * torch.rand(int(rows[-1]) + 1, int(columns[-1]) + 1) + 1e-4
             stored[n] = (100 * torch.randn(w.shape)).to(torch.float8_e4m3fn)
             stored[f"{n}_scale_inv"] = scale
@@ -90,6 +90,7 @@ FORMS = {
     "deepseek_v32": lambda tmp_path: fp8_folder("deepseek_v32-tiny", tmp_path, block=(16, 24), scale_fmt="ue8m0"),
     "kimi_k2": lambda tmp_path: fp8_folder("kimi_k2-tiny", tmp_path, block=(10, 128)),
     "qwen3": lambda tmp_path: fp8_folder("qwen3-tiny", tmp_path, block=(7, 9)),
+    "llama3": lambda tmp_path: fp8_folder("llama3-tiny", tmp_path, block=(10**15, 10**30)),
     "gpt_oss": mxfp4_folder,
 }
 

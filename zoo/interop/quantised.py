@@ -84,7 +84,7 @@ class Dequantised(Mapping[str, Tensor]):
 
     def _fp8(self, weight: Tensor, scale: Tensor) -> Tensor:
         """A matrix of float8 times the factors of its blocks, computed in float32."""
-        rows, columns = self._block
+        rows, columns = map(min, self._block, weight.shape)  # a config may say any size
         whole = torch.empty(weight.shape, dtype=self._dtype, device=weight.device)
         for out, part, factors in zip(whole.split(rows), weight.split(rows), scale, strict=True):
             out.copy_(part.float() * factors.repeat_interleave(columns)[: weight.shape[1]])
