@@ -40,6 +40,35 @@ def test_a_and_c_stand_between_the_norm_and_the_mixer(size):
     assert stack.n_parameters() - zoo.create_backbone("gqa swiglu", d_model=D).n_parameters() == 2 * size * D
 
 
+def test_d_acts_on_gate_and_up_together():
+    mixer, x = (
+        off_inits(zoo.create_mixer("swiglu(canon_d=4, d_hidden=20)", D).double()),
+        noise(2, 9, D).requires_grad_(),
+    )
+    both = canon(torch.cat([mixer.gate_proj(x), mixer.up_proj(x)], -1), mixer.canon.weight)
+    gate, up = both.chunk(2, -1)
+    compare(mixer, x, mixer.down_proj(F.silu(gate) * up))
+
+
+def test_b_acts_on_normed_queries_keys_and_values_together():
+    """As in PhysicsLM4: norms, Canon-B, rotation, attention. The same attention without one is given what it reads."""
+    text = "gqa(n_heads=4, n_kv_heads=2, qk_norm=True, qk_norm_over='all', rope=False{})"
+    mixer, x = off_inits(zoo.create_mixer(text.format(", canon_b=4"), D).double()), noise(2, 9, D).requires_grad_()
+    q, k, v = mixer.in_proj(x).split([D, D // 2, D // 2], -1)
+    q, k = (F.rms_norm(z, w.shape, w, 1e-6) for z, w in ((q, mixer.q_norm), (k, mixer.k_norm)))
+    q, k, v = canon(torch.cat([q, k, v], -1), mixer.canon.weight).split([D, D // 2, D // 2], -1)
+    q, k, v = (z.unflatten(-1, (-1, 4)).transpose(1, 2) for z in (q, k, v))
+    o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    compare(mixer, x, mixer.out_proj(o.transpose(1, 2).flatten(2)))
+
+
+def compare(mixer, x: Tensor, expected: Tensor) -> None:
+    y, inputs = mixer(x)[0], [x, *mixer.parameters()]
+    assert_close(y, expected, 1e-12, "outputs")
+    found, wanted = (torch.autograd.grad(out.sin().sum(), inputs) for out in (y, expected))
+    assert_close_gradients(found, wanted, 1e-11, "canon", [str(i) for i in range(len(inputs))])
+
+
 @pytest.mark.parametrize("pattern", ["(gru | gqa) mlp", "shortcut(mlp, gru)", "loop(2, gqa)", 'lstm(placement="post")'])
 def test_its_state_follows_those_of_the_mixers(pattern):
     def of(pattern: str) -> zoo.backbone.Backbone:
@@ -78,6 +107,8 @@ def test_a_model_generates_with_it():
 def test_wrong_uses_are_refused():
     for pattern, options, said in (
         ("gqa(canon=1)", {}, "canon=1"),
+        ("mha(canon_b=4)", {"causal": False}, "canon_b=4 reads left to right only"),
+        ("mha swiglu(canon_d=4)", {"causal": False}, "canon_d=4 reads left to right only"),
         ("gqa(canon=4) | gru", {}, "canon must be the same"),
         ("mha(canon=4)", {"causal": False}, r"canon=4 reads left to right only.*leave it out"),
         ("bidirectional(gru(canon=4))", {"causal": False}, "canon belongs to the whole step"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.canon import Canon
+from zoo.canon import Canon, require_causal
 from zoo.core.errors import UsageError
 from zoo.door import check_features
 from zoo.loops import Held, LoopStep, hold, stateless
@@ -63,10 +63,7 @@ class Step(nn.Module):
             _check_causality(mixer, word, place)
         self.canon = None
         if (size := options[0].canon) is not None:
-            if not place.causal:
-                raise UsageError(
-                    f"canon={size} reads left to right only, but the model has causal=False: leave it out."
-                )
+            require_causal("canon", size, place)
             self.canon = Canon(d_model, size)
         self.norms_time = axis == "time" and kind != "none"
         before, after = self.placement in ("pre", "sandwich"), self.placement != "pre"

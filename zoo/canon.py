@@ -7,8 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.core.errors import UsageError
 from zoo.ops import causal_conv1d
-from zoo.protocol import Context, recurrent_dtype
+from zoo.protocol import Context, Place, recurrent_dtype
+
+
+def require_causal(option: str, size: int, place: Place) -> None:
+    """Raises a `UsageError` where the model looks ahead, as a Canon layer reads left to right."""
+    if not place.causal:
+        raise UsageError(f"{option}={size} reads left to right only, but the model has causal=False: leave it out.")
 
 
 class Canon(nn.Module):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from zoo.canon import Canon, require_causal
 from zoo.core.options import Options
 from zoo.ops import gated_mlp
 from zoo.ops.modules import bare
-from zoo.protocol import Context, Mixer, Place, State, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, register
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -49,15 +50,21 @@ class GLUOptions(Options):
         d_hidden: inner width, by default 8/3 D rounded up to a multiple of 32.
         bias: biases of all three projections.
         gate_scale: factor on W_gate x, within the activation (Falcon-H1).
+        canon_d: W, taps of a Canon layer on W_gate x and W_up x together (Canon-D); published: 4.
     """
 
     d_hidden: int | None = Field(default=None, ge=1)
     bias: bool = False
     gate_scale: float = 1.0
+    canon_d: int | None = Field(default=None, ge=2, le=1024)
+
+
+class GatedState(NamedTuple):
+    canon: Tensor  # (B, W - 1, 2 d_hidden): the last W_gate x and W_up x
 
 
 class GatedLayer(Mixer):
-    """y = W_down (act(W_gate x) * W_up x); subclasses say which activation."""
+    """y = W_down (act(W_gate x) * W_up x); subclasses say which activation. With `canon_d` it has a state."""
 
     kind = "channel"
 
@@ -67,6 +74,11 @@ class GatedLayer(Mixer):
         self.gate_proj = nn.Linear(d_model, self.d_hidden, bias=config.bias)
         self.up_proj = nn.Linear(d_model, self.d_hidden, bias=config.bias)
         self.down_proj = nn.Linear(self.d_hidden, d_model, bias=config.bias)
+        self.canon = None
+        if config.canon_d is not None:
+            require_causal("canon_d", config.canon_d, place)
+            self.canon = Canon(2 * self.d_hidden, config.canon_d)
+            self.traits = Traits(cuts_in_ops=True)
         nn.init.normal_(self.gate_proj.weight, std=d_model**-0.5)
         nn.init.normal_(self.up_proj.weight, std=d_model**-0.5)
         nn.init.normal_(self.down_proj.weight, std=(2 * place.n_layers * self.d_hidden) ** -0.5)
@@ -79,16 +91,23 @@ class GatedLayer(Mixer):
         return self.config.activation
 
     def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> State:
-        return ()
+        return () if self.canon is None else GatedState(self.canon.init_state(batch_size, device, dtype))
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         scale = self.config.gate_scale
-        plain = self.activation == "silu" and scale == 1.0 and not self.config.bias
+        plain = self.activation == "silu" and scale == 1.0 and not self.config.bias and self.canon is None
         if plain and bare(self.gate_proj, self.up_proj, self.down_proj):
             return gated_mlp(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight), ()
-        gate = self.gate_proj(x)
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        after: State = ()
+        if self.canon is not None:
+            both, last = self.canon(
+                torch.cat([gate, up], -1), None if state is None else state.canon, context or Context()
+            )
+            gate, up = both.chunk(2, -1)
+            after = GatedState(last)
         gate = gate if scale == 1.0 else gate * scale
-        return self.down_proj(gated(self.activation, gate, self.up_proj(x))), ()
+        return self.down_proj(gated(self.activation, gate, up)), after
 
     def flops_per_token(self, context_length: int) -> int:
         return 6 * self.d_model * self.d_hidden
@@ -115,6 +134,7 @@ class GLU(GatedLayer):
             d_hidden: inner width, by default 8/3 D rounded up to a multiple of 32.
             bias: biases of all three projections.
             gate_scale: factor on W_gate x, within the activation (Falcon-H1).
+            canon_d: W, taps of a Canon layer on W_gate x and W_up x together (Canon-D); published: 4.
             activation: activation of the gate.
         """
 
@@ -127,6 +147,7 @@ class GLU(GatedLayer):
             {},
             {"d_hidden": 40, "bias": True, "gate_scale": 1.3, "activation": "gpt_oss"},
             *({"activation": activation} for activation in others),
+            {"d_hidden": 24, "canon_d": 2},
         ]
 
 
@@ -148,6 +169,7 @@ class GEGLU(GatedLayer):
             d_hidden: inner width, by default 8/3 D rounded up to a multiple of 32.
             bias: biases of all three projections.
             gate_scale: factor on W_gate x, within the activation (Falcon-H1).
+            canon_d: W, taps of a Canon layer on W_gate x and W_up x together (Canon-D); published: 4.
             approximate: GPT-2's approximation of GELU by a hyperbolic tangent.
         """
 
@@ -159,7 +181,11 @@ class GEGLU(GatedLayer):
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
-        return [{}, {"d_hidden": 40, "bias": True, "gate_scale": 0.7, "approximate": True}]
+        return [
+            {},
+            {"d_hidden": 40, "bias": True, "gate_scale": 0.7, "approximate": True},
+            {"d_hidden": 24, "canon_d": 3},
+        ]
 
 
 @register("swiglu")
@@ -181,10 +207,11 @@ class SwiGLU(GatedLayer):
             d_hidden: inner width, by default 8/3 D rounded up to a multiple of 32.
             bias: biases of all three projections.
             gate_scale: factor on W_gate x, within the activation (Falcon-H1).
+            canon_d: W, taps of a Canon layer on W_gate x and W_up x together (Canon-D); published: 4.
         """
 
     activation = "silu"
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
-        return [{}, {"d_hidden": 40, "bias": True, "gate_scale": 0.7}]
+        return [{}, {"d_hidden": 40, "bias": True, "gate_scale": 0.7}, {"d_hidden": 24, "canon_d": 4}]

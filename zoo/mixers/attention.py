@@ -8,12 +8,13 @@ their keys and values, and in how far back they look; everything else is one imp
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Literal, final
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from zoo.canon import Canon, require_causal
 from zoo.core.errors import UsageError
 from zoo.mixers.attention_parts import AttentionWord, RopeOptions, angles
 from zoo.norms import rms_norm
@@ -43,6 +44,8 @@ class AttentionOptions(RopeOptions):
         causal: whether steps see only the past; None: as in the model.
         softcap: c in c tanh(logits / c) (Gemma 2).
         sinks: one learned logit a head that takes attention without giving a value (GPT-OSS).
+        canon_b: W, taps of a Canon layer on queries, keys and values together, after their norm and before the rotation
+            (Canon-B); published: 4.
         backend: form of the op, see `zoo.ops.attention`.
     """
 
@@ -61,7 +64,13 @@ class AttentionOptions(RopeOptions):
     causal: bool | None = None
     softcap: float | None = Field(default=None, gt=0)
     sinks: bool = False
+    canon_b: int | None = Field(default=None, ge=2, le=1024)
     backend: Literal["auto", "reference", "chunked", "sdpa"] = "auto"
+
+
+class CanonAttentionState(NamedTuple):
+    cache: Any  # that of attention without a Canon layer
+    canon: Tensor  # (B, W - 1, (H + 2 G) K): the last q, k and v before the Canon layer
 
 
 class Attention(AttentionWord):
@@ -110,6 +119,10 @@ class Attention(AttentionWord):
             nn.Parameter(torch.full((width,), centre)) if config.qk_norm else None for width in widths
         )
         self.sinks = nn.Parameter(torch.zeros(H)) if config.sinks else None
+        self.canon = None
+        if config.canon_b is not None:
+            require_causal("canon_b", config.canon_b, place._replace(causal=self.causal))
+            self.canon = Canon((H + 2 * G) * K, config.canon_b)
         nn.init.normal_(self.in_proj.weight, std=d_model**-0.5)
         nn.init.normal_(self.out_proj.weight, std=(H * K * 2 * place.n_layers) ** -0.5)
         for layer in (self.in_proj, self.out_proj):
@@ -143,7 +156,10 @@ class Attention(AttentionWord):
             return ()
         device, dtype = first_parameter_like(self, device, dtype)
         G, K = self.n_kv_heads, self.head_dim
-        return init_cache(batch_size, G, K, K, capacity=capacity, window=self.window, device=device, dtype=dtype)
+        cache = init_cache(batch_size, G, K, K, capacity=capacity, window=self.window, device=device, dtype=dtype)
+        if self.canon is None:
+            return cache
+        return CanonAttentionState(cache, self.canon.init_state(batch_size, device, dtype))
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         context, c = Context() if context is None else context, self.config
@@ -154,6 +170,11 @@ class Attention(AttentionWord):
         qk, v = qkv.unflatten(-1, (-1, K)).split([H + G, G], 2)
         if self.q_norm is not None and self.k_norm is not None:
             qk = self._normed(qk, self.q_norm, self.k_norm)
+        last: Tensor | None = None
+        if self.canon is not None:
+            state, last = (None, None) if state is None else state
+            mixed, last = self.canon(torch.cat([qk, v], 2).flatten(2), last, context)
+            qk, v = mixed.unflatten(-1, (-1, K)).split([H + G, G], 2)
         if self.rotated:
             length = None if state is None else state.length
             cos, sin = angles(x, length, context, self.rotated, c.rope_base, self.scaling)
@@ -176,7 +197,7 @@ class Attention(AttentionWord):
         )
         if c.gate:
             o = o * torch.sigmoid(gate).unflatten(-1, (H, -1))
-        return self.out_proj(o.flatten(2)), state
+        return self.out_proj(o.flatten(2)), state if last is None else CanonAttentionState(state, last)
 
     def _normed(self, qk: Tensor, q_weight: Tensor, k_weight: Tensor) -> Tensor:
         """Queries and keys (B, T, H + G, K) normed."""
@@ -229,7 +250,7 @@ class Attention(AttentionWord):
                 "backend": "sdpa",
             },
             {"n_heads": 2, "causal": False, "scale": 0.2},
-            {"n_heads": 4, "qk_norm": True, "qk_norm_over": "all"},
+            {"n_heads": 4, "qk_norm": True, "qk_norm_over": "all", "canon_b": 3},
             {
                 "rope_scaling": "yarn",
                 "rope_factor": 4.0,
