@@ -50,8 +50,8 @@ class M2RNN(Mixer):
     |----------------------------------------|--------------------------------------|------------------------------|
     | H K V + (W - 1)(2 G K + H V)           | 6 H V D + 4 G K D + 2 H K V (V + 1)  | none: one step after another |
 
-    The transition reads the state through tanh, so one layer can track any finite state, S5 too. The state is bounded:
-    it cannot count far. It cannot replace exactly what is stored under one key: all rows move at once.
+    The transition reads the state through tanh: one layer learns parity, which positive decays cannot. The state is
+    bounded, so it cannot count far. It cannot replace exactly what is stored under one key: all rows move at once.
     """
 
     class Config(Options):
