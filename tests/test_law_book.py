@@ -16,7 +16,18 @@ import zoo
 from zoo.core.options import Options
 from zoo.laws import LAWS, Case, Check, Finding, LawBroken, Verdict, plan, poisoned_memory
 from zoo.laws.verdicts import lines
-from zoo.protocol import Context, Mixer, Norm, Place, State, first_parameter_like, mixers, recurrent_dtype, register
+from zoo.protocol import (
+    Context,
+    Mixer,
+    Norm,
+    Place,
+    State,
+    Traits,
+    first_parameter_like,
+    mixers,
+    recurrent_dtype,
+    register,
+)
 from zoo.residual import Connection
 from zoo.states import tree_bytes
 
@@ -162,6 +173,12 @@ class Doorless(Toy):
         return super().__call__(x, state, context)
 
 
+class Apart(Toy):
+    """The toy, which says that it hands states on by itself where a sequence is cut, and does not."""
+
+    traits = Traits(cuts_in_ops=True)
+
+
 class Untried(Toy):
     """The toy, with an option that no law case changes."""
 
@@ -169,6 +186,7 @@ class Untried(Toy):
         size: int = 1
 
 
+ODD = {"untried": Untried, "keeps to its piece": Apart}
 F32, BF16 = torch.float32, torch.bfloat16
 SETTINGS: dict[str, dict[str, Any]] = {"forms": {"steps": 63}, "graphs of decoding": {"n": 20}}
 """With which the laws are tried here, where not with their principal ones."""
@@ -208,6 +226,7 @@ FLAWS = {
     "DifferentiatesOnce": ["second derivatives"],
     "differentiates once in float32": ["second derivatives of kernels"],
     "drops tangents": ["transforms"],
+    "keeps to its piece": ["pieces"],
 }
 
 
@@ -218,7 +237,7 @@ def finding(law: str, dtype: torch.dtype | None = None, brief: bool = False, **o
     chosen = LAWS[law]
     setting = SETTINGS.get(law, chosen.settings[0]) | ({"brief": True} if brief else {})
     flaw = str(options.get("flaw"))
-    toy = Doorless if flaw.startswith("takes any") else Untried if flaw == "untried" else Toy
+    toy = Doorless if flaw.startswith("takes any") else ODD.get(flaw, Toy)
     return Check(chosen, Case(toy, options), dtype or chosen.dtypes[0], setting).find()
 
 

@@ -138,6 +138,9 @@ def _mirrored_context(context: Context, flip) -> Context:
     resets, timespans = context.resets, context.timespans
     if timespans is not None:
         following = _following(timespans, context.pieces)
+        if context.lengths is not None:  # nor has the first one of a mirrored row
+            last = torch.arange(timespans.shape[1], device=timespans.device) == context.lengths[:, None] - 1
+            following = following.masked_fill(last, 1)
         if resets is not None:  # the first step of a mirrored document has no step before it
             following = torch.where(_following(resets, context.pieces), 1, following)
         timespans = flip(following)
