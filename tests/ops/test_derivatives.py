@@ -22,6 +22,7 @@ PLAIN = {
     "_BoundedSqrt": "its backward pass is plain operators",
     "_Beside": "so is this one",
     "_Closed": "it passes no gradient at all",
+    "_Clipped": "a clamp; the op refuses second derivatives where gradients are clipped",
 }
 
 
