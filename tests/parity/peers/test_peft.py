@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 import zoo
-from zoo.laws import noise, off_inits
+from zoo.laws import noise, off_inits, spelled
 from zoo.protocol import Context
 
 WORDS = [w for w in zoo.list_mixers() if any(isinstance(m, nn.Linear) for m in zoo.create_mixer(w, 32).modules())]
@@ -52,7 +52,7 @@ def check(model: nn.Module, run) -> None:
 @pytest.mark.parametrize("word", WORDS)
 def test_mixers(word):
     torch.manual_seed(0)
-    mixer = off_inits(zoo.create_mixer(word, 32)).double()
+    mixer = spelled(off_inits(zoo.create_mixer(word, 32)).double())
 
     def run() -> tuple[Tensor, Tensor]:
         context = Context()

@@ -100,10 +100,10 @@ def test_logits_of_a_sequence(pair, tokens):
     logits, last = ours(torch.tensor([tokens]))
     close(logits[0], expected)
     for i in range(LAYERS):
-        time, (channel,) = last.layers[2 * i : 2 * i + 2]
+        (time,), (channel,) = last.layers[2 * i : 2 * i + 2]
         close(time.shift[0, 0], state[3 * i])
         close(time.memory[0], state[3 * i + 1])
-        close(channel[0, 0], state[3 * i + 2])
+        close(channel.shift[0, 0], state[3 * i + 2])
 
 
 @torch.no_grad()
