@@ -282,7 +282,8 @@ def test_a_run_of_two_processes_is_resumed_by_one_and_by_four(kind, tmp_path, mo
 
 
 @pytest.mark.slow
-def test_an_error_of_the_first_process_ends_all(recipe, tmp_path):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_an_error_of_the_first_process_ends_all(recipe, tmp_path, parallel):
     """A callback, which the first one alone calls: with a checkpoint, and one line."""
     code = """
 import sys, zoo
@@ -290,12 +291,13 @@ class Fails(zoo.Callback):
     def on_log(self, record):
         if record["step"] == 20:
             raise ValueError("no more")
+options = {"train.checkpoint_every": None, "train.parallel": sys.argv[2]}
 try:
-    zoo.train(sys.argv[1], {"train.checkpoint_every": None}, quiet=True, callbacks=[Fails()])
+    zoo.train(sys.argv[1], options, quiet=True, callbacks=[Fails()])
 except zoo.RunError as error:
     sys.exit(f"told: {error}")
 """
-    found = ended(start(2, "-c", code, recipe, cwd=tmp_path))
+    found = ended(start(2, "-c", code, recipe, parallel, cwd=tmp_path))
     assert [status for status, _, _ in found] == [1, 1], found
     assert "The callback Fails failed in on_log (ValueError: no more)" in found[0][2]
     assert "told: The leading process of this training has failed" in found[1][2]

@@ -33,16 +33,18 @@ class Leading:
             raise self.failure or failure(failed - 1)
         return [bool(flag) for flag in told]
 
-    def do(self, action: Callable[..., Any], *args: Any) -> None:
-        """Do it in the leading process; if it fails, all of them end where they meet next."""
+    def do(self, action: Callable[..., Any], *args: Any) -> bool:
+        """Do it in the leading process; if it fails, which is False, all of them end where they meet next."""
         if not self.group.leads:
-            return
+            return True
         try:
             action(*args)
         except (RunError, UsageError) as error:
             if self.group.size == 1:
                 raise
             self.failure = self.failure or error
+            return False
+        return True
 
 
 __all__ = ["Leading"]

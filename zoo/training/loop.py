@@ -443,11 +443,12 @@ class Trainer:
             if not self.session.optimizer.is_finite():
                 raise Diverged(f"A weight is not finite at step {self.at.step}: {self._advice()}.")
             carry = joined_rows(self.group, self.session.carry)
-            self.leading.do(self._prepare_files)
+            ready = self.leading.do(self._prepare_files)  # what failed before, such as a callback, does not count here
             if self.session.in_pieces:
-                self.leading.meet()
-                self._write_files(carry)
-            elif self.leading.failure is None:
+                [unready] = self.group.largest(int(not ready))
+                if not unready:
+                    self._write_files(carry)
+            elif ready:
                 self.leading.do(self._write_files, carry)
             self.saved_at, self.saved_moment = time.perf_counter(), self.at.moment
 
