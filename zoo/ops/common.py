@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.core.errors import UsageError, unknown
-from zoo.ops.derivatives import TRANSFORMED, transformed
+from zoo.ops.derivatives import TRANSFORMED, constant_in_graphs, transformed
 
 P = ParamSpec("P")
 Out = TypeVar("Out")
@@ -263,13 +263,18 @@ def chunk_decays(heads: Heads, chunk: int) -> Tensor | None:
     return to_chunks(a if resets is None else blank(a, resets), chunk, value=1.0)
 
 
+@constant_in_graphs  # torch 2.11 does not trace the question
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
+
+
 def without_autocast(function: Callable[P, Out]) -> Callable[P, Out]:
     """Run with autocast off, so that only inputs that come in low precision are multiplied in low precision."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> Out:
         device = next((a.device.type for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
-        if device is None or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        if device is None or not _has_autocast(device) or not torch.is_autocast_enabled(device):
             return function(*args, **kwargs)
         with torch.autocast(device, enabled=False):
             return function(*args, **kwargs)
