@@ -13,7 +13,7 @@ from torch import Tensor
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.ops import RopeScaling, rotary_table
-from zoo.protocol import Context, Mixer, State
+from zoo.protocol import Context, Mixer, State, derive_heads
 from zoo.states import document_positions
 
 
@@ -75,6 +75,28 @@ class RopeOptions(Options):
 
 
 SCALING_OPTIONS = ("rope_factor", "rope_context", "rope_bands", "rope_truncate", "rope_amplitude")
+
+
+def count_heads(
+    mixer: str, d_model: int, n_heads: int | None, n_kv_heads: int | None, head_dim: int | None
+) -> tuple[int, int]:
+    """H and G, heads of queries and of keys: by default the fewest that fit d_model, in equal groups of G.
+
+    Raises:
+        UsageError: G does not divide H, or, where `head_dim` is not given, H does not divide d_model.
+    """
+    groups = n_kv_heads or 1
+    fewest = max(1, d_model // head_dim) if head_dim else derive_heads(d_model)
+    fits = (n for n in range(groups, d_model + 1, groups) if n >= fewest and (head_dim or d_model % n == 0))
+    H = n_heads or next(fits, groups)
+    G = n_kv_heads or H
+    if H % G:
+        raise UsageError(f"{mixer}: n_heads={H} is not divisible by n_kv_heads={G}.")
+    if head_dim is None and d_model % H:
+        raise UsageError(
+            f"{mixer}: d_model={d_model} is not divisible by n_heads={H}: take another number, or set head_dim."
+        )
+    return H, G
 
 
 def angles(

@@ -8,12 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zoo.core.errors import UsageError
-from zoo.mixers.attention_parts import RopeOptions, angles
+from zoo.mixers.attention_parts import RopeOptions, angles, count_heads
 from zoo.mixers.parts import init_projections, packing, project
 from zoo.norms import rms_norm
 from zoo.ops import BlockCache, block_attention, rotary_width, rotate
-from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like
 
 
 class BlockOptions(RopeOptions):
@@ -55,17 +54,9 @@ class BlockAttention(Mixer):
 
     def __init__(self, d_model: int, config: Any, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
-        c, D, groups = config, d_model, config.n_kv_heads or 1
-        fewest = max(1, D // c.head_dim) if c.head_dim else derive_heads(D)
-        fits = (n for n in range(groups, D + 1, groups) if n >= fewest and (c.head_dim or D % n == 0))
-        self.n_heads = H = c.n_heads or next(fits, groups)
-        self.n_kv_heads = G = c.n_kv_heads or H
-        if H % G:
-            raise UsageError(f"{self.name}: n_heads={H} is not divisible by n_kv_heads={G}.")
-        if c.head_dim is None and D % H:
-            raise UsageError(
-                f"{self.name}: d_model={D} is not divisible by n_heads={H}: take another number, or set head_dim."
-            )
+        c, D = config, d_model
+        H, G = count_heads(self.name, D, c.n_heads, c.n_kv_heads, c.head_dim)
+        self.n_heads, self.n_kv_heads = H, G
         self.head_dim = K = c.head_dim or D // H
         self.rotated = rotary_width(K, 1.0) if c.rope else 0
         self.scaling = c.scaling(self.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.core.options import Options
-from zoo.mixers.parts import Backend, init_projections, packing, precise, project, whole
+from zoo.mixers.parts import Backend, head_widths, init_projections, packing, precise, project
 from zoo.norms import GatedRMSNorm
 from zoo.ops import linear_attention
 from zoo.protocol import (
@@ -21,7 +20,6 @@ from zoo.protocol import (
     Place,
     State,
     Traits,
-    derive_heads,
     first_parameter_like,
     recurrent_dtype,
     register,
@@ -80,11 +78,8 @@ class GatedLinearAttention(Mixer):
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
         c = config
-        keys = whole(self.name, f"expand_k * d_model = {c.expand_k:g} * {d_model}", c.expand_k * d_model)
-        values = whole(self.name, f"expand_v * d_model = {c.expand_v:g} * {d_model}", c.expand_v * d_model)
-        self.n_heads = c.n_heads or derive_heads(math.gcd(keys, values), max(16, keys // 4))
-        self.d_key = whole(self.name, f"{keys} key channels / {self.n_heads} heads", keys / self.n_heads)
-        self.d_value = whole(self.name, f"{values} value channels / {self.n_heads} heads", values / self.n_heads)
+        self.n_heads, self.d_key, self.d_value = head_widths(self.name, d_model, c.n_heads, c.expand_k, c.expand_v)
+        keys, values = self.n_heads * self.d_key, self.n_heads * self.d_value
         self.parts = [keys, keys, values, c.gate_rank, values if c.gate else 0]  # q, k, v, W_down, z
         self.in_proj = nn.Linear(d_model, sum(self.parts), bias=False)
         self.decay_up = nn.Linear(c.gate_rank, keys)

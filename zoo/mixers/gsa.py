@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,17 +15,17 @@ from zoo.mixers.parts import (
     Backend,
     CausalConv,
     conv_backend,
+    head_widths,
     init_projections,
     main_backend,
     packing,
     precise,
     project,
-    whole,
 )
 from zoo.norms import GatedRMSNorm
 from zoo.ops import linear_attention, slot_scores
 from zoo.ops.common import owned
-from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
 
 SLOTS = 64
 
@@ -92,14 +91,11 @@ class GatedSlotAttention(Mixer):
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
         c = config
-        keys = whole(self.name, f"expand_k * d_model = {c.expand_k:g} * {d_model}", c.expand_k * d_model)
-        values = whole(self.name, f"expand_v * d_model = {c.expand_v:g} * {d_model}", c.expand_v * d_model)
-        self.n_heads = c.n_heads or derive_heads(math.gcd(keys, values), max(16, keys // 4))
+        self.n_heads, self.d_key, self.d_value = head_widths(self.name, d_model, c.n_heads, c.expand_k, c.expand_v)
         self.n_kv_heads = c.n_kv_heads or self.n_heads
         if self.n_heads % self.n_kv_heads:
             raise UsageError(f"{self.name}: n_kv_heads={self.n_kv_heads} does not divide n_heads={self.n_heads}.")
-        self.d_key = whole(self.name, f"{keys} key channels / {self.n_heads} heads", keys / self.n_heads)
-        self.d_value = whole(self.name, f"{values} value channels / {self.n_heads} heads", values / self.n_heads)
+        keys, values = self.n_heads * self.d_key, self.n_heads * self.d_value
         self.n_slots = c.n_slots or min(SLOTS, self.d_key)
         G = self.n_kv_heads
         self.qkv_parts = [keys, G * self.d_key, G * self.d_value]

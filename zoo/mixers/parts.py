@@ -14,7 +14,7 @@ from zoo.core.errors import UsageError
 from zoo.ops import causal_conv1d
 from zoo.ops.common import owned
 from zoo.ops.modules import bare
-from zoo.protocol import Context, Place, recurrent_dtype
+from zoo.protocol import Context, Place, derive_heads, recurrent_dtype
 
 Backend = Literal["auto", "reference", "chunked", "compiled", "fla", "mamba_ssm", "causal_conv1d"]
 """Form of a mixer's main op; one that the op does not have, or that cannot run here, is refused."""
@@ -70,6 +70,21 @@ def whole(mixer: str, what: str, value: float) -> int:
     if value < 1 or not math.isclose(value, round(value), rel_tol=1e-9):
         raise UsageError(f"{mixer}: {what} = {value:g} is not allowed: it should be a whole number, at least 1.")
     return round(value)
+
+
+def head_widths(mixer: str, d_model: int, n_heads: int | None, expand_k: float, expand_v: float) -> tuple[int, ...]:
+    """H, and the widths of a head's keys and values, of keys expand_k * d_model and values expand_v * d_model wide.
+
+    By default the most heads that divide both, up to 4, of 16 key channels each.
+
+    Raises:
+        UsageError: a width is not a whole number.
+    """
+    keys = whole(mixer, f"expand_k * d_model = {expand_k:g} * {d_model}", expand_k * d_model)
+    values = whole(mixer, f"expand_v * d_model = {expand_v:g} * {d_model}", expand_v * d_model)
+    n_heads = n_heads or derive_heads(math.gcd(keys, values), max(16, keys // 4))
+    d_key = whole(mixer, f"{keys} key channels / {n_heads} heads", keys / n_heads)
+    return n_heads, d_key, whole(mixer, f"{values} value channels / {n_heads} heads", values / n_heads)
 
 
 def check_range(mixer: str, option: str, bounds: tuple[float, float], *, zero: bool = False) -> None:
