@@ -115,6 +115,24 @@ def test_read_and_written_in_bfloat16(name, tmp_path):
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in model.state_dict().items())
 
 
+@pytest.mark.parametrize("outside", ["no key", "null", "the form"])
+def test_the_text_part_of_a_model_that_sees(outside, tmp_path):
+    """Its config may say inside of `text_config` how the weights are quantised, or beside it."""
+    folder, expected = fp8_folder("qwen3_5-tiny", tmp_path)
+    stored, text = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
+    inner = {n.replace("model.", "model.language_model.", 1): w for n, w in stored.items()}
+    save_file({**inner, "model.visual.pos_embed.weight": torch.ones(2)}, folder / WEIGHTS)
+    seeing = {"architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "vision_config": {}}
+    if outside != "no key":
+        seeing["quantization_config"] = text.pop("quantization_config") if outside == "the form" else None
+    (folder / CONFIG).write_text(json.dumps({**seeing, "text_config": text}))
+    model, line = read(folder)
+    assert "weights in fp8 are dequantised to bfloat16" in line
+    weights = published_weights(model)
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(w, expected[n].bfloat16()) for n, w in weights.items())
+
+
 @pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_another_dtype_is_computed_at_once(name, dtype, tmp_path):

@@ -151,11 +151,13 @@ def fill(
     given = {n: t.to("meta") for n, t in weights.items()} if shapes is None else shapes
     _check(maps, slots, given)
     for m in maps:
-        for copy in (c for c in m.copies if c in weights):
-            if not torch.equal(weights[copy], weights[m.theirs[0]]):
+        copies = [copy for copy in m.copies if copy in weights]
+        parts = {n: weights[n] for n in m.theirs} if copies else weights  # each read once, though it is compared too
+        for copy in copies:
+            if not torch.equal(weights[copy], parts[m.theirs[0]]):
                 raise UsageError(f"{copy} is not {m.theirs[0]}, though the config ties them.")
         expected = [slots.pop(slot) for slot in m.ours]
-        made = _read_in_place(m, expected, weights, given, dtype, device) or _read(m, weights, dtype, device)
+        made = _read_in_place(m, expected, parts, given, dtype, device) or _read(m, parts, dtype, device)
         for slot, own in zip(m.ours, made, strict=True):
             _put(model, slot, own)
     for slot, tensor in slots.items():  # counters of ours, which start at zero

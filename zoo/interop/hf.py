@@ -26,7 +26,6 @@ from zoo.models.config import ModelConfig
 from zoo.models.ends import Ends
 from zoo.models.families import Family, families
 from zoo.models.published.maps import Map, renamed
-from zoo.models.published.quantised import quantised
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PICKLED = "pytorch_model.bin"
@@ -92,7 +91,7 @@ def from_hf(
         _refuse_quantised(folder)
         kind = f"{shown(folder)} is supported (family {family.name}, {model.n_parameters():,} parameters)"
         weights = _Folder(folder, kind)
-        if how := quantised(config):
+        if how := family.quantisation(config):
             weights = Dequantised(weights, weights.shapes, how, dtype or torch.bfloat16)
     maps = weight_maps(model.config)
     top = next(m.theirs[0] for m in maps if "embedding.weight" in m.ours).split(".")[0] + "."

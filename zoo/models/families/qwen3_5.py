@@ -54,7 +54,7 @@ def _recurrent_maps(p: Published) -> Iterator[Map]:
 
 
 def _weights(p: Published) -> Iterator[Map]:
-    return iter(also_named(qwen3_next.weights(p, _recurrent_maps), _within))
+    return also_named(qwen3_next.weights(p, _recurrent_maps), _within)
 
 
 def _within(name: str) -> str:

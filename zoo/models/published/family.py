@@ -14,7 +14,7 @@ from zoo.core.readers import shown
 from zoo.core.registry import Registry
 from zoo.models.published.config import Published
 from zoo.models.published.maps import Map
-from zoo.models.published.quantised import KEYS, check_readable, quantised
+from zoo.models.published.quantised import KEYS, Quantised, check_readable, quantised
 from zoo.pattern import parse
 
 # an untrusted config could ask for more than can be listed, or computed
@@ -82,7 +82,7 @@ class Family:
         """
         config = self._text_of(config)
         self._understood(check_readable, config, self.quantised, self.architecture)
-        if how := quantised(config):  # its weights are dequantised when they are read
+        if how := self.quantisation(config):  # its weights are dequantised when they are read
             config = {key: value for key, value in config.items() if key != how.key}
         for key, value in config.items():
             if isinstance(value, int) and value > MOST_PARTS and PARTS.search(str(key)):
@@ -97,6 +97,14 @@ class Family:
         named = {"architectures": [self.architecture]} if self.bare_name in _architectures(config) else {}
         return {**options, "published": {**config, **named}}
 
+    def quantisation(self, config: Mapping[str, Any]) -> Quantised | None:
+        """How a config, or that of the text model within it, says that its weights are quantised; None if it does not.
+
+        Raises:
+            UsageError: a value of the config that cannot be understood.
+        """
+        return self._understood(quantised, self._text_of(config))
+
     def _text_of(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """The config of the text model within one that sees too; any other as it is."""
         if self.seeing is None or self.seeing not in _architectures(config):
@@ -104,7 +112,7 @@ class Family:
         text = config.get("text_config")
         if not isinstance(text, Mapping):
             raise UsageError(f"The config of {self.seeing} lacks 'text_config'.")
-        shared = {key: config[key] for key in ("tie_word_embeddings", *KEYS) if key in config}
+        shared = {key: config[key] for key in ("tie_word_embeddings", *KEYS) if config.get(key) is not None}
         return {"model_type": self.model_type, **text, **shared, "architectures": [self.architecture]}
 
     def maps(self, config: Mapping[str, Any]) -> list[Map]:

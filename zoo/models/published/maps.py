@@ -7,7 +7,7 @@ family is an exception and says why, `mdlm`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -112,7 +112,7 @@ def within(ours: str, theirs: str, maps: Iterable[Map]) -> Iterable[Map]:
         yield replace(m, ours=tuple(ours + name for name in m.ours))
 
 
-def also_named(maps: Iterable[Map], name: Callable[[str], str]) -> Iterable[Map]:
+def also_named(maps: Iterable[Map], name: Callable[[str], str]) -> Iterator[Map]:
     """The same maps, which also read checkpoints whose names are changed by `name`."""
     for m in maps:
         yield replace(m, others=tuple(map(name, m.theirs)))
