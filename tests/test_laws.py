@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.laws import LAWS, Case, Check, cases_of, plan
+from zoo.laws import LAWS, Case, Check, cases_of, noise, plan
 from zoo.laws.cases import LENGTH, WIDTH
 from zoo.laws.stand_ins import LAWS_OF_RESIDUALS, stand_in_class
 from zoo.protocol import Place, mixers, norms
@@ -84,6 +84,25 @@ def test_second_derivatives_without_kernels(name, monkeypatch):
             for check in plan(LAWS["second derivatives of kernels"], cases(name))
         ]
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_what_no_file_holds_is_there_without_inits(name, poisoned_memory):
+    """As a model in pieces is loaded: from the meta device, with copies of what a checkpoint holds alone."""
+    for case in cases(name):
+        whole = case.build(torch.float32).eval()
+        with torch.device("meta"):
+            place = Place(layer=1, n_layers=3, causal=case.causal, length=LENGTH)
+            loaded = case.mixer(WIDTH, whole.config, place=place).eval()
+        loaded.to_empty(device="cpu")
+        for key, tensor in loaded.state_dict().items():
+            tensor.copy_(whole.state_dict()[key])
+        for key, buffer in whole.named_buffers():
+            assert torch.equal(loaded.get_buffer(key), buffer), f"{case}: {key}"
+        x, tokens = noise(2, 5, WIDTH).float(), torch.arange(10).view(2, 5)
+        mine, theirs = (m(x, None, zoo.Context(tokens=tokens))[0] for m in (loaded, whole))
+        assert torch.equal(mine, theirs), case
 
 
 QUICK = [law for law in LAWS_OF_RESIDUALS if law not in ("compilation", "transforms")]

@@ -63,6 +63,12 @@ class NGrams(nn.Module):
         for name, tensor in numbers.items():
             self.register_buffer(name, tensor, persistent=False)
 
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        """As any module, but the numbers of the hash are made anew: `to_empty` leaves no values."""
+        super()._apply(fn, recurse)
+        self._hash(self.table.weight.device)
+        return self
+
     def forward(self, ids: Tensor) -> Tensor:
         """ids (B, T, max_order), those of a step and of the steps before it, to (B, T, orders * heads * d_head)."""
         mix, mixes = ids[..., 0] * self.multipliers[0], []

@@ -163,9 +163,14 @@ class MoE(Mixer):
         self.step_sums = ("load",) if corrects else ()
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
-        """As any module, but the correction stays in float32 at least: the steps it is moved by are small beside it."""
-        before = self.e_score_correction_bias
+        """As any module, but the correction stays in float32 at least: the steps it is moved by are small beside it.
+
+        The count of the load starts from zero where it had no values: `to_empty` gives it none.
+        """
+        before, no_count = self.e_score_correction_bias, self.load.is_meta
         super()._apply(fn, recurse)
+        if no_count:
+            self.load = torch.zeros_like(self.load)
         if before is not None and self.e_score_correction_bias is not None:
             after = self.e_score_correction_bias
             if after.dtype != recurrent_dtype(after.dtype):
