@@ -12,7 +12,7 @@ from several import ended, start, train
 from zoo.core.errors import UsageError
 from zoo.objectives.base import create_objective
 from zoo.tasks import create_task
-from zoo.training.processes import check_shared
+from zoo.training.processes import Processes, check_shared
 from zoo.training.train import train as train_one
 from zoo.training.train_options import TrainConfig
 
@@ -49,6 +49,17 @@ def test_pieces_of_sequences_beside_rows_of_the_batch(tmp_path):
     two = {"sequence_processes": 2}
     jobs = dict.fromkeys(("next_token", "fill_in", "muon", "experts", "recompute"), two)
     compare(4, {**jobs, "fill_in": {"sequence_processes": 4}, "muon": {**two, "parallel": "fsdp"}}, tmp_path)
+
+
+def test_a_later_training_without_cuts_has_whole_sequences():
+    group = object.__new__(Processes)
+    group.rank, group.size, group._data = 1, 2, None
+    group.cut_sequences(2)
+    assert group.pieces is not None
+    assert group.rows(8) == slice(0, 8)
+    group.cut_sequences(1)
+    assert group.pieces is None
+    assert group.rows(8) == slice(4, 8)
 
 
 @pytest.mark.parametrize(

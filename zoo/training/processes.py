@@ -64,10 +64,9 @@ class Processes(Group):
 
     def cut_sequences(self, n: int) -> None:
         self._shared = n
-        if n > 1:
-            first = self.rank // n * n
-            link = ProcessLink(range(first, first + n), self._data)
-            self.pieces = Pieces(self.rank - first, (1,) * n, link)
+        first = self.rank // n * n
+        link = ProcessLink(range(first, first + n), self._data)
+        self.pieces = Pieces(self.rank - first, (1,) * n, link) if n > 1 else None
 
     def rows(self, n: int) -> slice:
         each = n // (self.size // self._shared)
