@@ -304,6 +304,60 @@ except zoo.RunError as error:
     assert weights("runs/small")["last"] == b"step_20"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("parallel", "method"), [("ddp", "on_evaluation"), ("fsdp", "on_checkpoint")])
+def test_an_error_of_the_first_process_at_the_very_end_fails_the_run(recipe, tmp_path, parallel, method):
+    """After the last step: as the test rows are scored, and as the last checkpoint is told of."""
+    code = """
+import sys, zoo
+class Fails(zoo.Callback):
+    def on_evaluation(self, record):
+        if sys.argv[3] == "on_evaluation" and record["split"] == "test":
+            raise ValueError("no more")
+    def on_checkpoint(self, checkpoint):
+        if sys.argv[3] == "on_checkpoint" and checkpoint["step"] == 40:
+            raise ValueError("no more")
+try:
+    zoo.train(sys.argv[1], {"train.parallel": sys.argv[2]}, quiet=True, callbacks=[Fails()])
+except zoo.RunError as error:
+    sys.exit(f"told: {error}")
+"""
+    found = ended(start(2, "-c", code, recipe, parallel, method, cwd=tmp_path))
+    assert [status for status, _, _ in found] == [1, 1], found
+    assert f"The callback Fails failed in {method} (ValueError: no more)" in found[0][2]
+    assert "told: The leading process of this training has failed" in found[1][2]
+    assert json.loads(Path("runs/small/result.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ["zoo.core.errors.Diverged('not finite')", "zoo.training.watch.Pruned"])
+def test_a_checkpoint_on_its_way_is_finished_when_all_processes_end(recipe, tmp_path, error):
+    code = f"""
+import sys, time, zoo, zoo.core.errors, zoo.training.watch
+from zoo.training import checkpoint
+from zoo.training.loop import Trainer
+write, step = checkpoint.write, Trainer._step
+def slowly(*given):
+    time.sleep(2.0)
+    return write(*given)
+def ending(self, data):
+    if self.at.step == 15:
+        raise {error}
+    return step(self, data)
+checkpoint.write, Trainer._step = slowly, ending
+try:
+    zoo.train(sys.argv[1], {{"train.parallel": "fsdp", "train.checkpoint_every": 14}}, quiet=True)
+except zoo.RunError as error:
+    print(f"told: {{error}}")
+"""
+    found = ended(start(2, "-c", code, recipe, cwd=tmp_path))
+    all_well(found)
+    assert sorted(path.name for path in Path("runs/small/checkpoints").iterdir())[-1] == "step_14"
+    assert not list(Path("runs/small/checkpoints").glob(".*"))
+    if "Diverged" in error:
+        assert "The last good checkpoint is runs/small/checkpoints/step_14" in found[0][1]
+
+
 # ---- the command
 
 

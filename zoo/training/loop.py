@@ -148,6 +148,7 @@ class Trainer:
                 self._train()
                 peak_memory = machine.peak_memory(self.device)
                 test, decode = self._test() if self.watch.reads_test else ({}, None)
+                self.leading.meet()
                 data = self.group.told(lambda: self._write_result(self.at.status, test, decode, peak_memory))
         except Pruned:
             data = self.group.told(lambda: self._write_result("pruned"))
@@ -176,9 +177,12 @@ class Trainer:
         except Stopped:
             self._save()
             self._end_save()
+            self.leading.meet()
             raise
-        except (CallbackError, DataEnded):
-            if self.at.moment != self.saved_moment:
+        except LostProcess:
+            raise
+        except (RunError, Pruned) as error:  # of all processes alike
+            if isinstance(error, CallbackError | DataEnded) and self.at.moment != self.saved_moment:
                 self._write_checkpoint()
             self.session.end_save()
             raise
@@ -327,6 +331,7 @@ class Trainer:
         if improved:
             self._save()
         if self.watch.evaluated(line) and at.status is None:
+            self.leading.meet()
             raise Pruned
 
     def _score(self, model: Ends, rows: Batch) -> dict[str, Any]:
