@@ -74,13 +74,16 @@ def as_pairs(x: Tensor) -> Tensor:
     return torch.view_as_real(x).flatten(-2)
 
 
-def driven(x: Tensor, layer: nn.Linear, factor: Tensor) -> Tensor:
-    """factor * (B x), complex (B, T, P), where the layer's weight has a row each for re and im of B.
+def on_weight(x: Tensor, layer: nn.Linear, factor: Tensor) -> bool:
+    """Whether the same factor (P) for all x (B, T, D) is to be applied to the rows of the layer's weight: to its
+    outputs it is less work where there are fewer vectors than inputs, and needed where something is attached."""
+    return factor.ndim == 1 and x.shape[0] * x.shape[1] >= x.shape[2] and bare(layer)
 
-    A factor (P) that is real, or complex, is applied to the weight where nothing is attached to the layer: the pass
-    over all steps is saved.
-    """
-    if factor.ndim > 1 or not bare(layer):
+
+def driven(x: Tensor, layer: nn.Linear, factor: Tensor) -> Tensor:
+    """factor * (B x), complex (B, T, P), where the layer's weight has a row each for re and im of B; factor (P) or
+    (B, T, P) is real or complex."""
+    if not on_weight(x, layer, factor):
         return as_complex(layer(x)) * factor
     re, im = precise(layer.weight).unflatten(0, (-1, 2)).unbind(1)
     return as_complex(F.linear(x, interleaved(torch.complex(re, im) * factor[:, None]).to(x.dtype)))

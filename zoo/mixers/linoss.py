@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers._state_space import Activation, ActivationName, drawn, known_spans, ring
+from zoo.mixers._state_space import Activation, ActivationName, drawn, known_spans, on_weight, ring
 from zoo.mixers.parts import Backend, check_range, packing, precise
 from zoo.ops import oscillate
 from zoo.ops.common import widest
-from zoo.ops.modules import bare
 from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
 
 SHORTEST = 1e-3
@@ -129,7 +128,7 @@ class LinOSS(Mixer):
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         dtype = recurrent_dtype(x.dtype)
         p, q, dt = (m.to(dtype) for m in self._coefficients(known_spans(context, x.shape[1], widest(x.device))))
-        if dt.ndim == 1 and bare(self.in_proj):
+        if on_weight(x, self.in_proj, dt):
             b = precise(F.linear(x, (precise(self.in_proj.weight) * dt.repeat(2)[:, None]).to(x.dtype)))
             b = b.unflatten(-1, (2, -1))
         else:
