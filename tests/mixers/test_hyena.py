@@ -69,6 +69,19 @@ def test_documents_of_all_lengths_in_one_row():
     assert state.history.length.tolist() == [31]
 
 
+@torch.no_grad()
+def test_a_pass_works_over_what_is_held():
+    """Not over the room of the state: filters are as long as its longest row and the new steps."""
+    mixer, x, lengths = off_inits(), torch.randn(2, 9, D).double(), []
+    mixer.filter[0].register_forward_hook(lambda _, given, out: lengths.append(len(given[0])))
+    whole, state = mixer(x)[0], mixer.init_state(2, capacity=400, dtype=torch.float64)
+    first, state = mixer(x[:, :5], state)
+    second, state = mixer(x[:, 5:6], state)
+    third, state = mixer(x[:, 6:], state)
+    assert lengths == [9, 5, 6, 9]
+    torch.testing.assert_close(torch.cat([first, second, third], 1), whole)
+
+
 def test_published_size():
     """The authors' example: 512 wide, a filter of width 64 with two inner layers; the state is what was read."""
     with torch.device("meta"):

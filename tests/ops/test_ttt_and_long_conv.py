@@ -44,7 +44,7 @@ def test_inner_training(changed, message):
     [
         ({"u": torch.zeros(B, T)}, r"u \(2, 5\)"),
         ({"filters": torch.zeros(T - 1, K)}, "filters of 4 steps, expected 5 at least"),
-        ({"state": ConvHistory(torch.zeros(B, 3, K), torch.zeros(B).long())}, "filters of 5 steps, expected 8"),
+        ({"state": ConvHistory(torch.zeros(B, 3, K), torch.full((B,), 3))}, "filters of 5 steps, expected 8"),
         ({"lengths": torch.ones(B)}, "lengths is torch.float32"),
         ({"backend": "compiled"}, "compiled"),
     ],

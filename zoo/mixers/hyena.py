@@ -106,7 +106,7 @@ class Hyena(Mixer):
         mixed, conv = self.conv(self.in_proj(x), conv, context)
         x2, x1, v = mixed.chunk(3, -1)
         u = (v * x1).to(x.dtype)
-        filters = self.filters(x.shape[1] + (0 if history is None else history.values.shape[1]), x)
+        filters = self.filters(x.shape[1] + (0 if history is None else history.rows_held()), x)
         y, history = long_conv(u, filters, history, backend=self.config.backend, **packed)
         return self.out_proj((x2 * y).to(x.dtype)), HyenaState(conv, history)
 
@@ -129,7 +129,7 @@ class Hyena(Mixer):
     def flops_per_token(self, context_length: int) -> int:
         c, D = self.config, self.d_model
         of_filter = c.filter_width * (c.position_dim + c.filter_depth * c.filter_width + D)
-        return 2 * (4 * D * D + (context_length + 1) * of_filter)  # a step evaluates the filter anew
+        return 2 * (4 * D * D + context_length * of_filter)  # a step evaluates the filter anew
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:

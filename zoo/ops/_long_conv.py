@@ -16,6 +16,7 @@ from torch import Tensor
 from zoo.core.errors import UsageError
 from zoo.ops import common
 from zoo.ops.common import blank
+from zoo.ops.derivatives import traced
 from zoo.ops.kv_cache import INITIAL_CAPACITY, append, first_cache, in_order_of_time
 
 FEW_STEPS = 1  # decoding
@@ -38,6 +39,11 @@ class ConvHistory(NamedTuple):
     def canonical(self) -> ConvHistory:
         """Only the stored inputs, trimmed to the longest row."""
         return in_order_of_time(self)
+
+    def rows_held(self) -> int:
+        """Number of rows that a pass reads: those of the longest row of the batch, or, in a trace, all there are."""
+        n = self.values.shape[1]
+        return n if traced() else min(n, int(self.length.max()))
 
 
 def init_history(
@@ -68,7 +74,7 @@ def long_conv(
 
     Args:
         u: (B, T, D).
-        filters: (N, D), the filter of every channel, N at least T and the rows of the state.
+        filters: (N, D), the filter of every channel, N at least T and `rows_held()` of the state.
         state: all inputs before, consumed; None for none.
         lengths: (B,) valid steps of a right-padded batch; later steps stay out of the state and give zeros.
         resets: (B, T) bool; a document starts where it is true.
@@ -81,25 +87,26 @@ def long_conv(
     B, T, D = u.shape
     lengths = common.check_packing("long_conv", LEGEND, u, lengths, resets)
     common.check_dtypes("long_conv", None, u.dtype, u=u, filters=filters)
-    rows = T if state is None else state.values.shape[1] + T
-    if len(filters) < rows:
-        raise UsageError(f"long_conv: filters of {len(filters)} steps, expected {rows} at least. Shapes: {LEGEND}")
     if state is not None:
-        common.check("long_conv", LEGEND, "state.values", state.values, u, (B, rows - T, D))
+        common.check("long_conv", LEGEND, "state.values", state.values, u, (B, state.values.shape[1], D))
         common.check_counts("long_conv", LEGEND, state.length, u)
+    n_past = 0 if state is None else state.rows_held()
+    if len(filters) < n_past + T:
+        n = n_past + T
+        raise UsageError(f"long_conv: filters of {len(filters)} steps, expected {n} at least. Shapes: {LEGEND}")
     valid = None if lengths is None else common.valid_steps(lengths, T)
     if valid is not None:
         u = blank(u, ~valid)
         resets = None if resets is None else resets & valid
     dtype = common.state_dtype(u, filters)
     inputs, h = u.to(dtype), filters.to(dtype)
-    past = None if state is None else state.values.to(dtype)
+    past = None if state is None or not n_past else state.values[:, :n_past].to(dtype)
     if common.choose_form("long_conv", backend, T, FEW_STEPS) == "reference":
         y = _reference(inputs, h, past, state, resets)
     else:
         y = _by_fft(inputs, h[:T]) if resets is None else _by_halves(inputs, h[:T], resets)
         if state is not None and past is not None:
-            more = _from_past(past, h[:rows], state.length, T)
+            more = _from_past(past, h[: n_past + T], state.length, T)
             y = y + (more if resets is None else blank(more, resets.cumsum(1) > 0))
     y = y.to(u.dtype)
     if state is None:
