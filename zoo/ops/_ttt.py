@@ -15,6 +15,7 @@ from torch import Tensor
 from zoo.core.errors import UsageError
 from zoo.ops import common
 from zoo.ops.common import blank
+from zoo.ops.derivatives import traced
 from zoo.states import document_positions, next_position
 
 FEW_STEPS = 1  # decoding
@@ -102,7 +103,7 @@ def ttt(
             common.check("ttt", LEGEND, "state", leaf, q, (B, *shape))
             common.check_dtypes("ttt", leaf, dtype)
         common.check_counts("ttt", LEGEND, state.position, q)
-        cut = True
+        cut = resets is not None or traced() or bool(state.position.any())  # else all stand where a mini-batch starts
     form = common.choose_form("ttt", backend, T, FEW_STEPS)
 
     given = [x.to(dtype) for x in (q, k, v, rate)]
