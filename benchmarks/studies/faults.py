@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoo.benchmarks.studies.harness import Data, Study, facts
+from zoo.benchmarks.studies.harness import Data, Study, facts, shown_machine
 
 STEPS, EVERY, TIMEOUT = 400, 25, 6.0
 EXPERIMENT: dict[str, Any] = {
@@ -409,20 +409,19 @@ def markdown(data: Data) -> str:
     kinds = data["kinds"]
     n = sum(len(row["faults"]) for row in kinds.values())
     lost = sum(not all(row["equal"].values()) for row in kinds.values())
-    machine = data["machine"]
     head = [
         "# Faults in trainings by several processes",
         "",
         "`python -m zoo.benchmarks.studies.faults` measures this page again; its first lines say how.",
         "",
-        f"{n} faults were injected into {len(kinds)} trainings of {STEPS} steps by 2 processes (seed {data['seed']}). "
+        f"{n} faults were injected into {len(kinds)} trainings of {STEPS} steps by 2 processes on one machine (seed "
+        f"{data['seed']}); the two nodes of one kind are two launchers on this machine. "
         f"**Runs lost: {lost}.** A run counts as lost if it did not end, or if its last weights, its running average "
         "or its records differ in a bit from those of the run without a fault: then a batch was left out or repeated.",
         "",
-        f"Machine: {machine['cpu']}, {machine['cpus']} cores, {machine['system']}, torch "
-        f"{machine['versions']['torch']}, with other programs running. Steps recomputed are those after the last "
-        f"checkpoint, which is written every {EVERY} steps. Seconds are from the fault until the run resumes, or until "
-        "the command has ended, and are mostly the start of Python; a process that does not answer costs "
+        f"Machine: {shown_machine(data['machine'])}, with other programs running. Steps recomputed are those after the "
+        f"last checkpoint, which is written every {EVERY} steps. Seconds are from the fault until the run resumes, or "
+        "until the command has ended, and are mostly the start of Python; a process that does not answer costs "
         "`train.timeout` (6 s) and 30 s of torch's launcher.",
         "",
         "| fault | command | injected | what happened | steps recomputed | seconds | equal to the bit |",

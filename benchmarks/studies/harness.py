@@ -27,6 +27,11 @@ def facts() -> Data:
     return machine.describe_machine(torch.device("cpu")) | {"versions": machine.versions()}
 
 
+def shown_machine(found: Data) -> str:
+    """What `facts` says of a machine, in a few words."""
+    return f"{found['cpu']}, {found['cpus']} cores, {found['system']}, torch {found['versions']['torch']}"
+
+
 @dataclass(frozen=True)
 class Study:
     """What is measured, and how it is shown.

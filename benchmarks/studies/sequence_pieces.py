@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 import zoo
-from zoo.benchmarks.studies.harness import Data, Study, facts
+from zoo.benchmarks.studies.harness import Data, Study, facts, shown_machine
 from zoo.core.errors import UsageError
 from zoo.pieces import Pieces, ProcessLink, in_threads, piece_sizes
 from zoo.protocol import Context, Mixer
@@ -212,6 +212,7 @@ def markdown(data: Data) -> str:
         "`python -m zoo.benchmarks.studies.sequence_pieces` measures this page again; its first lines say how.",
         "",
     ]
+    lines += [f"Machine: {shown_machine(data['machine'])}. No GPU.", ""]
     if found := data.get("lengths"):
         lines += ["## Lengths that one process cannot train", ""]
         lines += [
@@ -240,7 +241,9 @@ def markdown(data: Data) -> str:
             for r in data["bytes"]
         ],
     )
-    lines += ["", "## A model of larger machines", ""]
+    low, *_, high = sorted(r["predicted"] / r["long"] for r in data["bytes"])
+    lines += ["", f"The predicted bytes are {100 * low:.1f} to {100 * high:.1f} % of those that were counted.", ""]
+    lines += ["## A model of larger machines", "", "Arithmetic: no figure of this table was measured on GPUs.", ""]
     about = f"{m['parameters'] / 1e9:g} billion parameters, {m['layers']} layers of width {m['d_model']:,}, one row of"
     about = (
         f"{about} {m['length']:,} tokens, {LINK / 1e9:g} GB/s for each GPU in each direction. Seconds in a step that"
@@ -260,8 +263,8 @@ def markdown(data: Data) -> str:
 TOLD = """\
 DDP and FSDP send the same whatever the mixer is. A cut sequence is trained with one of them, so that a step sends the sum of
 two rows. DDP sends each gradient 2 (n - 1) / n times. FSDP gathers the weights twice and scatters the gradients once, each
-with (n - 1) / n of the bytes over NCCL. The bytes of cut sequences were checked against those counted above; those of DDP and
-FSDP are the published ones of their algorithms. What the model leaves out: latency (the chain of states has n hops, once in the
+with (n - 1) / n of the bytes over NCCL. The formulas of cut sequences were checked against the bytes counted above; those of DDP
+and FSDP are the published ones of their algorithms. What the model leaves out: latency (the chain of states has n hops, once in the
 forward and once in the backward pass, because later layers follow at the same distance), sends that overlap with computation,
 and links that are shared.""".splitlines()  # noqa: E501
 

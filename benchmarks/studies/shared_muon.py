@@ -5,7 +5,8 @@
 The matrices are those of the layers below. In each round, in turns and in the same processes: torch.optim.Muon in the
 first process alone, with all matrices (`one`); the zoo's where each process has all matrices (`ddp`) and where it has
 its rows of each (`fsdp`); and torch.optim.Muon of the same rows as DTensors (`dtensor`). A process has one thread.
-Ratios are to `one` of the same round: median, and quartiles.
+Ratios are to `one` of the same round: median, and quartiles. The load is that of the machine before the measurement, as
+Linux and macOS give it: if it is above the number of cores, other programs take part of the time.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.benchmarks.studies.harness import Data, Study, facts
+from zoo.benchmarks.studies.harness import Data, Study, facts, shown_machine
 from zoo.models.create import create_backbone
 from zoo.training.muon import SharedMuon
 from zoo.training.optimizer import parameter_groups
@@ -104,9 +105,11 @@ def steps_of(group: Any, matrices: list[Tensor], gradients: list[Tensor]) -> dic
 
 def measure(arguments: argparse.Namespace, data: Data) -> Iterator[Data]:
     for pattern, width in SIZES:
+        load = round(os.getloadavg()[0])
         row = measured(arguments.processes, arguments.rounds, pattern, width)
         name = f"{pattern}, {width}, {arguments.processes}"
-        row = {"pattern": pattern, "width": width, "processes": arguments.processes, "machine": facts(), **row}
+        about = {"pattern": pattern, "width": width, "processes": arguments.processes, "rounds": arguments.rounds}
+        row = {**about, "machine": facts(), "load": load, **row}
         data = {**data, "rows": {**data.get("rows", {}), name: row}}
         yield data
 
@@ -123,13 +126,26 @@ def markdown(data: Data) -> str:
             row["width"],
             row["matrices"],
             row["processes"],
+            row["load"],
             f"{row['milliseconds']:.1f} ms",
         ]
         rows.append(f"| {' | '.join(map(str, [*cells, *(ratio(row[way]) for way in SEVERAL)]))} |")
-    head = "| layers | width | matrices | processes | one process | ddp | fsdp | DTensors |"
-    head += "\n|---|--:|--:|--:|--:|--:|--:|--:|"
+    head = "| layers | width | matrices | processes | load | one process | ddp | fsdp | DTensors |"
+    head += "\n|---|--:|--:|--:|--:|--:|--:|--:|--:|"
     told = "`python -m zoo.benchmarks.studies.shared_muon` measures this page again; its first lines say how."
-    return "\n".join(["# What Muon costs in several processes", "", told, "", head, *rows, ""])
+    machines = " ".join(dict.fromkeys(f"Machine: {shown_machine(row['machine'])}." for row in data["rows"].values()))
+    slower = all(row[way][1] > 1 for row in data["rows"].values() for way in SEVERAL)
+    found = " No speed-up was measured: every median is above 1." if slower else ""
+    return "\n".join(
+        ["# What Muon costs in several processes", "", told, "", *ABOUT, "", machines + found, "", head, *rows, ""]
+    )
+
+
+ABOUT = """\
+Time of a step. `one process` is the baseline: `torch.optim.Muon` with all matrices in the first of the processes. The other columns
+are ratios to the baseline of the same round: the median over the rounds, and in brackets the quartiles. A round measures all ways
+in turns, in the same processes, of one thread each. `ddp` and `fsdp` are the zoo's, `DTensors` is `torch.optim.Muon` of the same
+rows as DTensors. `load` is the machine's load average: far above the number of cores, other programs took most of the time.""".splitlines()  # noqa: E501
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import zoo
-from zoo.benchmarks.studies.harness import Data, Study, facts
+from zoo.benchmarks.studies.harness import Data, Study, facts, shown_machine
 
 EXPERIMENT: dict[str, Any] = {
     "task": {"name": "mqar", "vocab_size": 64, "seq_len": 16, "n_pairs": 2},
@@ -65,7 +65,8 @@ def markdown(data: Data) -> str:
     head = "| way | workers | trials | seconds of a training | overhead of a trial | share | once |"
     head += "\n|---|--:|--:|--:|--:|--:|--:|"
     told = "`python -m zoo.benchmarks.studies.sweep_overhead` measures this page again; its first lines say how."
-    return "\n".join(["# What a sweep costs beside its trainings", "", told, "", head, *rows, ""])
+    runs = f"One run of each way. Machine: {shown_machine(data['machine'])}."
+    return "\n".join(["# What a sweep costs beside its trainings", "", told, "", runs, "", head, *rows, ""])
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
