@@ -7,6 +7,7 @@ import json
 import pytest
 import safetensors.torch
 import torch
+from several import ended, start
 from torch import nn
 
 from zoo.core.errors import RunError
@@ -136,6 +137,27 @@ def test_pieces_are_plain_safetensors(saved):
     path, model, _ = saved
     parts = [safetensors.torch.load_file(file) for file in sorted(path.glob("weights-*"))]
     assert torch.equal(torch.cat([part["wide"] for part in parts]), model.wide)
+
+
+def test_a_model_in_pieces_is_freed(tmp_path):
+    code = """
+import gc, weakref, torch, torch.distributed as dist
+from zoo.models.create import create_model
+from zoo.training.processes import Processes
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+group = Processes()
+with torch.device("meta"):
+    model = create_model("gqa swiglu", d_model=16, vocab_size=32)
+group.cut(model, torch.device("cpu"))
+with group.together(model), torch.no_grad():
+    model(torch.zeros(1, 3, dtype=torch.int64))
+kept = weakref.ref(model)
+del model
+gc.collect()
+print(kept() is None)
+"""
+    ((status, out, err),) = ended(start(1, "-c", code, cwd=tmp_path))
+    assert (status, out.strip()) == (0, "True"), err
 
 
 # ---- Muon

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ T = TypeVar("T")
 
 SILENCE_SECONDS = TrainConfig().timeout  # until the options of the training are known
 _ORDER = 2**62  # the purpose of the random numbers within layers, apart from those of rows and epochs
+_SHARDED = "_sharded"  # attribute of a model in pieces
 
 
 class Processes(Group):
@@ -47,7 +47,6 @@ class Processes(Group):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._shared = 1  # processes that read the same rows
         self._roll = Roll(store, self.rank, self.size)
-        self._sharded: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
         self._form(SILENCE_SECONDS)
 
     def _form(self, timeout: float) -> None:
@@ -147,7 +146,7 @@ class Processes(Group):
     def cut(self, model: nn.Module, device: torch.device) -> None:
         from zoo.training.sharding import Sharded
 
-        self._sharded[model] = Sharded(self, self._data, model, device)
+        setattr(model, _SHARDED, Sharded(self, self._data, model, device))  # which holds the model: both go together
 
     @torch.no_grad()
     def pour(self, values: Callable[[], nn.Module], *models: nn.Module) -> None:
@@ -168,7 +167,7 @@ class Processes(Group):
                 here(tensor).copy_(whole[own_rows(len(whole), self.rank, self.size)] if is_shard(tensor) else whole)
 
     def together(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        sharded = self._sharded.get(model)
+        sharded = getattr(model, _SHARDED, None)
         return contextlib.nullcontext() if sharded is None else sharded.together()
 
     @torch.no_grad()
@@ -182,7 +181,7 @@ class Processes(Group):
         seed_device(int(key[0]) & (2**63 - 1), device)
 
     def stepping(self, model: nn.Module, parts: int) -> Stepping:
-        sharded = self._sharded.get(model)
+        sharded = getattr(model, _SHARDED, None)
         with self.contact():
             return DataParallel(self, self._data, model, parts) if sharded is None else sharded.stepping(parts)
 

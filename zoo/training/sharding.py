@@ -58,7 +58,7 @@ class Sharded:
                 reduce_dtype=None if reduce == dtype else reduce, cast_forward_inputs=False
             ),
         }
-        self._group, self._model = group, model
+        self._group = group
         self._networks = [m for m in model.children() if isinstance(m, Backbone)]
         self._units: list[list[Any]] = []
         for network in self._networks:
