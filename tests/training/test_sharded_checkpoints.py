@@ -78,8 +78,9 @@ def test_a_checkpoint_in_pieces_is_read_as_any_other(saved):
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 def test_any_number_of_processes_reads_its_rows(saved, size):
     path, model, states = saved
-    files = checkpoint.files_of(path, average=True)
-    parts = [pieces.read_rows(files, rank, size, lambda name: name != "seen") for rank in range(size)]
+    files = [path / name for name in checkpoint.files_of(checkpoint.read_manifest(path), average=True)]
+    shapes = pieces.shapes(files)
+    parts = [pieces.read_rows(files, shapes, rank, size, lambda name: name != "seen") for rank in range(size)]
     assert [len(part["wide"]) for part in parts] == [len(range(7)[own_rows(7, rank, size)]) for rank in range(size)]
     for name, tensor in model.named_parameters():
         assert torch.equal(torch.cat([part[name] for part in parts]), tensor)

@@ -220,11 +220,10 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def files_of(path: Path, *, average: bool) -> list[Path]:
+def files_of(manifest: Manifest, *, average: bool) -> list[str]:
     """The files of the weights that evaluation reads, or of those being trained: one, or one for each piece."""
-    files = read_manifest(path).files
-    found = pieces.files_of(AVERAGE, files) if average else []
-    return [path / name for name in found or pieces.files_of(WEIGHTS, files)]
+    found = pieces.files_of(AVERAGE, manifest.files) if average else []
+    return found or pieces.files_of(WEIGHTS, manifest.files)
 
 
 def _read(path: Path, manifest: Manifest, name: str) -> bytes:
@@ -268,7 +267,7 @@ def read_weights(path: Path, *, average: bool = True) -> dict[str, Tensor]:
         Damaged: they are not as they were written, or no weights.
     """
     manifest = read_manifest(path)
-    return _read_tensors(path, manifest, [file.name for file in files_of(path, average=average)])
+    return _read_tensors(path, manifest, files_of(manifest, average=average))
 
 
 def _read_tensors(path: Path, manifest: Manifest, names: list[str]) -> dict[str, Tensor]:

@@ -66,17 +66,21 @@ def shapes(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
 
 
 def read_rows(
-    paths: Sequence[Path], rank: int, size: int, is_cut: Callable[[str], bool] = lambda name: True
+    paths: Sequence[Path],
+    whole: Mapping[str, tuple[int, ...]],
+    rank: int,
+    size: int,
+    is_cut: Callable[[str], bool] = lambda name: True,
 ) -> dict[str, Tensor]:
     """The rows of each tensor that one of `size` processes has; tensors that are not cut are read whole.
 
     Args:
         paths: files of pieces, in order, or the one file of whole tensors.
+        whole: the `shapes` of the tensors in them.
         rank: number of the process.
         size: number of processes, which may be another one than the files'.
         is_cut: whether the processes have a tensor, by its name, in pieces.
     """
-    whole = shapes(paths)
     starts = dict.fromkeys(whole, 0)
     found: dict[str, list[Tensor]] = {name: [] for name in whole}
     for path in paths:

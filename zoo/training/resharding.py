@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,8 +24,15 @@ def check_fits(model: nn.Module, path: Path, *, average: bool = True) -> None:
     Raises:
         Damaged: they belong to another model.
     """
-    there = _shapes(checkpoint.files_of(path, average=average), path)
+    _fitting(model, path, average)
+
+
+def _fitting(model: nn.Module, path: Path, average: bool) -> tuple[list[Path], dict[str, tuple[int, ...]]]:
+    """The files of a checkpoint's weights, and the shapes in them, which are those of the model."""
+    files = [path / name for name in checkpoint.files_of(checkpoint.read_manifest(path), average=average)]
+    there = _shapes(files, path)
     checkpoint.check_same({k: tuple(v.shape) for k, v in model.state_dict().items()}, there, path)
+    return files, there
 
 
 @torch.no_grad()
@@ -43,10 +51,10 @@ def load_rows(model: Model, path: Path, group: Group, *, average: bool = True) -
     Raises:
         Damaged: the files cannot be read here, or belong to another model.
     """
-    check_fits(model, path, average=average)
+    files, shapes = _fitting(model, path, average)
     own = model.state_dict()
-    files = checkpoint.files_of(path, average=average)
-    for name, rows in _rows(files, path, group, {name for name, tensor in own.items() if is_shard(tensor)}).items():
+    cut = {name for name, tensor in own.items() if is_shard(tensor)}
+    for name, rows in _rows(files, shapes, path, group, cut).items():
         here(own[name]).copy_(rows)
     return model
 
@@ -59,14 +67,21 @@ def own_moments(path: Path, group: Group) -> dict[str, Tensor]:
     """
     manifest = checkpoint.read_manifest(path)
     if names := pieces.files_of(pieces.OPTIMIZER, manifest.files):
-        return _rows([path / name for name in names], path, group)
+        files = [path / name for name in names]
+        return _rows(files, _shapes(files, path), path, group)
     whole = pieces.moments(checkpoint.read_training(path)["optimizer"])[1]
     return {name: tensor[own_rows(len(tensor), group.rank, group.size)].clone() for name, tensor in whole.items()}
 
 
-def _rows(files: list[Path], path: Path, group: Group, cut: set[str] | None = None) -> dict[str, Tensor]:
+def _rows(
+    files: list[Path],
+    shapes: Mapping[str, tuple[int, ...]],
+    path: Path,
+    group: Group,
+    cut: set[str] | None = None,
+) -> dict[str, Tensor]:
     try:
-        return pieces.read_rows(files, group.rank, group.size, lambda name: cut is None or name in cut)
+        return pieces.read_rows(files, shapes, group.rank, group.size, lambda name: cut is None or name in cut)
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise _unread(path, error) from None
 
