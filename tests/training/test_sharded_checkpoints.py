@@ -14,6 +14,7 @@ from zoo.core.errors import RunError
 from zoo.training import checkpoint, checkpoints, pieces
 from zoo.training.group import Group
 from zoo.training.muon import SharedMuon, orthogonal, owners
+from zoo.training.optimizer import kept_by
 from zoo.training.resharding import load_rows, own_moments
 from zoo.training.shards import own_rows
 from zoo.training.writing import Writing
@@ -171,11 +172,8 @@ def test_shared_muon_has_the_bits_of_torch(scaling, nesterov):
     ours = [nn.Parameter(torch.randn(shape)) for shape in ((12, 20), (20, 12), (9, 9))]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
     how = {"weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov, "ns_steps": 5, "adjust_lr_fn": scaling}
-    shapes = {p: p.shape for p in ours}
-    pair = (
-        SharedMuon(ours, 0.02, **how, shapes=shapes, in_pieces=False, group=Group()),
-        torch.optim.Muon(theirs, 0.02, **how),
-    )
+    pair = SharedMuon(ours, 0.02, **how), torch.optim.Muon(theirs, 0.02, **how)
+    assert kept_by(pair[0]) == kept_by(pair[1]) == {"momentum_buffer"}
     for _ in range(3):
         for a, b in zip(ours, theirs, strict=True):
             a.grad = torch.randn(a.shape)
@@ -186,7 +184,7 @@ def test_shared_muon_has_the_bits_of_torch(scaling, nesterov):
 
 
 def test_work_is_shared_out_evenly():
-    shapes = [(512, 512)] * 6 + [(16, 16)] * 5
+    shapes = ((512, 512),) * 6 + ((16, 16),) * 5
     found = owners(shapes, 3)
     assert [found[:6].count(rank) for rank in range(3)] == [2, 2, 2]
     assert set(owners(shapes[:2], 4)) == {0, 1}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ def orthogonal(update: Tensor, steps: int) -> Tensor:
     return x.T if tall else x
 
 
-def owners(shapes: Sequence[tuple[int, ...]], size: int) -> list[int]:
+@functools.lru_cache
+def owners(shapes: tuple[tuple[int, ...], ...], size: int) -> tuple[int, ...]:
     """The process that computes for each matrix: the largest first, each for the process with least work so far."""
     work = [0] * size
     found = [0] * len(shapes)
@@ -40,7 +42,7 @@ def owners(shapes: Sequence[tuple[int, ...]], size: int) -> list[int]:
     for i in sorted(range(len(shapes)), key=lambda i: (-cost[i], i)):
         found[i] = min(range(size), key=lambda rank: (work[rank], rank))
         work[found[i]] += cost[i]
-    return found
+    return tuple(found)
 
 
 class SharedMuon(torch.optim.Optimizer):
@@ -58,7 +60,7 @@ class SharedMuon(torch.optim.Optimizer):
         nesterov: whether the gradient is moved on by it once more.
         ns_steps: of the iteration.
         adjust_lr_fn: factor on the learning rate, as in `torch.optim.Muon`.
-        shapes: of the whole matrices, by parameter.
+        shapes: of the whole matrices, by parameter; by default those of `params`.
         in_pieces: whether each process has some rows of every matrix only.
         group: the processes.
     """
@@ -73,13 +75,13 @@ class SharedMuon(torch.optim.Optimizer):
         nesterov: bool = True,
         ns_steps: int = 5,
         adjust_lr_fn: str = "match_rms_adamw",
-        shapes: Mapping[nn.Parameter, torch.Size],
-        in_pieces: bool,
-        group: Group,
+        shapes: Mapping[nn.Parameter, torch.Size] | None = None,
+        in_pieces: bool = False,
+        group: Group = Group(),
     ):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self._momentum, self._nesterov, self._steps, self._adjust = momentum, nesterov, ns_steps, adjust_lr_fn
-        self._shapes, self._group = shapes, group
+        self._shapes, self._group = shapes or {p: p.shape for each in self.param_groups for p in each["params"]}, group
         self._share = self._in_pieces if in_pieces else self._whole
 
     @torch.no_grad()
@@ -90,7 +92,7 @@ class SharedMuon(torch.optim.Optimizer):
             return
         updates = [self._update(p) for p, _ in moved]
         shapes = [self._shapes[p] for p, _ in moved]
-        owner = owners(shapes, self._group.size)
+        owner = owners(tuple(shapes), self._group.size)
         for (p, group), update, shape in zip(moved, self._share(updates, shapes, owner), shapes, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
             p.add_(update, alpha=-group["lr"] * self._factor(shape))
@@ -110,7 +112,7 @@ class SharedMuon(torch.optim.Optimizer):
             return math.sqrt(max(1, rows / columns))
         return 0.2 * math.sqrt(max(rows, columns))
 
-    def _whole(self, updates: list[Tensor], shapes: list[torch.Size], owner: list[int]) -> list[Tensor]:
+    def _whole(self, updates: list[Tensor], shapes: list[torch.Size], owner: tuple[int, ...]) -> list[Tensor]:
         """Updates that every process has: each is made orthogonal by its owner and then sent to all."""
         rank, size = self._group.rank, self._group.size
         mine = [orthogonal(u, self._steps).flatten() for u, at in zip(updates, owner, strict=True) if at == rank]
@@ -120,7 +122,7 @@ class SharedMuon(torch.optim.Optimizer):
         each = [iter(part.split(n)) for part, n in zip(found, lengths, strict=True)]
         return [next(each[at]).view(shape) for shape, at in zip(shapes, owner, strict=True)]
 
-    def _in_pieces(self, updates: list[Tensor], shapes: list[torch.Size], owner: list[int]) -> list[Tensor]:
+    def _in_pieces(self, updates: list[Tensor], shapes: list[torch.Size], owner: tuple[int, ...]) -> list[Tensor]:
         """Updates of which every process has some rows: gathered by their owners, and given back by rows."""
         rank, size, places = self._group.rank, self._group.size, range(self._group.size)
         mine = [shape for shape, at in zip(shapes, owner, strict=True) if at == rank]

@@ -204,7 +204,7 @@ class Optimizer:
             for group, peak in zip(part.param_groups, peaks, strict=True):
                 group["lr"] = peak * scale
             part.step()
-        for p in (*self.parameters, *self._held):
+        for p in (*self.parameters, *self._held) if self._in_pieces else self.parameters:
             p.grad = None
         return norm
 
@@ -251,8 +251,6 @@ class Optimizer:
 
 def kept_by(optimizer: torch.optim.Optimizer) -> set[str]:
     """What an optimizer keeps of each parameter it has moved."""
-    if isinstance(optimizer, SharedMuon):
-        return {"momentum_buffer"}
     sample = nn.Parameter(torch.zeros(2, 2))
     sample.grad = torch.zeros(2, 2)
     fresh = type(optimizer)([sample], lr=1e-3)  # type: ignore[call-arg]
