@@ -50,6 +50,7 @@ NAMED = {"message": "Process 0 of 2.", "final": False, "named": True}
     [
         ({1: failure(-9), 0: failure(-15)}, End(137, False, "Process 1 of 2 was killed (SIGKILL).")),
         ({0: failure(-6), 1: failure(1, **LOST)}, End(134, False, "Process 0 of 2 was killed (SIGABRT).")),
+        ({1: failure(-40), 0: failure(-15)}, End(168, False, "Process 1 of 2 was killed (signal 40).")),
         ({1: failure(-15), 0: failure(-15)}, End(143, True, None)),
         ({0: failure(2, message="wrong", final=True), 1: failure(2)}, End(2, True, None)),
         ({1: failure(143, message="", final=True), 0: failure(143)}, End(143, True, None)),
@@ -71,6 +72,17 @@ def test_a_process_leaves_word_of_its_error_for_the_launcher(tmp_path, monkeypat
         words = json.loads((tmp_path / "error.json").read_text())
         assert (words["message"], words["final"]) == (str(error), final)
         assert abs(words["timestamp"] - time.time()) < 60
+
+
+def test_a_word_for_the_launcher_is_whole_or_not_there(tmp_path, monkeypatch):
+    def full(path, data):
+        path.write_bytes(data[:9])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("zoo.core.files.write_bytes", full)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    tell_launcher(failures.RunError("full"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_restarts_of_torchrun_delete_no_run(monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from zoo.core.errors import RunError, UsageError
+from zoo.core.files import write_atomic
 from zoo.training.callbacks import CallbackError
 
 _KINDS: tuple[type[RunError | UsageError], ...] = (RunError, CallbackError, UsageError)
@@ -42,8 +43,8 @@ def tell_launcher(error: BaseException) -> None:
     words = {"message": str(error), "timestamp": int(time.time()), "final": not isinstance(error, LostProcess)}
     if isinstance(error, LostProcess):
         words["named"] = error.named
-    with contextlib.suppress(OSError):
-        Path(path).write_text(json.dumps(words))
+    with contextlib.suppress(RunError):
+        write_atomic(Path(path), json.dumps(words).encode())
 
 
 def failure_kind(error: Exception) -> int:

@@ -129,7 +129,8 @@ def ended(n: int, failures: Mapping[int, Any]) -> End:
     if first.exitcode == -signal.SIGTERM:  # from a person, before the process could answer it
         return End(128 + signal.SIGTERM, True, None)
     if first.exitcode < 0:
-        name = signal.Signals(-first.exitcode).name
+        known = -first.exitcode in {each.value for each in signal.Signals}  # not all real-time signals are
+        name = signal.Signals(-first.exitcode).name if known else f"signal {-first.exitcode}"
         return End(128 - first.exitcode, False, f"Process {rank} of {n} was killed ({name}).")
     if "final" not in first.error_file_data:
         return End(first.exitcode, first.exitcode == 2, f"Process {rank} of {n} failed.")
