@@ -21,7 +21,7 @@ class BestWeights:
     def path(self) -> Path:
         """Their checkpoint."""
         assert self._at.best is not None
-        return self._checkpoints / f"step_{self._at.best.step}"
+        return self._checkpoints / checkpoint.name_of(self._at.best.step)
 
     def check(self, read: Callable[[Path], Any] = checkpoint.verify) -> bool:
         """Whether their checkpoint can be read; if it is damaged or gone, the best is chosen anew from here on."""
@@ -39,7 +39,7 @@ class BestWeights:
         at = self._at
         assert at.best is not None
         at.lost_best, at.best, at.to_evaluate = at.best.step, None, True
-        lost = f"step_{at.lost_best}, the best by validation so far, is lost"
+        lost = f"{checkpoint.name_of(at.lost_best)}, the best by validation so far, is lost"
         told = f"the best is chosen anew from step {at.step} on. To have it back, start over with --fresh"
         self._say(f"{found}: {lost}, and {told}.")
         return False

@@ -106,8 +106,9 @@ def begin(folder: Path, step: int) -> Path:
     Raises:
         RunError: the file system refuses.
     """
-    temporary = folder / f".step_{step}.{secrets.token_hex(4)}.tmp"
-    with writing(folder / f"step_{step}"):
+    final = folder / name_of(step)
+    temporary = folder / f".{final.name}.{secrets.token_hex(4)}.tmp"
+    with writing(final):
         folder.mkdir(exist_ok=True)  # in the run's folder, which has to be there
         temporary.mkdir()
     return temporary
@@ -153,7 +154,7 @@ def complete(
     Raises:
         RunError: the file system refuses.
     """
-    final = temporary.with_name(f"step_{step}")
+    final = temporary.with_name(name_of(step))
     manifest = {
         "format": FORMAT,
         "step": step,
@@ -184,9 +185,20 @@ def _digest_of(manifest: Mapping[str, Any]) -> str:
     return _digest(json.dumps(manifest, sort_keys=True).encode())
 
 
+def name_of(step: int) -> str:
+    """The name of the checkpoint of a step."""
+    return f"step_{step}"
+
+
+def step_of(path: Path) -> int | None:
+    """The step of a checkpoint by its name; None of a path that has no checkpoint's name."""
+    match = _NAME.fullmatch(path.name)
+    return None if match is None else int(match[1])
+
+
 def is_checkpoint(path: Path) -> bool:
     """Whether a path has a checkpoint's name."""
-    return _NAME.fullmatch(path.name) is not None
+    return step_of(path) is not None
 
 
 def read_manifest(path: Path) -> Manifest:

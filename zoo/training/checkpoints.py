@@ -13,7 +13,7 @@ from typing import Any
 from zoo.core.errors import UsageError, quoted
 from zoo.core.readers import check_path
 from zoo.core.run_files import CHECKPOINTS, is_run, no_run
-from zoo.training.checkpoint import Damaged, is_checkpoint, read_manifest, verify
+from zoo.training.checkpoint import Damaged, is_checkpoint, name_of, read_manifest, step_of, verify
 
 _OWN = re.compile(r"step_[0-9]+(\.damaged[0-9]*)?|\.step_[0-9]+\.[0-9a-f]+\.tmp")
 
@@ -22,7 +22,8 @@ def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in a folder, rising; whether they can be read is another matter."""
     if not folder.is_dir():
         return []
-    return sorted(int(p.name.removeprefix("step_")) for p in folder.iterdir() if p.is_dir() and is_checkpoint(p))
+    found = (step_of(path) for path in folder.iterdir() if path.is_dir())
+    return sorted(step for step in found if step is not None)
 
 
 def find(path: Path, which: str = "best") -> Path:
@@ -42,7 +43,7 @@ def find(path: Path, which: str = "best") -> Path:
     if not path.is_dir():
         raise UsageError(f"There is no run folder {str(path)!r}.")
     folder = path / CHECKPOINTS
-    names = [f"step_{step}" for step in steps(folder)]
+    names = [name_of(step) for step in steps(folder)]
     if which not in ("best", "last", *names):
         told = f", or one of its checkpoints: {', '.join(names)}" if names else ""
         raise UsageError(f"which={quoted(which)} is not allowed: it should be 'best' or 'last'{told}.")
@@ -55,9 +56,9 @@ def find(path: Path, which: str = "best") -> Path:
         return _whole(folder / which, [])
     _whole(newest, reversed(names[:-1]))
     best = read_manifest(newest).best
-    if which == "last" or best is None or folder / f"step_{best}" == newest:
+    if which == "last" or best is None or name_of(best) == newest.name:
         return newest
-    return _whole(folder / f"step_{best}", [name for name in reversed(names) if name != f"step_{best}"])
+    return _whole(folder / name_of(best), [name for name in reversed(names) if name != name_of(best)])
 
 
 def _whole(path: Path, others: Iterable[str]) -> Path:
@@ -82,7 +83,7 @@ def config_of(folder: Path) -> dict[str, Any] | None:
     """The config that the newest readable checkpoint of a folder was trained with, where one says so."""
     for step in reversed(steps(folder)):
         with contextlib.suppress(Damaged):
-            return read_manifest(folder / f"step_{step}").config
+            return read_manifest(folder / name_of(step)).config
     return None
 
 
@@ -92,10 +93,10 @@ def prune(folder: Path, keep: int) -> None:
     kept = set(found[-keep:])
     for step in found[-keep:]:
         with contextlib.suppress(Damaged):  # which names none
-            kept.add(read_manifest(folder / f"step_{step}").best or 0)
+            kept.add(read_manifest(folder / name_of(step)).best or 0)
     for step in found:
         if step not in kept:
-            shutil.rmtree(folder / f"step_{step}", ignore_errors=True)
+            shutil.rmtree(folder / name_of(step), ignore_errors=True)
 
 
 def aside(path: Path) -> Path:

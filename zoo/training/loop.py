@@ -436,9 +436,10 @@ class Trainer:
     def _call_saved(self) -> None:
         if not self.callbacks:
             return
-        best, path = self.at.best, str(self.session.saved)
-        step = int(str(self.session.saved).rpartition("_")[2])
-        saved = {"step": step, "path": path, "is_best": best is not None and best.step == step}
+        best, path = self.at.best, self.session.saved
+        assert path is not None
+        step = checkpoint.step_of(path)
+        saved = {"step": step, "path": str(path), "is_best": best is not None and best.step == step}
         self._call(self.callbacks.checkpoint, saved)
 
     def _write_checkpoint(self) -> None:

@@ -288,7 +288,7 @@ class Session:
         checkpoints.clear_leftovers(folder)
         problems: list[tuple[Path, str]] = []
         for step in reversed(checkpoints.steps(folder)):
-            path = folder / f"step_{step}"
+            path = folder / checkpoint.name_of(step)
             try:
                 checkpoint.verify(path)
                 self._restore(path, carries)
