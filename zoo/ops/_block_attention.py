@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.core.errors import UsageError, unknown
 from zoo.ops import common
-from zoo.ops.attention_forms import SCORES_LIMIT
+from zoo.ops.attention_forms import SCORES_LIMIT, rows_times
 from zoo.ops.choices import choose, chosen_rows
 from zoo.ops.common import blank, log_form, state_dtype, valid_steps
 from zoo.ops.derivatives import TRANSFORMED, traced, transformed
@@ -272,11 +272,13 @@ def _routed(
     if gates is None:
         if n <= choice.n_blocks:
             return seen.expand(len(q), q.shape[1], -1, q.shape[3], -1), q.new_zeros(())
-        return choose(_rows(q.detach(), means[..., :K].detach().mT), seen, choice.n_blocks, always), q.new_zeros(())
+        return choose(rows_times(q.detach(), means[..., :K].detach().mT), seen, choice.n_blocks, always), q.new_zeros(
+            ()
+        )
     none = ~ended.any(-1, keepdim=True)
-    scores = _rows(q, means[..., :K].mT) * choice.scale
+    scores = rows_times(q, means[..., :K].mT) * choice.scale
     p = scores.masked_fill(~(ended | none), -torch.inf).softmax(-1).masked_fill(none, 0)
-    compressed = _rows(p, means[..., K:]) * gates[..., :1]
+    compressed = rows_times(p, means[..., K:]) * gates[..., :1]
     if n <= choice.n_blocks:
         return seen.expand(len(q), q.shape[1], -1, -1, -1), compressed
     return choose(p.detach().mean(3, keepdim=True), seen, choice.n_blocks, always), compressed
@@ -305,9 +307,9 @@ def _block(
         at = blocks.block[:, None, None, None, :S]
         chosen = chosen.expand(len(at), -1, -1, -1, -1).gather(-1, at.expand(*chosen.shape[:-1], -1))
     keys, last = torch.arange(S, device=q.device), blocks.last[:, None, queries, None, None]
-    logits = _rows(q, k.mT).to(dtype) * choice.scale
+    logits = rows_times(q, k.mT).to(dtype) * choice.scale
     p = logits.masked_fill(~(chosen & (keys <= last)), -torch.inf).softmax(-1)
-    o_chosen = _rows(p.to(v.dtype), v)
+    o_chosen = rows_times(p.to(v.dtype), v)
     if gates is None:
         return o_chosen
     o = o + o_chosen * gates[..., 1:2]
@@ -315,7 +317,7 @@ def _block(
         keys, first = keys[near:], blocks.document[:, None, queries, None, None]
         seen = (keys <= last) & (keys > last - choice.window) & (keys >= first)
         p = logits[..., near:].masked_fill(~seen, -torch.inf).softmax(-1)
-        o = o + _rows(p.to(v.dtype), v[:, :, near:]) * gates[..., 2:]
+        o = o + rows_times(p.to(v.dtype), v[:, :, near:]) * gates[..., 2:]
     return o.to(v.dtype)
 
 
@@ -443,11 +445,6 @@ def _means(averaged: Tensor, past: BlockCache | None, before: Tensor, blocks: Bl
     place = blocks.last // size if blocks.block is None else blocks.block.gather(1, blocks.last)
     rows = torch.arange(B, device=averaged.device)[:, None]
     return means.index_put((rows, place.expand(B, -1)), averaged, accumulate=True)
-
-
-def _rows(x: Tensor, y: Tensor) -> Tensor:
-    """(B, G, C, R, M) with (B, G, M, N) to (B, G, C, R, N)."""
-    return (x.flatten(2, 3) @ y).unflatten(2, x.shape[2:4])
 
 
 def _check(q, k, v, state, block_size, n_blocks, gates, window, lengths, resets, chunk_size, backend) -> Tensor | None:
