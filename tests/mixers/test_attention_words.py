@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from zoo.core.errors import UsageError
+from zoo.mixers.parts import project
 from zoo.pattern import create_mixer
 from zoo.protocol import Context, Place
 from zoo.states import canonical
@@ -310,3 +311,20 @@ def test_training_memory_is_linear(word):
     short, long = megabytes(4096), megabytes(16384)
     assert long < 250, f"{long:.0f} MB at 16,384 steps"
     assert long < 6 * short, f"{short:.0f} MB at 4,096 steps, {long:.0f} MB at 16,384"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_without_width_are_no_products(dtype, monkeypatch):
+    """They have the dtype of the others, under autocast too, and the gradients are those of one product."""
+    layer, x, products, linear = nn.Linear(6, 9), torch.randn(2, 3, 6), [], F.linear
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        whole = layer(x)
+        monkeypatch.setattr(F, "linear", lambda *given: products.append(linear(*given)) or products[-1])
+        parts = project(x, layer, [4, 0, 5, 0])
+    assert [part.shape for part in parts] == [(2, 3, 4), (2, 3, 0), (2, 3, 5), (2, 3, 0)]
+    assert [part.shape[-1] for part in products] == [4, 5]
+    assert {part.dtype for part in parts} == {dtype}
+    expected, found = (
+        torch.autograd.grad(y.float().square().sum(), list(layer.parameters())) for y in (whole, torch.cat(parts, -1))
+    )
+    torch.testing.assert_close(found, expected, atol=0.1 if dtype == torch.bfloat16 else 1e-5, rtol=1e-2)

@@ -98,7 +98,7 @@ def check_range(mixer: str, option: str, bounds: tuple[float, float], *, zero: b
 
 
 def project(x: Tensor, layer: nn.Linear, parts: Sequence[int]) -> list[Tensor]:
-    """layer(x) cut into `parts`, one product for each where nothing is attached to the layer.
+    """layer(x) cut into `parts`, one product for each that is not 0 wide where nothing is attached to the layer.
 
     Each part is then a whole block of memory, in the backward pass too, and the odd columns of a few heads do not slow
     down the wide ones: a third less time than one product and a split.
@@ -106,7 +106,9 @@ def project(x: Tensor, layer: nn.Linear, parts: Sequence[int]) -> list[Tensor]:
     if not bare(layer):
         return list(layer(x).split(parts, -1))
     biases = [None] * len(parts) if layer.bias is None else layer.bias.split(parts)
-    return [F.linear(x, w, b) for w, b in zip(layer.weight.split(parts), biases, strict=True)]
+    products = [F.linear(x, w, b) if len(w) else None for w, b in zip(layer.weight.split(parts), biases, strict=True)]
+    like = next(y for y in products if y is not None)  # autocast sets the dtype
+    return [like.new_empty(*x.shape[:-1], 0) if y is None else y for y in products]
 
 
 class CausalConv(nn.Module):
