@@ -60,12 +60,12 @@ def delta_rule(
     Returns:
         o (B, T, H, V) in v's dtype, S_T (B, H, K, V).
     """
-    heads = common.prepare_heads("delta_rule", q, k, v, log_decay, state, lengths, resets, beta)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if pieces is not None:
         how: Any = {"resets": resets, "scale": scale, "chunk_size": chunk_size, "backend": backend}
         run = lambda v, state: delta_rule(q, k, v, beta, log_decay, state, **how)  # noqa: E731
         return by_transition(pieces, run, v, state, q.shape[-1])
+    heads = common.prepare_heads("delta_rule", q, k, v, log_decay, state, lengths, resets, beta)
     default = CHUNK if q.shape[-1] <= 64 else WIDE_CHUNK
     chunk = common.chunk_length(chunk_size, default, v.shape[1])
     offers = {

@@ -59,12 +59,12 @@ def linear_attention(
     Returns:
         o (B, T, H, V) in v's dtype, S_T (B, H, K, V).
     """
-    heads = common.prepare_heads("linear_attention", q, k, v, log_decay, state, lengths, resets)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if pieces is not None:
         how: Any = {"resets": resets, "scale": scale, "chunk_size": chunk_size, "backend": backend}
         run = lambda v, state: linear_attention(q, k, v, log_decay, state, **how)  # noqa: E731
         return by_decay(pieces, run, q, v, log_decay, state, resets, scale)
+    heads = common.prepare_heads("linear_attention", q, k, v, log_decay, state, lengths, resets)
     default = CHUNK if q.shape[-1] <= 32 else WIDE_CHUNK
     chunk = common.chunk_length(chunk_size, default, v.shape[1])
     refused = KERNEL.why_not(heads.v)
