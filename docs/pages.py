@@ -109,7 +109,7 @@ def option_table(found: Iterable[Described]) -> list[str]:
 
 
 class Family(NamedTuple):
-    """A page under docs/mixers: what stands before its sections, and its sections by word."""
+    """A page under docs/mixers: what stands before its sections, and its sections by word, if it has any."""
 
     page: str
     title: str
@@ -295,8 +295,8 @@ def mixer_pages() -> Iterator[tuple[str, str]]:
         yield f"words/{name}.md", mixer_page(name)
     for family in families():
         pages = list(family.sections)
-        hidden = toctree([f"../words/{n}" for n in pages], hidden=True)
-        yield f"mixers/{family.page}", "\n".join([f"# {family.title}", family.intro, *word_links(pages), *hidden])
+        links = [*word_links(pages), *toctree([f"../words/{n}" for n in pages], hidden=True)] if pages else []
+        yield f"mixers/{family.page}", "\n".join([f"# {family.title}", family.intro, *links])
     rest = [n for n in names if family_of(n) is None]
     text = (DOCS / "mixers" / "README.md").read_text(encoding="utf-8")
     lines = [re.sub(r"^\| \[.*", lambda row: re.sub(r"`(\w+)`", r"[`\1`](../words/\1.md)", row[0]), text, flags=re.M)]
