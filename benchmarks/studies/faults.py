@@ -22,7 +22,6 @@ import random
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoo.benchmarks.studies.harness import Data, Study, facts, shown_machine
+from zoo.benchmarks.studies.harness import Data, Study, facts, free_port, shown_machine
 
 STEPS, EVERY, TIMEOUT = 400, 25, 6.0
 EXPERIMENT: dict[str, Any] = {
@@ -295,10 +294,7 @@ def commands(kind: Kind) -> list[tuple[str, ...]]:
     options = kind.command[1:]
     if "--nnodes" not in options:
         return [(*TORCHRUN, "--nproc-per-node", "2", *options, *ZOO[1:])]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        place = f"localhost:{free.getsockname()[1]}"
-    return [(*TORCHRUN, *options, "--rdzv-endpoint", place, *ZOO[1:])] * 2
+    return [(*TORCHRUN, *options, "--rdzv-endpoint", f"localhost:{free_port()}", *ZOO[1:])] * 2
 
 
 def outcome(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,19 @@ def facts() -> Data:
 def shown_machine(found: Data) -> str:
     """What `facts` says of a machine, in a few words."""
     return f"{found['cpu']}, {found['cpus']} cores, {found['system']}, torch {found['versions']['torch']}"
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return int(free.getsockname()[1])
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a table, whose columns of figures, all but the first, are set to the right."""
+    under = ["---", *["--:"] * (len(head) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in [head, under, *rows]]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 
 import zoo
-from zoo.benchmarks.studies.harness import Data, Study, facts, shown_machine
+from zoo.benchmarks.studies.harness import Data, Study, facts, free_port, shown_machine, table
 from zoo.core.errors import UsageError
 from zoo.pieces import Pieces, ProcessLink, in_threads, piece_sizes
 from zoo.protocol import Context, Mixer
@@ -88,10 +87,7 @@ def child(length: int, limit: int) -> int:
 
 def fits(length: int, n: int, limit: int, seconds: float = 900.0) -> Data:
     """Whether a step of this length fits into n processes, and the sum of their losses."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(n), "OMP_NUM_THREADS": "1"}
+    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(n), "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     command = [sys.executable, "-m", "zoo.benchmarks.studies.sequence_pieces", "child", str(length), str(limit)]
     processes = [
@@ -202,10 +198,6 @@ def _seconds(s: float) -> str:
     return f"{s:.2f} s" if s >= 1 else f"{1e3 * s:.3g} ms" if s >= 1e-3 else f"{1e6 * s:.3g} us"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)] + [f"| {' | '.join(r)} |" for r in rows]
-
-
 def markdown(data: Data) -> str:
     m, lines = MODEL, ["# Sequences cut over processes", ""]
     lines += [
@@ -221,14 +213,14 @@ def markdown(data: Data) -> str:
         ]
         each = sorted({row["length"] for row in found})
         said = {(r["length"], r["processes"]): f"yes, loss {r['loss']:.4f}" if r["fits"] else "no" for r in found}
-        table = [[f"{n:,}", said.get((n, 1), "not tried"), said.get((n, N), "not tried")] for n in each]
-        lines += [*_table(["tokens", "fits into one process", f"fits into {N} processes"], table), ""]
+        rows = [[f"{n:,}", said.get((n, 1), "not tried"), said.get((n, N), "not tried")] for n in each]
+        lines += [*table(["tokens", "fits into one process", f"fits into {N} processes"], rows), ""]
     lines += ["## Bytes that move", ""]
     about = (
         f"One layer of width {COUNTED_WIDTH}, one row, {N} pieces, float32: what the process that sends most sends in a"
     )
     lines += [f"{about} training step, and what the model predicts at {LONG:,} tokens.", ""]
-    lines += _table(
+    lines += table(
         ["word", f"{SHORT} tokens", f"{LONG:,} tokens", "predicted", "ratio"],
         [
             [
@@ -255,7 +247,7 @@ def markdown(data: Data) -> str:
     for word in dict.fromkeys(r["word"] for r in data["model"]):
         found = {r["gpus"]: r for r in data["model"] if r["word"] == word}
         rows.append([f"cut sequence, `{word}`", *(_seconds(found[n]["sequence"]) for n in GPUS)])
-    lines += _table(["what is sent", *(f"{n:,} GPUs" for n in GPUS)], rows)
+    lines += table(["what is sent", *(f"{n:,} GPUs" for n in GPUS)], rows)
     lines += ["", *TOLD, ""]
     return "\n".join(lines)
 

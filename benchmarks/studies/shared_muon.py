@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import statistics
 import tempfile
 import time
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.benchmarks.studies.harness import Data, Study, facts, shown_machine
+from zoo.benchmarks.studies.harness import Data, Study, facts, free_port, shown_machine
 from zoo.models.create import create_backbone
 from zoo.training.muon import SharedMuon
 from zoo.training.optimizer import parameter_groups
@@ -37,11 +36,9 @@ SEVERAL = ("ddp", "fsdp", "dtensor")
 
 def measured(processes: int, rounds: int, pattern: str, width: int) -> Data:
     """Milliseconds of one process, and ratios."""
-    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
-        free.bind(("localhost", 0))
-        port, out = free.getsockname()[1], Path(folder, "times.pt")
-        free.close()
-        arguments = processes, port, rounds, pattern, width, out
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "times.pt")
+        arguments = processes, free_port(), rounds, pattern, width, out
         torch.multiprocessing.start_processes(worker, arguments, processes, start_method="spawn")
         times = torch.load(out)
     ratios = {way: [a / b for a, b in zip(times[way], times["one"], strict=True)] for way in SEVERAL}

@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.benchmarks.studies.harness import Data, Study
+from zoo.benchmarks.studies.harness import Data, Study, table
 from zoo.training.recipes import read_recipe
 
 RECIPES = ("parity", "s3", "modular-arithmetic", "event-xor")
@@ -78,11 +78,6 @@ def measured(recipe: str, variant: str, budget: float | None, folder: pathlib.Pa
         "commit": result["commit"],
         "machine": result["machine"]["cpu"],
     }
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a table."""
-    return [f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows]]
 
 
 def shown(value: float | None) -> str:
