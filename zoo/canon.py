@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.ops import causal_conv1d
-from zoo.protocol import Context, Place, recurrent_dtype
+from zoo.protocol import Context, Place, packing, recurrent_dtype
 
 
 def require_causal(option: str, size: int, place: Place) -> None:
@@ -29,8 +29,7 @@ class Canon(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, size).uniform_(-(size**-0.5), size**-0.5))
 
     def forward(self, u: Tensor, state: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
-        packing: dict[str, Any] = {"lengths": context.lengths, "resets": context.resets, "pieces": context.pieces}
-        y, state = causal_conv1d(u, self.weight.to(u.dtype), None, state, **packing)
+        y, state = causal_conv1d(u, self.weight.to(u.dtype), None, state, **packing(context))
         return u + y, state
 
     def init_state(self, batch_size: int, device: Any, dtype: torch.dtype | None) -> Tensor:

@@ -121,6 +121,14 @@ class Context:
     tokens: Tensor | None = None
 
 
+def packing(context: Context | None) -> dict[str, Any]:
+    """The arguments of every op for rows of unequal length, packed documents, and sequences that are cut."""
+    if context is None:
+        return {}
+    pieces = {} if context.pieces is None else {"pieces": context.pieces}
+    return {"lengths": context.lengths, "resets": context.resets, **pieces}
+
+
 class Admitted(Context):
     """A context whose fields have been checked; inner layers do not check them again."""
 

@@ -9,11 +9,11 @@ from torch import nn
 
 import zoo
 from zoo.core.options import Options
-from zoo.mixers.parts import packing, precise
+from zoo.mixers.parts import precise
 from zoo.ops import common
 from zoo.ops.bridge import Operator
 from zoo.ops.kernel import Kernel
-from zoo.protocol import Mixer, Place, first_parameter_like, recurrent_dtype
+from zoo.protocol import Mixer, Place, first_parameter_like, packing, recurrent_dtype
 
 KERNEL = Kernel(pathlib.Path(__file__).with_name("ema.cpp"))
 LEGEND = "x (B, T, D); a (D,); state (B, D); lengths (B,) whole numbers; resets (B, T) bool."

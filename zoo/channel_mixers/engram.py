@@ -19,7 +19,7 @@ from zoo.ops import causal_conv1d
 from zoo.ops.common import owned
 from zoo.ops.cut import edge_before
 from zoo.parameters import set_rule
-from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, packing, recurrent_dtype, register
 
 LARGEST = (1 << 31) - 1  # of a token and of a multiplier: their product is an int64
 LEAST_GATE = 1e-6  # below it the square root would have a boundless slope
@@ -97,8 +97,7 @@ class DilatedConv(nn.Module):
     def forward(self, x: Tensor, state: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
         gaps = self.weight.unsqueeze(-1) * F.pad(self.weight.new_ones(1), (0, self.dilation - 1))
         taps = gaps.flatten(1)[:, : self.reach + 1]
-        packing: dict[str, Any] = {"lengths": context.lengths, "resets": context.resets, "pieces": context.pieces}
-        return causal_conv1d(self.norm(x), taps, None, state, activation="silu", **packing)
+        return causal_conv1d(self.norm(x), taps, None, state, activation="silu", **packing(context))
 
     @property
     def reach(self) -> int:

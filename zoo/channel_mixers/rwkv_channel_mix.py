@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.core.options import Options
 from zoo.ops import token_shift
-from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, packing, recurrent_dtype, register
 
 
 class RWKVChannelMixState(NamedTuple):
@@ -77,9 +77,7 @@ class RWKVChannelMix(Mixer):
         return RWKVChannelMixState(shift)
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
-        c = Context() if context is None else context
-        past = None if state is None else state.shift
-        before, shift = token_shift(x, past, lengths=c.lengths, resets=c.resets, pieces=c.pieces)
+        before, shift = token_shift(x, None if state is None else state.shift, **packing(context))
         mixed = torch.lerp(x, before, self.x_k.to(x.dtype))
         y = self.value(F.relu(self.key(mixed)).square())
         if self.config.gate:

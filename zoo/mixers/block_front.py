@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.mixers.attention_parts import RopeOptions, angles, count_heads
-from zoo.mixers.parts import init_projections, packing, project
+from zoo.mixers.parts import init_projections, project
 from zoo.norms import rms_norm
 from zoo.ops import BlockCache, block_attention, rotary_width, rotate
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, packing
 
 
 class BlockOptions(RopeOptions):

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.mixers._wirings import WIRINGS, WiringOptions, make_wiring, units_of
-from zoo.mixers.parts import packing, precise
+from zoo.mixers.parts import precise
 from zoo.ops import CFC_ACTIVATIONS, cfc, cfc_by_steps
 from zoo.ops.common import blank, valid_steps, without_autocast
 from zoo.ops.modules import bare, widely
-from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, packing, recurrent_dtype, register
 
 
 class CfCState(NamedTuple):

@@ -12,9 +12,9 @@ from torch import Tensor
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.mixers.delta_front import DeltaMixer
-from zoo.mixers.parts import Backend, packing, precise, whole
+from zoo.mixers.parts import Backend, precise, whole
 from zoo.norms import l2_norm
-from zoo.protocol import Context, Place, State, derive_heads, register
+from zoo.protocol import Context, Place, State, derive_heads, packing, register
 
 
 @register("deltanet")

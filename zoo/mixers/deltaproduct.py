@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from zoo.core.options import Options
 from zoo.mixers.delta_front import DeltaMixer, head_sizes
-from zoo.mixers.parts import Backend, check_range, log_rates, packing, precise, step_bias
+from zoo.mixers.parts import Backend, check_range, log_rates, precise, step_bias
 from zoo.norms import l2_norm
-from zoo.protocol import Context, Place, State, register
+from zoo.protocol import Context, Place, State, packing, register
 
 
 @register("deltaproduct")

@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.mixers.attention_parts import RopeOptions, angles, count_heads
-from zoo.mixers.parts import init_projections, packing, precise, project
+from zoo.mixers.parts import init_projections, precise, project
 from zoo.norms import rms_norm
 from zoo.ops import DecayingCache, attention, init_decaying_cache, rotary_width, rotate, token_shift
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, packing, recurrent_dtype, register
 
 
 class ForgettingState(NamedTuple):

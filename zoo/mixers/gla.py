@@ -11,19 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.core.options import Options
-from zoo.mixers.parts import Backend, head_widths, init_projections, packing, precise, project
+from zoo.mixers.parts import Backend, head_widths, init_projections, precise, project
 from zoo.norms import GatedRMSNorm
 from zoo.ops import linear_attention
-from zoo.protocol import (
-    Context,
-    Mixer,
-    Place,
-    State,
-    Traits,
-    first_parameter_like,
-    recurrent_dtype,
-    register,
-)
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, packing, recurrent_dtype, register
 
 
 class GLAState(NamedTuple):

@@ -18,14 +18,13 @@ from zoo.mixers.parts import (
     head_widths,
     init_projections,
     main_backend,
-    packing,
     precise,
     project,
 )
 from zoo.norms import GatedRMSNorm
 from zoo.ops import linear_attention, slot_scores
 from zoo.ops.common import owned
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, packing, recurrent_dtype, register
 
 SLOTS = 64
 

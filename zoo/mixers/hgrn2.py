@@ -11,16 +11,7 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers.parts import (
-    Backend,
-    CausalConv,
-    conv_backend,
-    init_projections,
-    main_backend,
-    packing,
-    precise,
-    project,
-)
+from zoo.mixers.parts import Backend, CausalConv, conv_backend, init_projections, main_backend, precise, project
 from zoo.norms import GatedRMSNorm
 from zoo.ops import linear_attention
 from zoo.parameters import set_rule
@@ -32,6 +23,7 @@ from zoo.protocol import (
     Traits,
     derive_heads,
     first_parameter_like,
+    packing,
     recurrent_dtype,
     register,
 )

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers.parts import CausalConv, init_projections, packing
+from zoo.mixers.parts import CausalConv, init_projections
 from zoo.ops import ConvHistory, init_history, long_conv
 from zoo.ops.common import state_dtype
 from zoo.ops.modules import widely
 from zoo.parameters import set_rule
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, packing, recurrent_dtype, register
 
 TARGET = 1e-2  # what a window has decayed to at its share of the length
 

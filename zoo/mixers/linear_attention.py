@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers.parts import Backend, init_projections, packing, precise, project
+from zoo.mixers.parts import Backend, init_projections, precise, project
 from zoo.norms import GatedRMSNorm
 from zoo.ops import linear_attention
 from zoo.ops.common import owned
@@ -27,6 +27,7 @@ from zoo.protocol import (
     Traits,
     derive_heads,
     first_parameter_like,
+    packing,
     recurrent_dtype,
     register,
 )

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.mixers._state_space import Activation, ActivationName, drawn, known_spans, on_weight, ring
-from zoo.mixers.parts import Backend, check_range, packing, precise
+from zoo.mixers.parts import Backend, check_range, precise
 from zoo.ops import oscillate
 from zoo.ops.common import widest
-from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, packing, recurrent_dtype, register
 
 SHORTEST = 1e-3
 """Step size below which the bound on A rises no further, as in the authors' code."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.mixers._state_space import Activation, ActivationName, as_complex, as_pairs, drawn, driven, ring
-from zoo.mixers.parts import Backend, packing, precise
+from zoo.mixers.parts import Backend, precise
 from zoo.ops import scan
-from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, packing, recurrent_dtype, register
 
 
 class LRUState(NamedTuple):

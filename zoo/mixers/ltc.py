@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.mixers._wirings import WIRINGS, WiringOptions, make_wiring, units_of
-from zoo.mixers.parts import packing, precise
+from zoo.mixers.parts import precise
 from zoo.ops import Synapses, ltc
 from zoo.ops.common import blank, valid_steps
 from zoo.ops.derivatives import differentiated, transformed
-from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, packing, recurrent_dtype, register
 
 RANGES = {
     "gleak": (0.001, 1.0),

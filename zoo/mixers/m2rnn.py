@@ -18,7 +18,6 @@ from zoo.mixers.parts import (
     conv_backend,
     init_projections,
     log_rates,
-    packing,
     precise,
     project,
     step_bias,
@@ -26,7 +25,7 @@ from zoo.mixers.parts import (
 from zoo.norms import GatedRMSNorm
 from zoo.ops import m2rnn
 from zoo.parameters import set_rule
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, packing, recurrent_dtype, register
 
 
 class M2RNNState(NamedTuple):

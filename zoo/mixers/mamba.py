@@ -18,7 +18,6 @@ from zoo.mixers.parts import (
     check_range,
     conv_backend,
     main_backend,
-    packing,
     precise,
     project,
     step_bias,
@@ -28,7 +27,7 @@ from zoo.norms import GatedRMSNorm, rms_norm
 from zoo.ops import selective_scan
 from zoo.ops.modules import bare
 from zoo.parameters import set_rule
-from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, packing, recurrent_dtype, register
 
 
 class MambaState(NamedTuple):

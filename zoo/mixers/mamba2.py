@@ -20,7 +20,6 @@ from zoo.mixers.parts import (
     conv_backend,
     log_rates,
     main_backend,
-    packing,
     precise,
     project,
     step_bias,
@@ -36,6 +35,7 @@ from zoo.protocol import (
     Traits,
     derive_heads,
     first_parameter_like,
+    packing,
     recurrent_dtype,
     register,
 )

@@ -13,12 +13,22 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers.parts import Backend, at_last_step, check_range, packing, precise, project, step_bias, whole
+from zoo.mixers.parts import Backend, at_last_step, check_range, precise, project, step_bias, whole
 from zoo.norms import GatedRMSNorm
 from zoo.ops import linear_attention, rotary_width, rotate
 from zoo.ops.common import blank, check_packing, owned, valid_steps, widest, without_autocast
 from zoo.parameters import set_rule
-from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import (
+    Context,
+    Mixer,
+    Place,
+    State,
+    derive_heads,
+    first_parameter_like,
+    packing,
+    recurrent_dtype,
+    register,
+)
 
 
 class Mamba3State(NamedTuple):

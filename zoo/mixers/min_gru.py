@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.core.options import Options
-from zoo.mixers.parts import Backend, packing, precise, whole
+from zoo.mixers.parts import Backend, precise, whole
 from zoo.ops import scan
-from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, packing, recurrent_dtype, register
 
 
 class MinGRUState(NamedTuple):

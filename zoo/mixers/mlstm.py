@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.mixers._xlstm import HeadNorm, HeadwiseLinear, small_std, wang_std
-from zoo.mixers.parts import CausalConv, conv_backend, packing, project, whole
+from zoo.mixers.parts import CausalConv, conv_backend, project, whole
 from zoo.ops import MLSTMState, mlstm
 from zoo.ops.modules import widely
-from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, packing, recurrent_dtype, register
 
 ONLY = {"v1": ("expand", "multiple_of", "conv_size", "qkv_block"), "7b": ("qk_factor", "v_factor", "gate_cap")}
 MAX_HEADS = 4  # of the first block

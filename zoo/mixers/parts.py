@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from zoo.core.errors import UsageError
 from zoo.ops import causal_conv1d
 from zoo.ops.common import owned
 from zoo.ops.modules import bare
-from zoo.protocol import Context, Place, derive_heads, recurrent_dtype
+from zoo.protocol import Context, Place, derive_heads, packing, recurrent_dtype
 
 Backend = Literal["auto", "reference", "chunked", "compiled", "fla", "mamba_ssm", "causal_conv1d"]
 """Form of a mixer's main op; one that the op does not have, or that cannot run here, is refused."""
@@ -30,14 +30,6 @@ def conv_backend(backend: Backend) -> Backend:
 def main_backend(backend: Backend) -> Backend:
     """The form of a mixer's main op: "causal_conv1d" names the convolution's alone."""
     return "auto" if backend == "causal_conv1d" else backend
-
-
-def packing(context: Context | None) -> dict[str, Any]:
-    """The arguments of every op for rows of unequal length, packed documents, and sequences that are cut."""
-    if context is None:
-        return {}
-    pieces = {} if context.pieces is None else {"pieces": context.pieces}
-    return {"lengths": context.lengths, "resets": context.resets, **pieces}
 
 
 def started(position: Tensor, context: Context | None) -> Tensor:

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.core.options import Options
-from zoo.mixers.parts import Backend, init_projections, packing, precise, project, started, whole
+from zoo.mixers.parts import Backend, init_projections, precise, project, started, whole
 from zoo.ops import linear_attention, rotary_table, rotary_width, rotate
 from zoo.protocol import (
     Context,
@@ -21,6 +21,7 @@ from zoo.protocol import (
     Traits,
     derive_heads,
     first_parameter_like,
+    packing,
     recurrent_dtype,
     register,
 )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers.parts import Backend, CausalConv, conv_backend, main_backend, packing, precise, started, whole
+from zoo.mixers.parts import Backend, CausalConv, conv_backend, main_backend, precise, started, whole
 from zoo.ops import scan
 from zoo.ops.derivatives import transformed
 from zoo.protocol import (
@@ -23,6 +23,7 @@ from zoo.protocol import (
     Traits,
     derive_heads,
     first_parameter_like,
+    packing,
     recurrent_dtype,
     register,
 )

@@ -11,12 +11,22 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers.parts import Backend, at_last_step, packing, precise, whole
+from zoo.mixers.parts import Backend, at_last_step, precise, whole
 from zoo.ops import linear_attention, token_shift
 from zoo.ops.common import blank
 from zoo.ops.modules import widely
 from zoo.parameters import set_rule
-from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import (
+    Context,
+    Mixer,
+    Place,
+    State,
+    derive_heads,
+    first_parameter_like,
+    packing,
+    recurrent_dtype,
+    register,
+)
 
 MIXED = "wkvrg"  # the authors' order
 

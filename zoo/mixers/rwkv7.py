@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers.parts import Backend, packing, precise
+from zoo.mixers.parts import Backend, precise
 from zoo.norms import l2_norm
 from zoo.ops import dplr, token_shift
 from zoo.ops.modules import widely
@@ -25,6 +25,7 @@ from zoo.protocol import (
     Traits,
     derive_heads,
     first_parameter_like,
+    packing,
     recurrent_dtype,
     register,
 )

@@ -23,10 +23,10 @@ from zoo.mixers._state_space import (
     known_spans,
     log_uniform,
 )
-from zoo.mixers.parts import Backend, check_range, packing
+from zoo.mixers.parts import Backend, check_range
 from zoo.ops import scan
 from zoo.ops.common import widest
-from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, packing, recurrent_dtype, register
 
 LEAST_DECAY = 1e-4
 """Real parts stay below minus this with `clip_eigs`, as in the authors' code."""

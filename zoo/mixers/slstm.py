@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.mixers._xlstm import HeadNorm, HeadwiseLinear, small_std
-from zoo.mixers.parts import CausalConv, conv_backend, packing
+from zoo.mixers.parts import CausalConv, conv_backend
 from zoo.ops import SLSTMState, slstm
 from zoo.parameters import set_rule
-from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, packing, recurrent_dtype, register
 
 MAX_HEADS = 4
 

@@ -11,10 +11,20 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers.parts import CausalConv, init_projections, packing, precise
+from zoo.mixers.parts import CausalConv, init_projections, precise
 from zoo.ops import InnerState, rotary_table, rotary_width, rotate, ttt
 from zoo.ops.modules import widely
-from zoo.protocol import Context, Mixer, Place, State, derive_heads, first_parameter_like, recurrent_dtype, register
+from zoo.protocol import (
+    Context,
+    Mixer,
+    Place,
+    State,
+    derive_heads,
+    first_parameter_like,
+    packing,
+    recurrent_dtype,
+    register,
+)
 from zoo.states import document_positions
 
 INNER_STD = 0.02  # the authors', of the inner model's weights and of the projection to inner learning rates
