@@ -59,6 +59,9 @@ class Task(ABC):
     token_is_byte: bool = True
     """Of a text: whether a token is a byte, so that its loss is given in bits per byte."""
 
+    many_answers: ClassVar[str | None] = None
+    """Which of many right answers the targets are, in words; None where only the targets are right."""
+
     absent: ClassVar[tuple[Split, ...]] = ()
     """Splits of which there are no rows: validation or test, where a user's own data have none."""
 
@@ -120,8 +123,8 @@ class Task(ABC):
             predictions: (n, L) int64, or (n, L, D_out) real vectors, read only where the batch is `scored`.
 
         Returns:
-            `accuracy` (share of scored positions that are right, averaged per row), `exact` (share of rows with every
-            scored position right), `n` (rows), what the task adds, and `slices`:
+            `accuracy` (share of scored positions that are right, averaged per row), `exact` (share of rows whose
+            answer is right: `is_right`), `n` (rows), what the task adds, and `slices`:
             `{slice name: {value: {the same figures}}}`. Where targets are real vectors, in place of the first two:
             `mse` (mean squared error of the scored steps, averaged per row), `trivial_mse` (the same of `trivial`), and
             `mse_ratio` (the first by the second).
@@ -139,12 +142,31 @@ class Task(ABC):
             own = self.row_scores(batch, predictions)
             return {name: squared_errors(batch, answers) for name, answers in errors.items()} | own
         scored = batch.scored
-        right = (predictions == batch.targets) & scored
+        right = self.right_cells(batch, predictions) & scored
         return {
             "accuracy": right.sum(1).double() / scored.sum(1).clamp(min=1),
-            "exact": exactly(batch, predictions).double(),
+            "exact": self.is_right(batch, predictions).double(),
             **self.row_scores(batch, predictions),
         }
+
+    def is_right(self, batch: Batch, answers: Tensor) -> Tensor:
+        """(n,) bool, whether each row's answer is right: what `exact` counts, and what a halting head learns.
+
+        By default every scored position equals its target. A task with many right answers (`many_answers`) checks them
+        here; the loss still leads to its targets.
+
+        Args:
+            batch: rows of which only `inputs` and `targets` are read.
+            answers: (n, L) int64 on the device of the batch; of any value, read only where the batch is `scored`.
+        """
+        return exactly(batch, answers)
+
+    def right_cells(self, batch: Batch, answers: Tensor) -> Tensor:
+        """(n, L) bool, which positions are right: what `accuracy` counts, and drawings mark; arguments as `is_right`.
+
+        By default those that equal their targets. In an answer that is right, every scored position is.
+        """
+        return answers == batch.targets
 
     def problems(self, batch: Batch) -> Tensor:
         """(n,) int64 names of the problems of the rows: equal if the task's own symmetry turns one problem into the
@@ -209,9 +231,10 @@ class Task(ABC):
             found: tuple[Kind, Kind] = "right", "hidden"
             pairs = zip(batch.mask[row].tolist(), hidden[row].tolist(), strict=True)
             return [found[unknown] if scored else "given" for scored, unknown in pairs]
-        asked, target = self.asked(batch)[row].tolist(), batch.targets[row].tolist()
-        cells = zip(tokens[row].tolist(), hidden[row].tolist(), asked, target, strict=True)
-        return [_kind(*cell) for cell in cells]
+        one = take(batch, slice(row, row + 1))
+        right, asked = self.right_cells(one, tokens[row : row + 1])[0], self.asked(one)[0]
+        cells = (each.tolist() for each in (right, hidden[row], asked, one.scored[0]))
+        return [_kind(*cell) for cell in zip(*cells, strict=True)]
 
     def spell(self, token: Any) -> str:
         """A token as a short word, or a real vector."""
@@ -260,12 +283,12 @@ def names_of(keys: random.Keys) -> Tensor:
     return torch.from_numpy(keys.view(np.int64))
 
 
-def _kind(token: int, hidden: bool, asked: bool, target: int) -> Kind:
-    if target == IGNORE or (hidden and not asked):
+def _kind(right: bool, hidden: bool, asked: bool, scored: bool) -> Kind:
+    if not scored or (hidden and not asked):
         return "given"
     if hidden:
         return "hidden"
-    if token != target:
+    if not right:
         return "wrong"
     return "right" if asked else "given"
 

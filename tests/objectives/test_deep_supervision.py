@@ -16,6 +16,7 @@ from zoo.objectives.draws import RowDraws
 from zoo.protocol import Context
 from zoo.tasks import create_task
 from zoo.tasks.protocol import IGNORE
+from zoo.training.evaluation import evaluate
 
 SUDOKU = create_task("sudoku", size=4, max_givens=6)
 MQAR = create_task("mqar", seq_len=16, n_pairs=2, vocab_size=20)
@@ -295,3 +296,42 @@ def test_refusals():
         create_objective("deep_supervision", SUDOKU, causal=True)
     with pytest.raises(zoo.UsageError, match="loss='hinge' is not allowed"):
         objective(loss="hinge")
+
+
+@pytest.mark.parametrize("task", [SUDOKU, MQAR, COPY], ids=lambda task: task.name)
+def test_places_hold_rows_of_the_task(task):
+    """The task judges answers in its own coordinates, whatever the form in which the model reads its rows."""
+    chosen = objective(task)
+    batch = task.sample(6, split="train", seed=0)
+    data = chosen.encode(batch)
+    targets = torch.full_like(data.tokens, IGNORE)
+    targets.view(-1)[data.positions] = data.targets
+    found = chosen._batch(data.tokens, targets)
+    assert torch.equal(found.targets, batch.targets)
+    assert torch.equal(found.inputs, batch.inputs)
+
+
+def test_the_task_decides_what_is_right():
+    """The halting head learns whether the answer is right by the task, not whether it is the target."""
+
+    class Anything(type(SUDOKU)):
+        many_answers = "a solution"
+
+        def is_right(self, batch, answers):
+            assert ((answers == batch.inputs) | (batch.inputs == self.blank) | batch.scored).all()
+            return torch.arange(len(answers)) % 3 > 0
+
+    chosen = objective(Anything(SUDOKU.config), loss="softmax")
+    model = model_for(chosen)
+    update, _, batch = teach(chosen, model, 1)[0]
+    logits, _ = model(batch.inputs)
+    assert not (logits.argmax(-1) == batch.targets).all(1).any()
+    right = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 1.0])
+    halting = F.binary_cross_entropy_with_logits(torch.full((6,), -5.0), right)
+    expected = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()) + 0.5 * halting
+    torch.testing.assert_close(update.loss, expected)
+    assert update.figures()["exact"] == pytest.approx(4 / 6)
+    assert update.figures()["halting_accuracy"] == pytest.approx(2 / 6)
+    found = evaluate(model, chosen, batch, batch_size=6)
+    assert found["exact"] == pytest.approx(4 / 6)
+    assert found["exact_low"] < 4 / 6 < found["exact_high"]

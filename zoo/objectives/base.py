@@ -124,6 +124,8 @@ class Update:
         share: the part's share of the rows.
         last: whether the optimizer moves the model after this part.
         predicted: (m,) the most probable tokens, or (m, D_out), where the logits are no longer kept.
+        right: (n,) bool, whether each row's answer is right (`Task.is_right`), where whole answers are judged; else the
+            figure `exact` compares them with the targets.
     """
 
     loss: Tensor
@@ -134,6 +136,7 @@ class Update:
     share: float = 1.0
     last: bool = True
     predicted: Tensor | None = None
+    right: Tensor | None = None
 
     def figures(self) -> dict[str, float]:
         """`accuracy` averaged per row and `exact`, or `mse`, as `Task.score` defines them, and the further metrics."""
@@ -156,7 +159,7 @@ class Update:
 
 def figures(parts: Sequence[Update]) -> dict[str, float]:
     """`Update.figures` of all parts of a batch together."""
-    found = []
+    found, exact = [], []
     for part in parts:
         # On the CPU, as not every device has float64.
         said, targets = part.answers().cpu(), part.targets.cpu()
@@ -164,11 +167,12 @@ def figures(parts: Sequence[Update]) -> dict[str, float]:
         each = (said.double() - targets.double()).square().mean(-1) if is_real else (said == targets).double()
         rows = part.rows.cpu()
         scored = torch.bincount(rows).double()
-        sums = torch.bincount(rows, each, len(scored))[scored > 0]
-        found.append((sums, scored[scored > 0]))
-    sums, scored = (torch.cat(tensors) for tensors in zip(*found, strict=True))
-    mean = (sums / scored).mean().item()
-    whole = {"mse": mean} if is_real else {"accuracy": mean, "exact": (sums == scored).double().mean().item()}
+        kept = scored > 0
+        sums = torch.bincount(rows, each, len(scored))
+        exact.append((sums == scored if part.right is None else part.right.cpu()[: len(scored)])[kept])
+        found.append((sums / scored)[kept])
+    mean = torch.cat(found).mean().item()
+    whole = {"mse": mean} if is_real else {"accuracy": mean, "exact": torch.cat(exact).double().mean().item()}
     metrics: dict[str, float] = {}
     for part in parts:
         for name, value in part.metrics.items():

@@ -44,7 +44,10 @@ class DeepSupervision(Objective):
     A batch has one place for each row. A place has a puzzle and the state of the model for it. One update is one
     supervision step of all places:
 
-        loss = mean over rows of  mean over cells of -log p(cell)  +  halting_weight * BCE(halt, all cells are right)
+        loss = mean over rows of  mean over cells of -log p(cell)  +  halting_weight * BCE(halt, the answer is right)
+
+    Whether an answer is right is decided by the task (`Task.is_right`), which may know many right answers. -log p(cell)
+    is always that of the target.
 
     If the halting head of a place says "right", or the place has used `max_steps` steps, the place takes its row of the
     next batch; the other rows of that batch are not used. With the probability `exploration` a puzzle stays for at
@@ -174,8 +177,10 @@ class DeepSupervision(Objective):
         logits = model.logits(thought.hidden[rows, cells])
         n_cells = torch.bincount(rows, minlength=len(tokens)).clamp(min=1)
         answers = (self._nats(logits, expected) / n_cells[rows]).sum() / len(tokens)
-        wrong = torch.bincount(rows, (logits.detach().argmax(-1) != expected).float(), len(tokens))
-        right = wrong == 0
+        said = tokens.clone()
+        said[rows, cells] = logits.detach().argmax(-1)
+        batch = self._batch(tokens, targets)
+        right = self.task.is_right(batch, said[:, -batch.inputs.shape[1] :]).to(tokens.device)
         halting = F.binary_cross_entropy_with_logits(thought.halt, right.to(thought.halt))
         last = steps >= model.recursion.max_steps
         stop = thought.halt > 0
@@ -193,7 +198,17 @@ class DeepSupervision(Objective):
             "halting_accuracy": ((thought.halt >= 0) == right).float().mean(),
             "steps": steps.float().mean(),
         }
-        return thought.state, stop.detach(), Update(loss, logits, expected, rows, metrics)
+        return thought.state, stop.detach(), Update(loss, logits, expected, rows, metrics, right=right)
+
+    def _batch(self, tokens: Tensor, targets: Tensor) -> Batch:
+        """The task's rows that tokens and targets (n, T) were encoded from."""
+        if self.in_place:
+            return Batch(tokens, targets)
+        length = self.task.seq_len
+        inputs = tokens[:, :length]
+        if self.task.continues:  # the answer is part of the row
+            inputs = torch.where(targets[:, :length] != IGNORE, targets[:, :length], inputs)
+        return Batch(inputs, targets[:, -length:])
 
     def training_flops(self, model: Any, *, recompute: bool = False) -> int:
         """As for other objectives; backward through the last cycle, or the last update of latent and answer, only."""

@@ -18,7 +18,7 @@ from zoo.objectives.base import Objective
 from zoo.objectives.draws import row_names
 from zoo.statistics import clustered_interval
 from zoo.tasks import random
-from zoo.tasks.protocol import Batch, Task, check_split, exactly, names_of, split_rows
+from zoo.tasks.protocol import Batch, Task, check_split, names_of, split_rows
 from zoo.tasks.scores import squared_errors
 from zoo.training.group import Group, interleaved
 from zoo.training.loading import open_run
@@ -127,11 +127,12 @@ def row_figures(task: Task, batch: Batch, predictions: Tensor) -> dict[str, list
 
 
 def certainty(task: Task, batch: Batch, predictions: Tensor) -> dict[str, Any]:
-    """What the share of exact answers, or the mean squared error, rests on: rows, problems that differ, and the 95 %
+    """What the share of right answers, or the mean squared error, rests on: rows, problems that differ, and the 95 %
     interval over these."""
     problems = task.problems(batch).numpy()
-    name, values = "exact", exactly(batch, predictions) if batch.mask is None else None
-    if values is None:
+    if batch.mask is None:
+        name, values = "exact", task.is_right(batch, predictions)
+    else:
         name, values = "mse", squared_errors(batch, predictions)
     interval = clustered_interval(values.numpy(), problems)
     low, high = interval or (None, None)
