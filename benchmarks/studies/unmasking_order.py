@@ -20,7 +20,7 @@ from typing import Any, get_args, get_type_hints
 
 from zoo.benchmarks.studies.harness import Data, Study
 from zoo.core.run_files import read_whole_config
-from zoo.objectives.masked_diffusion import Unmasking
+from zoo.objectives.unmasking import Unmasking
 from zoo.training.evaluation import evaluate_run
 from zoo.training.machine import cpu_name
 from zoo.training.train import train

@@ -11,7 +11,8 @@ from torch import nn
 
 import zoo
 from zoo.objectives import create_objective
-from zoo.objectives.masked_diffusion import _unmasked
+from zoo.objectives.unmasking import step_of
+from zoo.objectives.unmasking import unmasked as unmasked_after
 from zoo.tasks import create_task
 from zoo.tasks.protocol import IGNORE
 
@@ -90,7 +91,7 @@ def test_the_first_steps_unmask_what_is_left_over(cells, steps):
     """`get_num_transfer_tokens` of LLaDA's code: cells // steps in every step, one more in the first cells % steps."""
     expected = [cells // steps + (step < cells % steps) for step in range(steps)]
     count = torch.tensor([cells])
-    kept = [int(_unmasked(count, step, steps)) for step in range(steps)]
+    kept = [int(unmasked_after(count, step, steps)) for step in range(steps)]
     assert [b - a for a, b in itertools.pairwise([0, *kept])] == expected
     assert kept[-1] == cells
 
@@ -205,7 +206,7 @@ def test_a_margin_is_not_a_confidence():
     tokens, cells = torch.full((1, 2), chosen.mask_token), torch.ones(1, 2, dtype=torch.bool)
     for order, first in (("confidence", [0, chosen.mask_token]), ("margin", [chosen.mask_token, 0])):
         how = chosen.config.unmasking()._replace(order=order)
-        assert chosen._step(tokens, cells, cells.sum(1), logits, 0, 2, how, None).tolist() == [first]
+        assert step_of(tokens, cells, cells.sum(1), logits, 0, 2, how, None, chosen.mask_token).tolist() == [first]
 
 
 def test_a_doubtful_guess_is_masked_again():
@@ -214,7 +215,8 @@ def test_a_doubtful_guess_is_masked_again():
     cells = torch.ones(1, 3, dtype=torch.bool)
     logits = torch.zeros(1, 3, 6)
     logits[0, 1, 2], logits[0, 2, 3] = 9.0, 8.0  # the token 1 taken before has the probability 1/6 now
-    new = chosen._step(tokens, cells, cells.sum(1), logits, 1, 3, chosen.config.unmasking(), None)
+    how = chosen.config.unmasking()
+    new = step_of(tokens, cells, cells.sum(1), logits, 1, 3, how, None, chosen.mask_token)
     assert new.tolist() == [[chosen.mask_token, 2, 3]]
 
 

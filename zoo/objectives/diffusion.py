@@ -1,0 +1,141 @@
+"""What objectives of diffusion share: the cells of an answer, noise of a row's own, and noisy rows in parts."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo.core.errors import UsageError
+from zoo.core.options import Options
+from zoo.objectives.base import Encoded, Objective, answered, answered_length
+from zoo.objectives.draws import RowDraws
+from zoo.ops.common import widest
+from zoo.tasks.protocol import IGNORE, Batch, Task
+
+TIME, CELL, HALF = range(3)  # purposes of a row's random numbers, see `zoo.objectives.unmasking` for further ones
+
+
+class Diffusion(Objective):
+    """An objective that restores noisy cells of an answer from both sides; a subclass says what the noise is.
+
+    The cells of the answer are: in a `fill_in` task with a token for blanks, the blank cells in place; in a text, all
+    of it; if the answers are a text within the row (`Task.continues`), that text; otherwise the scored cells of a copy
+    of the row, which is appended to the row.
+    """
+
+    step_name = "pass"
+    loss_is_bound: ClassVar[bool] = True
+
+    def __init__(self, config: Options, task: Task, *, causal: bool):
+        super().__init__(config, task, causal=causal)
+        if causal:
+            told = "set model.causal=false, and write recurrent words as bidirectional(...)"
+            raise UsageError(f"{self.name} guesses from both sides: {told}.")
+        if task.layout not in ("next_token", "fill_in"):
+            raise UsageError(f"The objective {self.name} cannot teach {task.name}, whose layout is {task.layout}.")
+        self.in_place = task.is_language or task.blank is not None
+        self.length = task.seq_len if self.in_place else answered_length(task, self.name)
+
+    def encode(self, batch: Batch) -> Encoded:
+        """The row with its answer; `positions` are the cells of the answer."""
+        if self.in_place:
+            asked = batch.targets != IGNORE
+            cells = asked if self.task.is_language else asked & (batch.inputs == self.task.blank)
+            tokens, timespans = torch.where(asked, batch.targets, batch.inputs), batch.timespans
+        else:
+            tokens, cells, timespans = answered(self.task, batch)
+        positions = cells.flatten().nonzero().squeeze(1)
+        return Encoded(tokens, positions, tokens.flatten()[positions], timespans, streams=batch.streams)
+
+    def predictions(self, batch: Batch, tokens: Tensor) -> Tensor:
+        """(n, L) in the task's coordinates, on the CPU, of tokens (n, T) as `encode` arranges them."""
+        return tokens[:, -batch.inputs.shape[1] :].cpu()
+
+
+def cells_of(data: Encoded) -> Tensor:
+    """(n, T) bool, the cells of the answers."""
+    cells = torch.zeros_like(data.tokens, dtype=torch.bool)
+    cells.view(-1)[data.positions] = True
+    return cells
+
+
+def times_of(source: torch.Generator | RowDraws, n: int, antithetic: bool) -> Tensor:
+    """(n,) numbers in [0, 1), one a row: from its own stream, or from a generator.
+
+    Args:
+        antithetic: the i-th of a generator's is in the i-th of n equal parts.
+    """
+    if isinstance(source, RowDraws):
+        return source.uniform(TIME)
+    t = torch.rand(n, generator=source)
+    return (t + torch.arange(n)) / n if antithetic else t
+
+
+def hit(data: Encoded, source: torch.Generator | RowDraws, p: Tensor) -> Tensor:
+    """(m,) bool, which cells of the answers are noisy, each with the probability p (n,) of its row."""
+    device = data.tokens.device
+    if isinstance(source, RowDraws):
+        return (source.uniform(CELL, data.tokens.shape[1]) < p[:, None]).to(device).flatten()[data.positions]
+    return torch.rand(len(data.positions), generator=source).to(device) < p.to(device)[data.rows]
+
+
+def worth_of(batch: Batch) -> Tensor:
+    """(n,) of each row in the loss of an evaluation, by its scored cells."""
+    n_scored = (batch.targets != IGNORE).sum(1).double()
+    return n_scored / n_scored.sum().clamp(min=1)
+
+
+def shares(data: Encoded, weight: Tensor, worth: Tensor | None) -> Tensor:
+    """(n,) of a cell of each row in the loss: the weight of its row's time over the number of cells.
+
+    Args:
+        weight: (n,) of the row's time, on the CPU.
+        worth: (n,) of each row in the loss, on the CPU; by default the same for all that have an answer.
+    """
+    device = data.tokens.device
+    cells = torch.bincount(data.rows, minlength=len(data.tokens))
+    if worth is None:
+        worth = (cells > 0) / (cells > 0).sum()
+    if widest(device) is torch.float32:
+        weight, worth = weight.float(), worth.float()
+    return weight.to(device) * worth.to(device) / cells.clamp(min=1)
+
+
+def halves_of(cells: Tensor, draws: RowDraws) -> tuple[Tensor, Tensor]:
+    """The cells (n, T) in two, drawn at random: each is to be guessed from the other."""
+    first = (draws.uniform(HALF, cells.shape[1]) < 0.5).to(cells.device) & cells
+    return first, cells & ~first
+
+
+class Noisy(NamedTuple):
+    """Rows with noisy cells.
+
+    Attributes:
+        tokens: (n, T).
+        positions: (m,) cells that the loss is of, in the flattened (n * T).
+        targets: (m,) what they hold.
+        rows: (m,) the row of each.
+        weight: (m,) of each in the loss.
+        signal: (n,) share of the signal that is left at each row's time, where the loss needs it.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    targets: Tensor
+    rows: Tensor
+    weight: Tensor
+    signal: Tensor | None = None
+
+    def of(self, rows: slice) -> Noisy:
+        """Some of the rows; the weights are still those of the whole batch."""
+        if rows.stop - rows.start == len(self.tokens):
+            return self
+        here = (self.rows >= rows.start) & (self.rows < rows.stop)
+        positions = self.positions[here] - rows.start * self.tokens.shape[1]
+        own, signal = self.rows[here] - rows.start, None if self.signal is None else self.signal[rows]
+        return Noisy(self.tokens[rows], positions, self.targets[here], own, self.weight[here], signal)
+
+
+__all__ = ["Diffusion", "Noisy", "cells_of", "halves_of", "hit", "shares", "times_of", "worth_of"]
