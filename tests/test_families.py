@@ -17,6 +17,7 @@ from zoo.training.recipes import read_experiment
 TINY = zoo.list_models("*-tiny")
 PARAMETERS = {  # of the published checkpoints, or of the authors' code
     "cwm-32b": 32_581_097_472,
+    "dream-7b": 7_615_616_512,  # those of Qwen2.5-7B
     "deepseek_v2-236b": 235_741_434_880,
     "deepseek_v2-lite": 15_706_484_224,
     "deepseek_v3-671b": 671_026_404_352,

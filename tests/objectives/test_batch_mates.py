@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,6 +105,8 @@ def test_the_bound_is_right_at_every_batch_size():
     """Of a model that says the same everywhere the bound is log(vocabulary): within 4 errors over 4,000 rows."""
 
     class Flat(torch.nn.Module):
+        config = SimpleNamespace(shifted_logits=False)
+
         def __init__(self, vocab_size):
             super().__init__()
             self.unused, self.vocab_size = torch.nn.Parameter(torch.zeros(1)), vocab_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +28,8 @@ def objective(task=SUDOKU, **options):
 
 class Table(nn.Module):
     """A model that knows the answer, and counts its passes: cell i is sure by `sureness[i]`."""
+
+    config = SimpleNamespace(shifted_logits=False)
 
     def __init__(self, answers, vocab_size, sureness):
         super().__init__()
@@ -154,6 +157,23 @@ def test_an_answer_that_is_a_text_is_masked_where_the_row_says_it():
     assert (frames[-1].tokens == chosen.predict(model, rows)).all()
     for frame in frames:
         assert (frame.tokens[~asked] == rows.inputs[~asked]).all()
+
+
+def test_shifted_logits_are_those_of_the_next_cell():
+    """A model that knows cell i + 1 at cell i answers all cells, and the first one by its own logits."""
+    rows = SUDOKU.sample(40, split="train", seed=0)
+    chosen = objective()
+    right = table(rows, chosen, torch.full((16,), 40.0))
+    shifted = table(rows, chosen, torch.full((16,), 40.0))
+    shifted.answers = torch.cat([rows.targets[:, 1:], rows.targets[:, :1]], 1)
+    shifted.answers[:, 0] = rows.targets[:, 0]  # which its own logits are of
+    shifted.config = SimpleNamespace(shifted_logits=True)
+    cells = rows.inputs == SUDOKU.blank
+    cells[:, 1] = False
+    for model in (right, shifted):
+        assert torch.equal(chosen.evaluate(model, rows)[0][cells], rows.targets[cells])
+    shifted.config = right.config
+    assert (chosen.evaluate(shifted, rows)[0][cells] != rows.targets[cells]).any()
 
 
 def test_prompts_are_dropped_where_guidance_asks_for_it():

@@ -53,6 +53,8 @@ class ModelConfig(Options, label="model"):
         inputs: numbers of a real vector that the model reads at each step, in place of tokens.
         outputs: numbers that the head gives for each step, where the model reads real vectors.
         causal: read only from left to right.
+        shifted_logits: in a model with causal=False, the logits of a step are those of the token after it, as in Dream,
+            whose weights are those of a causal model; the objective masked_diffusion then reads them one step earlier.
         norm: the norm of every step and before the head; a word may set another.
         placement: placement of the norms; a word may set another.
         norm_eps: epsilon of the norms.
@@ -88,6 +90,7 @@ class ModelConfig(Options, label="model"):
     inputs: int | None = Field(default=None, ge=1)
     outputs: int | None = Field(default=None, ge=1)
     causal: bool = True
+    shifted_logits: bool = False
     norm: NormText = "rmsnorm"
     placement: Placement = "pre"
     norm_eps: float = Field(default=NORM_EPS, gt=0)
@@ -155,6 +158,8 @@ class ModelConfig(Options, label="model"):
         self._has_ends()
         if self.decoder and self.recursion is not None:
             raise UsageError("A recursive model takes no decoder.")
+        if self.shifted_logits and (self.causal or self.recursion is not None or self.inputs is not None):
+            raise UsageError("shifted_logits=True is for a model of tokens with causal=False and no recursion.")
         if self.embedding_norm and self.norm == "none":
             raise UsageError('embedding_norm=True needs a norm, not norm="none".')
         if self.max_len is not None and not self.reads_max_len() and self.recursion is None:

@@ -180,9 +180,14 @@ class MaskedDiffusion(Diffusion):
     def _logits(
         self, model: Any, tokens: Tensor, positions: Tensor, timespans: Tensor | None
     ) -> tuple[Tensor, Context]:
-        """Logits (m, vocab of the task) at `positions` of the flattened tokens."""
+        """Logits (m, vocab of the task) of the cells at `positions` of the flattened tokens.
+
+        Those of a model with `shifted_logits` are the ones of the step before, but at a row's first step (Dream).
+        """
         context = Context(timespans=timespans)
         hidden, _ = model.features(tokens, None, context)
+        if model.config.shifted_logits:
+            positions = positions - (positions % tokens.shape[1] > 0).to(positions.dtype)
         logits = model.logits(hidden.flatten(0, 1).index_select(0, positions))
         return logits[:, : self.mask_token], context
 
