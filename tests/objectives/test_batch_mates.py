@@ -24,6 +24,7 @@ TEXT = {"name": "text", "seq_len": 24}
 SERIES = {"name": "oscillators", "n_steps": 20, "min_steps": 14, "gap_steps": (2, 4)}  # 4 to 8 answers a row
 DIGITS = {"name": "digits", "order": "rows"}
 WORDS = {"name": "formal_language", "min_length": 3, "max_length": 12}  # answers of many lengths
+BOTH_WAYS = ("masked_diffusion", "uniform_diffusion", "deep_supervision")
 CASES = [
     ("regression", SERIES, {}),
     ("regression", SERIES | {"timespans": False}, {"huber": 0.5}),
@@ -47,6 +48,11 @@ CASES = [
     ("masked_diffusion", SUDOKU, {"temperature": 1.0, "guidance": 0.5, "prompt_dropout": 0.1}),
     ("masked_diffusion", TEXT, {}),
     ("masked_diffusion", WORDS, {}),
+    ("uniform_diffusion", SUDOKU, {}),
+    ("uniform_diffusion", SUDOKU, {"steps": 3, "tail": "ancestral", "temperature": 0.7, "time_bins": 0}),
+    ("uniform_diffusion", MQAR, {"antithetic": False}),
+    ("uniform_diffusion", TEXT, {}),
+    ("uniform_diffusion", WORDS, {}),
     *[
         ("deep_supervision", task, options)
         for task in (SUDOKU, MQAR)
@@ -58,7 +64,7 @@ CASES = [
 def parts(name, spec, options):
     """An objective with an untrained model in float64."""
     task = create_task(spec)
-    chosen = create_objective(name, task, causal=name not in ("masked_diffusion", "deep_supervision"), **options)
+    chosen = create_objective(name, task, causal=name not in BOTH_WAYS, **options)
     torch.manual_seed(0)
     answers = task.n_outputs or task.n_classes
     ends = {"inputs": task.n_inputs, "outputs": answers} if chosen.series else {"vocab_size": chosen.vocab_size}

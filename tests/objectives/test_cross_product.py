@@ -20,7 +20,7 @@ WORDS = zoo.list_mixers(kind="sequence")
 RECURSION = {"cycles": 1, "updates": 1, "max_steps": 2, "prefix": 1}
 
 
-BOTH_WAYS = ("masked_diffusion", "deep_supervision")  # these need a model that looks ahead
+BOTH_WAYS = ("masked_diffusion", "uniform_diffusion", "deep_supervision")  # these need a model that looks ahead
 SUDOKU = {"name": "sudoku", "size": 4, "max_givens": 12}
 TASKS = {
     "regression": {"name": "oscillators", "n_steps": 12, "min_steps": 10, "gap_steps": (2, 3), "held_out": 0.3},
@@ -121,7 +121,7 @@ def test_mismatches_name_their_fix(objective, model, message):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["masked_diffusion", "deep_supervision"])
+@pytest.mark.parametrize("name", BOTH_WAYS)
 @pytest.mark.parametrize(
     ("task", "message"),
     [
@@ -162,6 +162,8 @@ def test_series_and_tokens_are_not_mixed_up(name, task, message):
         ("masked_diffusion", {"steps": 3}),
         ("masked_diffusion", {"steps": 40}),
         ("masked_diffusion", {"steps": 6, "block_length": 4, "order": "confidence"}),
+        ("uniform_diffusion", {}),
+        ("uniform_diffusion", {"steps": 3, "tail": "ancestral"}),
         ("deep_supervision", {}),
         ("deep_supervision", {"eval_steps": 3, "starts": 2}),
     ],

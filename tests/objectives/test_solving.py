@@ -28,6 +28,8 @@ CASES = {
     "masking anew": (SUDOKU, {"name": "masked_diffusion", "order": "low_confidence"}, {"causal": False}),
     "a copy": (MQAR, {"name": "masked_diffusion"}, {"causal": False}),
     "halves": (TEXT, {"name": "masked_diffusion"}, {"causal": False}),
+    "correcting": (SUDOKU, {"name": "uniform_diffusion", "steps": 5}, {"causal": False}),
+    "corrected halves": (TEXT, {"name": "uniform_diffusion"}, {"causal": False}),
     "thinking": (SUDOKU, {"name": "deep_supervision"}, {"causal": False, **THOUGHT}),
     "several starts": (SUDOKU, {"name": "deep_supervision", "starts": 3}, {"causal": False, **THOUGHT}),
     "blanks behind": (MQAR, {"name": "deep_supervision", "eval_steps": 5}, {"causal": False, **THOUGHT}),

@@ -57,6 +57,7 @@ EXPERIMENTS = {
         "model": MASKED,
         "objective": {"name": "masked_diffusion", "prompt_dropout": 0.2, "order": "random", "steps": 4},
     },
+    "correcting": {"task": SUDOKU, "model": MASKED, "objective": {"name": "uniform_diffusion", "steps": 4}},
 }
 
 

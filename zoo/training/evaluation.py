@@ -50,8 +50,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """`Task.score` of the model's predictions, with the mean `loss` of a scored position.
 
-    Of a text, `bits_per_byte` is the loss in bits: exact under next_token, under masked_diffusion an estimate, by one
-    draw of times and masks a row, of an upper bound.
+    Of a text, `bits_per_byte` is the loss in bits: exact under next_token, under diffusion an estimate, by one draw
+    of times and noise a row, of an upper bound.
     `n_rows` were scored, of `n_problems` (`Task.problems`); `exact_low` and `exact_high` are the 95 % interval of
     `exact` over those problems, None where there is one only; where targets are real vectors, `mse_low` and `mse_high`
     are that of `mse`. No figure depends on `batch_size`.
