@@ -68,6 +68,7 @@ ROUNDED = {  # where no more digits are told
     "mamba2-2.7b": 2.7e9,
     "mamba2-370m": 368e6,
     "mamba2-780m": 780e6,
+    "minimax-456b": 456e9,
     "nemotron_h-3-nano-30b": 31.6e9,
     "nemotron_h-3-super-120b": 120.6e9,
     "nemotron_h-47b": 47e9,

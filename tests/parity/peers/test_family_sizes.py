@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from published import LOGITS
@@ -13,6 +15,9 @@ from zoo.models.families import families
 
 MORE_WEIGHTS = ("longcat_flash",)  # transformers wants weights for zero experts, which published checkpoints lack
 SHORT = {"deepseek_v32-tiny": 16}  # beyond its top_k, an indexer's equal scores are told apart in another way
+COMPUTED = (
+    r"(slope_rate|query_decay|key_decay|diagonal_decay)$"  # transformers saves these, and makes them where missing
+)
 EAGER = ("gemma2",)  # transformers caps scores in its eager attention alone
 TINY = [
     f"{family.name}-tiny"
@@ -35,7 +40,7 @@ def test_tiny_sizes_are_read_by_transformers(name, tmp_path):
         experts_implementation="eager",
         attn_implementation="eager" if name.startswith(EAGER) else None,
     )
-    assert not told["missing_keys"]
+    assert not [name for name in told["missing_keys"] if not re.search(COMPUTED, name)]
     assert not told["unexpected_keys"]
     tokens = torch.randint(ours.config.vocab_size, (2, SHORT.get(name, 37)))
     with torch.no_grad():

@@ -15,15 +15,17 @@ def token_maps(
     p: Published,
     *,
     embedding: str = "model.embed_tokens.weight",
-    norm: str = "model.norm.weight",
+    norm: str | None = "model.norm.weight",
     norm_bias: str | None = None,
     head: str = "lm_head.weight",
     tied: bool = False,
 ) -> Iterator[Map]:
-    """The embedding, the last norm and the head; `tied` is the default of `tie_word_embeddings`."""
+    """The embedding, the last norm where it stands before the head alone, and the head; `tied` is the default of
+    `tie_word_embeddings`."""
     tie = p("tie_word_embeddings", tied)
     yield same("embedding.weight", embedding, copies=(head,) if tie else ())
-    yield same("norm.weight", norm)
+    if norm:
+        yield same("norm.weight", norm)
     if norm_bias:
         yield same("norm.bias", norm_bias)
     if not tie:
