@@ -33,19 +33,25 @@ def fingerprint(tokens: Tokens) -> random.Keys:
     return (tokens.astype(np.uint64) * random.bits(_COEFFICIENTS, tokens.shape[1])).sum(1)
 
 
-def draw_for_split(row_keys: random.Keys, split: Split, draw: Callable[[random.Keys], Tokens]) -> Tokens:
+def draw_for_split(
+    row_keys: random.Keys,
+    split: Split,
+    draw: Callable[[random.Keys], Tokens],
+    named: Callable[[Tokens], random.Keys] = fingerprint,
+) -> Tokens:
     """(n, L) strings, each drawn again until it belongs to `split`.
 
     Args:
         row_keys: (n,) the rows' keys.
         split: which split.
         draw: strings (m, L), padded with zeros, from keys (m,); a string must depend on its key only.
+        named: one number for each string (m, L), by which it belongs to a split; a symmetry keeps the number.
     """
     tokens: Tokens | None = None
     left = np.arange(len(row_keys))
     for attempt in range(_MAX_REDRAWS):
         drawn = draw(random.fold(row_keys[left], attempt))
-        found = random.split_of(fingerprint(drawn)) == SPLITS.index(split)
+        found = random.split_of(named(drawn)) == SPLITS.index(split)
         if tokens is None:
             tokens = drawn
         tokens[left[found]] = drawn[found]
@@ -59,6 +65,34 @@ def length_bucket(lengths: Tokens) -> Tokens:
     """Lengths rounded up to the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
     power = 2 ** np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64)
     return np.where(lengths * 4 <= power * 3, power * 3 // 4, power)
+
+
+def packed(tokens: Tokens) -> Tokens:
+    """(n, L) tokens with the zeros between them moved to the end of each row."""
+    kept = tokens > 0
+    found = np.zeros_like(tokens)
+    row, at = kept.nonzero()
+    found[row, (np.cumsum(kept, axis=1) - 1)[row, at]] = tokens[row, at]
+    return found
+
+
+def continued(tokens: Tokens, asked: NDArray[np.bool_]) -> tuple[Tokens, Tokens]:
+    """Inputs and targets (n, L) of texts (n, L + 1), padded with zeros, whose `asked` tokens are predicted.
+
+    The last token of a text is not read back.
+    """
+    targets = np.where(asked[:, 1:], tokens[:, 1:], IGNORE)
+    ended = np.pad(tokens[:, 2:] == 0, ((0, 0), (0, 1)), constant_values=True)
+    inputs = tokens[:, :-1].copy()
+    inputs[:, 1:][(ended & asked[:, 1:])[:, :-1]] = 0
+    return inputs, targets
+
+
+def since(begin: NDArray[np.bool_], end: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(n, L) whether a position is behind a `begin` (n, L) that no `end` (n, L) has followed yet."""
+    place = np.arange(begin.shape[1])
+    last = [np.maximum.accumulate(np.where(marks, place, -1), axis=1) for marks in (begin, end)]
+    return (last[0] > last[1]) & ~begin
 
 
 def answers_at(values: Tokens, asked: NDArray[np.bool_], answers: Answers) -> Tokens:
