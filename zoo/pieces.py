@@ -280,8 +280,8 @@ def first_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
     def run(ctx: Any, *gradients: Any) -> Any:
         if torch.is_grad_enabled():  # only within create_graph=True
             raise UsageError(
-                "A sequence that is cut over processes has no second derivatives (create_graph=True): let one process "
-                "have the whole sequence."
+                "What processes exchange has no second derivatives (create_graph=True): let one process have the whole "
+                "sequence and all experts."
             )
         return backward(ctx, *gradients)
 

@@ -250,6 +250,8 @@ class Mixer(nn.Module, ABC):
     """Whether the outputs depend on no later input. A mixer that is not causal has no state."""
     step_sums: tuple[str, ...] = ()
     """Names of buffers in which training passes add up, over all rows, what `after_step` reads."""
+    expert_weights: tuple[str, ...] = ()
+    """Names of parameters whose first axis is experts, which processes may share out (`zoo.experts`)."""
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)

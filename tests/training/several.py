@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import zoo
+from zoo.training import checkpoint
 from zoo.training.optimizer import Optimizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +22,7 @@ MQAR = {"name": "mqar", "vocab_size": 32, "seq_len": 16, "n_pairs": 2}
 SUDOKU = {"name": "sudoku", "size": 4}
 RECURSIVE = {"causal": False, "placement": "post", "recursion": {"cycles": 2, "updates": 2, "max_steps": 3}}
 HALTS = {"name": "deep_supervision", "exploration": 0.5, "random_start": True}
+EARLY = "shortcut(moe(n_experts=4, n_zero_experts=2, top_k=3, bias=True, balance='bias', d_hidden=16), gqa swiglu)"
 NOISES = {"name": "masked_diffusion", "prompt_dropout": 0.3}
 BALANCED = "gqa moe(n_experts=4, d_hidden=16, balance='bias', bias_rate=0.01)"
 
@@ -39,6 +41,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "classification": {"task": {"name": "digits"}, "model": "gru swiglu", "objective": "classification"},
     "muon": {"task": MQAR, "model": "gated_deltanet swiglu", "train": {"optimizer": "muon", "clip": 0.1}},
     "experts": {"task": MQAR, "model": BALANCED},
+    "early_experts": {"task": MQAR, "model": EARLY, "train": {"optimizer": "muon", "ema": 0.9, "clip": 0.1}},
+    "expert_puzzles": {
+        "task": SUDOKU,
+        "model": {"pattern": "gqa loop(2, moe(n_experts=4, d_hidden=16, balance='none'))", **RECURSIVE},
+        "objective": HALTS,
+        "train": {"accumulate": 2},
+    },
     "recompute": {"task": MQAR, "model": "gqa swiglu", "train": {"recompute": True, "rows": 20}},
 }
 PARTS: dict[str, dict[str, Any]] = {
@@ -128,6 +137,37 @@ def ended(processes: list[subprocess.Popen[str]], seconds: float = 240.0) -> lis
                 process.kill()
                 process.wait()
     return found
+
+
+# ---- trainings in several processes, and their checkpoints
+
+HELD = 'parallel="fsdp",schedule="constant"'
+
+
+def in_processes(n: int, *jobs: str, cwd: Path | None = None) -> None:
+    """Train kinds with options, `KIND,FOLDER,OPTION=VALUE`, in n processes."""
+    found = ended(start(n, __file__, *jobs, cwd=Path.cwd() if cwd is None else cwd))
+    assert all(status == 0 for status, _, _ in found), found
+
+
+def at_end(run: str) -> Path:
+    return Path(run, "checkpoints/step_20")
+
+
+def tensors_of(run: str) -> dict[str, torch.Tensor]:
+    """All tensors of a run's last checkpoint, by name."""
+    path = at_end(run)
+    found = {**checkpoint.read_weights(path, average=False)}
+    found |= {f"average.{k}": v for k, v in checkpoint.read_weights(path).items()}
+    for i, part in enumerate(checkpoint.read_training(path)["optimizer"]):
+        found |= {f"{i}.{j}.{k}": torch.as_tensor(v) for j, s in part["state"].items() for k, v in s.items()}
+    return found
+
+
+def distance(run: str, other: str) -> float:
+    """The largest difference of a tensor, as a share of its norm."""
+    pairs = [(tensors_of(run)[name], tensor) for name, tensor in tensors_of(other).items()]
+    return max(float((a.double() - b).norm() / b.double().norm().clamp(min=1e-30)) for a, b in pairs)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from several import KINDS, PARTS, ROOT, ended, start, train
 import zoo
 from zoo.cli import main
 from zoo.core.errors import UsageError
+from zoo.models.create import model_config
 from zoo.objectives.base import objectives
 from zoo.objectives.next_token import NextToken
 from zoo.training.group import Group
@@ -32,6 +33,7 @@ from zoo.training.train_options import TrainConfig
 SEVERAL = str(Path(__file__).with_name("several.py"))
 COMMAND = "from zoo.cli import main; main()"
 FAST = {"next_token": "ddp", "deep_supervision": "ddp", "experts": "fsdp", "muon": "fsdp"}
+MODEL = model_config("gqa swiglu", d_model=16, vocab_size=32)
 TIMES = ("seconds", "tokens_per_second")
 
 
@@ -162,9 +164,9 @@ def test_an_objective_that_reads_a_batch_whole_is_not_shared(monkeypatch):
 
     monkeypatch.setitem(objectives._classes, "whole", Whole)
     whole = object.__new__(Whole)
-    check_shared(1, TrainConfig(), whole)
+    check_shared(1, TrainConfig(), whole, MODEL)
     with pytest.raises(UsageError, match="the objective whole reads a batch whole"):
-        check_shared(2, TrainConfig(), whole)
+        check_shared(2, TrainConfig(), whole, MODEL)
 
 
 def test_more_processes_than_devices_are_refused(monkeypatch):
@@ -172,9 +174,9 @@ def test_more_processes_than_devices_are_refused(monkeypatch):
     for device, told in (("mps", "as MPS serves one"), ("cuda", "as there are 1 GPUs")):
         monkeypatch.setattr("zoo.training.processes.choose_device", lambda name, device=device: torch.device(device))
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        check_shared(1, TrainConfig(), objective)
+        check_shared(1, TrainConfig(), objective, MODEL)
         with pytest.raises(UsageError, match=f"2 processes on this machine are too many, {told}: set train.device=cpu"):
-            check_shared(2, TrainConfig(), objective)
+            check_shared(2, TrainConfig(), objective, MODEL)
 
 
 @pytest.mark.slow

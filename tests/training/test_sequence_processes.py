@@ -10,12 +10,14 @@ import torch
 from several import ended, start, train
 
 from zoo.core.errors import UsageError
+from zoo.models.create import model_config
 from zoo.objectives.base import create_objective
 from zoo.tasks import create_task
 from zoo.training.processes import Processes, check_shared
 from zoo.training.train import train as train_one
 from zoo.training.train_options import TrainConfig
 
+MODEL = model_config("gqa swiglu", d_model=16, vocab_size=32)
 SEVERAL = str(Path(__file__).with_name("several.py"))
 
 
@@ -74,13 +76,13 @@ def test_a_later_training_without_cuts_has_whole_sequences():
 def test_groups_that_do_not_fit_are_refused(size, options, told):
     objective = create_objective("next_token", create_task("mqar", vocab_size=32, seq_len=12, n_pairs=2))
     with pytest.raises(UsageError, match=told):
-        check_shared(size, TrainConfig(device="cpu", **options), objective)
+        check_shared(size, TrainConfig(device="cpu", **options), objective, MODEL)
 
 
 def test_what_reads_whole_sequences_is_refused():
     objective = create_objective("classification", create_task("digits"))
     with pytest.raises(UsageError, match="the objective classification reads the sequences of digits whole"):
-        check_shared(2, TrainConfig(device="cpu", sequence_processes=2), objective)
+        check_shared(2, TrainConfig(device="cpu", sequence_processes=2), objective, MODEL)
     with pytest.raises(UsageError, match=r"sequence_processes=2: train\.compile is not allowed with it"):
         TrainConfig(sequence_processes=2, compile=True)
 

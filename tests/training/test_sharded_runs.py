@@ -7,38 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from several import ROOT, ended, start, train
+from several import HELD, ROOT, at_end, distance, ended, in_processes, start, train
 
 import zoo
 from zoo.training import checkpoint
-
-SEVERAL = str(Path(__file__).with_name("several.py"))
-HELD = 'parallel="fsdp",schedule="constant"'
-
-
-def in_processes(n: int, *jobs: str) -> None:
-    found = ended(start(n, SEVERAL, *jobs, cwd=Path.cwd()))
-    assert all(status == 0 for status, _, _ in found), found
-
-
-def at_end(run: str) -> Path:
-    return Path(run, "checkpoints/step_20")
-
-
-def whole(run: str) -> dict[str, torch.Tensor]:
-    """All tensors of a run's last checkpoint, by name."""
-    path = at_end(run)
-    found = {**checkpoint.read_weights(path, average=False)}
-    found |= {f"average.{k}": v for k, v in checkpoint.read_weights(path).items()}
-    for i, part in enumerate(checkpoint.read_training(path)["optimizer"]):
-        found |= {f"{i}.{j}.{k}": torch.as_tensor(v) for j, s in part["state"].items() for k, v in s.items()}
-    return found
-
-
-def distance(run: str, other: str) -> float:
-    """The largest difference of a tensor, as a share of its norm."""
-    pairs = [(whole(run)[name], tensor) for name, tensor in whole(other).items()]
-    return max(float((a.double() - b).norm() / b.double().norm().clamp(min=1e-30)) for a, b in pairs)
 
 
 @pytest.mark.slow

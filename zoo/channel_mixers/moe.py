@@ -14,6 +14,7 @@ from zoo.channel_mixers.glu import ACTIVATIONS, GLU, Gate, gated, hidden_width
 from zoo.channel_mixers.mlp import MLP
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
+from zoo.experts import held_here, sharers, through_experts
 from zoo.ops import grouped_feed_forward
 from zoo.ops.common import without_autocast
 from zoo.ops.derivatives import transformed
@@ -140,6 +141,7 @@ class MoE(Mixer):
         self.down_bias = _bias(config.bias, n, width)
         for name in ("up_bias", "down_bias"):
             set_rule(self, name, weight_decay=False)
+        self.expert_weights = ("up_proj", "down_proj", *(("up_bias", "down_bias") if config.bias else ()))
         nn.init.normal_(self.router.weight, std=d_model**-0.5)
         nn.init.normal_(self.up_proj, std=width**-0.5)
         nn.init.normal_(self.down_proj, std=(2 * place.n_layers * h) ** -0.5)
@@ -226,14 +228,25 @@ class MoE(Mixer):
         sizes = _count(routing.experts, real, config.n_experts)
         # Copied k times, then permuted: the gradient is then a sum in fixed order, on a GPU too.
         rows = tokens[:, None].expand(-1, k, -1).flatten(0, 1).index_select(0, order)
-        y = grouped_feed_forward(
-            rows, sizes, self.up_proj, self.down_proj, self._activate, self.up_bias, self.down_bias
-        )
+        if (processes := sharers(self.up_proj)) is None:
+            y = self._products(rows, sizes)
+        else:
+            y = through_experts(rows, sizes, processes, self._dtype(rows), self._products)
         y = y.index_select(0, order.argsort())
         total = (y.unflatten(0, (-1, k)) * routing.weights.masked_fill(~real, 0)[..., None]).sum(1)
         if config.n_zero_experts:
             total = total + tokens * routing.weights.masked_fill(real, 0).sum(-1, keepdim=True)
         return total.to(y.dtype)
+
+    def _products(self, rows: Tensor, sizes: Tensor) -> Tensor:
+        """What the experts of this process give for rows sorted by expert, of which `sizes` has their numbers."""
+        up, down, up_bias, down_bias = map(held_here, (self.up_proj, self.down_proj, self.up_bias, self.down_bias))
+        return grouped_feed_forward(rows, sizes, up, down, self._activate, up_bias, down_bias)
+
+    def _dtype(self, rows: Tensor) -> torch.dtype:
+        """In which the products are computed."""
+        device = rows.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.up_proj.dtype
 
     def _activate(self, h: Tensor) -> Tensor:
         activation = self.config.activation

@@ -37,7 +37,7 @@ def grouped_feed_forward(
     values_are_known = not torch.compiler.is_compiling() and not batched()
     if x.device.type == "cpu" and values_are_known:  # one group at a time stays in the cache
         counts = sizes.tolist()
-        groups = [g for g, count in enumerate(counts) if count]
+        groups = [g for g, count in enumerate(counts) if count] or [0]  # x and the weights always get a gradient
         left_over = len(x) - sum(counts)
         parts = x.split([*(counts[g] for g in groups), left_over])[:-1]
         each = (_each(weights, groups) for weights in (up, up_bias, down, down_bias))
@@ -45,8 +45,7 @@ def grouped_feed_forward(
             F.linear(activation(F.linear(rows, w1, b1)), w2, b2)
             for rows, w1, b1, w2, b2 in zip(parts, *each, strict=True)
         ]
-        dtype = outputs[0].dtype if outputs else x.dtype
-        return torch.cat([*outputs, x.new_zeros(left_over, down.shape[1], dtype=dtype)])
+        return torch.cat([*outputs, x.new_zeros(left_over, down.shape[1], dtype=outputs[0].dtype)])
     group = _group(x, sizes).clamp(max=len(sizes) - 1)
     h = grouped_linear(x, up, sizes)
     h = activation(h if up_bias is None else h + up_bias.to(h.dtype).index_select(0, group))
@@ -80,7 +79,7 @@ def grouped_linear(x: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
         x, weight = x.to(dtype), weight.to(dtype)
     if batched():
         return _every_product(x, weight, sizes)
-    if device == "cuda" and x.dtype == torch.bfloat16 and _aligned(x, weight):
+    if device == "cuda" and x.dtype == torch.bfloat16 and len(x) and _aligned(x, weight):
         return _one_kernel(x, weight, sizes)
     if torch.compiler.is_compiling():  # sizes that depend on data would break the graph: they stay inside an operator
         return grouped_product(x, weight, sizes)
@@ -91,7 +90,8 @@ def _products(x: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
     counts = sizes.tolist()
     left_over = len(x) - sum(counts)
     parts = x.split([*counts, left_over])
-    outputs = [F.linear(part, w) for part, w in zip(parts[:-1], weight.unbind(), strict=True) if len(part)]
+    pairs = list(zip(parts[:-1], weight.unbind(), strict=True))
+    outputs = [F.linear(part, w) for part, w in [pair for pair in pairs if len(pair[0])] or pairs[:1]]
     return torch.cat([*outputs, x.new_zeros(left_over, weight.shape[1])])
 
 

@@ -34,14 +34,19 @@ class _Ended(Exception):
 
 
 class DataParallel(Stepping):
-    """Updates under DDP: the gradients of all processes are added up during the backward pass."""
+    """Updates under DDP: the gradients of all processes are added up during the backward pass.
 
-    def __init__(self, group: Group, processes: Any, model: nn.Module, parts: int):
-        self._group, self._parts, self._part = group, parts, 0
+    Those of experts that processes share out are added up afterwards, over the processes that hold the same.
+    """
+
+    def __init__(self, group: Group, processes: Any, model: nn.Module, parts: int, experts: Any = None):
+        self._group, self._parts, self._part, self._experts = group, parts, 0, experts
         self._pass = _Pass(model)
         ddp = nn.parallel.DistributedDataParallel
         # Buffers follow from the same steps in every process: `Mixer.step_sums`.
-        ddp._set_params_and_buffers_to_ignore_for_model(self._pass, [name for name, _ in self._pass.named_buffers()])
+        ignored = [name for name, _ in self._pass.named_buffers()]
+        ignored += [f"model.{name}" for name in (experts.weights if experts else ())]
+        ddp._set_params_and_buffers_to_ignore_for_model(self._pass, ignored)
         self._ddp = ddp(self._pass, process_group=processes, find_unused_parameters=True)
         self._ddp.register_comm_hook(processes, _added_up)
 
@@ -56,6 +61,11 @@ class DataParallel(Stepping):
         assert self._pass.update is not None
         update, self._pass.update = self._pass.update, None
         return replace(update, loss=loss)
+
+    def finish(self) -> None:
+        if self._experts is not None:
+            with self._group.contact():
+                self._experts.add_up()
 
 
 def _added_up(group, bucket):  # DDP compares annotations with types, which those of this file are not

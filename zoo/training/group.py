@@ -32,6 +32,9 @@ class Group:
     def cut_sequences(self, n: int) -> None:
         """Have every n processes share their rows, each with a piece of every sequence."""
 
+    def share_experts(self, n: int) -> None:
+        """Have every n processes share out the experts of each layer, in models that are `cut` from now on."""
+
     @property
     def leads(self) -> bool:
         """Whether this process writes the run folder and speaks for all."""
@@ -75,10 +78,10 @@ class Group:
         return parts
 
     def cuts(self, config: TrainConfig) -> bool:
-        """Whether the processes of a training by this config hold each weight in pieces."""
+        """Whether the processes of a training by this config hold weights in pieces."""
         return False
 
-    def cut(self, model: nn.Module, device: torch.device) -> None:
+    def cut(self, model: nn.Module, config: TrainConfig, device: torch.device) -> None:
         """Make of a model on the device "meta" one in pieces on a device: this process's rows, without values yet."""
 
     def pour(self, values: Callable[[], nn.Module], *models: nn.Module) -> None:
@@ -97,7 +100,7 @@ class Group:
     def stepping(self, model: nn.Module, parts: int) -> Stepping:
         """What takes the updates of a batch, each of them in parts, out of an objective.
 
-        After the backward pass of the last part the gradients are those of the whole batch.
+        After the backward pass of the last part, and `finish`, the gradients are those of the whole batch.
         """
         return Stepping()
 
@@ -115,6 +118,9 @@ class Stepping:
     def next(self, updates: Iterator[Update]) -> Update | None:
         """The next update, forward pass included; None after the last."""
         return next(updates, None)
+
+    def finish(self) -> None:
+        """Called after the backward pass of an update's last part, for gradients that are not whole by then."""
 
 
 def on_cpu(data: Any) -> Any:

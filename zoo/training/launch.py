@@ -115,7 +115,7 @@ def train_recipe(
         return Launched(0, [summary(result)])
     for experiment in experiments.values():
         parts = experiment.build()
-        check_shared(processes or 1, experiment.train, parts.objective)
+        check_shared(processes or 1, experiment.train, parts.objective, parts.model)
     if len(experiments) == 1 and processes is not None:
         chosen = ["--variant", name] if (name := next(iter(experiments))) else []
         command = ["train", source, *overrides, *chosen, *flags]

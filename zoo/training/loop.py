@@ -257,6 +257,7 @@ class Trainer:
             self.loss_sum += self.group.total(update.loss.detach())
             parts.append(update if self.config.accumulate == 1 else update.light())
             if update.last:
+                self.stepping.finish()
                 self.grad_norm = self.session.optimizer.step(self.at.step)
                 for mixer in self.mixers:
                     for name in mixer.step_sums:

@@ -14,7 +14,7 @@ from zoo.objectives.base import at_least_float32
 from zoo.parameters import Rule, rules_of
 from zoo.training.group import Group
 from zoo.training.muon import SharedMuon
-from zoo.training.shards import here, is_shard, trained_here
+from zoo.training.shards import here, is_shard, n_pieces, trained_here
 from zoo.training.train_options import TrainConfig
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -146,6 +146,7 @@ class Optimizer:
         self._held = list(held.values())
         self._shapes = {held[id(p)]: p.shape for p in self.parameters}
         self._in_pieces = any(map(is_shard, self.parameters))
+        self._pieces = {held[id(p)]: n_pieces(p) for p in self.parameters}
         groups = parameter_groups(model, muon=config.optimizer == "muon", by_row=config.puzzle_lr is not None)
         rules = rules_of(model)
         self.peaks: list[list[float]] = []  # of every group of every part
@@ -177,8 +178,8 @@ class Optimizer:
             if group.size == 1:
                 self.parts.append(torch.optim.Muon(scaled(peak, matrices=decay), **how))
             else:
-                how |= {"shapes": self._shapes, "in_pieces": self._in_pieces, "group": group}
-                self.parts.append(SharedMuon(scaled(peak, matrices=decay), **how))
+                how |= {"shapes": self._shapes, "in_pieces": any(map(is_shard, groups["matrices"]))}
+                self.parts.append(SharedMuon(scaled(peak, matrices=decay), group=group, **how))
         if config.puzzle_lr is not None and groups["rows"]:
             self.parts.append(SignRows(scaled(config.puzzle_lr, rows=config.weight_decay), lr=config.puzzle_lr))
 
@@ -194,7 +195,11 @@ class Optimizer:
         gradients = [p.grad for p in self._held if p.grad is not None]
         norm = None
         if self.config.clip is not None:
-            norm = torch.linalg.vector_norm(at_least_float32(torch.stack(torch._foreach_norm(gradients))))
+            counted = gradients
+            if self._in_pieces:  # what several processes have counts in the first of them
+                counted = [p.grad for p, n in self._pieces.items() if p.grad is not None and self._group.rank < n]
+            norms = torch._foreach_norm(counted) if counted else [gradients[0].new_zeros(())]
+            norm = torch.linalg.vector_norm(at_least_float32(torch.stack(norms)))
             if self._in_pieces:
                 norm = self._group.total(norm.square()).sqrt()
             # A product with a tensor: no decision in Python, so no wait for the device.
@@ -207,6 +212,11 @@ class Optimizer:
         for p in (*self.parameters, *self._held) if self._in_pieces else self.parameters:
             p.grad = None
         return norm
+
+    def n_pieces(self) -> dict[str, int]:
+        """In how many pieces the processes hold each parameter, by `PART.PARAMETER` as in the state."""
+        each = [[p for group in part.param_groups for p in group["params"]] for part in self.parts]
+        return {f"{part}.{i}": self._pieces[p] for part, params in enumerate(each) for i, p in enumerate(params)}
 
     def is_finite(self) -> bool:
         """Whether every weight of every process is a number."""

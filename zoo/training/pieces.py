@@ -69,24 +69,22 @@ def read_rows(
     paths: Sequence[Path],
     whole: Mapping[str, tuple[int, ...]],
     rank: int,
-    size: int,
-    is_cut: Callable[[str], bool] = lambda name: True,
+    n_pieces: Callable[[str], int],
 ) -> dict[str, Tensor]:
-    """The rows of each tensor that one of `size` processes has; tensors that are not cut are read whole.
+    """The rows of each tensor that a process has; tensors that are not cut are read whole.
 
     Args:
         paths: files of pieces, in order, or the one file of whole tensors.
         whole: the `shapes` of the tensors in them.
         rank: number of the process.
-        size: number of processes, which may be another one than the files'.
-        is_cut: whether the processes have a tensor, by its name, in pieces.
+        n_pieces: in how many pieces the processes have a tensor, by its name, which may be others than in the files.
     """
     starts = dict.fromkeys(whole, 0)
     found: dict[str, list[Tensor]] = {name: [] for name in whole}
     for path in paths:
         with safetensors.safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
-                if not is_cut(name) or not whole[name]:
+                if (size := n_pieces(name)) == 1 or not whole[name]:
                     found[name].append(file.get_tensor(name))
                     continue
                 wanted, at = own_rows(whole[name][0], rank, size), starts[name]
@@ -112,6 +110,11 @@ def moments(states: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], 
     return rest, tensors
 
 
+def parameter_of(moment: str) -> str:
+    """The parameter that a moment belongs to, `PART.PARAMETER`."""
+    return moment.rsplit(".", 1)[0]
+
+
 def with_moments(rest: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     """The states that `moments` took apart.
 
@@ -132,6 +135,7 @@ __all__ = [
     "is_piece",
     "joined",
     "moments",
+    "parameter_of",
     "piece",
     "read_rows",
     "shapes",

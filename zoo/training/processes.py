@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from zoo.core.errors import RunError, UsageError, quoted
 from zoo.core.run_files import at_key, differing
+from zoo.models.config import ModelConfig
+from zoo.models.create import create_model
 from zoo.objectives.base import Objective
 from zoo.pieces import Pieces, ProcessLink
+from zoo.protocol import Mixer
 from zoo.tasks import random
 from zoo.training.data_parallel import DataParallel
 from zoo.training.failures import LostProcess, failed_as, failure_kind, is_lost
@@ -23,7 +26,7 @@ from zoo.training.joining import connect, part_at_exit, several
 from zoo.training.machine import choose_device
 from zoo.training.randomness import seed_device
 from zoo.training.roll import Roll
-from zoo.training.shards import here, is_shard, own_rows
+from zoo.training.shards import here, n_pieces, own_rows
 from zoo.training.train_options import TrainConfig
 
 T = TypeVar("T")
@@ -46,6 +49,8 @@ class Processes(Group):
         self._dist = dist
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._shared = 1  # processes that read the same rows
+        self._sharers: Any = None  # processes that share out the experts of every layer with this one
+        self._replicas: Any = None  # processes that hold the same experts as this one
         self._roll = Roll(store, self.rank, self.size)
         self._form(SILENCE_SECONDS)
 
@@ -66,6 +71,17 @@ class Processes(Group):
         first = self.rank // n * n
         link = ProcessLink(range(first, first + n), self._data)
         self.pieces = Pieces(self.rank - first, (1,) * n, link) if n > 1 else None
+
+    def share_experts(self, n: int) -> None:
+        self._sharers, self._replicas = None, None
+        wait = timedelta(seconds=self._timeout)
+        with self.contact():  # every process takes part in making every group
+            for first in range(0, self.size if n > 1 else 0, n):
+                made = self._dist.new_group(list(range(first, first + n)), timeout=wait)
+                self._sharers = made if first <= self.rank < first + n else self._sharers
+            for first in range(n if n > 1 else 0):
+                made = self._dist.new_group(list(range(first, self.size, n)), timeout=wait)
+                self._replicas = made if self.rank % n == first else self._replicas
 
     def rows(self, n: int) -> slice:
         each = n // (self.size // self._shared)
@@ -141,12 +157,18 @@ class Processes(Group):
         return list(found.split(lengths))
 
     def cuts(self, config: TrainConfig) -> bool:
-        return config.parallel == "fsdp"
+        return config.parallel == "fsdp" or config.expert_parallel > 1
 
-    def cut(self, model: nn.Module, device: torch.device) -> None:
+    def cut(self, model: nn.Module, config: TrainConfig, device: torch.device) -> None:
+        from zoo.training.experts import Experts, SharedExperts
         from zoo.training.sharding import Sharded
 
-        setattr(model, _SHARDED, Sharded(self, self._data, model, device))  # which holds the model: both go together
+        experts = None if self._sharers is None else Experts(model, self._sharers, self._replicas, device)
+        if config.parallel == "ddp" and experts is not None:
+            held: Any = SharedExperts(self, self._data, model, experts, device)
+        else:
+            held = Sharded(self, self._data, model, device, experts)
+        setattr(model, _SHARDED, held)  # which holds the model: both go together
 
     @torch.no_grad()
     def pour(self, values: Callable[[], nn.Module], *models: nn.Module) -> None:
@@ -164,7 +186,8 @@ class Processes(Group):
                     whole.copy_(given[name])
                 with self.contact():
                     self._dist.broadcast(whole, src=0, group=self._data)
-                here(tensor).copy_(whole[own_rows(len(whole), self.rank, self.size)] if is_shard(tensor) else whole)
+                size = n_pieces(tensor)
+                here(tensor).copy_(whole if size == 1 else whole[own_rows(len(whole), self.rank, size)])
 
     def together(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
         sharded = getattr(model, _SHARDED, None)
@@ -214,16 +237,17 @@ def join() -> Group:
     return _groups[0]
 
 
-def check_shared(size: int, config: TrainConfig, objective: Objective) -> None:
+def check_shared(size: int, config: TrainConfig, objective: Objective, model: ModelConfig) -> None:
     """Refuse a training that this number of processes cannot share.
 
     Raises:
-        UsageError: the batch does not divide, the objective reads it whole, or there are too few GPUs.
+        UsageError: the batch or the experts do not divide, the objective reads a batch whole, or there are too few
+            GPUs.
     """
     if size == 1:
-        if config.sequence_processes > 1:
-            told = f"start several processes: --processes {config.sequence_processes}"
-            raise UsageError(f"train.sequence_processes={config.sequence_processes}: {told}.")
+        for option in ("sequence_processes", "expert_parallel"):
+            if (n := getattr(config, option)) > 1:
+                raise UsageError(f"train.{option}={n}: start several processes: --processes {n}.")
         return
     device, here = choose_device(config.device).type, int(os.environ.get("LOCAL_WORLD_SIZE", size))
     if device == "mps" or (device == "cuda" and here > torch.cuda.device_count()):
@@ -231,6 +255,11 @@ def check_shared(size: int, config: TrainConfig, objective: Objective) -> None:
         raise UsageError(f"{here} processes on this machine are too many, as {told}: set train.device=cpu.")
     if config.parallel == "fsdp" and config.compile:
         raise UsageError("train.compile is not allowed with train.parallel=fsdp: take train.parallel=ddp.")
+    if (n := config.expert_parallel) > 1:
+        if size % n:
+            told = f"{size} processes cannot be divided into groups that share out the experts"
+            raise UsageError(f"train.expert_parallel={n}: {told}: start a multiple of {n}.")
+        _check_experts(n, model)
     n, shared = config.batch_size, config.sequence_processes
     if size % shared:
         told = f"{size} processes cannot be divided into groups that share a sequence"
@@ -253,6 +282,25 @@ def check_shared(size: int, config: TrainConfig, objective: Objective) -> None:
     if not objective.takes_rows():
         told = f"{objective.name} reads a batch whole: its method updates has no argument rows"
         raise UsageError(f"{size} processes cannot share a batch: the objective {told}.")
+
+
+def _check_experts(n: int, config: ModelConfig) -> None:
+    """Refuse a model whose experts n processes cannot share out evenly.
+
+    Raises:
+        UsageError: it has none, or their number does not divide.
+    """
+    told = f"train.expert_parallel={n} is not allowed"
+    with torch.device("meta"):
+        mixers = [module for module in create_model(config).modules() if isinstance(module, Mixer)]
+    layers = [mixer for mixer in mixers if mixer.expert_weights]
+    if not layers:
+        raise UsageError(f"{told}: the model has no experts to share out. Put moe into its pattern, or leave it out.")
+    for mixer in layers:
+        experts = len(mixer.get_parameter(mixer.expert_weights[0]))
+        if experts % n:
+            fits = ", ".join(str(i) for i in range(1, experts + 1) if experts % i == 0)
+            raise UsageError(f"{told}: it does not divide the {experts} experts of {mixer.name}. Choose from {fits}.")
 
 
 __all__ = ["Processes", "check_shared", "join", "several"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo.core.errors import quoted
 from zoo.training import checkpoint, pieces
 from zoo.training.group import Group
-from zoo.training.shards import here, is_shard, own_rows
+from zoo.training.shards import here, n_pieces, own_rows
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -53,24 +53,32 @@ def load_rows(model: Model, path: Path, group: Group, *, average: bool = True) -
     """
     files, shapes = _fitting(model, path, average)
     own = model.state_dict()
-    cut = {name for name, tensor in own.items() if is_shard(tensor)}
-    for name, rows in _rows(files, shapes, path, group, cut).items():
+    for name, rows in _rows(files, shapes, path, group, lambda name: n_pieces(own[name])).items():
         here(own[name]).copy_(rows)
     return model
 
 
-def own_moments(path: Path, group: Group) -> dict[str, Tensor]:
+def own_moments(path: Path, group: Group, cut: Mapping[str, int]) -> dict[str, Tensor]:
     """This process's rows of the moments of the optimizer, by `PART.PARAMETER.NAME`.
+
+    Args:
+        path: the checkpoint.
+        group: the processes.
+        cut: in how many pieces they hold a parameter, by `PART.PARAMETER`.
 
     Raises:
         Damaged: the files cannot be read here.
     """
+
+    def size(name: str) -> int:
+        return cut[pieces.parameter_of(name)]
+
     manifest = checkpoint.read_manifest(path)
     if names := pieces.files_of(pieces.OPTIMIZER, manifest.files):
         files = [path / name for name in names]
-        return _rows(files, _shapes(files, path), path, group)
+        return _rows(files, _shapes(files, path), path, group, size)
     whole = pieces.moments(checkpoint.read_training(path)["optimizer"])[1]
-    return {name: tensor[own_rows(len(tensor), group.rank, group.size)].clone() for name, tensor in whole.items()}
+    return {name: tensor[own_rows(len(tensor), group.rank, size(name))].clone() for name, tensor in whole.items()}
 
 
 def _rows(
@@ -78,10 +86,10 @@ def _rows(
     shapes: Mapping[str, tuple[int, ...]],
     path: Path,
     group: Group,
-    cut: set[str] | None = None,
+    n_pieces: Callable[[str], int],
 ) -> dict[str, Tensor]:
     try:
-        return pieces.read_rows(files, shapes, group.rank, group.size, lambda name: cut is None or name in cut)
+        return pieces.read_rows(files, shapes, group.rank, n_pieces)
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise _unread(path, error) from None
 

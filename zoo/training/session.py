@@ -20,10 +20,10 @@ from zoo.training import checkpoint, checkpoints
 from zoo.training.extending import Extension
 from zoo.training.group import Group, on_cpu, row_pieces
 from zoo.training.optimizer import Average, Optimizer, averaging
-from zoo.training.pieces import OPTIMIZER, moments, with_moments
+from zoo.training.pieces import OPTIMIZER, moments, parameter_of, with_moments
 from zoo.training.randomness import seed_device
 from zoo.training.resharding import check_fits, load_rows, own_moments
-from zoo.training.shards import here, is_shard
+from zoo.training.shards import here, n_pieces
 from zoo.training.starting import Start
 from zoo.training.train_options import TrainConfig
 from zoo.training.writing import Writing
@@ -125,7 +125,7 @@ class Session:
         if self.in_pieces:
             pieces = [self.model] if follows is None else [self.model, follows]
             for each in pieces:
-                group.cut(each, device)
+                group.cut(each, config, device)
             seed_device(config.seed, device)
             group.pour(lambda: create(torch.device("cpu")), *pieces)
         self.average = None
@@ -186,15 +186,20 @@ class Session:
         checkpoints.prune(folder, self.config.keep)
 
     def _files(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors of this process's pieces of a checkpoint, by the names of the files."""
+        """The tensors of this process's pieces of a checkpoint, by the names of the files.
+
+        What several processes have is written by the first of them.
+        """
         each = {checkpoint.WEIGHTS: self.model}
         if self.average is not None:
             each[checkpoint.AVERAGE] = self.average.module
         found = {
-            name: {k: here(v) for k, v in module.state_dict().items() if is_shard(v) or self.group.leads}
+            name: {k: here(v) for k, v in module.state_dict().items() if self.group.rank < n_pieces(v)}
             for name, module in each.items()
         }
-        return {**found, OPTIMIZER: moments(self.optimizer.state_dict())[1]}
+        of_optimizer, cut = moments(self.optimizer.state_dict())[1], self.optimizer.n_pieces()
+        found[OPTIMIZER] = {k: v for k, v in of_optimizer.items() if self.group.rank < cut[parameter_of(k)]}
+        return found
 
     def is_written(self) -> bool:
         """Whether this process's files of a checkpoint that was begun are there."""
@@ -259,7 +264,8 @@ class Session:
         load_rows(self.model, self.saved, self.group, average=False)
         if self.average is not None:
             load_rows(self.average.module, self.saved, self.group)
-        return {**kept, "optimizer": with_moments(kept["optimizer"], own_moments(self.saved, self.group))}
+        cut = self.optimizer.n_pieces()
+        return {**kept, "optimizer": with_moments(kept["optimizer"], own_moments(self.saved, self.group, cut))}
 
     def load(self, path: Path) -> Ends:
         """Another model in pieces, with the weights of a checkpoint that evaluation reads.
@@ -271,7 +277,7 @@ class Session:
             model = create_model(self.model.config)
         dtype = self.model.compute_dtype() if self.average is None else self.average.module.compute_dtype()
         model.to(dtype)
-        self.group.cut(model, self.device)
+        self.group.cut(model, self.config, self.device)
         return self.group.agreed(lambda: load_rows(model, path, self.group), lambda _: {})
 
     def resume(self, folder: Path, say: Callable[[str], None], carries: Callable[[Carry, Ends], bool]) -> None:

@@ -7,7 +7,6 @@ one more unit, which is gathered for a whole pass.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,7 +19,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from zoo.backbone import Backbone
 from zoo.objectives.base import Update, at_least_float32
+from zoo.training.experts import Experts
 from zoo.training.group import Group, Stepping
+from zoo.training.together import called_together
 
 warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)  # no step is written into
 
@@ -47,9 +48,12 @@ class Sharded:
         processes: their group in torch.
         model: on the device "meta"; afterwards on `device`, with weights of no value.
         device: of this process.
+        experts: of the model, where processes share them out: they are not cut once more.
     """
 
-    def __init__(self, group: Group, processes: Any, model: nn.Module, device: torch.device):
+    def __init__(
+        self, group: Group, processes: Any, model: nn.Module, device: torch.device, experts: Experts | None = None
+    ):
         dtype = next(model.parameters()).dtype
         reduce = at_least_float32(torch.empty(0, dtype=dtype)).dtype
         how: dict[str, Any] = {
@@ -57,22 +61,21 @@ class Sharded:
             "mp_policy": MixedPrecisionPolicy(
                 reduce_dtype=None if reduce == dtype else reduce, cast_forward_inputs=False
             ),
+            "ignored_params": set(experts.weights.values()) if experts else None,
         }
-        self._group = group
-        self._networks = [m for m in model.children() if isinstance(m, Backbone)]
-        self._units: list[list[Any]] = []
-        for network in self._networks:
-            with_weights = [step for step in network.steps if any(True for _ in step.parameters())]
-            self._units.append([fully_shard(step, reshard_after_forward=True, **how) for step in with_weights])
+        self._group, self._model, self._device, self._experts = group, model, device, experts
+        networks = [m for m in model.children() if isinstance(m, Backbone)]
+        steps = [step for network in networks for step in network.steps if any(True for _ in step.parameters())]
+        units: list[Any] = [fully_shard(step, reshard_after_forward=True, **how) for step in steps]
         self._root = cast(Any, fully_shard(_Whole(model), reshard_after_forward=False, **how))
         before = self._root
-        for unit in itertools.chain(*self._units):
+        for unit in units:
             # What is gathered ahead in the backward pass. FSDP2's own guess counts the passes of evaluations too, which
             # processes make in unequal number: their messages would not match.
             unit.set_modules_to_backward_prefetch([before])
             before = unit
         self._root.set_modules_to_backward_prefetch([before])
-        for unit in (self._root, *itertools.chain(*self._units)):
+        for unit in (self._root, *units):
             unit.set_force_sum_reduction_for_comms(True)
             unit.set_gradient_divide_factor(1.0)
         model.to_empty(device=device)
@@ -82,46 +85,27 @@ class Sharded:
 
     def stepping(self, parts: int) -> Stepping:
         """What takes updates of the model out of an objective."""
-        return _Stepping(self._group, self._root, parts)
+        return _Stepping(self._group, self._root, parts, self._experts)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Each process may call the model within, without gradients, as often as it likes; all leave with the last one.
-
-        Before each pass through the layers a process announces it. One that is done gathers weights with the others,
-        pass by pass, and computes nothing, until all are done.
-        """
-        hooks = [network.register_forward_pre_hook(self._announcing(i)) for i, network in enumerate(self._networks)]
+        """As `called_together`; what belongs to no layer is gathered for all of it."""
         with self._group.contact():
             self._root.unshard()
         try:
-            yield
-            for hook in hooks:
-                hook.remove()
-            with self._group.contact():
-                while number := self._group.largest(0)[0]:
-                    for unit in self._units[number - 1]:
-                        unit.unshard()
-                        unit.reshard()
+            with called_together(self._model, self._group, self._device):
+                yield
         finally:
-            for hook in hooks:
-                hook.remove()
             self._root.reshard()
             if hasattr(self._root, "reset_iter_state"):  # from torch 2.13 on: forget these passes
                 self._root.reset_iter_state()
-
-    def _announcing(self, i: int) -> Callable[..., None]:
-        def announce(*_: Any) -> None:
-            self._group.largest(i + 1)
-
-        return announce
 
 
 class _Stepping(Stepping):
     """Updates under FSDP2: each process comes to its rows of the gradients, summed over all."""
 
-    def __init__(self, group: Group, root: Any, parts: int):
-        self._group, self._root, self._parts, self._part = group, root, parts, 0
+    def __init__(self, group: Group, root: Any, parts: int, experts: Experts | None):
+        self._group, self._root, self._parts, self._part, self._experts = group, root, parts, 0, experts
 
     def next(self, updates: Iterator[Update]) -> Update | None:
         found: list[Update] = []
@@ -138,6 +122,11 @@ class _Stepping(Stepping):
             return None
         self._part = (self._part + 1) % self._parts
         return replace(found[0], loss=loss)
+
+    def finish(self) -> None:
+        if self._experts is not None:
+            with self._group.contact():
+                self._experts.add_up()
 
 
 __all__ = ["Sharded"]

@@ -85,7 +85,7 @@ def train(
         chosen = read_experiment(source, given, variant)
         parts = chosen.build(task)
         machine.choose_device(chosen.train.device)
-        check_shared(group.size, chosen.train, parts.objective)
+        check_shared(group.size, chosen.train, parts.objective, parts.model)
         if resume and fresh:
             raise UsageError("--resume goes on from a run and --fresh deletes it: give one of them.")
         if group.leads:
@@ -101,6 +101,7 @@ def train(
     chosen, parts, called, start_from = group.agreed(read, statement)
     group.set_timeout(chosen.train.timeout)
     group.cut_sequences(chosen.train.sequence_processes)
+    group.share_experts(chosen.train.expert_parallel)
     if not group.leads:
         called = Callbacks([])
     metric = chosen.train.selects_by(parts.objective.metric)

@@ -84,6 +84,9 @@ class TrainConfig(Options, label="train"):
             layer is gathered while it computes. It may be changed in a run that goes on.
         sequence_processes: number of processes that share one sequence, each with a contiguous piece of its steps; the
             number of all processes is a multiple of it. It may be changed in a run that goes on.
+        expert_parallel: number of processes that share out the experts of every `moe`: tokens are sent to the process
+            that holds their experts, and what these return is sent back. The number of all processes is a multiple of
+            it, and it divides the number of experts. It may be changed in a run that goes on.
         compile: compile the layers with torch.compile.
         threads: CPU threads, by default torch's choice.
         eval_every: steps between evaluations on validation.
@@ -135,6 +138,7 @@ class TrainConfig(Options, label="train"):
     parameters: Literal["float32", "bfloat16"] = "float32"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     sequence_processes: int = Field(default=1, ge=1, le=2**20)
+    expert_parallel: int = Field(default=1, ge=1, le=2**20)
     compile: bool = False
     threads: int | None = Field(default=None, ge=1, le=1024)
     eval_every: int = Field(default=100, ge=1, le=NEVER)
@@ -165,9 +169,9 @@ class TrainConfig(Options, label="train"):
         if self.ema_start >= self.steps:
             told = f"training ends after train.steps={self.steps}, before the average would start"
             raise UsageError(f"train.ema_start={self.ema_start} is too large: {told}.")
-        if self.compile and self.sequence_processes > 1:
-            told = "train.compile is not allowed with it"
-            raise UsageError(f"train.sequence_processes={self.sequence_processes}: {told}.")
+        for option in ("sequence_processes", "expert_parallel"):
+            if self.compile and (n := getattr(self, option)) > 1:
+                raise UsageError(f"train.{option}={n}: train.compile is not allowed with it.")
         if self.parameters == "bfloat16":
             if self.precision == "float32":
                 told = "computes in bfloat16: leave out train.precision, or set train.parameters=float32"
@@ -204,6 +208,7 @@ BOOKKEEPING = {
     "train.recompute",
     "train.parallel",
     "train.sequence_processes",
+    "train.expert_parallel",
 }
 """Keys that may change between the parts of one run: none of them changes a weight."""
 
