@@ -2,13 +2,13 @@
 
     python -m zoo.benchmarks.studies.faults [--kinds killed hang ...] [--seed 0]
 
-The same small training (dropout, a running average, a checkpoint every 25 steps) is run by real commands in real
-processes, once without a fault and once for every kind of fault, of which several are injected one after another at
-moments drawn from the seed. A kind that ends the command is followed by the same command again. At the end the
-weights, the running average and every record of `metrics.jsonl` but its times have to equal those of the run without
-faults, bit for bit: then no batch was lost or repeated. `recomputed` is the number of steps between the checkpoint that
-was read and the last record before the fault. Needs Linux, as the processes are found in /proc; a file system that is
-full needs root (a tmpfs of its own), and is otherwise a limit on the size of files.
+A small training (dropout, a running average, a checkpoint every 25 steps) is run by real commands in real processes,
+once without a fault for each way of sharing it, and once for every kind of fault, of which several are injected one
+after another at moments drawn from the seed. A kind that ends the command is followed by the same command again. At the
+end the weights, the running average and every record of `metrics.jsonl` but its times have to equal those of the run
+without faults, bit for bit: then no batch was lost or repeated. `recomputed` is the number of steps between the
+checkpoint that was read and the last record before the fault. Needs Linux, as the processes are found in /proc; a file
+system that is full needs root (a tmpfs of its own), and is otherwise a limit on the size of files.
 """
 
 from __future__ import annotations
@@ -258,6 +258,7 @@ class Kind(NamedTuple):
         inject: does it, between two steps; returns to whom.
         command: that trains, of each node.
         ends: whether the command ends by it, and is given again.
+        options: of the training.
     """
 
     told: str
@@ -265,11 +266,14 @@ class Kind(NamedTuple):
     inject: Callable[[Run, random.Random, int, int], str]
     command: tuple[str, ...] = ("--processes", "2", "--max-restarts", "20")
     ends: bool = False
+    options: tuple[str, ...] = ()
 
 
 ONCE = ("--processes", "2")
 AGAIN = ("--max-restarts", "20")
 NODE = ("--nnodes", "2", "--nproc-per-node", "1", *AGAIN, "--rdzv-backend", "c10d", "--rdzv-id", "faults")
+CUT = ("train.sequence_processes=2",)
+SHARED_OUT = ("train.expert_parallel=2", "model.pattern=mamba2 gqa moe(n_experts=4)")
 KINDS: dict[str, Kind] = {
     "killed": Kind("SIGKILL to a random process", 8, send(signal.SIGKILL)),
     "first": Kind("SIGKILL to process 0", 4, send(signal.SIGKILL, 0)),
@@ -278,6 +282,8 @@ KINDS: dict[str, Kind] = {
     "starting": Kind("SIGKILL during a start", 3, while_it_starts),
     "torchrun": Kind("SIGKILL to a random process", 4, send(signal.SIGKILL), ("torchrun", *AGAIN)),
     "nodes": Kind("SIGKILL to a random process of two nodes", 2, send(signal.SIGKILL), ("torchrun", *NODE)),
+    "pieces": Kind("SIGKILL to a process with a piece of a sequence", 3, send(signal.SIGKILL), options=CUT),
+    "experts": Kind("SIGKILL to a process with some of the experts", 3, send(signal.SIGKILL), options=SHARED_OUT),
     "hang": Kind("SIGSTOP to a random process", 3, send(signal.SIGSTOP)),
     "preempted": Kind("SIGTERM to the launcher", 2, send_launcher(signal.SIGTERM), ONCE, True),
     "terminated": Kind("SIGTERM to a random process", 2, send(signal.SIGTERM), ONCE, True),
@@ -290,7 +296,7 @@ KINDS: dict[str, Kind] = {
 def commands(kind: Kind) -> list[tuple[str, ...]]:
     """What trains, of each node."""
     if kind.command[0] != "torchrun":
-        return [(*ZOO, *kind.command)]
+        return [(*ZOO, *kind.options, *kind.command)]
     options = kind.command[1:]
     if "--nnodes" not in options:
         return [(*TORCHRUN, "--nproc-per-node", "2", *options, *ZOO[1:])]
@@ -371,26 +377,36 @@ def from_step(run: Run, said: int) -> int | None:
     return int(found[-1].rstrip(".").rsplit("_", 1)[1]) if found else None
 
 
+def unharmed(root: Path, options: tuple[str, ...]) -> dict[str, Any]:
+    """The outcome of the training with these options, without a fault."""
+    folder = root / "-".join(["whole", *(option.split("=")[0] for option in options)])
+    folder.mkdir()
+    run = Run(folder, [(*ZOO, *options, *ONCE)])
+    try:
+        if any(run.waits_for_end()):
+            raise RuntimeError(run.log.read_text())
+    finally:
+        run.end()
+    return outcome(folder / "run")
+
+
 def measure(arguments: argparse.Namespace, data: Data) -> Iterator[Data]:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         (root / "experiment.yaml").write_text(json.dumps(EXPERIMENT))
-        (root / "whole").mkdir()
-        whole = Run(root / "whole", [(*ZOO, *ONCE)])
-        try:
-            if any(whole.waits_for_end()):
-                raise RuntimeError(whole.log.read_text())
-        finally:
-            whole.end()
-        expected = outcome(root / "whole" / "run")
+        wholes: dict[tuple[str, ...], dict[str, Any]] = {}
         for name in arguments.kinds:
-            folder = root / name
+            options = KINDS[name].options
+            if options not in wholes:
+                wholes[options] = unharmed(root, options)
+            expected, folder = wholes[options], root / name
             folder.mkdir()
             with of_its_own(folder / "run") if name == "disk" else contextlib.nullcontext():
                 rows = injected(name, KINDS[name], folder, arguments.seed)
                 found = outcome(folder / "run")
             equal = {key: found.get(key) == value for key, value in expected.items()}
-            row = {"faults": rows, "equal": equal, "command": " ".join(KINDS[name].command)}
+            command = " ".join([*KINDS[name].options[:1], *KINDS[name].command])
+            row = {"faults": rows, "equal": equal, "command": command}
             kinds = {**data.get("kinds", {}), name: row}
             data = {
                 **data,

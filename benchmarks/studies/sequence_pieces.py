@@ -163,7 +163,7 @@ def expert_child(length: int) -> int:
         sent[0] += (len(input) - own) * input[:1].nbytes
         return original(output, input, received, given, **how)
 
-    torch.distributed.all_to_all_single = counting
+    torch.distributed.all_to_all_single = counting  # type: ignore[assignment]
     torch.manual_seed(0)
     mixer = zoo.create_mixer(EXPERTS, d_model=COUNTED_WIDTH)
     Experts(mixer, torch.distributed.group.WORLD, None, torch.device("cpu"))
@@ -299,7 +299,7 @@ def markdown(data: Data) -> str:
     lines += ["## Experts that are shared out", ""]
     about = f"One layer `{EXPERTS}` of width {COUNTED_WIDTH}, {N} processes with as many tokens each, float32: what a"
     lines += [
-        f"{about} process sends in a training step, the mean of all, and what DDP would send of the experts' gradients.",
+        f"{about} process sends in a training step, the mean of all, and what DDP sends of all experts' gradients.",
         "",
     ]
     lines += table(
@@ -341,8 +341,9 @@ was counted are the numbers of rows, and choices that are not even.""".splitline
 
 TOLD = """\
 DDP and FSDP send the same whatever the mixer is. A cut sequence is trained with one of them, so that a step sends the sum of
-two rows. Experts that all GPUs share out send the rows of their tokens, here length / n for each GPU in bfloat16. DDP sends each gradient 2 (n - 1) / n times. FSDP gathers the weights twice and scatters the gradients once, each
-with (n - 1) / n of the bytes over NCCL. The formulas of cut sequences were checked against the bytes counted above; those of DDP
+two rows. DDP sends each gradient 2 (n - 1) / n times. FSDP gathers the weights twice and scatters the gradients once, each
+with (n - 1) / n of the bytes over NCCL. Experts that all GPUs share out send the rows of length / n tokens of each GPU, in
+bfloat16, and then DDP and FSDP send nothing of the experts. The formulas of cut sequences were checked against the bytes counted above; those of DDP
 and FSDP are the published ones of their algorithms. What the model leaves out: latency (the chain of states has n hops, once in the
 forward and once in the backward pass, because later layers follow at the same distance), sends that overlap with computation,
 and links that are shared.""".splitlines()  # noqa: E501
