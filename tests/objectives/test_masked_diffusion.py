@@ -56,7 +56,7 @@ def unmasked(chosen, model, rows, **how):
     cells = rows.inputs == SUDOKU.blank
     start = rows.targets.masked_fill(cells, chosen.mask_token)
     generator = torch.Generator().manual_seed(0)
-    how = chosen.config.unmasking()._replace(**how)
+    how = chosen.config.model_copy(update=how)
     return cells, list(chosen.unmask(model, start, cells, generator=generator, how=how))
 
 
@@ -225,7 +225,7 @@ def test_a_margin_is_not_a_confidence():
     logits[0, 1, :3] = torch.tensor([0.4, 0.3, 0.3]).log()
     tokens, cells = torch.full((1, 2), chosen.mask_token), torch.ones(1, 2, dtype=torch.bool)
     for order, first in (("confidence", [0, chosen.mask_token]), ("margin", [chosen.mask_token, 0])):
-        how = chosen.config.unmasking()._replace(order=order)
+        how = chosen.config.model_copy(update={"order": order})
         assert step_of(tokens, cells, cells.sum(1), logits, 0, 2, how, None, chosen.mask_token).tolist() == [first]
 
 
@@ -235,7 +235,7 @@ def test_a_doubtful_guess_is_masked_again():
     cells = torch.ones(1, 3, dtype=torch.bool)
     logits = torch.zeros(1, 3, 6)
     logits[0, 1, 2], logits[0, 2, 3] = 9.0, 8.0  # the token 1 taken before has the probability 1/6 now
-    how = chosen.config.unmasking()
+    how = chosen.config
     new = step_of(tokens, cells, cells.sum(1), logits, 1, 3, how, None, chosen.mask_token)
     assert new.tolist() == [[chosen.mask_token, 2, 3]]
 

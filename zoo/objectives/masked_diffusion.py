@@ -11,7 +11,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
-from zoo.core.options import Options
 from zoo.models.modes import evaluation_mode
 from zoo.objectives.base import (
     Carry,
@@ -48,8 +47,8 @@ class MaskedDiffusion(Diffusion):
     `Diffusion` says which the cells of the answer are. The model needs `causal=False` and one token more than the task.
     """
 
-    class Config(Options):
-        """The options; from `steps` on they belong to the sampler, see `Unmasking`.
+    class Config(Unmasking):
+        """The options; those of `Unmasking` belong to the sampler.
 
         Attributes:
             weighting: weights of the masked cells in the loss.
@@ -66,15 +65,6 @@ class MaskedDiffusion(Diffusion):
         antithetic: bool = True
         random_length: float = Field(default=0.0, ge=0, le=1)
         prompt_dropout: float = Field(default=0.0, ge=0, lt=1)
-        steps: int | None = Field(default=None, ge=1)
-        order: Literal["random", "confidence", "margin", "low_confidence"] = "margin"
-        block_length: int | None = Field(default=None, ge=1)
-        temperature: float = Field(default=0.0, ge=0)
-        guidance: float = Field(default=0.0, ge=0)
-
-        def unmasking(self) -> Unmasking:
-            """The options of the sampler."""
-            return Unmasking(**{k: getattr(self, k) for k in Unmasking._fields})
 
     config: Config
 
@@ -113,7 +103,7 @@ class MaskedDiffusion(Diffusion):
     def passes(self, model: nn.Module, batch: Batch) -> int:
         if self.task.is_language:
             return 2
-        data, how = self.encode(batch), self.config.unmasking()
+        data, how = self.encode(batch), self.config
         schedule = plan(torch.bincount(data.rows, minlength=len(data.tokens)), how)
         return schedule.passes(how.order) * (2 if how.guidance else 1)
 
@@ -228,7 +218,7 @@ class MaskedDiffusion(Diffusion):
         Yields:
             (n, T) tokens after every pass that changed any; the last holds no mask.
         """
-        how = self.config.unmasking() if how is None else how
+        how = self.config if how is None else how
         draws = generator if isinstance(generator, RowDraws) else RowDraws.drawn(len(tokens), generator)
         schedule = plan(cells.sum(1), how)
         block_of = (cells.cumsum(1) - 1) // schedule.size[:, None]

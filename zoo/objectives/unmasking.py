@@ -6,15 +6,17 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from zoo.core.options import Options
 from zoo.objectives.draws import RowDraws
 
 ORDER, NOISE = 3, 4  # purposes of a row's random numbers, beside those of the objectives
 
 
-class Unmasking(NamedTuple):
-    """How answers are unmasked.
+class Unmasking(Options):
+    """Options of how answers are unmasked.
 
     Attributes:
         steps: unmasking passes for each block; by default one for every cell of a row's answer. If steps do not divide
@@ -32,11 +34,11 @@ class Unmasking(NamedTuple):
             2410.18514).
     """
 
-    steps: int | None = None
+    steps: int | None = Field(default=None, ge=1)
     order: Literal["random", "confidence", "margin", "low_confidence"] = "margin"
-    block_length: int | None = None
-    temperature: float = 0.0
-    guidance: float = 0.0
+    block_length: int | None = Field(default=None, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+    guidance: float = Field(default=0.0, ge=0)
 
 
 class Plan(NamedTuple):
