@@ -19,6 +19,7 @@ from zoo.tasks.batch import IGNORE, Batch, split_rows, take
 from zoo.tasks.random import SPLITS, Split
 from zoo.tasks.scores import LOWER_IS_BETTER, exactly, squared_errors, summary
 from zoo.tasks.sketch import Cell, Kind, Sketch
+from zoo.tasks.symmetry import Symmetry
 
 Layout = Literal["next_token", "fill_in", "reconstruct", "series"]
 """How a task asks: for the next token, for cells, for a whole row again, or of a series of real vectors."""
@@ -79,6 +80,8 @@ class Task(ABC):
     """How many puzzles batches number in `puzzles`; 0 for a task that numbers none."""
     seq_len: int
     """Length L of the rows; of the longest, where held-out rows are longer than training rows."""
+    n_symmetries: int = 1
+    """How many maps `symmetry` gives; 1 where it knows none but the one that changes nothing."""
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
@@ -178,6 +181,16 @@ class Task(ABC):
         given = [batch.inputs, batch.targets, *([] if batch.timespans is None else [batch.timespans])]
         rows = zip(*(np.ascontiguousarray(t.cpu().flatten(1)) for t in given), strict=True)
         return names_of(random.contents(np.concatenate([part.view(np.uint8) for part in row]) for row in rows))
+
+    def symmetry(self, index: int) -> Symmetry:
+        """The map number `index` of the task's problems onto others; number 0 changes nothing.
+
+        Args:
+            index: 0 to `n_symmetries` - 1. Other numbers are other maps, or drawn at random where there are too many
+                to be counted through.
+        """
+        assert index == 0, f"{self.name} has one symmetry"
+        return Symmetry(torch.arange(self.seq_len), torch.arange(self.vocab_size))
 
     def row_scores(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
         """Further figures of each row, each (n,), averaged by `score`; none by default."""
@@ -346,6 +359,7 @@ __all__ = [
     "Split",
     "StreamEnded",
     "Streamed",
+    "Symmetry",
     "Task",
     "UsageError",
     "check_request",

@@ -32,7 +32,8 @@ from zoo.benchmarks.studies.harness import Data, Study
 from zoo.core.errors import UsageError
 from zoo.models.recursive import RecursiveModel
 from zoo.objectives.base import create_objective
-from zoo.objectives.deep_supervision import WINDOW, DeepSupervision
+from zoo.objectives.deep_supervision import DeepSupervision
+from zoo.objectives.thinking import WINDOW
 from zoo.report import static
 from zoo.report.charts import Axis, Chart, Panel, Row, Series
 from zoo.statistics import clustered_interval
@@ -98,21 +99,23 @@ def tried(run: OpenRun, batch: Batch, steps: Sequence[int], starts: int) -> Iter
     made = objectives(run, max(2, *steps), starts)
     model: Any = run.model.eval()
     device = model.answer_init.device
-    own = next(made["own"].attempts(model, made["own"].encode(batch).to(device)))
-    random = made["halt"].attempts(model, made["halt"].encode(batch).to(device)) if starts > 1 else iter(())
+    data = made["own"].encode(batch).to(device)
+    own = [made["own"].walk(model, data, attempt) for attempt in made["own"].attempts()]
+    random = [made["halt"].walk(model, data, attempt) for attempt in made["halt"].attempts()] if starts > 1 else []
     asked = batch.targets != IGNORE
-    for attempt in (own, *random):
+    for attempt in (*own, *random):
         found, recent, seconds = Tried(), collections.deque[Any](maxlen=WINDOW + 1), 0.0
         for step in range(1, max(steps) + 1):
             with machine.autocast(run.precision, device):
                 started = time.perf_counter()
-                recent.append(next(attempt))
+                recent.append(next(attempt)[1])
                 seconds += time.perf_counter() - started
                 if step not in steps:
                     continue
                 answer = made["halt"].answer(model.logits(recent[-1].hidden), batch).cpu()
-                for vote in VOTES if step > 1 else ("halt",):
-                    found.worth[vote][step] = made[vote].worth(model, recent).float().cpu()
+                found.worth["halt"][step] = recent[-1].halt.float().cpu()
+                if step > 1:
+                    found.worth["settled"][step] = -made["settled"].moved(model, recent).float().cpu()
             found.right[step] = ((answer == batch.targets) | ~asked).all(1)
             found.seconds[step] = seconds
         yield found

@@ -16,7 +16,7 @@ from zoo.tasks import random
 from zoo.tasks.maze.grids import CHARACTERS, OPEN, fingerprint, is_valid, symmetries
 from zoo.tasks.maze.picture import INK, cell
 from zoo.tasks.maze.sources import FromFile, Generator, Source
-from zoo.tasks.protocol import Batch, Split, Task, check_request, names_of, register
+from zoo.tasks.protocol import Batch, Split, Symmetry, Task, check_request, names_of, register
 from zoo.tasks.sketch import Sketch
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Maze(Task):
         self.height, self.width = config.height or config.size, config.width or config.size
         self.vocab_size = len(CHARACTERS) + 1
         self.seq_len = self.height * self.width
+        self.n_symmetries = len(symmetries(self.height, self.width))
         self._source = self._open()
         self._repeats = config.path is not None or config.n_puzzles is not None
 
@@ -134,6 +135,11 @@ class Maze(Task):
         step = max(1, max(self.height, self.width) // 2)
         inputs, targets = (torch.from_numpy(tokens.astype(np.int64)) for tokens in (grids, answers))
         return Batch(inputs, targets, {"length": torch.from_numpy(lengths // step * step)})
+
+    def symmetry(self, index: int) -> Symmetry:
+        """One of the turns and flips of the grid."""
+        cells = symmetries(self.height, self.width)[index]
+        return Symmetry(torch.from_numpy(cells), torch.arange(self.vocab_size))
 
     def problems(self, batch: Batch) -> Tensor:
         """Mazes up to turns, flips and swapping S and G."""

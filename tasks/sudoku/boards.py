@@ -5,12 +5,15 @@ A board is a flat array of size * size digits, row by row, 0 for blank.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from itertools import permutations, product
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from zoo.tasks import random
 
 Boards = NDArray[np.uint8]
 
@@ -68,6 +71,39 @@ def _line_orders(n_groups: int, group: int) -> list[list[int]]:
         for groups in permutations(range(n_groups))
         for orders in product(inner, repeat=n_groups)
     ]
+
+
+def count_symmetries(size: int) -> int:
+    """How many maps there are of boards onto boards: of digits, lines in bands, bands, and transposition."""
+    height, width = BOXES[size]
+    lines = [math.factorial(n) * math.factorial(size // n) ** n for n in (size // height, size // width)]
+    return math.factorial(size) * math.prod(lines) * (1 + (height == width))
+
+
+def symmetry(size: int, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A random symmetry, drawn by its number; number 0 changes nothing.
+
+    Returns:
+        The old cell of each new one (cells,), and the new digit of each old one, from 1 on (size,).
+    """
+    cells, digits = np.arange(size * size).reshape(size, size), np.arange(1, size + 1)
+    if index == 0:
+        return cells.ravel(), digits
+    keys = random.fold(random.mix(index), np.arange(6))
+
+    def order(n: int, purpose: int, groups: int = 1) -> NDArray[np.int64]:
+        """Random orders of n things (groups, n)."""
+        return random.uniform(random.bits(keys[purpose], groups * n)).reshape(groups, n).argsort(axis=1)
+
+    def lines(group: int, purpose: int) -> NDArray[np.int64]:
+        """An order of lines that keeps bands of so many together."""
+        n = size // group
+        return (order(n, purpose)[0][:, None] * group + order(group, purpose + 1, n)).ravel()
+
+    height, width = BOXES[size]
+    turned = cells[np.ix_(lines(height, 0), lines(width, 2))]
+    flips = height == width and bool(random.bits(keys[4], 1)[0] & np.uint64(1))
+    return (turned.T if flips else turned).ravel(), order(size, 5)[0] + 1
 
 
 def is_solution(boards: Boards, size: int) -> NDArray[np.bool_]:

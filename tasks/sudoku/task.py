@@ -13,9 +13,9 @@ from torch import Tensor
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.tasks import random
-from zoo.tasks.protocol import Batch, Split, Task, check_request, names_of, register
+from zoo.tasks.protocol import Batch, Split, Symmetry, Task, check_request, names_of, register
 from zoo.tasks.sketch import Cell, Kind, Sketch
-from zoo.tasks.sudoku.boards import BOXES, FEWEST, Boards
+from zoo.tasks.sudoku.boards import BOXES, FEWEST, Boards, count_symmetries, symmetry
 from zoo.tasks.sudoku.solver import augment, fingerprint
 from zoo.tasks.sudoku.sources import FromFile, Generator, Source
 
@@ -81,6 +81,7 @@ class Sudoku(Task):
         super().__init__(config)
         self.vocab_size = config.size + 2
         self.seq_len = config.size**2
+        self.n_symmetries = count_symmetries(config.size)
         self._source = self._open()
 
     def _open(self) -> Source:
@@ -120,6 +121,12 @@ class Sudoku(Task):
         """Puzzles up to symmetry, of 9x9 by their solutions: see `zoo.tasks.sudoku.fingerprint`."""
         puzzles, solutions = (_digits(tokens).astype(np.uint8) for tokens in (batch.inputs, batch.targets))
         return names_of(fingerprint(puzzles, solutions))
+
+    def symmetry(self, index: int) -> Symmetry:
+        """A random one of the `n_symmetries`, drawn by its number: digits, lines in bands, bands, transposition."""
+        cells, digits = symmetry(self.config.size, index)
+        tokens = np.concatenate([np.arange(BLANK + 1), digits + BLANK])
+        return Symmetry(torch.from_numpy(cells), torch.from_numpy(tokens))
 
     def render(self, batch: Batch, row: int = 0, predictions: Tensor | None = None) -> str:
         puzzle, answer = _digits(batch.inputs[row]), _digits(batch.targets[row])

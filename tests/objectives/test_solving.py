@@ -99,7 +99,7 @@ def test_every_step_of_the_favourite_start():
     torch.nn.init.normal_(model.halting.weight)
     frames = list(chosen.solve(model, rows))
     data = chosen.encode(rows)
-    starts = [list(thoughts) for thoughts in chosen.attempts(model, data)]
+    starts = [[thought for _, thought in chosen.walk(model, data, attempt)] for attempt in chosen.attempts()]
     favourite = torch.stack([thoughts[-1].halt for thoughts in starts]).argmax(0)
     assert len(favourite.unique()) > 1
     for row, start in enumerate(favourite.tolist()):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.canon import Canon, require_causal
 from zoo.core.options import Options
-from zoo.ops import gated_mlp
+from zoo.ops import gated_mlp, normed_product
 from zoo.ops.modules import bare
 from zoo.protocol import Context, Mixer, Place, State, Traits, register
 
@@ -67,6 +67,7 @@ class GatedLayer(Mixer):
     """y = W_down (act(W_gate x) * W_up x); subclasses say which activation. With `canon_d` it has a state."""
 
     kind = "channel"
+    inner_norm = False
 
     def __init__(self, d_model: int, config: Any, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
@@ -96,6 +97,7 @@ class GatedLayer(Mixer):
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         scale = self.config.gate_scale
         plain = self.activation == "silu" and scale == 1.0 and not self.config.bias and self.canon is None
+        plain = plain and not self.inner_norm
         if plain and bare(self.gate_proj, self.up_proj, self.down_proj):
             return gated_mlp(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight), ()
         gate, up = self.gate_proj(x), self.up_proj(x)
@@ -107,7 +109,8 @@ class GatedLayer(Mixer):
             gate, up = both.chunk(2, -1)
             after = GatedState(last)
         gate = gate if scale == 1.0 else gate * scale
-        return self.down_proj(gated(self.activation, gate, up)), after
+        hidden = normed_product(gate, up) if self.inner_norm else gated(self.activation, gate, up)
+        return self.down_proj(hidden), after
 
     def flops_per_token(self, context_length: int) -> int:
         return 6 * self.d_model * self.d_hidden
@@ -195,6 +198,9 @@ class SwiGLU(GatedLayer):
     The width 8/3 D gives the number of weights of a 4 D perceptron (section 3 of the paper; rounding as in Llama).
     Init: normal with std fan_in^-0.5, W_down divided by sqrt(2 n_layers) (GPT-2).
 
+    With `inner_norm` it is W_down (sigmoid(W_gate x) * norm(W_gate x * W_up x)) with an RMS norm without weights: the
+    product keeps its size however large an optimizer like Muon makes the weights (Dillon 2026, arXiv 2601.19085).
+
     | state | cost per token | parallel form      | cannot             |
     |-------|----------------|--------------------|--------------------|
     | none  | 6 D d_hidden   | every step at once | see any other step |
@@ -208,10 +214,21 @@ class SwiGLU(GatedLayer):
             bias: biases of all three projections.
             gate_scale: factor on W_gate x, within the activation (Falcon-H1).
             canon_d: W, taps of a Canon layer on W_gate x and W_up x together (Canon-D); published: 4.
+            inner_norm: an RMS norm of the product of W_gate x and W_up x, before the sigmoid of W_gate x gates it.
         """
+
+        inner_norm: bool = False
 
     activation = "silu"
 
+    @property
+    def inner_norm(self) -> bool:  # type: ignore[override]
+        return self.config.inner_norm
+
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
-        return [{}, {"d_hidden": 40, "bias": True, "gate_scale": 0.7}, {"d_hidden": 24, "canon_d": 4}]
+        return [
+            {},
+            {"d_hidden": 40, "bias": True, "gate_scale": 0.7, "inner_norm": True},
+            {"d_hidden": 24, "canon_d": 4},
+        ]

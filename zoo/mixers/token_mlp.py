@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.mixers._rnn import by_document
-from zoo.ops import gated_mlp, silu_product
+from zoo.ops import gated_mlp, normed_product, silu_product
 from zoo.ops.common import blank, valid_steps
 from zoo.ops.derivatives import batched
 from zoo.ops.modules import bare
@@ -28,7 +28,7 @@ class TokenMLP(Mixer):
 
     for sequences of at most N steps; a shorter one counts as padded with zeros. All D channels share the weights
     (MLP-Mixer, Tolstikhin et al. 2021, arXiv 2105.01601). Not causal. Inits: normal, std fan_in^-0.5, W_down divided
-    by sqrt(2 n_layers).
+    by sqrt(2 n_layers). `inner_norm` is that of `swiglu`.
 
     | state | cost per token | parallel form      | cannot                                      |
     |-------|----------------|--------------------|---------------------------------------------|
@@ -41,10 +41,12 @@ class TokenMLP(Mixer):
         Attributes:
             length: N, by default the model's `max_len` (which an experiment takes from its task), else 1024.
             d_hidden: M, by default 8/3 N rounded up to a multiple of 32.
+            inner_norm: an RMS norm of the product of W_gate x and W_up x, before the sigmoid of W_gate x gates it.
         """
 
         length: int | None = Field(default=None, ge=1)
         d_hidden: int | None = Field(default=None, ge=1)
+        inner_norm: bool = False
 
     traits = Traits(
         not_compilable="Packed documents are taken as rows of their own, whose number depends on the data.",
@@ -84,12 +86,13 @@ class TokenMLP(Mixer):
             raise UsageError(f"{self.name}: {T} steps are more than length={self.length}.")
         padding = None if lengths is None else ~valid_steps(lengths, T)
         h = x if padding is None else blank(x, padding)
-        if bare(self.gate_proj, self.up_proj, self.down_proj):
+        if not self.config.inner_norm and bare(self.gate_proj, self.up_proj, self.down_proj):
             weights = self.gate_proj.weight[:, :T], self.up_proj.weight[:, :T], self.down_proj.weight[:T]
             y = gated_mlp(h, *weights, along_time=True)
         else:
             h = F.pad(h.mT, (0, self.length - T))
-            y = self.down_proj(silu_product(self.gate_proj(h), self.up_proj(h)))[..., :T].mT
+            product = normed_product if self.config.inner_norm else silu_product
+            y = self.down_proj(product(self.gate_proj(h), self.up_proj(h)))[..., :T].mT
         return y if padding is None else blank(y, padding)
 
     def flops_per_token(self, context_length: int) -> int:
@@ -97,4 +100,4 @@ class TokenMLP(Mixer):
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
-        return [{}, {"length": 1001, "d_hidden": 12}]
+        return [{}, {"length": 1001, "d_hidden": 12}, {"d_hidden": 32, "inner_norm": True}]

@@ -123,6 +123,7 @@ class RecursiveModel(Ends):
         length: int | None = None,
         *,
         generator: torch.Generator | None = None,
+        start: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         capacity: int | None = None,
@@ -134,6 +135,8 @@ class RecursiveModel(Ends):
             length: T, by default what `max_len` leaves for the tokens.
             generator: draws y and z from a standard normal instead, each row and place for itself: other starts for
                 other answers (EqR, arXiv 2605.21488).
+            start: which z to start from: 0 is the model's own, any other number has one of its own, the same in every
+                model of these sizes.
             device: that of the parameters by default.
             dtype: that of the parameters by default.
             capacity: as for other models; this state does not grow.
@@ -147,7 +150,8 @@ class RecursiveModel(Ends):
         steps, d = self.recursion.prefix + length, self.config.d_model
         n = self.recursion.latents
         answer = self.answer_init.expand(batch_size, steps, d)
-        latents = self.latent_init[:n, None].expand(batch_size, n, steps, d)
+        own = self.latent_init if start == 0 else _numbered(start, self.latent_init)
+        latents = own[:n, None].expand(batch_size, n, steps, d)
         if generator is not None:
             answer, latents = (torch.randn(t.shape, generator=generator) for t in (answer, latents))
         return RecursiveState(*(t.to(device, dtype, copy=True) for t in (answer, latents)))
@@ -159,6 +163,7 @@ class RecursiveModel(Ends):
         context: Context | None = None,
         *,
         puzzles: Tensor | None = None,
+        depth: tuple[int, int] | None = None,
     ) -> Thought:
         """One supervision step.
 
@@ -169,8 +174,10 @@ class RecursiveModel(Ends):
                 that learn.
             puzzles: (B,) int64 numbers of the puzzles, 0 by default; not read where there is no puzzle embedding, as
                 a task that numbers its puzzles gives them to every model.
+            depth: cycles and updates of this step, in place of the model's own.
         """
         r, c = self.recursion, self.config
+        cycles, updates = depth or (r.cycles, r.updates)
         tokens = read_ids("model", "tokens", tokens, "BT", c.vocab_size, "vocab_size")
         context = self._over_places(admit("model", context, len(tokens), tokens.shape[1], tokens.device), tokens)
         x = self._inputs(tokens, puzzles)
@@ -185,31 +192,34 @@ class RecursiveModel(Ends):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, y, z = x.to(dtype), y.to(dtype), [latent.to(dtype) for latent in z]
         with constant_weights():
-            y, z = self._cycles(x, y, z, context)
-        if r.cycles > 1 or r.gradient == "step":
+            y, z = self._cycles(x, y, z, context, cycles, updates)
+        if cycles > 1 or r.gradient == "step":
             y = once_only(y, TRUNCATED)
         q = widely(self.halting, y[:, 0])
         q = q.to(torch.promote_types(q.dtype, torch.float32))
         n = y.new_empty(*y.shape[:1], 0, *y.shape[1:]) if not z else torch.stack(z, 1)
         return Thought(y[:, r.prefix :], q[:, 0], q[:, 1], RecursiveState(y.detach(), n.detach()))
 
-    def _cycles(self, x: Tensor, y: Tensor, z: list[Tensor], context: Context) -> tuple[Tensor, list[Tensor]]:
+    def _cycles(
+        self, x: Tensor, y: Tensor, z: list[Tensor], context: Context, cycles: int, updates: int
+    ) -> tuple[Tensor, list[Tensor]]:
         """All cycles of one supervision step, the last with gradients."""
-        r = self.recursion
-        one_step = r.gradient == "step"
-        for cycle in range(r.cycles):
-            last = cycle == r.cycles - 1
+        one_step = self.recursion.gradient == "step"
+        n_learning = 2 if one_step else updates + 1
+        for cycle in range(cycles):
+            last = cycle == cycles - 1
             question = y + x  # the same for all updates of the latents
-            for i in range(r.updates):
-                learning = torch.is_grad_enabled() and last and (not one_step or i == r.updates - 1)
+            for i in range(updates):
+                learning = torch.is_grad_enabled() and last and (not one_step or i == updates - 1)
                 with torch.set_grad_enabled(learning):
                     if not z:  # one feature is answer and latent at once
-                        y = self._through(self.backbone, y + x, context, learning)
+                        y = self._through(self.backbone, y + x, context, learning * n_learning)
                     else:
-                        z[i % len(z)] = self._through(self.backbone, sum(z[1:], z[0]) + question, context, learning)
+                        h = sum(z[1:], z[0]) + question
+                        z[i % len(z)] = self._through(self.backbone, h, context, learning * n_learning)
             learning = torch.is_grad_enabled() and last
             with torch.set_grad_enabled(learning):
-                y = self._through(self.outer or self.backbone, sum(z, y), context, learning)
+                y = self._through(self.outer or self.backbone, sum(z, y), context, learning * n_learning)
         return y, z
 
     def _over_places(self, context: Context, tokens: Tensor) -> Context:
@@ -241,18 +251,19 @@ class RecursiveModel(Ends):
             x = 0.5**0.5 * (x + self.positions(torch.arange(n, device=x.device)))
         return x * c.embedding_scale
 
-    def _through(self, network: Backbone, h: Tensor, context: Context, learning: bool) -> Tensor:
+    def _through(self, network: Backbone, h: Tensor, context: Context, n_learning: int) -> Tensor:
+        """f(h), with its share of the losses of the `n_learning` applications that learn; 0 where this one does not."""
+
         def f(h: Tensor, own: Context) -> Tensor:
             return self.norm(network(h, None, own)[0])
 
         own = type(context)(context.lengths, context.resets, context.timespans, tokens=context.tokens)
-        if not learning:
+        if not n_learning:
             return f(h, own)
         if self.recompute:
             y, own = recomputed(f, network, h, context=own)
         else:
             y = f(h, own)
-        n_learning = 2 if self.recursion.gradient == "step" else self.recursion.updates + 1
         context.losses.extend(loss / n_learning for loss in own.losses)
         context.metrics.update(own.metrics)
         return y
@@ -285,7 +296,13 @@ class RecursiveModel(Ends):
             return tree_bytes(torch.empty(shape, dtype=dtype))
 
 
-def _truncated(tensor: Tensor, std: float) -> Tensor:
+def _numbered(start: int, like: Tensor) -> Tensor:
+    """The z's (n, D) of a start with a number."""
+    new = torch.empty(like.shape, dtype=torch.float32, device="cpu")
+    return _truncated(new, 1.0, torch.Generator().manual_seed(start)).to(like)
+
+
+def _truncated(tensor: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
     """A normal cut at two deviations, widened so that its deviation is `std` (as JAX has it)."""
-    nn.init.trunc_normal_(tensor, std=1.0, a=-2.0, b=2.0)
+    nn.init.trunc_normal_(tensor, std=1.0, a=-2.0, b=2.0, generator=generator)
     return tensor.mul_(std / 0.8796256610342398)

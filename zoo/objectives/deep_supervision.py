@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from zoo.core.errors import UsageError
-from zoo.core.options import Options
-from zoo.models.modes import evaluation_mode
-from zoo.models.recursive import RecursiveState, Thought
+from zoo.core.options import Options, tuples
+from zoo.models.recursive import RecursiveState
 from zoo.objectives.base import (
     Carry,
     Encoded,
-    Frame,
-    Objective,
     Update,
     answered,
     answered_length,
@@ -30,15 +26,15 @@ from zoo.objectives.base import (
     scored,
     with_losses,
 )
-from zoo.objectives.draws import RowDraws
+from zoo.objectives.paths import Vote
+from zoo.objectives.supervision import Stage, depth_at, step_weights, winner
+from zoo.objectives.thinking import Thinking
 from zoo.protocol import Context
 from zoo.tasks.protocol import IGNORE, Batch, Task
 
-WINDOW = 3  # steps over which `vote="settled"` looks, as EqR's authors have it
-
 
 @register("deep_supervision")
-class DeepSupervision(Objective):
+class DeepSupervision(Thinking):
     """Train a recursive model at every supervision step, as HRM and TRM (arXiv 2506.21734, arXiv 2510.04871, figure 3).
 
     A batch has one place for each row. A place has a puzzle and the state of the model for it. One update is one
@@ -62,27 +58,56 @@ class DeepSupervision(Objective):
 
         Attributes:
             loss: "stablemax" has s(x) = x + 1 or 1 / (1 - x) in place of exp (Prieto et al. 2025, arXiv 2501.04697).
+            label_smoothing: weight of the uniform distribution in the targets; in training only.
             halting: "halt" stops when the halting head predicts that the answer is right (TRM); "q" also learns the
                 value of continuing, by Q-learning with one more pass (HRM).
             halting_weight: weight of the halting head's loss.
             exploration: share of puzzles that stay for more supervision steps.
             random_start: training too starts from random y and z, so that the answer is reached from any start (EqR,
                 Huang et al. 2026, arXiv 2605.21488).
+            training_noise: deviation of normal noise on y and z before every supervision step of training (EqR).
+            candidates: number of z's that think about each puzzle side by side, from as many starts. Only the one whose
+                answer has the least loss is learned from, and its y is handed on to all: winner takes all (Dillon
+                2026, arXiv 2601.19085).
+            decay: factor on the loss of the answer from one supervision step of a puzzle to the next; the weights of
+                `max_steps` steps have the mean 1 (CGAR, Qasim and Zhang 2025, arXiv 2511.08653; published: 0.7).
+            curriculum: stages of a shallower start, each (batches, cycles, updates); after the last one the recursion
+                has its own depth (CGAR; published: 30 % of the training with 1 cycle of 2 updates, 30 % with 2 of 4,
+                the rest with 3 of 6).
             eval_steps: supervision steps in evaluation, by default the model's `max_steps`.
-            starts: number of random starts in evaluation; `vote` chooses one of the answers.
-            vote: which answer is chosen. "halt": the one in which the halting head has the most confidence (PTRM,
-                Sghaier et al. 2026, arXiv 2605.19943). "settled": the one whose logits changed least in the last three
-                steps (EqR).
+            starts: number of paths of thinking in evaluation; `vote` chooses one of the answers. They start at random,
+                or where `candidates` start; with `noise`, and unless `random_start`, all start at the model's own y
+                and z.
+            noise: deviation of normal noise on y and z before every supervision step of evaluation (PTRM, Sghaier et
+                al. 2026, arXiv 2605.19943).
+            votes: number of forms of a puzzle that are solved: the puzzle itself and its images under symmetries of the
+                task. Their answers are mapped back; each form has `starts` paths.
+            vote: which answer is chosen. "halt": the one of which the halting head is surest (PTRM). "first": the first
+                of which it says "right"; a path ends there, so this takes fewer steps, also of a single path (Dillon
+                2026). "settled": the one whose logits changed least in the last three steps (EqR). "majority": the one
+                that most paths have.
         """
 
         loss: Literal["stablemax", "softmax"] = "stablemax"
+        label_smoothing: float = Field(default=0.0, ge=0, lt=1)
         halting: Literal["halt", "q"] = "halt"
         halting_weight: float = Field(default=0.5, ge=0)
         exploration: float = Field(default=0.1, ge=0, le=1)
         random_start: bool = False
+        training_noise: float = Field(default=0.0, ge=0)
+        candidates: int = Field(default=1, ge=1, le=1024)
+        decay: float = Field(default=1.0, gt=0)
+        curriculum: tuple[Stage, ...] = ()
         eval_steps: int | None = Field(default=None, ge=1)
         starts: int = Field(default=1, ge=1)
-        vote: Literal["halt", "settled"] = "halt"
+        noise: float = Field(default=0.0, ge=0)
+        votes: int = Field(default=1, ge=1)
+        vote: Vote = "halt"
+
+        @field_validator("curriculum", mode="before")
+        @classmethod
+        def _from_lists(cls, value: Any) -> Any:
+            return tuples(value)
 
     recursive = True
     config: Config
@@ -97,10 +122,15 @@ class DeepSupervision(Objective):
         if task.irregular_times:
             told = f"{task.name}'s steps are at irregular times, which a recursive model does not read"
             raise UsageError(f"{told}: use another objective.")
-        if config.vote != "halt" and config.starts == 1:
+        if config.vote in ("settled", "majority") and config.starts * config.votes == 1:
             raise UsageError(
                 f"deep_supervision: vote={config.vote!r} chooses among several starts: set objective.starts."
             )
+        if config.votes > 1 and not (task.layout == "fill_in" and task.n_symmetries > 1):
+            raise UsageError(f"deep_supervision: votes={config.votes} needs symmetries, and {task.name} has none.")
+        if config.votes > task.n_symmetries:
+            told = f"{task.name} has {task.n_symmetries} symmetries, the one that changes nothing among them"
+            raise UsageError(f"deep_supervision: votes={config.votes} is too large: {told}.")
         if config.vote == "settled" and config.eval_steps == 1:
             raise UsageError('deep_supervision: vote="settled" compares steps: it needs eval_steps above 1.')
         self.in_place = task.layout == "fill_in"
@@ -128,8 +158,7 @@ class DeepSupervision(Objective):
     ) -> Iterator[Update]:
         targets = torch.full_like(data.tokens, IGNORE)
         targets.view(-1)[data.positions] = data.targets
-        fresh = model.init_state(*data.tokens.shape, generator=generator if self.config.random_start else None)
-        new = {"tokens": data.tokens, "targets": targets, "answer": fresh.answer, "latents": fresh.latents}
+        new = {"tokens": data.tokens, "targets": targets, **self._fresh(model, data.tokens.shape, generator)}
         if data.puzzles is not None:
             new["puzzles"] = data.puzzles
         own = slice(None) if rows is None else rows
@@ -139,19 +168,27 @@ class DeepSupervision(Objective):
             carry["halted"] = torch.ones(n, dtype=torch.bool, device=data.tokens.device)
             carry["steps"] = torch.zeros(n, dtype=torch.int64, device=data.tokens.device)
             carry.update(new)
+            if self.config.curriculum:
+                carry["batches"] = torch.zeros_like(carry["steps"])
         halted = carry["halted"]
         for name, tensor in new.items():
             carry[name] = torch.where(halted.view(-1, *[1] * (tensor.ndim - 1)), tensor, carry[name].to(tensor.dtype))
         steps = torch.where(halted, 0, carry["steps"]) + 1
+        if self.config.training_noise:
+            for name in ("answer", "latents"):
+                shape = (len(data.tokens), *carry[name].shape[1:])
+                noise = torch.randn(shape, generator=generator)[own].to(carry[name])
+                carry[name] = carry[name] + self.config.training_noise * noise
+        depth = depth_at(self.config.curriculum, int(carry["batches"][0])) if self.config.curriculum else None
 
         split = row_parts(n, parts)
         stops, states = [], []
         for here in split:
-            thought, stop, update = self._learn(model, {k: v[here] for k, v in carry.items()}, steps[here])
+            state, stop, update = self._learn(model, {k: v[here] for k, v in carry.items()}, steps[here], depth)
             share = (here.stop - here.start) / len(data.tokens)
             yield replace(update, loss=update.loss * share, share=share, last=here is split[-1])
             stops.append(stop)
-            states.append(thought)
+            states.append(state)
 
         n = len(data.tokens)
         explore = torch.rand(n, generator=generator) < self.config.exploration
@@ -160,34 +197,52 @@ class DeepSupervision(Objective):
         carry["halted"] = (steps >= most) | (torch.cat(stops) & (steps >= least[own].to(steps.device)))
         carry["steps"] = steps
         carry["answer"], carry["latents"] = (torch.cat(each) for each in zip(*states, strict=True))
+        if self.config.curriculum:
+            carry["batches"] = carry["batches"] + 1
 
-    def _learn(self, model: Any, carry: Carry, steps: Tensor) -> tuple[RecursiveState, Tensor, Update]:
+    def _fresh(self, model: Any, shape: torch.Size, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """The y and z that new puzzles start from: z is (n, K, ...) where K candidates are."""
+        drawn = generator if self.config.random_start else None
+        if self.config.candidates == 1:
+            return model.init_state(*shape, generator=drawn)._asdict()
+        starts = [model.init_state(*shape, generator=drawn, start=k) for k in range(self.config.candidates)]
+        return {"answer": starts[0].answer, "latents": torch.stack([start.latents for start in starts], 1)}
+
+    def _learn(
+        self, model: Any, carry: Carry, steps: Tensor, depth: tuple[int, int] | None
+    ) -> tuple[RecursiveState, Tensor, Update]:
         """One supervision step of some places: their next state, which of them may stop, and the mean of their losses.
 
         Args:
             model: in training mode.
             carry: of these places.
             steps: (n,) supervision steps of each, this one included.
+            depth: see `RecursiveModel.think`.
         """
         tokens, targets, puzzles = carry["tokens"], carry["targets"], carry.get("puzzles")
-        state, context = RecursiveState(carry["answer"], carry["latents"]), Context()
-        thought = model.think(tokens, state, context, puzzles=puzzles)
+        context = Context()
         rows, cells = (targets != IGNORE).nonzero(as_tuple=True)
         expected = targets[rows, cells]
+        state, others = RecursiveState(carry["answer"], carry["latents"]), None
+        if self.config.candidates > 1:
+            state, others = winner(model, carry, self._nats, depth)
+        thought = model.think(tokens, state, context, puzzles=puzzles, depth=depth)
         logits = model.logits(thought.hidden[rows, cells])
         n_cells = torch.bincount(rows, minlength=len(tokens)).clamp(min=1)
-        answers = (self._nats(logits, expected) / n_cells[rows]).sum() / len(tokens)
+        nats = self._nats(logits, expected, self.config.label_smoothing)
+        if self.config.decay != 1:
+            nats = nats * step_weights(self.config.decay, model.recursion.max_steps).to(nats)[steps - 1][rows]
+        answers = (nats / n_cells[rows]).sum() / len(tokens)
         said = tokens.clone()
         said[rows, cells] = logits.detach().argmax(-1)
         batch = self._batch(tokens, targets)
         right = self.task.is_right(batch, said[:, -batch.inputs.shape[1] :]).to(tokens.device)
         halting = F.binary_cross_entropy_with_logits(thought.halt, right.to(thought.halt))
         last = steps >= model.recursion.max_steps
-        stop = thought.halt > 0
+        stop = self._stops(thought)
         if self.config.halting == "q":
-            stop = thought.halt > thought.go_on
             with torch.no_grad():
-                later = model.think(tokens, thought.state, puzzles=puzzles)
+                later = model.think(tokens, thought.state, puzzles=puzzles, depth=depth)
                 value = torch.where(last, later.halt, torch.maximum(later.halt, later.go_on)).sigmoid()
             halting = halting + F.binary_cross_entropy_with_logits(thought.go_on, value)
         loss = with_losses(answers + halting * self.config.halting_weight, context)
@@ -198,7 +253,8 @@ class DeepSupervision(Objective):
             "halting_accuracy": ((thought.halt >= 0) == right).float().mean(),
             "steps": steps.float().mean(),
         }
-        return thought.state, stop.detach(), Update(loss, logits, expected, rows, metrics, right=right)
+        after = thought.state if others is None else RecursiveState(thought.state.answer, others)
+        return after, stop.detach(), Update(loss, logits, expected, rows, metrics, right=right)
 
     def _batch(self, tokens: Tensor, targets: Tensor) -> Batch:
         """The task's rows that tokens and targets (n, T) were encoded from."""
@@ -211,21 +267,26 @@ class DeepSupervision(Objective):
         return Batch(inputs, targets[:, -length:])
 
     def training_flops(self, model: Any, *, recompute: bool = False) -> int:
-        """As for other objectives; backward through the last cycle, or the last update of latent and answer, only."""
+        """As for other objectives; backward through the last cycle, or the last update of latent and answer, only.
+
+        Those of the recursion's own depth, to which a `curriculum` comes at last.
+        """
         r, forward = model.recursion, model.flops_per_token(self.length)
         learning = 2 if r.gradient == "step" else r.updates + 1
         backward = (3 if recompute else 2) * forward * learning // (r.cycles * (r.updates + 1))
-        return forward * (2 if self.config.halting == "q" else 1) + backward
+        candidates = self.config.candidates if self.config.candidates > 1 else 0
+        return forward * ((2 if self.config.halting == "q" else 1) + candidates) + backward
 
     def carries(self, carry: Carry, model: Any, n: int) -> bool:
         if not carry:
             return True
         names = {"halted", "steps", "tokens", "targets", "answer", "latents"} | {"puzzles"} & carry.keys()
+        names |= {"batches"} if self.config.curriculum else set()
         if carry.keys() != names or carry["tokens"].ndim != 2 or len(carry["tokens"]) != n:
             return False
-        fresh = model.init_state(*carry["tokens"].shape)
-        shapes = {"halted": (n,), "steps": (n,), "puzzles": (n,), "targets": carry["tokens"].shape}
-        shapes |= {"tokens": carry["tokens"].shape, "answer": fresh.answer.shape, "latents": fresh.latents.shape}
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("halted", "steps", "puzzles", "batches"), (n,))
+        shapes |= dict.fromkeys(("tokens", "targets"), carry["tokens"].shape)
+        shapes |= {name: leaf.shape for name, leaf in self._fresh(model, carry["tokens"].shape).items()}
         tokens, targets = carry["tokens"], carry["targets"]
         return (
             all(carry[name].shape == shapes[name] for name in names)
@@ -235,84 +296,9 @@ class DeepSupervision(Objective):
             and bool(((targets == IGNORE) | ((targets >= 0) & (targets < self.vocab_size))).all())
         )
 
-    def _nats(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """-log p of each target, (m,)."""
+    def _nats(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        """-log p of each target, (m,), the targets mixed with the uniform distribution."""
         logits = at_least_float32(logits)
         if self.config.loss == "stablemax":  # log s(x) = sign(x) log(1 + |x|), so that softmax of it is stablemax of x
             logits = logits.sign() * logits.abs().log1p()
-        return F.cross_entropy(logits, targets, reduction="none")
-
-    def passes(self, model: Any, batch: Batch) -> int:
-        return (self.config.eval_steps or model.recursion.max_steps) * self.config.starts
-
-    @torch.no_grad()
-    def solve(self, model: Any, batch: Batch) -> Iterator[Frame]:
-        """The answers after every supervision step, with their halting values, for the start that `vote` prefers."""
-        kept: tuple[Tensor, Tensor, Tensor] | None = None
-        with evaluation_mode(model):
-            for thoughts in self.attempts(model, self.encode(batch).to(model.answer_init.device)):
-                recent: deque[Thought] = deque(maxlen=WINDOW + 1)
-                steps = []
-                for thought in thoughts:
-                    recent.append(thought)
-                    steps.append((self.answer(model.logits(thought.hidden), batch), thought.halt))
-                answers, halts = (torch.stack(each) for each in zip(*steps, strict=True))
-                worth = self.worth(model, recent)
-                if kept is not None:
-                    better = worth > kept[2]
-                    answers = torch.where(better[:, None], answers, kept[0])
-                    halts, worth = torch.where(better, halts, kept[1]), torch.maximum(worth, kept[2])
-                kept = answers, halts, worth
-        assert kept is not None  # there is at least one start
-        for answer, halt in zip(*(each.cpu() for each in kept[:2]), strict=True):
-            yield Frame(answer, torch.zeros_like(answer, dtype=torch.bool), halt.sigmoid())
-
-    @torch.no_grad()
-    def evaluate(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Answers after the last supervision step, and their mean loss by cell."""
-        data = self.encode(batch).to(model.answer_init.device)
-        kept: tuple[Tensor, Tensor] | None = None
-        with evaluation_mode(model):
-            for thoughts in self.attempts(model, data):
-                recent = deque(thoughts, maxlen=WINDOW + 1)
-                hidden, worth = recent[-1].hidden, self.worth(model, recent)
-                if kept is not None:
-                    hidden = torch.where((worth > kept[1])[:, None, None], hidden, kept[0])
-                    worth = torch.maximum(worth, kept[1])
-                kept = hidden, worth
-            assert kept is not None  # there is at least one start
-            logits = model.logits(kept[0])
-            loss = self._nats(logits.flatten(0, 1)[data.positions], data.targets).mean()
-            return self.answer(logits, batch).cpu(), loss
-
-    def answer(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Token ids (n, L) in the task's coordinates."""
-        answer = logits[:, -batch.inputs.shape[1] :, : self.task.vocab_size].argmax(-1)
-        return torch.where((batch.targets != IGNORE).to(answer.device), answer, batch.inputs.to(answer.device))
-
-    def worth(self, model: Any, recent: Sequence[Thought]) -> Tensor:
-        """The score by which `vote` compares the answers of the latest steps, (n,)."""
-        if self.config.vote == "halt":
-            return recent[-1].halt
-        logits = torch.stack([at_least_float32(model.logits(thought.hidden)) for thought in recent])
-        return -logits.diff(dim=0).norm(dim=-1).mean((0, 2))
-
-    def attempts(self, model: Any, data: Encoded) -> Iterator[Iterator[Thought]]:
-        """The thoughts from each start; the random starts of a row do not depend on the batch."""
-        is_random = self.config.starts > 1 or self.config.random_start
-        draws = RowDraws.of(data) if is_random else None
-        for attempt in range(self.config.starts):
-            start = model.init_state(*data.tokens.shape)
-            if draws is not None:
-                drawn = (draws.at(None, attempt).normal(i, *leaf.shape[1:]) for i, leaf in enumerate(start))
-                start = RecursiveState(*(new.to(leaf) for new, leaf in zip(drawn, start, strict=True)))
-            yield self.thoughts(model, data.tokens, start, puzzles=data.puzzles)
-
-    def thoughts(
-        self, model: Any, tokens: Tensor, state: RecursiveState | None = None, *, puzzles: Tensor | None = None
-    ) -> Iterator[Thought]:
-        """`model.think` step after step, each from the state of the last."""
-        for _ in range(self.config.eval_steps or model.recursion.max_steps):
-            thought = model.think(tokens, state, puzzles=puzzles)
-            state = thought.state
-            yield thought
+        return F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)

@@ -19,7 +19,7 @@ from zoo.ops._ltc import Synapses, ltc
 from zoo.ops._m2rnn import m2rnn
 from zoo.ops._mlstm import MLSTMState, mlstm
 from zoo.ops._oscillate import oscillate
-from zoo.ops._plain_norm import plain_norm
+from zoo.ops._plain_norm import normed_product, plain_norm
 from zoo.ops._scan import scan
 from zoo.ops._selective_scan import selective_scan
 from zoo.ops._slot_scores import slot_scores
@@ -67,6 +67,7 @@ __all__ = [
     "ltc",
     "m2rnn",
     "mlstm",
+    "normed_product",
     "oscillate",
     "plain_norm",
     "rotary_table",
