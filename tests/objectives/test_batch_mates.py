@@ -58,6 +58,9 @@ CASES = [
         for task in (SUDOKU, MQAR)
         for options in ({}, {"random_start": True}, {"starts": 3}, {"starts": 2, "vote": "settled", "eval_steps": 4})
     ],
+    ("deep_supervision", SUDOKU, {"starts": 2, "noise": 0.2, "vote": "first"}),
+    ("deep_supervision", SUDOKU, {"votes": 3, "vote": "majority", "noise": 0.1}),
+    ("deep_supervision", MQAR, {"starts": 2, "candidates": 3, "vote": "first"}),
 ]
 
 

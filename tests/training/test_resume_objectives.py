@@ -52,6 +52,17 @@ EXPERIMENTS = {
         "objective": {"name": "deep_supervision", "halting": "q"},
         "train": {**TRAIN, "puzzle_lr": 0.01, "weight_decay": 1.0, "decay_all": True, "recompute": True},
     },
+    "candidates": {
+        "task": SUDOKU,
+        "model": TRM,
+        "objective": {
+            "name": "deep_supervision",
+            "candidates": 2,
+            "decay": 0.7,
+            "curriculum": [[9, 1, 1], [6, 1, 2]],
+            "training_noise": 0.1,
+        },
+    },
     "unmasking": {
         "task": SUDOKU,
         "model": MASKED,
