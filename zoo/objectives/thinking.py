@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,6 +25,10 @@ class Thinking(Objective):
     `deep_supervision`."""
 
     config: Any
+
+    @abstractmethod
+    def _nats(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        """The loss (m,) of logits (m, V) for targets (m,)."""
 
     def passes(self, model: Any, batch: Batch) -> int:
         return self._n_steps(model) * self.config.starts * self.config.votes
