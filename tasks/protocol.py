@@ -60,7 +60,7 @@ class Task(ABC):
     token_is_byte: bool = True
     """Of a text: whether a token is a byte, so that its loss is given in bits per byte."""
 
-    many_answers: ClassVar[str | None] = None
+    many_answers: str | None = None
     """Which of many right answers the targets are, in words; None where only the targets are right."""
 
     absent: ClassVar[tuple[Split, ...]] = ()

@@ -114,20 +114,40 @@ def _write(open_, distance, start, goal, state, height, width, grid, answer):
 
 
 @compiled
+def _several_ways(distance, queue, reached, goal, across, ways):
+    """Whether more than one shortest path leads to the goal; `ways` is room for the number of each cell, at most 2."""
+    ways[queue[0]] = 1
+    for i in range(1, reached):
+        here = queue[i]
+        n = 0
+        for step in (-across, -1, 1, across):
+            there = here + step
+            if distance[there] >= 0 and distance[there] == distance[here] - 1:
+                n += ways[there]
+        ways[here] = min(n, 2)
+        if here == goal:
+            break
+    return ways[goal] > 1
+
+
+@compiled
 def generate(
-    keys, height, width, perfect, least, most, shortest, longest, split, salt, max_tries, maps, grids, answers, lengths
-):
+    keys, height, width, perfect, unique, least, most, shortest, longest, split, salt, max_tries, maps, grids, answers,
+    lengths
+):  # fmt: skip
     """Fill the rows of `grids`, `answers` (n, cells) and `lengths` (n,), one per key; returns the rows finished.
 
     The start is a random open cell and the goal a random one that is far enough: at a distance drawn from
-    [shortest, longest], or, with longest < 0, at `shortest` or more. Again with a new maze until the fingerprint is
-    of the split (0 train, 1 validation, 2 test). Fewer rows than keys are finished where one fails `max_tries` times.
+    [shortest, longest], or, with longest < 0, at `shortest` or more; with `unique`, one to which a single shortest path
+    leads. Again with a new maze until the fingerprint is of the split (0 train, 1 validation, 2 test). Fewer rows than
+    keys are finished where one fails `max_tries` times.
     """
     across = width + 2
     open_ = np.zeros((height + 2) * across, dtype=np.bool_)
     distance = np.empty(len(open_), dtype=np.int64)
     queue = np.empty(len(open_), dtype=np.int64)
     rooms = np.empty(len(open_), dtype=np.int64)
+    ways = np.empty(len(open_), dtype=np.int64)
     cells = np.empty(height * width, dtype=np.int64)
     state = np.empty(1, dtype=np.uint64)
     for i in range(len(keys)):
@@ -162,6 +182,8 @@ def generate(
                     while distance[queue[first - 1]] >= needed:
                         first -= 1
                     goal = queue[first + below(state, last - first)]
+                    if unique and _several_ways(distance, queue, reached, goal, across, ways):
+                        continue
                     _write(open_, distance, start, goal, state, height, width, grids[i], answers[i])
                     lengths[i] = distance[goal]
                     done = split_of(_fingerprint(grids[i], maps), salt) == split
@@ -264,3 +286,36 @@ def valid(grids, proposals, height, width, result):
                 open_[_framed(cell, width)] = False
         _distances(open_, start, across, distance, queue)
         result[i] = distance[goal] == length
+
+
+@compiled
+def paths(grids, proposals, height, width, result):
+    """Whether each proposal (n, cells) is its maze with one path drawn in, of any length, and nothing else changed.
+
+    Start and goal have one neighbour on the path, and every other cell of it two; all of them are joined.
+    """
+    across = width + 2
+    open_ = np.zeros((height + 2) * across, dtype=np.bool_)
+    distance = np.empty(len(open_), dtype=np.int64)
+    queue = np.empty(len(open_), dtype=np.int64)
+    for i in range(grids.shape[0]):
+        start, goal = _read(grids[i], height, width, open_)
+        result[i] = start >= 0
+        drawn = 2
+        for cell in range(height * width):
+            token = proposals[i, cell]
+            if token == PATH and grids[i, cell] == OPEN:
+                drawn += 1
+            elif token != grids[i, cell]:
+                result[i] = False
+            open_[_framed(cell, width)] = token in (PATH, START, GOAL)
+        if not result[i]:
+            continue
+        reached = _distances(open_, start, across, distance, queue)
+        result[i] = reached == drawn and distance[goal] == drawn - 1
+        for k in range(reached):
+            joined = 0
+            for step in (-across, -1, 1, across):
+                joined += open_[queue[k] + step]
+            if joined != (1 if queue[k] == start or queue[k] == goal else 2):
+                result[i] = False

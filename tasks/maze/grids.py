@@ -50,6 +50,19 @@ def is_valid(grids: ArrayLike, proposals: ArrayLike, height: int, width: int) ->
     return result
 
 
+def is_path(grids: ArrayLike, proposals: ArrayLike, height: int, width: int) -> NDArray[np.bool_]:
+    """(n,) whether each proposal (n, cells) is its maze with one path, short or long, and nothing else changed.
+
+    The path neither branches nor touches itself.
+    """
+    from zoo.tasks.kernels import maze as kernels
+
+    mazes, drawn = as_grids(grids, height, width), as_grids(proposals, height, width)
+    result = np.empty(len(mazes), dtype=np.bool_)
+    kernels.paths(mazes, drawn, height, width, result)
+    return result
+
+
 def fingerprint(grids: ArrayLike, height: int, width: int) -> random.Keys:
     """(n,) a hash of each maze that no turn or flip changes, nor swapping start and goal."""
     from zoo.tasks.kernels import maze as kernels

@@ -41,13 +41,14 @@ class Generator:
         height: int,
         width: int,
         perfect: bool,
+        unique: bool,
         walls: tuple[float, float],
         shortest: int,
         longest: int | None,
         n_train: int | None,
     ):
         """Path lengths uniform in [shortest, longest], or any from `shortest` on; `n_train` mazes in an epoch."""
-        self._size, self._perfect, self._walls = (height, width), perfect, walls
+        self._size, self._perfect, self._unique, self._walls = (height, width), perfect, unique, walls
         self._shortest, self._longest = shortest, longest
         self._pages = Pages(self._make, n_train)
 
@@ -63,13 +64,14 @@ class Generator:
         )
         longest = -1 if self._longest is None else self._longest
         finished = kernels.generate(
-            keys, height, width, self._perfect, *self._walls, self._shortest, longest, SPLITS.index(split),
-            random.SPLIT_SALT, self._MAX_TRIES, symmetries(height, width), *made,
+            keys, height, width, self._perfect, self._unique, *self._walls, self._shortest, longest,
+            SPLITS.index(split), random.SPLIT_SALT, self._MAX_TRIES, symmetries(height, width), *made,
         )  # fmt: skip
         if finished < n:
+            kind = "maze of one shortest path" if self._unique else "maze"
             bounds = f"min_length={self._shortest}" + ("" if self._longest is None else f", max_length={self._longest}")
             raise UsageError(
-                f"maze: found no {height}x{width} maze with {bounds} for the split {split!r} in {self._MAX_TRIES}"
+                f"maze: found no {height}x{width} {kind} with {bounds} for the split {split!r} in {self._MAX_TRIES}"
                 " tries; ask for shorter paths or a larger maze."
             )
         return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.tasks import random
-from zoo.tasks.maze.grids import CHARACTERS, OPEN, fingerprint, is_valid, symmetries
+from zoo.tasks.maze.grids import CHARACTERS, OPEN, fingerprint, is_path, is_valid, symmetries
 from zoo.tasks.maze.picture import INK, cell
 from zoo.tasks.maze.sources import FromFile, Generator, Source
 from zoo.tasks.protocol import Batch, Split, Symmetry, Task, check_request, names_of, register
@@ -22,6 +23,7 @@ from zoo.tasks.sketch import Sketch
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_FALSE = ("a longer path", "wrong")
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -46,9 +48,11 @@ class Maze(Task):
     `perfect` mazes are trees of corridors (random depth-first search), so the path is the only one; with size=30,
     min_length=100, max_length=140 they are Maze-Unique. `random_walls` scatters walls over a share of the cells that
     is uniform in `walls`; with size=30, min_length=111 they are Maze-Hard, rare enough to want `n_puzzles`. Their
-    shortest path need not be the only one, so besides `exact` the score has `valid`: any shortest path, all else
-    unchanged. Splits are disjoint up to turns, flips and swapping S and G. Slices: `length`, the steps of the path,
-    rounded down to multiples of half the longer side.
+    shortest path need not be the only one, unless `unique` is set. So besides `exact` the score has `valid`, any
+    shortest path and all else unchanged, and `path`, the same with a path of any length that does not touch itself.
+    `answers` says which of these is right for `exact` and for the halting head. The targets are one shortest path,
+    chosen at random. Splits are disjoint up to turns, flips and swapping S and G. Slices: `length`, the steps of the
+    path, rounded down to multiples of half the longer side.
     """
 
     class Config(Options):
@@ -62,6 +66,10 @@ class Maze(Task):
         """Instead of `size`."""
         kind: Literal["perfect", "random_walls"] = "perfect"
         """How the walls are generated."""
+        unique: bool = False
+        """Only mazes with a single shortest path; those of `perfect` have no other."""
+        answers: Literal["target", "shortest", "path"] = "target"
+        """Which answers are right: that of the targets, any shortest path, or any path that does not touch itself."""
         walls: tuple[Share, Share] = (0.3, 0.5)
         """Least and greatest share of wall cells, for `random_walls`."""
         min_length: PositiveInt | None = None
@@ -88,6 +96,8 @@ class Maze(Task):
 
     def __init__(self, config: Config):
         super().__init__(config)
+        if config.answers != "target":
+            self.many_answers = "one of the shortest paths, chosen at random"
         self.height, self.width = config.height or config.size, config.width or config.size
         self.vocab_size = len(CHARACTERS) + 1
         self.seq_len = self.height * self.width
@@ -98,7 +108,7 @@ class Maze(Task):
     def _open(self) -> Source:
         c = self.config
         if c.path is not None:
-            steering = {"kind", "walls", "min_length", "max_length"} & c.changed().keys()
+            steering = {"kind", "unique", "walls", "min_length", "max_length"} & c.changed().keys()
             if steering:
                 raise UsageError(
                     f"maze: {sorted(steering)[0]} steers the generator and cannot go with path={c.path!r}."
@@ -122,7 +132,9 @@ class Maze(Task):
         if c.max_length is not None and c.max_length < shortest:
             raise UsageError(f"maze: max_length={c.max_length} is less than min_length={shortest}.")
         longest = None if c.max_length is None else min(c.max_length, bound)
-        return Generator(self.height, self.width, c.kind == "perfect", c.walls, shortest, longest, c.n_puzzles)
+        perfect = c.kind == "perfect"
+        unique = c.unique and not perfect  # a tree has one path between any two cells
+        return Generator(self.height, self.width, perfect, unique, c.walls, shortest, longest, c.n_puzzles)
 
     def sample(self, n: int, *, split: Split, seed: int, start: int = 0) -> Batch:
         check_request(n, split, start)
@@ -146,9 +158,23 @@ class Maze(Task):
         return names_of(fingerprint(batch.inputs.cpu().numpy(), self.height, self.width))
 
     def row_scores(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
-        """`valid`: a shortest path, whichever, and everything else as it was."""
-        valid = is_valid(batch.inputs.cpu().numpy(), predictions.cpu().numpy(), self.height, self.width)
-        return {"valid": torch.from_numpy(valid).double()}
+        """`valid`: a shortest path, whichever, and everything else as it was; `path`: a path of any length."""
+        checks = {"valid": is_valid, "path": is_path}
+        return {name: self._checked(check, batch, predictions).double() for name, check in checks.items()}
+
+    def is_right(self, batch: Batch, answers: Tensor) -> Tensor:
+        if self.config.answers == "target":
+            return super().is_right(batch, answers)
+        check = is_valid if self.config.answers == "shortest" else is_path
+        return self._checked(check, batch, answers).to(answers.device)
+
+    def right_cells(self, batch: Batch, answers: Tensor) -> Tensor:
+        """Those that equal their targets; all of an answer that is right."""
+        same = super().right_cells(batch, answers)
+        return same if self.config.answers == "target" else same | self.is_right(batch, answers)[:, None]
+
+    def _checked(self, check: Callable[..., NDArray[np.bool_]], batch: Batch, answers: Tensor) -> Tensor:
+        return torch.from_numpy(check(batch.inputs.cpu().numpy(), answers.cpu().numpy(), self.height, self.width))
 
     def render(self, batch: Batch, row: int = 0, predictions: Tensor | None = None) -> str:
         lines = self._lines(batch.targets[row])
@@ -168,11 +194,11 @@ class Maze(Task):
         if predictions is None:
             return draw_maze(answer, None, "", True)
         verdict = self._verdict(batch, row, predictions)
-        return draw_maze(answer, predictions[row].cpu().numpy().reshape(shape), verdict, verdict != "wrong")
+        return draw_maze(answer, predictions[row].cpu().numpy().reshape(shape), verdict, verdict not in _FALSE)
 
     def sketch(self, batch: Batch, row: int, tokens: Tensor, hidden: Tensor) -> Sketch:
         kinds = self.kinds(batch, row, tokens, hidden)
-        if not hidden[row].any() and self._verdict(batch, row, tokens) != "wrong":
+        if not hidden[row].any() and self._verdict(batch, row, tokens) not in _FALSE:
             kinds = ["right" if kind == "wrong" else kind for kind in kinds]  # another path, as short
         cells = (cell(kind, token) for kind, token in zip(kinds, tokens[row].tolist(), strict=True))
         return Sketch(self.width, tuple(cells))
@@ -189,4 +215,6 @@ class Maze(Task):
         scores = self.row_scores(
             Batch(batch.inputs[row : row + 1], batch.targets[row : row + 1]), predictions[row : row + 1]
         )
-        return "another shortest path" if bool(scores["valid"][0]) else "wrong"
+        if bool(scores["valid"][0]):
+            return "another shortest path"
+        return "a longer path" if bool(scores["path"][0]) else "wrong"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from zoo import tasks
 from zoo.tasks import random
-from zoo.tasks.maze import fingerprint, is_valid, read_mazes, solve, write_mazes
+from zoo.tasks.maze import fingerprint, is_path, is_valid, read_mazes, solve, write_mazes
 from zoo.tasks.maze.grids import to_text
 from zoo.tasks.protocol import SPLITS
 
@@ -159,6 +159,69 @@ def test_another_shortest_path_counts():
     assert "wrong" in task.render(batch, 3, predictions)
     predictions[0, 4] = 99
     assert task.score(batch, predictions)["valid"] == 0.25
+
+
+def all_paths(grid: np.ndarray) -> set[bytes]:
+    """The maze with each path from start to goal that does not touch itself, of any length."""
+    start, goal, found = place(grid, START), place(grid, GOAL), set()
+
+    def walk(path):
+        for cell in neighbours(grid, path[-1]):
+            if sum(near in path for near in neighbours(grid, cell)) > 1:
+                continue
+            if cell == goal:
+                answer = grid.copy()
+                for step in path[1:]:
+                    answer[step] = PATH
+                found.add(answer.tobytes())
+            elif cell not in path:
+                walk([*path, cell])
+
+    walk([start])
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([WALL, OPEN, OPEN, OPEN]), min_size=14, max_size=14), st.permutations(range(16)))
+def test_paths_of_any_length(cells, order):
+    grid = np.array([START, GOAL, *cells], dtype=np.uint8)[list(order)]
+    found = all_paths(grid.reshape(4, 4))
+    open_ = np.flatnonzero(grid == OPEN)
+    proposals = [np.frombuffer(a, dtype=np.uint8) for a in sorted(found)] + [grid]
+    for proposal in proposals[:20]:
+        for cell in open_:
+            changed = proposal.copy()
+            changed[cell] = PATH if changed[cell] == OPEN else OPEN
+            proposals.append(changed)
+    proposals.append(np.full(16, PATH, dtype=np.uint8))
+    expected = [p.tobytes() in found for p in proposals]
+    assert is_path([grid] * len(proposals), proposals, 4, 4).tolist() == expected
+    assert not (is_valid([grid] * len(proposals), proposals, 4, 4) & ~np.array(expected)).any(), "shortest paths too"
+
+
+def test_which_answers_are_right():
+    inputs = torch.tensor([[3, 2, 2, 2, 2, 2, 4, 2, 2]] * 4)
+    target = torch.tensor([3, 2, 2, 5, 2, 2, 4, 2, 2])
+    longer = torch.tensor([3, 5, 5, 2, 2, 5, 4, 5, 5])
+    touching = torch.tensor([3, 5, 2, 5, 5, 2, 4, 2, 2])
+    batch = tasks.Batch(inputs, target.repeat(4, 1))
+    said = torch.stack([target, longer, touching, inputs[0]])
+    for answers, exact in (("target", 0.25), ("shortest", 0.25), ("path", 0.5)):
+        task = tasks.create_task("maze", size=3, kind="random_walls", answers=answers)
+        score = task.score(batch, said)
+        assert (score["exact"], score["valid"], score["path"]) == (exact, 0.25, 0.5)
+        assert task.is_right(batch, said).tolist() == [True, answers == "path", False, False]
+        assert task.right_cells(batch, said)[1].all() == (answers == "path")
+        assert (task.many_answers is None) == (answers == "target")
+        assert "a longer path" in task.render(batch, 1, said)
+
+
+@pytest.mark.parametrize("kind", ["perfect", "random_walls"])
+def test_unique_mazes_have_one_shortest_path(kind):
+    grids, answers = drawn("test", 60, 7, 7, kind=kind, unique=True, walls=(0.1, 0.4))
+    assert [all_answers(grid) for grid in grids] == [{answer.tobytes()} for answer in answers]
+    grids, _ = drawn("test", 60, 7, 7, kind="random_walls", walls=(0.1, 0.4))
+    assert max(len(all_answers(grid)) for grid in grids) > 1, "without the option there are several"
 
 
 def turns(grid: np.ndarray) -> list[np.ndarray]:

@@ -49,7 +49,8 @@ def test_wrong_answers(task, rows):
     asked = task.asked(rows)[1]
     first = int(asked.nonzero()[0])
     tokens[1, first] = (tokens[1, first] + 1) % task.vocab_size
-    assert task.sketch(rows, 1, tokens, none).count("wrong") == 1
+    wrong = task.sketch(rows, 1, tokens, none).count("wrong")
+    assert wrong == 1 or (task.many_answers and wrong > 1), "where cells are judged by each other, one spoils several"
     assert task.sketch(rows, 0, tokens, none).count("wrong") == 0
 
 
