@@ -38,6 +38,7 @@ PARAMETERS = {  # of the published checkpoints, or of the authors' code
     "longcat_flash-560b": 560_664_958_976,
     "mamba2-7b": 7_285_403_648,
     "olmo_hybrid-7b": 7_430_870_688,
+    "qwen3_5_moe-35b-a3b": 34_660_610_688,
     "qwen3_next-80b-a3b": 79_674_391_296,  # without the layer that predicts further tokens
     "recurrent_gemma-2b": 2_682_862_080,
     "recurrent_gemma-9b": 8_579_977_216,

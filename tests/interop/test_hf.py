@@ -559,3 +559,21 @@ def test_the_text_part_of_a_model_that_sees(tmp_path):
     assert all(torch.equal(t, model.state_dict()[n]) for n, t in expected.state_dict().items())
     (folder / CONFIG).write_text(json.dumps(seeing))
     assert "The config of Qwen3_5ForConditionalGeneration lacks 'text_config'" in refusal(folder)
+
+
+def test_all_experts_in_one_tensor(tmp_path):
+    """As the published checkpoints of Qwen3.5 hold them; they are written one by one, as transformers does."""
+    folder = zoo.to_hf(zoo.create_model("qwen3_5_moe-tiny"), tmp_path / "one by one")
+    expected, weights = zoo.from_hf(folder), load_file(folder / WEIGHTS)
+    together = {n: w for n, w in weights.items() if ".experts." not in n}
+    for i in range(4):
+        layer = f"model.layers.{i}.mlp.experts."
+        gate, up, down = ([weights[f"{layer}{e}.{k}_proj.weight"] for e in range(4)] for k in ("gate", "up", "down"))
+        together[f"{layer}gate_up_proj"] = torch.cat([torch.stack(gate), torch.stack(up)], 1)
+        together[f"{layer}down_proj"] = torch.stack(down)
+    save_file(together, folder / WEIGHTS)
+    model = zoo.from_hf(folder)
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in expected.state_dict().items())
+    assert published_weights(model).keys() == weights.keys()
+    save_file({**together, "model.layers.0.mlp.experts.down_proj": torch.ones(4, 32, 64)}, folder / WEIGHTS)
+    assert "mlp.experts.down_proj (4, 32, 64) for backbone.steps.1.mixers.0.down_proj" in refusal(folder)

@@ -35,11 +35,16 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def _options(p: Published) -> dict[str, Any]:
+def options(p: Published) -> dict[str, Any]:
+    """The options of a text model, dense or with experts."""
     p.only("attn_output_gate", True)
-    p.only("num_experts", 0)
     p.ignore("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
     return qwen3_next.options(p)
+
+
+def _options(p: Published) -> dict[str, Any]:
+    p.only("num_experts", 0)
+    return options(p)
 
 
 def _recurrent_maps(p: Published) -> Iterator[Map]:
@@ -53,7 +58,8 @@ def _recurrent_maps(p: Published) -> Iterator[Map]:
         yield same(name, name)
 
 
-def _weights(p: Published) -> Iterator[Map]:
+def weights(p: Published) -> Iterator[Map]:
+    """Where the weights of a text model lie, alone or within a model that sees."""
     return also_named(qwen3_next.weights(p, _recurrent_maps), _within)
 
 
@@ -90,6 +96,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "9b": {"max_position_embeddings": 262144, "rope_theta": 10000000},
 }
 
+BESIDE_THE_TEXT = (r"^mtp\.", r"^model\.visual\.")
+"""Names in checkpoints of what predicts further tokens, and of what sees."""
+
 families.add(
     Family(
         "qwen3_5",
@@ -97,9 +106,9 @@ families.add(
         "qwen3_5_text",
         SIZES,
         _options,
-        _weights,
+        weights,
         DEFAULTS,
-        ignored=(r"^mtp\.", r"^model\.visual\."),
+        ignored=BESIDE_THE_TEXT,
         bare="Qwen3_5TextModel",
         seeing="Qwen3_5ForConditionalGeneration",
     )

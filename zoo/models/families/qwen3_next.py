@@ -90,8 +90,10 @@ def options(p: Published) -> dict[str, Any]:
         conv_size=p("linear_conv_kernel_dim"),
         norm_eps=eps,
     )
-    dense, sparse = word("swiglu", d_hidden=p("intermediate_size")), _sparse(p)
+    sparse = _sparse(p)
     p.ignore("moe_intermediate_size", "norm_topk_prob", "num_experts_per_tok", "shared_expert_intermediate_size")
+    p.ignore("intermediate_size")
+    dense = "" if all(sparse) else word("swiglu", d_hidden=p("intermediate_size"))
     moe = _experts(p) if any(sparse) else ""
     kinds = zip(_recurrent(p), sparse, strict=True)
     return {
@@ -136,7 +138,14 @@ def _recurrent_maps(p: Published) -> Iterator[Map]:
 def weights(p: Published, recurrent_maps: Callable[[Published], Iterator[Map]] = _recurrent_maps) -> Iterator[Map]:
     """Where the weights of a model of Qwen3-Next's kind lie; `recurrent_maps` are those of one gated DeltaNet."""
     yield from token_maps(p)
-    moe = list(moe_maps(p("num_experts"), shared="shared_expert", shared_gate="shared_expert_gate.weight"))
+    moe = list(
+        moe_maps(
+            p("num_experts"),
+            shared="shared_expert",
+            shared_gate="shared_expert_gate.weight",
+            whole=("experts.gate_up_proj", "experts.down_proj"),
+        )
+    )
     for i, (recurrent, sparse) in enumerate(zip(_recurrent(p), _sparse(p), strict=True)):
         layer = f"model.layers.{i}."
         attention = attention_maps(*p.heads(), bias=p("attention_bias", False), qk_norm=True, gate=True)

@@ -181,7 +181,7 @@ def _shift_map(width: int) -> Map:
     def write(*each: Tensor) -> Sequence[Tensor]:
         return [x.reshape(1, 1, width) for x in each]
 
-    return Map(SHIFTS, SHIFTS, read, write, others=("x_x",))
+    return Map(SHIFTS, SHIFTS, read, write, forms=(Map(SHIFTS, ("x_x",), read, write),))
 
 
 def _size(n_layers: int, width: int, decay: int, value: int, gate: int) -> dict[str, Any]:

@@ -203,6 +203,7 @@ def moe_maps(
     correction: str | None = None,
     gated: bool = True,
     latent: tuple[str, str] | None = None,
+    whole: tuple[str, str] | None = None,
 ) -> Iterator[Map]:
     """`moe` from experts that lie one by one under `experts.0` and so on.
 
@@ -212,16 +213,18 @@ def moe_maps(
             choice, where there are any.
         gated: the experts are gated layers, not perceptrons.
         latent: names of the projections to and from the experts' width, where they have one of their own.
+        whole: names of two tensors in which some checkpoints hold all experts, as ours do.
     """
     gate, up, down = ([f"experts.{i}.{name}.weight" for i in range(n_experts)] for name in names)
     yield same("router.weight", f"{router}.weight")
-    yield stacked_pairs("up_proj", gate, up) if gated else stacked("up_proj", up)
-    yield stacked("down_proj", down)
+    experts = stacked_pairs("up_proj", gate, up) if gated else stacked("up_proj", up), stacked("down_proj", down)
+    for m, name in zip(experts, whole or (None, None), strict=True):
+        yield replace(m, forms=(same(m.ours[0], name),)) if name else m
     for ours, theirs in zip(("latent_in", "latent_out"), latent or (), strict=False):
         yield from linear_maps(ours, theirs)
     if shared:
-        experts = glu_maps(names=names) if gated else mlp_maps(names=names[1:])
-        yield from within("shared.", f"{shared}.", experts)
+        every = glu_maps(names=names) if gated else mlp_maps(names=names[1:])
+        yield from within("shared.", f"{shared}.", every)
     if shared_gate:
         yield same("shared_gate.weight", shared_gate)
     if correction:

@@ -23,7 +23,7 @@ class Map:
         read: tensors of theirs, in order, to those of ours.
         write: the inverse.
         copies: names under which a checkpoint may hold `theirs[0]` again (tied embeddings); they have to be equal.
-        others: names that some checkpoints have in place of `theirs`; `read` takes either.
+        forms: maps of the same tensors of ours from others of theirs, which some checkpoints have in place of `theirs`.
         recut: some checkpoints cut `theirs` in other lengths of the same sum.
     """
 
@@ -32,14 +32,14 @@ class Map:
     read: Callable[..., Sequence[Tensor]]
     write: Callable[..., Sequence[Tensor]]
     copies: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
+    forms: tuple[Map, ...] = ()
     recut: bool = False
 
     def found_in(self, names: Container[str]) -> Map:
-        """This map with those names of theirs that are among `names`."""
-        if self.others and self.theirs[0] not in names and self.others[0] in names:
-            return replace(self, theirs=self.others, others=())
-        return self
+        """This map, or that of its forms whose tensors of theirs are among `names`."""
+        if self.theirs[0] in names:
+            return self
+        return next((form for form in self.forms if form.theirs[0] in names), self)
 
 
 def same(ours: str, theirs: str, *, copies: Sequence[str] = ()) -> Map:
@@ -108,17 +108,17 @@ def stacked_pairs(ours: str, first: Sequence[str], second: Sequence[str]) -> Map
 def within(ours: str, theirs: str, maps: Iterable[Map]) -> Iterable[Map]:
     """The same maps with prefixes in front of all names."""
     for m in maps:
-        m = renamed(m, lambda name: theirs + name)
-        yield replace(m, ours=tuple(ours + name for name in m.ours))
+        yield renamed(m, lambda name: theirs + name, lambda name: ours + name)
 
 
 def also_named(maps: Iterable[Map], name: Callable[[str], str]) -> Iterator[Map]:
     """The same maps, which also read checkpoints whose names are changed by `name`."""
     for m in maps:
-        yield replace(m, others=tuple(map(name, m.theirs)))
+        yield replace(m, forms=(*m.forms, *(renamed(replace(form, forms=()), name) for form in (m, *m.forms))))
 
 
-def renamed(m: Map, name: Callable[[str], str]) -> Map:
-    """The same map with other names of theirs."""
-    theirs, copies, others = (tuple(map(name, names)) for names in (m.theirs, m.copies, m.others))
-    return replace(m, theirs=theirs, copies=copies, others=others)
+def renamed(m: Map, name: Callable[[str], str], ours: Callable[[str], str] = str) -> Map:
+    """The same map with other names of theirs, and of `ours` where that is given."""
+    theirs, copies = (tuple(map(name, names)) for names in (m.theirs, m.copies))
+    forms = tuple(renamed(form, name, ours) for form in m.forms)
+    return replace(m, ours=tuple(map(ours, m.ours)), theirs=theirs, copies=copies, forms=forms)
