@@ -163,8 +163,9 @@ class _Taps(torch.autograd.Function):
     def forward(window: Tensor, weight: Tensor, keep: Tensor | None) -> Tensor:
         n_steps = window.shape[1] - weight.shape[1] + 1
         y = window.new_zeros(window.shape[0], n_steps, window.shape[2])
+        into = y[:]  # a view: compiled by torch 2.11, an output that is itself changed in place has no gradient
         for w, tap in enumerate(weight.T.contiguous()):
-            y.addcmul_(_kept(window[:, w : w + n_steps], keep, w), tap)
+            into.addcmul_(_kept(window[:, w : w + n_steps], keep, w), tap)
         return y
 
     @staticmethod

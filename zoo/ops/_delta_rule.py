@@ -144,7 +144,8 @@ class _Chunks(torch.autograd.Function):
         for c in range(len(v)):
             values[c].baddbmm_(recall[c], states[c], alpha=-1)
             torch.mul(states[c], total[c], out=states[c + 1]).baddbmm_(k_end[c].mT, values[c])
-        o = (q @ states[:-1]).add_(q_scores @ values)
+        o = q @ states[:-1]
+        o[:].add_(q_scores @ values)  # through a view: see `_causal_conv1d._Taps`
         return o, states[-1].clone(), inverse, recall, values, states[:-1]
 
     @staticmethod

@@ -162,7 +162,8 @@ class _Chunks(torch.autograd.Function):
             u[c].baddbmm_(recall[c], states[c])
             states[c + 1].addcmul_(states[c], total[c]).baddbmm_(b_write[c].mT, u[c])
         values = torch.stack([v, u], 3).flatten(2, 3)
-        o = (q_read @ states[:-1]).add_(q_scores @ values)
+        o = q_read @ states[:-1]
+        o[:].add_(q_scores @ values)  # through a view: see `_causal_conv1d._Taps`
         return o, states[-1].clone(), scores, read, write, total, inverse, recall, values, states[:-1]
 
     @staticmethod
