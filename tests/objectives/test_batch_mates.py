@@ -46,6 +46,9 @@ CASES = [
         ]
     ],
     ("masked_diffusion", SUDOKU, {"temperature": 1.0, "guidance": 0.5, "prompt_dropout": 0.1}),
+    ("masked_diffusion", SUDOKU, {"entropy_bound": 0.5, "order": "entropy", "block_length": 4}),
+    ("masked_diffusion", SUDOKU, {"order": "random", "remasking": "cap", "remasking_rate": 0.3, "temperature": 1.0}),
+    ("masked_diffusion", MQAR, {"order": "random", "remasking": "confidence", "steps": 5}),
     ("masked_diffusion", TEXT, {}),
     ("masked_diffusion", WORDS, {}),
     ("uniform_diffusion", SUDOKU, {}),

@@ -162,6 +162,7 @@ def test_series_and_tokens_are_not_mixed_up(name, task, message):
         ("masked_diffusion", {"steps": 3}),
         ("masked_diffusion", {"steps": 40}),
         ("masked_diffusion", {"steps": 6, "block_length": 4, "order": "confidence"}),
+        ("masked_diffusion", {"steps": 9, "order": "random", "remasking": "rescale"}),
         ("uniform_diffusion", {}),
         ("uniform_diffusion", {"steps": 3, "tail": "ancestral"}),
         ("deep_supervision", {}),

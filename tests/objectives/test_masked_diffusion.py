@@ -194,7 +194,7 @@ def test_prompts_are_dropped_where_guidance_asks_for_it():
     assert (seen[0][~dropped][given[~dropped]] == rows.inputs[~dropped][given[~dropped]]).all()
 
 
-@pytest.mark.parametrize("order", ["random", "confidence", "margin", "low_confidence"])
+@pytest.mark.parametrize("order", ["random", "confidence", "margin", "entropy", "low_confidence"])
 @pytest.mark.parametrize("steps", [1, 3, None])
 def test_every_order_finds_what_the_model_knows(order, steps):
     rows = SUDOKU.sample(5, split="test", seed=0)

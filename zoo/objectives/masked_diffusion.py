@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -25,7 +26,8 @@ from zoo.objectives.base import (
 )
 from zoo.objectives.diffusion import Diffusion, Noisy, cells_of, halves_of, hit, shares, times_of, worth_of
 from zoo.objectives.draws import RowDraws
-from zoo.objectives.unmasking import Unmasking, drawn, plan, step_of
+from zoo.objectives.unmasking import Unmasking, drawn, plan, remasked_step, step_of
+from zoo.ops.common import widest
 from zoo.protocol import Context
 from zoo.tasks.protocol import IGNORE, Batch, Task
 
@@ -105,7 +107,7 @@ class MaskedDiffusion(Diffusion):
             return 2
         data, how = self.encode(batch), self.config
         schedule = plan(torch.bincount(data.rows, minlength=len(data.tokens)), how)
-        return schedule.passes(how.order) * (2 if how.guidance else 1)
+        return schedule.passes(how) * (2 if how.guidance else 1)
 
     @torch.no_grad()
     def solve(self, model: nn.Module, batch: Batch) -> Iterator[Frame]:
@@ -216,11 +218,14 @@ class MaskedDiffusion(Diffusion):
             how: by default as the objective's options say.
 
         Yields:
-            (n, T) tokens after every pass that changed any; the last holds no mask.
+            (n, T) tokens after every pass that changed any, with `remasking` after every pass; the last holds no mask.
         """
         how = self.config if how is None else how
         draws = generator if isinstance(generator, RowDraws) else RowDraws.drawn(len(tokens), generator)
         schedule = plan(cells.sum(1), how)
+        if how.remasking is not None:
+            yield from self._remask(model, tokens, cells, timespans, draws, how, schedule.steps)
+            return
         block_of = (cells.cumsum(1) - 1) // schedule.size[:, None]
         block, step = torch.full_like(schedule.size, -1), torch.zeros_like(schedule.size)
         cached: Tensor | None = None  # logits of these very tokens
@@ -238,6 +243,25 @@ class MaskedDiffusion(Diffusion):
             if not torch.equal(new, tokens):
                 tokens, cached = new, None
                 yield tokens
+
+    def _remask(
+        self,
+        model: Any,
+        tokens: Tensor,
+        cells: Tensor,
+        timespans: Tensor | None,
+        draws: RowDraws,
+        how: Unmasking,
+        steps: Tensor,
+    ) -> Iterator[Tensor]:
+        """As `unmask`, with cells that are masked again; every row takes all of its steps."""
+        steps = steps.masked_fill(~cells.any(1), 1)
+        sure = torch.full(tokens.shape, math.inf, dtype=widest(tokens.device), device=tokens.device)
+        for step in range(int(steps[cells.any(1)].max()) if cells.any() else 0):
+            logits = self._guided(model, tokens, cells, timespans, how)
+            own = draws.at(None, step)
+            tokens, sure = remasked_step(tokens, cells, logits, sure, step, steps, how, own, self.mask_token)
+            yield tokens
 
     def _guided(self, model: Any, tokens: Tensor, cells: Tensor, timespans: Tensor | None, how: Unmasking) -> Tensor:
         """Logits (n, T, vocab of the task), with guidance if it is set."""

@@ -6,9 +6,10 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.objectives.draws import RowDraws
 
@@ -19,15 +20,25 @@ class Unmasking(Options):
     """Options of how answers are unmasked.
 
     Attributes:
-        steps: unmasking passes for each block; by default one for every cell of a row's answer. If steps do not divide
-            the cells, each of the first steps unmasks one cell more (LLaDA's code). Steps may outnumber cells: a pass
-            with the input of the last one is not repeated (MDLM's cache, arXiv 2406.07524, section 3.6).
+        steps: unmasking passes for each block; by default one for every cell of a row's answer. Steps may outnumber
+            cells: a pass with the input of the last one is not repeated (MDLM's cache, arXiv 2406.07524, section 3.6).
+        remainder: which steps unmask one cell more if steps do not divide the cells. "first": each of the first ones
+            (LLaDA's code); "spread": after step i of n, as many cells are unmasked as i / n of them, rounded down.
         order: which cells are unmasked first. "random": each masked cell with the probability (t - s) / t in the step
             from time t to s (Sahoo et al. 2024, equation 11). "confidence": the cells with the most probable
             prediction, which LLaDA's code calls remasking="low_confidence". "margin": the cells with the largest
-            difference between the two best predictions (Kim et al. 2025, arXiv 2502.06768, section 4.1).
+            difference between the two best predictions (Kim et al. 2025, arXiv 2502.06768, section 4.1). "entropy": the
+            cells whose prediction has the least entropy.
             "low_confidence": MaskGIT's remasking (arXiv 2202.04200), not LLaDA's: as "confidence", but earlier
             predictions compete again, and the least probable are masked again.
+        entropy_bound: in place of `steps`, as many cells in each pass, in the order above, as keep the sum of their
+            entropies without the largest one within this bound in nats (EB-Sampler, arXiv 2505.24857).
+        remasking: which cells that have a token are masked again, in a random order of `steps` passes (ReMDM, arXiv
+            2503.00307, with the names of its code). Each is masked with the probability r in the step from time t to
+            s, and each masked cell is unmasked with (t - s + r (1 - t)) / t. With m = min(1, s / (1 - t)), "cap": r is
+            the lesser of `remasking_rate` and m; "rescale": r = `remasking_rate` * m; "confidence": r = m times the
+            softmax, over the row's cells that have a token, of minus the probability with which each got it.
+        remasking_rate: see `remasking`; ReMDM's eta.
         block_length: unmask blocks of this number of cells, from left to right (LLaDA, arXiv 2502.09992).
         temperature: temperature of Gumbel noise on the logits; 0 takes the most probable token.
         guidance: w in l_0 + (w + 1) (l - l_0), where l_0 are the logits with the prompt masked (Nie et al. 2024, arXiv
@@ -35,10 +46,26 @@ class Unmasking(Options):
     """
 
     steps: int | None = Field(default=None, ge=1)
-    order: Literal["random", "confidence", "margin", "low_confidence"] = "margin"
+    remainder: Literal["first", "spread"] = "first"
+    order: Literal["random", "confidence", "margin", "entropy", "low_confidence"] = "margin"
+    entropy_bound: float | None = Field(default=None, ge=0)
+    remasking: Literal["cap", "rescale", "confidence"] | None = None
+    remasking_rate: float = Field(default=0.02, ge=0, le=1)
     block_length: int | None = Field(default=None, ge=1)
     temperature: float = Field(default=0.0, ge=0)
     guidance: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Unmasking:
+        if self.remasking is not None and (self.order != "random" or self.block_length is not None):
+            raise UsageError('remasking is of a random order without blocks: set order="random" and no block_length.')
+        if self.entropy_bound is not None and self.order in ("random", "low_confidence"):
+            raise UsageError(
+                f'entropy_bound takes the surest cells first, and order="{self.order}" does not: set order="entropy".'
+            )
+        if self.entropy_bound is not None and self.steps is not None:
+            raise UsageError("entropy_bound decides how many cells a pass unmasks: leave steps out.")
+        return self
 
 
 class Plan(NamedTuple):
@@ -56,9 +83,13 @@ class Plan(NamedTuple):
     blocks: Tensor
     steps: Tensor
 
-    def passes(self, order: str) -> int:
+    def passes(self, how: Unmasking) -> int:
         """Passes that the rows take at most, together."""
-        if order == "random":  # a step in which no row unmasks anything needs no pass
+        if how.remasking is not None:
+            return int((self.steps * (self.cells > 0)).max())
+        if how.entropy_bound is not None:
+            return int(self.cells.max())
+        if how.order == "random":  # a step in which no row unmasks anything needs no pass
             return min(int((self.blocks * self.steps).max()), int(self.cells.sum()))
         rest = self.cells - (self.blocks - 1).clamp(min=0) * self.size
         whole = (self.blocks - 1).clamp(min=0) * torch.minimum(self.size, self.steps)
@@ -73,9 +104,10 @@ def plan(cells: Tensor, how: Unmasking) -> Plan:
     return Plan(cells, size, blocks, (-(-steps // blocks.clamp(min=1))).clamp(min=1))
 
 
-def unmasked(count: Tensor, step: Tensor | int, steps: Tensor | int) -> Tensor:
-    """How many of `count` cells are unmasked after step `step` of `steps`, unless the order is random: what the steps
-    do not divide is unmasked by the first of them (LLaDA's code)."""
+def unmasked(count: Tensor, step: Tensor | int, steps: Tensor | int, remainder: str = "first") -> Tensor:
+    """How many of `count` cells are unmasked after step `step` of `steps`, unless the order is random."""
+    if remainder == "spread":
+        return count * (step + 1) // steps
     extra = count % steps
     return count // steps * (step + 1) + torch.where(extra <= step, extra, step + 1)
 
@@ -105,27 +137,82 @@ def step_of(
         mask: the mask token.
     """
     masked = inside & (tokens == mask)
+    guess = guesses(tokens, masked, logits, how, own)
+    if how.order == "random":
+        assert own is not None
+        return torch.where(drawn(masked, step, steps, own), guess, tokens)
+    p = logits.softmax(-1)
+    entropy = -torch.special.xlogy(p, p).sum(-1)
+    if how.order == "margin":
+        two = p.topk(min(2, p.shape[-1]), -1).values
+        score = two[..., 0] - two[..., -1] if two.shape[-1] > 1 else two[..., 0]
+    elif how.order == "entropy":
+        score = -entropy
+    else:
+        score = p.gather(-1, guess.clamp(max=p.shape[-1] - 1)[..., None]).squeeze(-1)
+    competing = inside if how.order == "low_confidence" else masked
+    score = score.masked_fill(~competing, -math.inf)
+    order = score.argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(dim=1)
+    if how.entropy_bound is not None:
+        most = within(entropy.gather(1, order), how.entropy_bound)
+    else:
+        most = unmasked(count, step, steps, how.remainder) - (inside & ~competing).sum(1)
+    chosen = competing & (rank < most[:, None])
+    return torch.where(chosen, guess, tokens.masked_fill(competing, mask))
+
+
+def guesses(tokens: Tensor, masked: Tensor, logits: Tensor, how: Unmasking, own: RowDraws | None) -> Tensor:
+    """Tokens (n, T) with a prediction in every masked cell: the most probable one, or one drawn at the temperature."""
     guess = torch.where(masked, logits.argmax(-1), tokens)
     if how.temperature and own is not None:
         row, cell = masked.nonzero(as_tuple=True)
         gumbel = -(-own.at(row, cell).uniform(NOISE, logits.shape[-1]).log()).log()
         guess[row, cell] = (logits[row, cell] + how.temperature * gumbel.to(logits)).argmax(-1)
-    if how.order == "random":
-        assert own is not None
-        return torch.where(drawn(masked, step, steps, own), guess, tokens)
-    p = logits.softmax(-1)
-    if how.order == "margin":
-        two = p.topk(min(2, p.shape[-1]), -1).values
-        score = two[..., 0] - two[..., -1] if two.shape[-1] > 1 else two[..., 0]
+    return guess
+
+
+def within(entropies: Tensor, bound: float) -> Tensor:
+    """(n,) the largest number of cells, in the order of `entropies` (n, T), whose sum without the largest is within a
+    bound; at least 1."""
+    spread = entropies.cumsum(1) - entropies.cummax(1).values
+    return (spread <= bound + 1e-12).sum(1)
+
+
+def remasked_step(
+    tokens: Tensor,
+    inside: Tensor,
+    logits: Tensor,
+    sure: Tensor,
+    step: int,
+    steps: Tensor,
+    how: Unmasking,
+    own: RowDraws,
+    mask: int,
+) -> tuple[Tensor, Tensor]:
+    """Tokens (n, T) after step `step` of `steps` (n,) that masks cells again (ReMDM), and `sure` after it.
+
+    Args:
+        sure: (n, T) the probability with which each cell got its token, infinite where it has none.
+        own: the rows' random numbers of this step.
+    """
+    masked = inside & (tokens == mask)
+    guess = guesses(tokens, masked, logits, how, own)
+    t = (1 - step / steps.to(logits.dtype)).clamp(min=0)[:, None]
+    s = (1 - (step + 1) / steps.to(logits.dtype)).clamp(min=0)[:, None]
+    most = torch.where(t < 1, s / (1 - t), 1.0).clamp(max=1)
+    if how.remasking == "confidence":
+        rate = most * (-sure).softmax(-1).nan_to_num(0.0)
+    elif how.remasking == "rescale":
+        rate = most * how.remasking_rate
     else:
-        score = p.gather(-1, guess.clamp(max=p.shape[-1] - 1)[..., None]).squeeze(-1)
-    kept = unmasked(count, step, steps)
-    competing = inside if how.order == "low_confidence" else masked
-    most = kept - (inside & ~competing).sum(1)
-    score = score.masked_fill(~competing, -math.inf)
-    rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    chosen = competing & (rank < most[:, None])
-    return torch.where(chosen, guess, tokens.masked_fill(competing, mask))
+        rate = most.clamp(max=how.remasking_rate)
+    rate = rate.expand(tokens.shape)
+    chance = torch.where(masked, (t - s + rate * (1 - t)) / t.clamp(min=1e-12), rate)
+    change = inside & (t > 0) & (own.uniform(ORDER, tokens.shape[1]).to(chance) < chance)
+    p = logits.softmax(-1).gather(-1, guess.clamp(max=logits.shape[-1] - 1)[..., None]).squeeze(-1)
+    sure = torch.where(change, torch.where(masked, p.to(sure), math.inf), sure)
+    return torch.where(change, torch.where(masked, guess, mask), tokens), sure
 
 
-__all__ = ["Plan", "Unmasking", "drawn", "plan", "step_of", "unmasked"]
+__all__ = ["Plan", "Unmasking", "drawn", "plan", "remasked_step", "step_of", "unmasked"]
