@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
@@ -170,6 +171,10 @@ class Task(ABC):
         By default those that equal their targets. In an answer that is right, every scored position is.
         """
         return answers == batch.targets
+
+    def loss_figures(self, batch: Batch, loss: float) -> dict[str, float]:
+        """Further figures that follow from the mean loss of a scored position, in nats: of a text of bytes its bits."""
+        return {"bits_per_byte": loss / math.log(2)} if self.is_language and self.token_is_byte else {}
 
     def problems(self, batch: Batch) -> Tensor:
         """(n,) int64 names of the problems of the rows: equal if the task's own symmetry turns one problem into the

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -66,9 +65,7 @@ def evaluate(
 
 def scored(objective: Objective, batch: Batch, answers: Answers) -> dict[str, Any]:
     """What `evaluate` returns, of answers that are there."""
-    figures = {"loss": answers.loss}
-    if objective.task.is_language and objective.task.token_is_byte:
-        figures["bits_per_byte"] = answers.loss / math.log(2)
+    figures = {"loss": answers.loss, **objective.task.loss_figures(batch, answers.loss)}
     said = answers.predictions
     return {**figures, **objective.task.score(batch, said), **certainty(objective.task, batch, said)}
 
