@@ -89,7 +89,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@ $(VENV)/.installed
 
-PEERS_peers := transformers==5.23.0 peft==0.21.2 ncps==1.0.1 rwkv==0.8.32 scipy
+PEERS_peers := transformers==5.23.0 einops peft==0.21.2 ncps==1.0.1 rwkv==0.8.32 scipy
 PEERS_tracking := wandb==0.31.0 mlflow==3.17.2
 PEERS_fla := transformers==5.23.0 einops setuptools wheel ninja packaging
 # These name dependencies that the project brings, or that only their GPU kernels need.

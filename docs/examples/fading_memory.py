@@ -1,7 +1,6 @@
 """A mixer in one file: a decaying sum of outer products of keys and values, with a learned decay for each head."""
 
 import torch
-from einops import rearrange
 from pydantic import Field
 from torch import nn
 
@@ -51,7 +50,7 @@ class FadingMemory(Mixer):
     def forward(self, x, state=None, context=None):
         context = Context() if context is None else context
         memory = None if state is None else state[0]
-        q, k, v = rearrange(self.in_proj(x), "b t (n h d) -> n b t h d", n=3, h=self.config.n_heads)
+        q, k, v = self.in_proj(x).unflatten(-1, (3, self.config.n_heads, -1)).unbind(2)
         log_decay = nn.functional.logsigmoid(self.decay.to(recurrent_dtype(x.dtype))).expand(*x.shape[:2], -1)
         o, memory = linear_attention(
             q.softmax(-1), k.softmax(-1), v, log_decay, memory, lengths=context.lengths, resets=context.resets

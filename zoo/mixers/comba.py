@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -94,8 +93,8 @@ class Comba(DeltaMixer):
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         c = self.config
         (q, k, v, beta, a, *gate), state = self.front(x, state, context)
-        q, k = (rearrange(m, "b t (g k) -> b t g k", g=self.n_key_heads) for m in (q, k))
-        v = rearrange(v, "b t (h v) -> b t h v", h=self.n_heads)
+        q, k = (m.unflatten(-1, (self.n_key_heads, -1)) for m in (q, k))
+        v = v.unflatten(-1, (self.n_heads, -1))
         if c.output_correction:
             share = precise(self.D) * precise(self.decay).sigmoid() if c.inner_decay else precise(self.D)
             q = precise(q) - share[:, None] * precise(k)

@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
@@ -112,7 +111,7 @@ class DeltaMixer(Mixer):
 
     def back(self, o: Tensor, gate: Tensor | None, dtype: torch.dtype) -> Tensor:
         """o (B, T, H, V), normed head by head, times silu(gate) (B, T, H V) if there is one, projected to (B, T, D)."""
-        o = self.norm(o, None if gate is None else rearrange(gate, "b t (h v) -> b t h v", h=self.n_heads))
+        o = self.norm(o, None if gate is None else gate.unflatten(-1, (self.n_heads, -1)))
         return self.out_proj(o.flatten(-2).to(dtype))
 
     def init_state(self, batch_size: int, *, capacity: int | None = None, device=None, dtype=None) -> DeltaState:

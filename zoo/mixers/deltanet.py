@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch.nn.functional as F
-from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
@@ -84,7 +83,7 @@ class DeltaNet(DeltaMixer):
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         c = self.config
         (q, k, v, beta, *gate), state = self.front(x, state, context)
-        q, k, v = (rearrange(m, "b t (h d) -> b t h d", h=self.n_heads) for m in (q, k, v))
+        q, k, v = (m.unflatten(-1, (self.n_heads, -1)) for m in (q, k, v))
         if not self.activation:
             q, k, v = _ACTIVATIONS[c.qk_activation](q), _ACTIVATIONS[c.qk_activation](k), F.silu(v)
         q, k = _NORMS[c.qk_norm](q), _NORMS[c.qk_norm](k)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
-from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -90,10 +89,10 @@ class DeltaProduct(DeltaMixer):
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         c, N = self.config, self.n_writes
         (q, k, v, beta, a, gate), state = self.front(x, state, context)
-        q = l2_norm(rearrange(q, "b t (g k) -> b t 1 g k", g=self.n_key_heads))
-        k = l2_norm(rearrange(k, "b t (n g k) -> b (t n) g k", n=N, g=self.n_key_heads))
-        v = rearrange(v, "b t (n h v) -> b (t n) h v", n=N, h=self.n_heads)
-        beta = rearrange(beta, "b t (n h) -> b (t n) h", n=N)
+        q = l2_norm(q.unflatten(-1, (1, self.n_key_heads, -1)))
+        k = l2_norm(k.unflatten(-1, (N, self.n_key_heads, -1)).flatten(1, 2))
+        v = v.unflatten(-1, (N, self.n_heads, -1)).flatten(1, 2)
+        beta = beta.unflatten(-1, (N, -1)).flatten(1, 2)
         log_decay = None
         if c.forget_gate:
             steps = F.softplus(precise(a) + self.dt_bias)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
-from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -85,8 +84,8 @@ class GatedDeltaNet(DeltaMixer):
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         (q, k, v, beta, a, *gate), state = self.front(x, state, context)
-        q, k = (l2_norm(rearrange(m, "b t (g k) -> b t g k", g=self.n_key_heads)) for m in (q, k))
-        v = rearrange(v, "b t (h v) -> b t h v", h=self.n_heads)
+        q, k = (l2_norm(m.unflatten(-1, (self.n_key_heads, -1))) for m in (q, k))
+        v = v.unflatten(-1, (self.n_heads, -1))
         log_decay = -precise(self.A_log).exp() * F.softplus(precise(a) + self.dt_bias)
         o, state = self.write(q, k, v, beta, log_decay, state, packing(context))
         return self.back(o, gate[0] if gate else None, x.dtype), state

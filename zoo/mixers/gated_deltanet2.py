@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
-from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -89,12 +88,12 @@ class GatedDeltaNet2(DeltaMixer):
         (q, k, v, erase, write, decay, gate), state = self.front(x, state, context)
         v = v * precise(write).sigmoid()
         steps = F.softplus(precise(self.decay_up(decay)) + self.dt_bias)
-        q, k, erase, steps = (rearrange(m, "b t (g k) -> b t g k", g=self.n_key_heads) for m in (q, k, erase, steps))
+        q, k, erase, steps = (m.unflatten(-1, (self.n_key_heads, -1)) for m in (q, k, erase, steps))
         q, k = l2_norm(q), l2_norm(k)
         log_decay = -precise(self.A_log).exp()[:, None] * steps
         read, share = -log_decay.exp() * erase * k, self.n_heads // self.n_key_heads
         read, log_decay = (m.repeat_interleave(share, 2) for m in (read, log_decay))
-        v = rearrange(v, "b t (h v) -> b t h v", h=self.n_heads)
+        v = v.unflatten(-1, (self.n_heads, -1))
         o, state = self.write_dplr(q, k, v, read, log_decay, state, packing(context))
         o = self.norm(o).flatten(-2) * precise(self.gate_up(gate)).sigmoid()
         return self.out_proj(o.to(x.dtype)), state

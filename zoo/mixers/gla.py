@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -91,10 +90,10 @@ class GatedLinearAttention(Mixer):
         c, H = self.config, self.n_heads
         q, k, v, decay, gate = project(x, self.in_proj, self.parts)
         log_decay = F.logsigmoid(precise(self.decay_up(decay))) / c.gate_temperature
-        q, k, v, log_decay = (rearrange(m, "b t (h d) -> b t h d", h=H) for m in (q, k, v, log_decay))
+        q, k, v, log_decay = (m.unflatten(-1, (H, -1)) for m in (q, k, v, log_decay))
         memory = None if state is None else state.memory
         o, memory = linear_attention(q, k, v, log_decay, memory, backend=c.backend, **packing(context))
-        o = self.norm(o, rearrange(gate, "b t (h v) -> b t h v", h=H) if c.gate else None)
+        o = self.norm(o, gate.unflatten(-1, (H, -1)) if c.gate else None)
         return self.out_proj(o.flatten(-2).to(x.dtype)), GLAState(memory)
 
     def flops_per_token(self, context_length: int) -> int:

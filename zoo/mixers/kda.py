@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -93,10 +92,10 @@ class KimiDeltaAttention(DeltaMixer):
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         (q, k, v, beta, decay, gate), state = self.front(x, state, context)
-        q, k = (l2_norm(rearrange(m, "b t (g k) -> b t g k", g=self.n_key_heads)) for m in (q, k))
-        v = rearrange(v, "b t (h v) -> b t h v", h=self.n_heads)
+        q, k = (l2_norm(m.unflatten(-1, (self.n_key_heads, -1))) for m in (q, k))
+        v = v.unflatten(-1, (self.n_heads, -1))
         steps = precise(self.decay_up(decay)) + self.dt_bias
-        steps = rearrange(steps, "b t (h k) -> b t h k", h=self.n_heads)
+        steps = steps.unflatten(-1, (self.n_heads, -1))
         rates, bound = precise(self.A_log).exp()[:, None], self.config.lower_bound
         log_decay = -rates * F.softplus(steps) if bound is None else bound * torch.sigmoid(rates * steps)
         o, state = self.write(q, k, v, beta, log_decay, state, packing(context))

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -155,9 +154,9 @@ class LinearAttention(Mixer):
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         c = self.config
         q, k, v, gate = project(x, self.in_proj, self.parts)
-        q = self._features(rearrange(q, "b t (h d) -> b t h d", h=self.n_heads))
-        k = self._features(rearrange(k, "b t (g d) -> b t g d", g=self.n_kv_heads))
-        v = precise(rearrange(F.silu(v) if c.value_silu else v, "b t (g v) -> b t g v", g=self.n_kv_heads))
+        q = self._features(q.unflatten(-1, (self.n_heads, -1)))
+        k = self._features(k.unflatten(-1, (self.n_kv_heads, -1)))
+        v = precise((F.silu(v) if c.value_silu else v).unflatten(-1, (self.n_kv_heads, -1)))
         if self.normalize:
             v = F.pad(v, (0, 1), value=1.0)
         shared, memory = self._sharing(), None if state is None else state.memory

@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -128,8 +127,8 @@ class M2RNN(Mixer):
         if self.conv:
             qkv, conv = self.conv(qkv, conv, context)
         q, k, v = qkv.split(self.qkv_parts, -1)
-        q, k = (rearrange(m, "b t (g k) -> b t g k", g=c.n_groups) for m in (q, k))
-        v = rearrange(v, "b t (h v) -> b t h v", h=self.n_heads)
+        q, k = (m.unflatten(-1, (c.n_groups, -1)) for m in (q, k))
+        v = v.unflatten(-1, (self.n_heads, -1))
         log_decay = -precise(self.A_log).exp() * F.softplus(precise(f) + self.dt_bias)
         o, memory = m2rnn(
             precise(q),

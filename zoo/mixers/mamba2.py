@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -163,8 +162,8 @@ class Mamba2(Mixer):
             z, u, dt = self._scaled(z, u, dt, *self.config.part_scales)
         u, conv_state = self.conv(u, conv_state, context)
         u, b, c = u.split(self.conv_parts, -1)
-        u = rearrange(u, "b t (h v) -> b t h v", h=self.n_heads)
-        b, c = (rearrange(m, "b t (g n) -> b t g n", g=self.config.n_groups) for m in (b, c))
+        u = u.unflatten(-1, (self.n_heads, -1))
+        b, c = (m.unflatten(-1, (self.config.n_groups, -1)) for m in (b, c))
 
         dt = F.softplus(precise(dt) + self.dt_bias)
         if self.config.dt_limit:

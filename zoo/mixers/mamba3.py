@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -151,7 +150,7 @@ class Mamba3(Mixer):
             resets = blank(resets, padding)
 
         z, u, b, q, dt, rate, mix, theta = project(x, self.in_proj, self.parts)
-        z, u = (rearrange(precise(m), "b t (h v) -> b t h v", h=H) for m in (z, u))
+        z, u = (precise(m).unflatten(-1, (H, -1)) for m in (z, u))
         dt = F.softplus(precise(dt) + self.dt_bias)
         dt = dt if padding is None else blank(dt, padding)  # padding writes nothing and turns nothing
         log_decay = -F.softplus(precise(rate)).clamp(min=c.A_floor) * dt
@@ -172,7 +171,7 @@ class Mamba3(Mixer):
 
     def _keys(self, x: Tensor) -> Tensor:
         """B or C as W_in gives them -> (B, T, G, R, N)."""
-        return rearrange(precise(x), "b t (r g n) -> b t g r n", r=self.config.rank, g=self.config.n_groups)
+        return precise(x).unflatten(-1, (self.config.rank, self.config.n_groups, -1)).transpose(2, 3)
 
     def _angles(self, theta: Tensor, dt: Tensor, start: Tensor, resets: Tensor | None) -> Tensor:
         """phi of every step (B, T, H, A), from -pi to pi; summed in float64 where there is one: sums grow with T."""
@@ -214,7 +213,7 @@ class Mamba3(Mixer):
         """
         R = self.config.rank
         v = self._values(u)
-        wide_q, wide_k, wide_v = (rearrange(m, "b t h r n -> b (t r) h n") for m in (q, k, v))
+        wide_q, wide_k, wide_v = (m.transpose(2, 3).flatten(1, 2) for m in (q, k, v))
         scale = written.repeat_interleave(R, 1)[..., None]
         if R > 1:
             log_decay = F.pad(log_decay[:, :, None], (0, 0, 0, R - 1)).flatten(1, 2)  # at a token's first step
@@ -231,7 +230,7 @@ class Mamba3(Mixer):
             scale=1.0,
             backend=self.config.backend,
         )
-        o = rearrange(o, "b (t r) h v -> b t h r v", r=R)
+        o = o.unflatten(1, (-1, R)).transpose(2, 3)
         after = after[..., None, None]
         if R == 1:
             return torch.addcmul(o, (q * k).sum(-1, keepdim=True) * after, v, value=-1), state
@@ -244,8 +243,8 @@ class Mamba3(Mixer):
         o = torch.addcmul(o, precise(self.D)[:, None, None], self._values(u))
         z = z[..., None, :] * precise(self.mimo_z) if mimo else z[..., None, :]
         if self.config.out_norm:
-            o, z = (rearrange(m, "b t h r v -> b t r (h v)") for m in (o, z))
-            o = rearrange(self.norm(o, z), "b t r (h v) -> b t h r v", h=self.n_heads)
+            o, z = (m.transpose(2, 3).flatten(-2) for m in (o, z))
+            o = self.norm(o, z).unflatten(-1, (self.n_heads, -1)).transpose(2, 3)
         else:
             o = o * F.silu(z)
         return ((o * precise(self.mimo_o)).sum(-2) if mimo else o.squeeze(-2)).flatten(-2)

@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -110,7 +109,7 @@ class Retention(Mixer):
         in_step = state is None and context.resets is None  # all rows stand at the same positions
         state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
         q, k, v, gate = project(x, self.in_proj, self.parts)
-        q, k, v = (rearrange(m, "b t (h d) -> b t h d", h=self.n_heads) for m in (q, k, v))
+        q, k, v = (m.unflatten(-1, (self.n_heads, -1)) for m in (q, k, v))
         start = started(state.position, context)
         positions = document_positions(start, x.shape[1], context.resets)
         angles = rotary_table(positions[:1] if in_step else positions, rotary_width(self.d_key), base=c.rope_base)
