@@ -20,6 +20,18 @@ ROOT = Path(__file__).resolve().parents[1]
 torch.backends.cudnn.allow_tf32 = False  # by default cuDNN's recurrent layers round float32 to 10 bits of mantissa
 
 
+@pytest.hookimpl(tryfirst=True)  # in the order of the files, and before tests are chosen by their marks
+def pytest_collection_modifyitems(items):
+    """Of a product of values, `make test` takes those that differ from the first ones in one place at most."""
+    first = {}
+    for item in items:
+        if crossed := item.get_closest_marker("crossed"):
+            own = item.callspec.params
+            values = first.setdefault(item.function, own)
+            if sum(any(own[name] != values[name] for name in axis.split(", ")) for axis in crossed.args) > 1:
+                item.add_marker(pytest.mark.slow)
+
+
 gc.disable()  # until all tests are collected, which leaves a million objects that live to the end
 
 

@@ -232,7 +232,8 @@ def test_any_cut(name, form):
         close(o, expected)
         for a, b in zip(gradients(o, inputs_of(qkv, options)), wanted, strict=True):
             close(a, b)
-        for capacity, grad in itertools.product((None, T, 1), (True, False)):
+        rooms = list(itertools.product((None, T, 1), (True, False)))
+        for capacity, grad in rooms if cuts == [5, 1, 9, 8] else rooms[-1:]:
             empty = init_cache(3, G, K, V, capacity=capacity, window=options.get("window"), dtype=torch.float64)
             with torch.set_grad_enabled(grad):
                 o, state = run(qkv, cuts, empty, **options, backend=form)

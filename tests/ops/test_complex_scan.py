@@ -45,11 +45,12 @@ def worst(got, expected):
 
 
 @FAST
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.crossed("T", "packed")
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(
     ("dtype", "constant"), [(torch.complex128, False), (torch.complex128, True), (torch.float64, True)]
 )
-@pytest.mark.parametrize("T", [1, 2, 33, 100])
+@pytest.mark.parametrize("T", [33, 1, 2, 100])
 def test_forms_agree(T, dtype, constant, packed, backend):
     """In value, gradient and second derivative; with documents and padding too."""
     leaves, options = make(3, T, 70, dtype, constant), {}

@@ -14,8 +14,9 @@ pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=f"no kernel
 DECAYS = [None, "head mild", "head strong", "head mixed", "channel mild", "channel strong", "channel mixed"]
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("T", [1, 2, 16, 17, 63, 64, 65, 100, 300])
+@pytest.mark.crossed("T", "decay")
+@pytest.mark.parametrize("decay", ["channel mixed", *DECAYS[:-1]])
+@pytest.mark.parametrize("T", [100, 1, 2, 16, 17, 63, 64, 65, 300])
 def test_against_the_step_form(T, decay):
     inputs = make(delta_rule, T, decay=decay, packed=T > 64, ragged=T == 100)
     exact = outcome(delta_rule, inputs, backend="reference")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +95,13 @@ def outcome(inputs: Inputs, dtype=torch.float64, **options) -> dict[str, torch.T
     return dict(zip(["h", *STATE, *(f"gradient of {name}" for name in leaves)], [*out, *grads], strict=True))
 
 
+@functools.lru_cache(maxsize=2)  # the forms of a problem are tested one after the other
+def problem(T, **how: Any) -> tuple[Inputs, dict[str, torch.Tensor]]:
+    """Inputs, and the outcome of the step form."""
+    inputs = make(T, **how)
+    return inputs, outcome(inputs, backend="reference")
+
+
 def assert_close(got, expected, dtype, floor=1e-25):
     """Relative to the largest entry, or to `floor`: what is smaller than that is next to nothing in float32."""
     for name, b in expected.items():
@@ -106,8 +114,8 @@ def assert_close(got, expected, dtype, floor=1e-25):
 @pytest.mark.parametrize(("backend", "dtype"), FORMS)
 @pytest.mark.parametrize("T", [1, 2, 63, 64, 65, 100, 300])
 def test_forms_agree(T, backend, dtype):
-    inputs = make(T)
-    assert_close(outcome(inputs, dtype, backend=backend), outcome(inputs, backend="reference"), dtype)
+    inputs, exact = problem(T)
+    assert_close(outcome(inputs, dtype, backend=backend), exact, dtype)
 
 
 @pytest.mark.slow
@@ -121,18 +129,18 @@ def test_forms_agree_from_rest_over_a_thousand_steps(backend, dtype):
 @pytest.mark.parametrize("gates", ["shut", "closed", "open", "wide", "fall", "exponential", "low", "dead"])
 def test_extreme_gates_stay_exact(gates, backend, dtype):
     """The gradients of gates that are shut are themselves tiny, and must come out right to the same relative error."""
-    inputs = make(130, gates=gates)
-    exact = outcome(inputs, backend="reference")
+    inputs, exact = problem(130, gates=gates)
     assert all(x.isfinite().all() for x in exact.values())
     assert_close(outcome(inputs, dtype, backend=backend), exact, dtype)
 
 
 @pytest.mark.parametrize(("backend", "dtype"), FORMS)
+@pytest.mark.crossed("packed, ragged", "gates")
 @pytest.mark.parametrize("gates", ["mild", "wide", "fall", "dead"])
-@pytest.mark.parametrize(("packed", "ragged"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(("packed", "ragged"), [(True, True), (True, False), (False, True)])
 def test_forms_agree_on_packed_and_ragged_batches(packed, ragged, gates, backend, dtype):
-    inputs = make(90, B=4, gates=gates, packed=packed, ragged=ragged)
-    assert_close(outcome(inputs, dtype, backend=backend), outcome(inputs, backend="reference"), dtype)
+    inputs, exact = problem(90, B=4, gates=gates, packed=packed, ragged=ragged)
+    assert_close(outcome(inputs, dtype, backend=backend), exact, dtype)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -193,14 +201,16 @@ def test_a_sequence_can_be_cut_anywhere(gates, backend):
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 @pytest.mark.parametrize("gates", ["mild", "wide", "exponential"])
 def test_gradients_by_finite_differences(gates, backend):
-    inputs = make(7, B=1, G=1, H=2, K=2, V=3, gates=gates, packed=gates == "mild")
+    inputs = make(5, B=1, G=1, H=2, K=2, V=3, gates=gates)
+    if gates == "mild":
+        inputs.options["resets"] = torch.arange(5).eq(2).expand(1, 5)
     if gates == "wide":
         inputs.leaves["log_i"] /= 10  # finite differences are not that exact
     names = list(inputs.leaves)
     leaves = [x.requires_grad_() for x in inputs.leaves.values()]
 
     def function(*x: torch.Tensor):
-        h, state = call(dict(zip(names, x, strict=True)), chunk_size=4, backend=backend, eps=0.1, **inputs.options)
+        h, state = call(dict(zip(names, x, strict=True)), chunk_size=3, backend=backend, eps=0.1, **inputs.options)
         return h, *state
 
     torch.autograd.gradcheck(function, leaves)

@@ -66,9 +66,10 @@ def assert_close(got, expected, dtype):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.crossed("T", "H, D", "state")
 @pytest.mark.parametrize("state", [True, False])
-@pytest.mark.parametrize(("H", "D"), [(1, 5), (2, 16), (3, 33), (4, 64)])
-@pytest.mark.parametrize("T", [1, 2, 63, 100])
+@pytest.mark.parametrize(("H", "D"), [(3, 33), (1, 5), (2, 16), (4, 64)])
+@pytest.mark.parametrize("T", [63, 1, 2, 100])
 def test_forms_agree(T, H, D, state, backend):
     inputs = make(T, H=H, D=D, state=state)
     assert_close(outcome(inputs, torch.float32, backend=backend), outcome(inputs, backend="reference"), torch.float32)
@@ -133,7 +134,9 @@ def test_a_sequence_can_be_cut_anywhere(backend):
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_gradients_by_finite_differences(packed):
-    inputs = make(6, B=2, H=2, D=3, packed=packed, ragged=True)
+    inputs = make(4, B=2, H=2, D=3, ragged=True)
+    if packed:
+        inputs.options["resets"] = torch.arange(4).eq(2).expand(2, 4)
     names = list(inputs.leaves)
     leaves = [x.requires_grad_() for x in inputs.leaves.values()]
 
