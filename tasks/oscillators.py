@@ -15,7 +15,7 @@ from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.tasks import random, strings
 from zoo.tasks.chart import chart
-from zoo.tasks.protocol import SPLITS, Batch, Split, Task, check_request, register
+from zoo.tasks.protocol import Batch, Split, Task, check_request, register
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,7 +136,7 @@ class Oscillators(Task):
     def sample(self, n: int, *, split: Split, seed: int, start: int = 0) -> Batch:
         check_request(n, split, start)
         c = self.config
-        keys = self._keys(random.row_keys(split, seed, start, n), split)
+        keys = strings.keys_for_split(random.row_keys(split, seed, start, n), split)
         lengths = np.full(n, c.n_steps)
         if c.min_steps is not None:
             lengths = c.min_steps + random.below(random.fold(keys, _LENGTH), c.n_steps - c.min_steps + 1)
@@ -156,15 +156,6 @@ class Oscillators(Task):
             lengths=None if c.min_steps is None else torch.from_numpy(lengths),
             mask=torch.from_numpy(asked),
         )
-
-    def _keys(self, row_keys: random.Keys, split: Split) -> random.Keys:
-        """(n,) the numbers from which rows are made, each drawn again until it belongs to the split."""
-        keys, left, attempt = row_keys.copy(), np.arange(len(row_keys)), 0
-        while len(left):
-            keys[left] = random.fold(row_keys[left], attempt)
-            left = left[random.split_of(keys[left]) != SPLITS.index(split)]
-            attempt += 1
-        return keys
 
     def _spans(self, keys: random.Keys) -> Reals:
         """(n, L) timespans."""

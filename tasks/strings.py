@@ -61,6 +61,16 @@ def draw_for_split(
     raise UsageError(f"No string falls into the split {split!r}: allow more lengths.")
 
 
+def keys_for_split(row_keys: random.Keys, split: Split) -> random.Keys:
+    """(n,) the numbers from which rows of real vectors are made, each drawn again until it belongs to `split`."""
+    keys, left, attempt = row_keys.copy(), np.arange(len(row_keys)), 0
+    while len(left):
+        keys[left] = random.fold(row_keys[left], attempt)
+        left = left[random.split_of(keys[left]) != SPLITS.index(split)]
+        attempt += 1
+    return keys
+
+
 def length_bucket(lengths: Tokens) -> Tokens:
     """Lengths rounded up to the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
     power = 2 ** np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64)

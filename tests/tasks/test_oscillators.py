@@ -60,9 +60,9 @@ def test_times_determine_the_motion():
     """The same places follow from the timespans of the row, from the state that its number gives."""
     task = tasks.create_task("oscillators", n_oscillators=3)
     batch = task.sample(20, split="test", seed=1)
-    from zoo.tasks import random
+    from zoo.tasks import random, strings
 
-    keys = task._keys(random.row_keys("test", 1, 0, 20), "test")
+    keys = strings.keys_for_split(random.row_keys("test", 1, 0, 20), "test")
     times = batch.timespans.double().cumsum(1).numpy()
     np.testing.assert_allclose(motion(*task._system(keys), times), batch.targets.numpy(), atol=1e-4)
 
