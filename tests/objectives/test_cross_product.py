@@ -87,6 +87,9 @@ def test_every_mixer_under_every_objective(word, objective):
     looks_ahead = not zoo.create_mixer(word, 16, place=Place(causal=objective not in BOTH_WAYS)).causal
     if looks_ahead == (objective in BOTH_WAYS):
         learns_and_answers(made)
+    elif looks_ahead and objective == "block_diffusion":
+        with pytest.raises(zoo.UsageError, match="keeps the state after finished blocks"):
+            experiment(objective, f"{word} swiglu", causal=False).build()
     elif looks_ahead:
         with pytest.raises(zoo.UsageError, match=f"{word} looks ahead here, but the model is causal: set causal=False"):
             made.build()
@@ -165,13 +168,15 @@ def test_series_and_tokens_are_not_mixed_up(name, task, message):
         ("masked_diffusion", {"steps": 9, "order": "random", "remasking": "rescale"}),
         ("uniform_diffusion", {}),
         ("uniform_diffusion", {"steps": 3, "tail": "ancestral"}),
+        ("block_diffusion", {}),
+        ("block_diffusion", {"block_length": 5, "steps": 2, "readings": 1}),
         ("deep_supervision", {}),
         ("deep_supervision", {"eval_steps": 3, "starts": 2}),
     ],
 )
 def test_passes_are_those_taken(name, options, monkeypatch):
     parts = experiment(name, "gqa swiglu").build()
-    objective = create_objective(name, parts.task, causal=name == "next_token", **options)
+    objective = create_objective(name, parts.task, causal=name not in BOTH_WAYS, **options)
     model, rows = zoo.create_model(parts.model), parts.task.sample(5, split="test", seed=0)
     method, taken = "think" if name == "deep_supervision" else "features", []
     original = getattr(model, method)

@@ -68,6 +68,11 @@ EXPERIMENTS = {
         "model": MASKED,
         "objective": {"name": "masked_diffusion", "prompt_dropout": 0.2, "order": "random", "steps": 4},
     },
+    "blocks": {
+        "task": SUDOKU,
+        "model": {"pattern": "mamba2 swiglu", "d_model": 16},
+        "objective": {"name": "block_diffusion", "steps": 2, "order": "random"},
+    },
     "correcting": {"task": SUDOKU, "model": MASKED, "objective": {"name": "uniform_diffusion", "steps": 4}},
 }
 

@@ -16,8 +16,8 @@ from zoo.objectives.draws import RowDraws
 ORDER, NOISE = 3, 4  # purposes of a row's random numbers, beside those of the objectives
 
 
-class Unmasking(Options):
-    """Options of how answers are unmasked.
+class Order(Options):
+    """Options of which masked cells a pass unmasks.
 
     Attributes:
         steps: unmasking passes for each block; by default one for every cell of a row's answer. Steps may outnumber
@@ -33,6 +33,30 @@ class Unmasking(Options):
             predictions compete again, and the least probable are masked again.
         entropy_bound: in place of `steps`, as many cells in each pass, in the order above, as keep the sum of their
             entropies without the largest one within this bound in nats (EB-Sampler, arXiv 2505.24857).
+        temperature: temperature of Gumbel noise on the logits; 0 takes the most probable token.
+    """
+
+    steps: int | None = Field(default=None, ge=1)
+    remainder: Literal["first", "spread"] = "first"
+    order: Literal["random", "confidence", "margin", "entropy", "low_confidence"] = "margin"
+    entropy_bound: float | None = Field(default=None, ge=0)
+    temperature: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Order:
+        if self.entropy_bound is not None and self.order in ("random", "low_confidence"):
+            raise UsageError(
+                f'entropy_bound takes the surest cells first, and order="{self.order}" does not: set order="entropy".'
+            )
+        if self.entropy_bound is not None and self.steps is not None:
+            raise UsageError("entropy_bound decides how many cells a pass unmasks: leave steps out.")
+        return self
+
+
+class Unmasking(Order):
+    """Options of how whole answers are unmasked.
+
+    Attributes:
         remasking: which cells that have a token are masked again, in a random order of `steps` passes (ReMDM, arXiv
             2503.00307, with the names of its code). Each is masked with the probability r in the step from time t to
             s, and each masked cell is unmasked with (t - s + r (1 - t)) / t. With m = min(1, s / (1 - t)), "cap": r is
@@ -40,31 +64,19 @@ class Unmasking(Options):
             softmax, over the row's cells that have a token, of minus the probability with which each got it.
         remasking_rate: see `remasking`; ReMDM's eta.
         block_length: unmask blocks of this number of cells, from left to right (LLaDA, arXiv 2502.09992).
-        temperature: temperature of Gumbel noise on the logits; 0 takes the most probable token.
         guidance: w in l_0 + (w + 1) (l - l_0), where l_0 are the logits with the prompt masked (Nie et al. 2024, arXiv
             2410.18514).
     """
 
-    steps: int | None = Field(default=None, ge=1)
-    remainder: Literal["first", "spread"] = "first"
-    order: Literal["random", "confidence", "margin", "entropy", "low_confidence"] = "margin"
-    entropy_bound: float | None = Field(default=None, ge=0)
     remasking: Literal["cap", "rescale", "confidence"] | None = None
     remasking_rate: float = Field(default=0.02, ge=0, le=1)
     block_length: int | None = Field(default=None, ge=1)
-    temperature: float = Field(default=0.0, ge=0)
     guidance: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _fits(self) -> Unmasking:
         if self.remasking is not None and (self.order != "random" or self.block_length is not None):
             raise UsageError('remasking is of a random order without blocks: set order="random" and no block_length.')
-        if self.entropy_bound is not None and self.order in ("random", "low_confidence"):
-            raise UsageError(
-                f'entropy_bound takes the surest cells first, and order="{self.order}" does not: set order="entropy".'
-            )
-        if self.entropy_bound is not None and self.steps is not None:
-            raise UsageError("entropy_bound decides how many cells a pass unmasks: leave steps out.")
         return self
 
 
@@ -125,7 +137,7 @@ def step_of(
     logits: Tensor,
     step: Tensor | int,
     steps: Tensor | int,
-    how: Unmasking,
+    how: Order,
     own: RowDraws | None,
     mask: int,
 ) -> Tensor:
@@ -162,7 +174,7 @@ def step_of(
     return torch.where(chosen, guess, tokens.masked_fill(competing, mask))
 
 
-def guesses(tokens: Tensor, masked: Tensor, logits: Tensor, how: Unmasking, own: RowDraws | None) -> Tensor:
+def guesses(tokens: Tensor, masked: Tensor, logits: Tensor, how: Order, own: RowDraws | None) -> Tensor:
     """Tokens (n, T) with a prediction in every masked cell: the most probable one, or one drawn at the temperature."""
     guess = torch.where(masked, logits.argmax(-1), tokens)
     if how.temperature and own is not None:
@@ -215,4 +227,4 @@ def remasked_step(
     return torch.where(change, torch.where(masked, guess, mask), tokens), sure
 
 
-__all__ = ["Plan", "Unmasking", "drawn", "plan", "remasked_step", "step_of", "unmasked"]
+__all__ = ["Order", "Plan", "Unmasking", "drawn", "plan", "remasked_step", "step_of", "unmasked"]
