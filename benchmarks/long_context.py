@@ -54,7 +54,7 @@ from zoo.report.charts import Axis, HeatMap, Panel
 from zoo.report.records import OK, Figure, Record, figure
 from zoo.report.slices import in_order
 from zoo.report.units import MISSING, number, percent
-from zoo.tasks.protocol import create_task
+from zoo.tasks.protocol import create_task, named
 from zoo.tasks.protocol import registry as tasks
 from zoo.training.evaluation import evaluate_run
 
@@ -92,7 +92,8 @@ def preset(name: str | None) -> dict[str, Any]:
 
 def length_option(task: str) -> str | None:
     """The option of a task for the length of its rows, None if it has none."""
-    return next((option for option in LENGTHS if option in tasks[task].Config.model_fields), None)
+    fields = tasks[named(task)[0]].Config.model_fields
+    return next((option for option in LENGTHS if option in fields), None)
 
 
 def check_task(name: str, options: Mapping[str, Any], lengths: Sequence[int]) -> str:

@@ -74,7 +74,8 @@ class NeedleInAHaystack(Haystack):
             self.unit = c.key_length + c.value_length
         if self.n_keys < c.n_queries:
             raise UsageError(f"niah: n_queries={c.n_queries} asks for more keys than n_keys={c.n_keys} hides.")
-        self._powers = c.key_vocab ** np.arange(c.key_length, dtype=np.int64)
+        powers = [c.key_vocab**place for place in range(min(c.key_length, 32))]
+        self._powers = np.array([power for power in powers if power < _MOST_KEYS or power == 1])
         self._key_count = min(c.key_vocab**c.key_length, _MOST_KEYS)
         if self._key_count < self.n_keys + (c.haystack == "needles"):
             raise UsageError(
@@ -117,8 +118,15 @@ class NeedleInAHaystack(Haystack):
         )
 
     def _spelt(self, numbers: Tokens) -> Tokens:
-        """(..., key_length) keys from their numbers."""
-        return self.vocabulary.first["key"] + numbers[..., None] // self._powers % self.config.key_vocab
+        """(..., key_length) keys from their numbers: their digits, and behind those what follows from the number."""
+        c = self.config
+        digits = numbers[..., None] // self._powers % c.key_vocab
+        if c.key_length > len(self._powers):
+            rest = random.bits(
+                random.mix(numbers.astype(np.uint64)).reshape(numbers.shape), c.key_length - len(self._powers)
+            )
+            digits = np.concatenate([digits, random.below(rest, c.key_vocab)], axis=-1)
+        return self.vocabulary.first["key"] + digits
 
     def _fill(self, context: Tokens, keys: random.Keys, rest: Tokens, question: Tokens) -> None:
         c = self.config
@@ -135,7 +143,7 @@ class NeedleInAHaystack(Haystack):
         """(n, count * unit) needles whose keys are not in the question."""
         c, n = self.config, len(keys)
         digits = question[:, 1:].reshape(n, c.n_queries, c.key_length) - self.vocabulary.first["key"]
-        taken = np.sort((digits * self._powers).sum(2), axis=1)
+        taken = np.sort((digits[..., : len(self._powers)] * self._powers).sum(2), axis=1)
         numbers = random.below(random.bits(random.fold(keys, 0), count), self._key_count - c.n_queries)
         for number in taken.T:  # what is left to draw from, numbered anew
             numbers += numbers >= number[:, None]

@@ -17,6 +17,7 @@ from zoo.core.options import Options
 from zoo.core.registry import Registry, split_spec
 from zoo.tasks import random
 from zoo.tasks.batch import IGNORE, Batch, split_rows, take
+from zoo.tasks.presets import PRESETS
 from zoo.tasks.random import SPLITS, Split
 from zoo.tasks.scores import LOWER_IS_BETTER, exactly, squared_errors, summary
 from zoo.tasks.sketch import Cell, Kind, Sketch
@@ -334,16 +335,31 @@ def list_tasks(pattern: str = "*") -> list[str]:
 
 
 def create_task(spec: Any, **options: Any) -> Task:
-    """A task from its name and options, or from a mapping with the key `name`.
+    """A task from its name and options, or from a mapping with the key `name`. A published name of `PRESETS` has the
+    options that it stands for, where they are not given.
 
     Raises:
         UsageError: unknown task or option, wrong type, or sizes the task cannot hold.
     """
     name, options = split_spec(spec, options, "task")
+    name, preset = named(name)
     cls = registry[name]
-    task = cls(cls.Config(**options))
+    task = cls(cls.Config(**{**preset, **options}))
     check_sizes(task)
     return task
+
+
+def named(name: str) -> tuple[str, dict[str, Any]]:
+    """The registered name that a task's name or a published name (`PRESETS`) stands for, and the options with it.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    if name in registry:
+        return name, {}
+    if name not in PRESETS:
+        raise registry.unknown(name, [*registry.names(), *PRESETS])
+    return PRESETS[name].task, dict(PRESETS[name].options)
 
 
 def check_sizes(task: Task) -> None:
@@ -373,6 +389,7 @@ __all__ = [
     "create_task",
     "exactly",
     "list_tasks",
+    "named",
     "names_of",
     "register",
     "split_rows",

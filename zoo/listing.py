@@ -19,6 +19,7 @@ from zoo.recipes import headline, list_recipes, list_sweeps, recipe_text, sweep_
 from zoo.report.benchmark import in_order
 from zoo.residual import residuals
 from zoo.sweeps.config import SweepConfig
+from zoo.tasks.presets import PRESETS
 from zoo.tasks.protocol import registry as tasks
 from zoo.training.options import Experiment
 from zoo.training.recipes import read_recipe
@@ -56,7 +57,8 @@ def listing(what: str, pattern: str = "*") -> list[dict[str, Any]]:
     if what == "mixers":
         return [{"name": n, "kind": mixers[n].kind, "about": _about(mixers[n])} for n in list_mixers(pattern)]
     if what == "tasks":
-        return [{"name": n, "layout": tasks[n].layout, "about": _about(tasks[n])} for n in tasks.names(pattern)]
+        own = [{"name": n, "layout": tasks[n].layout, "about": _about(tasks[n])} for n in tasks.names(pattern)]
+        return [*own, *(_preset(n) for n in fnmatch.filter(PRESETS, pattern) if n not in tasks)]
     if what == "nodes":
         nodes = [{"name": name, "about": _about(cls)} for name, cls in NODES.items()]
         nodes += [each._replace(name=f"loop(..., {each.name}=)")._asdict() for each in described(LoopOptions)]
@@ -98,6 +100,13 @@ def _model(name: str) -> dict[str, Any]:
     n = sum(mixers[word.name].kind == "sequence" for word in words)
     sizes = {"d_model": config.d_model, "sequence_mixers": n}
     return {"name": name, **sizes, "pattern": config.pattern, "about": f"d_model {config.d_model}, {n} sequence mixers"}
+
+
+def _preset(name: str) -> dict[str, Any]:
+    """A published name of a task."""
+    task, options, about = PRESETS[name]
+    given = " ".join([task, *(f"{option}={value}" for option, value in options.items())])
+    return {"name": name, "layout": tasks[task].layout, "about": f"RULER: {about} ({given})."}
 
 
 def _about(thing: type) -> str:
