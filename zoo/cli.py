@@ -71,12 +71,24 @@ LISTS = (
 def list_(
     what: Annotated[str, typer.Argument(metavar="|".join(LISTS), autocompletion=lambda: list(LISTS))],
     pattern: Annotated[str, typer.Argument(help="Names to list, as a shell pattern.")] = "*",
+    solved: Annotated[
+        bool,
+        typer.Option("--solved", help="Of tasks: which words have solved them, in runs whose figures are in the tree."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List mixers, nodes of patterns, models, tasks, objectives, norms, residual kinds, recipes, sweeps or options."""
-    from zoo.listing import listing
+    from zoo.listing import listing, solved_tasks
 
-    _print_listing(listing(what, pattern), as_json)
+    if not solved:
+        _print_listing(listing(what, pattern), as_json)
+        return
+    if what != "tasks":
+        raise UsageError(f"--solved goes with tasks, not with {what}: zoo list tasks --solved.")
+    found, others = solved_tasks(pattern)
+    _print_listing(found, as_json)
+    if others and not as_json:
+        print(f"No run in the tree has solved: {', '.join(others)}.")
 
 
 @app.command()

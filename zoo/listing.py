@@ -17,6 +17,7 @@ from zoo.pattern import Loop, LoopOptions, Parallel, Repeat, Shortcut, list_mixe
 from zoo.protocol import mixers, norms
 from zoo.recipes import headline, list_recipes, list_sweeps, recipe_text, sweep_text
 from zoo.report.benchmark import in_order
+from zoo.report.solved import solved
 from zoo.residual import residuals
 from zoo.sweeps.config import SweepConfig
 from zoo.tasks.presets import PRESETS
@@ -80,6 +81,21 @@ def listing(what: str, pattern: str = "*") -> list[dict[str, Any]]:
         {"name": n, "variants": list(read_recipe(n).get("variants") or {}), "about": headline(recipe_text(n))}
         for n in names
     ]
+
+
+def solved_tasks(pattern: str = "*") -> tuple[list[dict[str, Any]], list[str]]:
+    """The runs in the tree that solved a task, each with `name` of the task, and the tasks that none solved."""
+    names = tasks.names(pattern)
+    found = [
+        {
+            "name": run.task,
+            **run._asdict(),
+            "about": f"{' '.join(run.words)}: {run.known}; {run.problem} ({run.source})",
+        }
+        for run in solved()
+        if run.task in names
+    ]
+    return found, sorted(set(names) - {run["name"] for run in found})
 
 
 def all_options() -> list[Described]:
