@@ -28,7 +28,7 @@ from zoo.recipes import list_recipes
 from zoo.training.recipes import read_recipe
 
 ENDED = {"target": "target reached", "finished": "all its steps", "time_budget": "stopped by the clock"}
-FOR_GPUS = ("arc-trm", "maze-30x30-trm", "sudoku-9x9-trm")
+FOR_GPUS = ("arc-trm", "maze-30x30-trm", "sudoku-9x9-fast", "sudoku-9x9-trm")
 LEARNED = 0.01
 """The share of exact answers from which a run counts as one that has learned its task; `text` has bits instead."""
 

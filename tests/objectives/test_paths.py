@@ -9,6 +9,7 @@ import zoo
 from zoo.objectives import create_objective
 from zoo.objectives.paths import Path, agreeing, chosen, taken
 from zoo.tasks import create_task
+from zoo.tasks.protocol import take
 
 SUDOKU = create_task("sudoku", size=4, max_givens=6)
 MAZE = create_task("maze", size=7)
@@ -162,6 +163,26 @@ def test_a_majority_of_a_model_that_knows_no_symmetry():
         made.predict(model, rows), torch.stack([found[k].answer[i] for i, k in enumerate(best.tolist())])
     )
     assert made.passes(model, rows) == 4 * 6
+
+
+def test_all_paths_of_one_row_can_be_watched():
+    """The taken one first; each as long as it was walked; its last answer is the one that is scored."""
+    made, model = parts(starts=3, vote="first")
+    rows = SUDOKU.sample(12, split="test", seed=0)
+    found = made.paths(model.eval(), rows, every_step=True)
+    model.halting.bias.data[0] -= torch.cat([path.halts for path in found]).quantile(0.8)
+    lengths = set()
+    for row in range(12):
+        one = take(rows, slice(row, row + 1))
+        named = made.solutions(model, one)
+        assert sorted(name.split(",")[0] for name, _ in named) == ["path 1", "path 2", "path 3"]
+        assert [name.endswith(", taken") for name, _ in named] == [True, False, False]
+        assert torch.equal(named[0][1][-1].tokens, made.predict(model, one))
+        assert len(list(made.solve(model, one))) == max(len(frames) for _, frames in named)
+        lengths |= {len(frames) for _, frames in named}
+    assert len(lengths) > 1
+    ((name, frames),) = parts()[0].solutions(model, one)
+    assert (name, len(frames)) == ("", 4)
 
 
 def test_refusals():

@@ -12,6 +12,9 @@ from zoo.objectives import create_objective
 from zoo.objectives.supervision import depth_at, step_weights, winner
 from zoo.tasks import create_task
 from zoo.tasks.protocol import IGNORE
+from zoo.tasks.sudoku import write_csv
+from zoo.training.optimizer import parameter_groups
+from zoo.training.recipes import read_experiment
 
 SUDOKU = create_task("sudoku", size=4, max_givens=6)
 ROWS = 5
@@ -176,6 +179,31 @@ def test_noise_in_training_is_drawn_for_the_whole_batch():
         (part,) = chosen.updates(model, data, {}, torch.Generator().manual_seed(0), rows=rows)
         halves.append(part.loss)
     torch.testing.assert_close(sum(halves), taught(*loud, 1)[0][0].loss)
+
+
+def test_the_fast_recipe(tmp_path, monkeypatch):
+    """It takes the public files, and Muon moves the matrices of the blocks alone."""
+    monkeypatch.chdir(tmp_path)
+    rows = create_task("sudoku", n_givens=40).sample(6, split="train", seed=0)
+    boards = [(tokens - 1).numpy().astype("uint8") for tokens in (rows.inputs, rows.targets)]
+    for name, part in (("train.csv", slice(0, 4)), ("test.csv", slice(4, 6))):
+        write_csv(name, boards[0][part], boards[1][part], [0] * len(boards[0][part]))
+    files = {"task.path": "train.csv", "task.test_path": "test.csv", "task.n_puzzles": None}
+    experiment = read_experiment("sudoku-9x9-fast", files)
+    task, made, config = experiment.build()
+    assert torch.equal(task.sample(2, split="test", seed=0).inputs.sort(0)[0], rows.inputs[4:].sort(0)[0])
+    assert made.length == 81
+    with torch.device("meta"):
+        model = zoo.create_model(config)
+    groups = parameter_groups(model, muon=True)
+    assert len(groups["matrices"]) == 2 * (3 + 3)
+    blocks = 2 * (3 * 82 * 256 + 3 * 512 * 1536)
+    assert sum(p.numel() for p in groups["matrices"]) == blocks
+    ends = (11 + 1) * 512 + 11 * 512 + 11 + 2 * 512 + 2  # tokens, the register, the head and the halting head
+    assert sum(p.numel() for p in model.parameters()) == blocks + ends
+    train = experiment.train
+    assert train.lr * train.weight_decay == pytest.approx(1e-4)
+    assert train.muon_lr * train.muon_weight_decay == pytest.approx(1e-4)
 
 
 def test_refusals():

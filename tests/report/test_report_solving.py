@@ -21,6 +21,7 @@ from zoo.report.solving import (
     Named,
     Strokes,
     animation_html,
+    by_paths,
     filmstrip,
     filmstrip_svg,
     in_terminal,
@@ -31,7 +32,8 @@ from zoo.report.solving import (
 )
 from zoo.tasks import UsageError, create_task
 from zoo.tasks.sketch import Cell, Sketch
-from zoo.training.solving import RECORDED, SOLVING, Solving, Step, read, record, solve, solve_run
+from zoo.training.loading import open_run
+from zoo.training.solving import RECORDED, RECORDED_PATHS, SOLVING, Solving, Step, read, record, solve, solve_run
 
 THOUGHT = {"cycles": 1, "updates": 1, "max_steps": 3}
 RUN = {
@@ -241,3 +243,22 @@ def test_runs(run, tmp_path):
         solve_runs(run, {"model.d_model": 8})
     with pytest.raises(UsageError, match="holds no run"):
         solve_runs(Path(tmp_path))
+
+
+def test_all_paths_are_drawn(run, tmp_path):
+    """The terminal, the file of a run and its page show every path, the one that is taken first."""
+    changes = {"objective.starts": 3, "objective.noise": 0.5}
+    named = solve_runs(run, changes)
+    assert len(named) == 3
+    assert [", taken" in name for name, _ in named] == [True, False, False]
+    assert named[0].solving.steps == solve_run(run, changes).steps
+    text = "\n".join(line.plain for each in named for line in in_terminal(each, 100))
+    assert all(f"path {k}" in text for k in (1, 2, 3))
+    save(named, tmp_path / "paths.gif")
+    opened = open_run(run, {**changes, "objective.starts": 6})
+    record(tmp_path, opened.parts.objective, opened.model, precision="float32")
+    found = read(tmp_path)
+    assert found.path.endswith(", taken")
+    assert len(found.others) == RECORDED_PATHS - 1
+    for drawn in (filmstrip_svg(tmp_path), animation_html(tmp_path)):
+        assert all(name in drawn for name, _ in by_paths([Named("", found)]))

@@ -346,6 +346,13 @@ class Objective(ABC):
         the row's own stream (`zoo.objectives.draws`).
         """
 
+    def solutions(self, model: nn.Module, batch: Batch) -> list[tuple[str, list[Frame]]]:
+        """All paths to the answer of a batch's only row, each with its name, first the one that `solve` gives.
+
+        By default the only one, without a name.
+        """
+        return [("", list(self.solve(model, batch)))]
+
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Predicted token ids (n, L) in the task's coordinates, on the CPU; without gradients, in evaluation mode."""
         return last_of(self.solve(model, batch)).tokens

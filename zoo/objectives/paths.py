@@ -76,11 +76,15 @@ def chosen(paths: Sequence[Path], vote: Vote) -> Tensor:
 
 
 def taken(paths: Sequence[Path], vote: Vote, what: str) -> Tensor:
-    """One field of the paths that are taken, rows in its first dimension or in its second one (`answers`, `halts`)."""
+    """One field of the paths that are taken, rows in its first dimension, or in its second one (`answers`, `halts`).
+
+    A path that ended early stays as it was then.
+    """
     choice = chosen(paths, vote)
     fields = [getattr(path, what) for path in paths]
     if what in ("answers", "halts"):
-        fields = [field.transpose(0, 1) for field in fields]
+        longest = max(len(field) for field in fields)
+        fields = [torch.cat([f, f[-1:].expand(longest - len(f), *f.shape[1:])]).transpose(0, 1) for f in fields]
     picked = torch.stack(fields)[choice, torch.arange(len(choice), device=choice.device)]
     return picked.transpose(0, 1) if what in ("answers", "halts") else picked
 

@@ -14,7 +14,7 @@ from zoo.models.modes import evaluation_mode
 from zoo.models.recursive import RecursiveState, Thought
 from zoo.objectives.base import Encoded, Frame, Objective, at_least_float32
 from zoo.objectives.draws import RowDraws
-from zoo.objectives.paths import Attempt, Path, taken
+from zoo.objectives.paths import Attempt, Path, chosen, taken
 from zoo.tasks.protocol import IGNORE, Batch
 
 WINDOW = 3  # steps over which `vote="settled"` looks, as EqR's authors have it
@@ -37,9 +37,16 @@ class Thinking(Objective):
     def solve(self, model: Any, batch: Batch) -> Iterator[Frame]:
         """The answers after every supervision step, with their halting values, of the path that `vote` prefers."""
         found = self.paths(model, batch, every_step=True)
-        answers, halts = (taken(found, self.config.vote, what).cpu() for what in ("answers", "halts"))
-        for answer, halt in zip(answers, halts, strict=True):
-            yield Frame(answer, torch.zeros_like(answer, dtype=torch.bool), halt.sigmoid())
+        yield from _frames(*(taken(found, self.config.vote, what) for what in ("answers", "halts")))
+
+    @torch.no_grad()
+    def solutions(self, model: Any, batch: Batch) -> list[tuple[str, list[Frame]]]:
+        """All paths of a batch's only row, the one that is taken first."""
+        found = self.paths(model, batch, every_step=True)
+        best = int(chosen(found, self.config.vote)[0])
+        order = [best, *(k for k in range(len(found)) if k != best)]
+        names = [f"path {k + 1}{', taken' if k == best else ''}" if len(found) > 1 else "" for k in order]
+        return [(name, list(_frames(found[k].answers, found[k].halts))) for name, k in zip(names, order, strict=True)]
 
     @torch.no_grad()
     def evaluate(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -177,6 +184,14 @@ class Thinking(Objective):
             thought = model.think(tokens, state, puzzles=puzzles)
             state = thought.state
             yield thought
+
+
+def _frames(answers: Tensor | None, halts: Tensor | None) -> Iterator[Frame]:
+    """Frames of the answers (S, n, L) after every step, and of the logits (S, n) of the halting head."""
+    assert answers is not None
+    assert halts is not None
+    for answer, halt in zip(answers.cpu(), halts.cpu(), strict=True):
+        yield Frame(answer, torch.zeros_like(answer, dtype=torch.bool), halt.sigmoid())
 
 
 def _moved(state: RecursiveState, draws: RowDraws, noise: float) -> RecursiveState:

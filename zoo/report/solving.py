@@ -50,7 +50,7 @@ class Named(NamedTuple):
 
 
 def solve_runs(path: Path, overrides: Mapping[str, Any] | None = None, **which: Any) -> list[Named]:
-    """An example solved by the model of each run at or below a folder, or by a checkpoint.
+    """An example solved by the model of each run at or below a folder, or by a checkpoint; every path of each.
 
     Args:
         path: a run folder, a folder of run folders, or a checkpoint of a run.
@@ -65,7 +65,16 @@ def solve_runs(path: Path, overrides: Mapping[str, Any] | None = None, **which: 
     else:
         runs = load_runs([path])
         named = {label: run.path for label, run in zip(labels(runs), runs, strict=True)}
-    return [Named(label, solve_run(folder, overrides, **which)) for label, folder in named.items()]
+    return by_paths(Named(label, solve_run(folder, overrides, **which)) for label, folder in named.items())
+
+
+def by_paths(named: Iterable[Named]) -> list[Named]:
+    """Solutions with several paths as one for each path, the one that is taken first."""
+    found = []
+    for name, solving in named:
+        for each in (solving._replace(others=()), *solving.others):
+            found.append(Named(", ".join(part for part in (name, each.path) if part), each))
+    return found
 
 
 # ---- the scene
@@ -367,7 +376,7 @@ def filmstrip_svg(run_folder: str | Path) -> str:
     solving = read(Path(run_folder))
     if solving is None:
         return ""
-    return _element(filmstrip([Named("", solving)]), _described(solving), least=0.75)
+    return _element(filmstrip(by_paths([Named("", solving)])), _described(solving), least=0.75)
 
 
 def animation_html(run_folder: str | Path, name: str = "solving") -> str:
@@ -385,9 +394,10 @@ def animation_html(run_folder: str | Path, name: str = "solving") -> str:
     solving = read(Path(run_folder))
     if solving is None:
         return ""
-    scenes = moments([Named("", solving)])
+    scenes = moments(by_paths([Named("", solving)]))
     buttons = [_button(name, "play", "play", "Play", checked=True), _button(name, "pause", "pause", "Pause")]
-    for i, step in enumerate(solving.steps):  # "pass 7" is 7 on its button
+    longest = max((solving, *solving.others), key=lambda path: len(path.steps))
+    for i, step in enumerate(longest.steps):  # "pass 7" is 7 on its button
         buttons.append(_button(name, f"still s{i}", step.title.split()[-1], step.title))
     groups = "".join(f'<g class="moment m{i}">{_shapes(scene)}</g>' for i, scene in enumerate(scenes))
     picture = _element(scenes[0], _described(solving), groups)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,8 @@ from zoo.training.machine import autocast
 
 RECORDED = 10
 """Steps that are kept, the question among them."""
+RECORDED_PATHS = 4
+"""Paths that are kept, the one that is taken among them."""
 
 
 class Step(NamedTuple):
@@ -46,11 +48,15 @@ class Solving(NamedTuple):
         example: which one, in words.
         steps: at least two.
         question: the example as text, where the cells of its answer alone do not tell it; not recorded.
+        path: the name of the path to its answer, where there are several.
+        others: the other paths.
     """
 
     example: str
     steps: list[Step]
     question: str = ""
+    path: str = ""
+    others: tuple[Solving, ...] = ()
 
     def shortened(self, most: int) -> Solving:
         """At most `most` steps, the first and the last among them: of too many those that change a cell, evenly."""
@@ -66,17 +72,30 @@ class Solving(NamedTuple):
 @torch.no_grad()
 def solve(objective: Objective, model: nn.Module, batch: Batch, *, precision: str = "float32") -> list[Step]:
     """The question of a batch's only row, and its answer after every step."""
+    return solve_by_paths(objective, model, batch, precision=precision)[0][1]
+
+
+@torch.no_grad()
+def solve_by_paths(
+    objective: Objective, model: nn.Module, batch: Batch, *, precision: str = "float32"
+) -> list[tuple[str, list[Step]]]:
+    """As `solve`, for every path to the answer, each with its name; the first is the one that is taken."""
+    with autocast(precision, next(model.parameters()).device):
+        found = objective.solutions(model, batch)
+    return [(name, _steps(objective, batch, frames)) for name, frames in found]
+
+
+def _steps(objective: Objective, batch: Batch, frames: Iterable[Frame]) -> list[Step]:
     asked = objective.task.asked(batch)
     steps = [Step("question", f"{int(asked.sum())} to find", objective.task.question(batch))]
-    with autocast(precision, next(model.parameters()).device):
-        for i, frame in enumerate(objective.solve(model, batch), 1):
-            sketch = objective.task.sketch(batch, 0, frame.tokens, frame.hidden)
-            kinds = objective.task.kinds(batch, 0, frame.tokens, frame.hidden)
-            if batch.mask is not None:
-                steps.append(Step(f"{objective.step_name} {i}", _error(objective.task, batch, frame), sketch))
-                continue
-            lost = [kind == "wrong" and not own for kind, own in zip(kinds, asked[0].tolist(), strict=True)]
-            steps.append(Step(f"{objective.step_name} {i}", _note(frame, sketch, sum(lost)), sketch))
+    for i, frame in enumerate(frames, 1):
+        sketch = objective.task.sketch(batch, 0, frame.tokens, frame.hidden)
+        kinds = objective.task.kinds(batch, 0, frame.tokens, frame.hidden)
+        if batch.mask is not None:
+            steps.append(Step(f"{objective.step_name} {i}", _error(objective.task, batch, frame), sketch))
+            continue
+        lost = [kind == "wrong" and not own for kind, own in zip(kinds, asked[0].tolist(), strict=True)]
+        steps.append(Step(f"{objective.step_name} {i}", _note(frame, sketch, sum(lost)), sketch))
     return steps
 
 
@@ -122,14 +141,19 @@ def solve_run(
     """
     run = open_run(path, overrides, which)
     batch = held_out(run.parts.task, split, 1, start=row, seed=seed)
-    steps = solve(run.parts.objective, run.model, batch, precision=run.precision)
+    paths = solve_by_paths(run.parts.objective, run.model, batch, precision=run.precision)
     task, has_own = run.parts.task, type(run.parts.task).sketch is not Task.sketch
     if task.layout == "series":  # its answers are drawn over the question: cells alone would not show where they stand
         with autocast(run.precision, next(run.model.parameters()).device):
             question = task.render(batch, 0, run.parts.objective.predict(run.model, batch))
     else:
         question = "" if has_own else task.render(batch)
-    return Solving(f"{split} example {row}", steps, question)
+    return _solving(f"{split} example {row}", paths)._replace(question=question)
+
+
+def _solving(example: str, paths: Sequence[tuple[str, list[Step]]]) -> Solving:
+    first, *others = [Solving(example, steps, path=name) for name, steps in paths]
+    return first._replace(others=tuple(others))
 
 
 # ---- the file
@@ -143,32 +167,44 @@ class _Step(BaseModel):
     cells: list[NonNegativeInt]  # as numbers of the file's
 
 
+class _Path(BaseModel):
+    path: str
+    steps: list[_Step] = Field(min_length=2)
+
+
 class _File(BaseModel):
     example: str
     cells: list[Cell]
     steps: list[_Step] = Field(min_length=2)
+    path: str = ""
+    others: list[_Path] = []
 
 
 def record(folder: Path, objective: Objective, model: nn.Module, *, precision: str) -> None:
     """Keep the first validation example in a run folder, if it takes more than one step; a text's are no answers."""
     if objective.task.is_language:
         return
-    steps = solve(objective, model, held_out(objective.task, "validation", 1), precision=precision)
-    if len(steps) == 2:
+    paths = solve_by_paths(objective, model, held_out(objective.task, "validation", 1), precision=precision)
+    if len(paths) == 1 and len(paths[0][1]) == 2:
         return
-    solving = Solving("validation example 0", steps).shortened(RECORDED)
     numbers: dict[Cell, int] = {}
-    data = [
-        _Step(
-            title=title,
-            note=note,
-            width=sketch.width,
-            box=sketch.box,
-            cells=[numbers.setdefault(cell, len(numbers)) for cell in sketch.cells],
-        )
-        for title, note, sketch in solving.steps
-    ]
-    file = _File(example=solving.example, cells=list(numbers), steps=data)
+
+    def data(steps: list[Step]) -> list[_Step]:
+        return [
+            _Step(
+                title=title,
+                note=note,
+                width=sketch.width,
+                box=sketch.box,
+                cells=[numbers.setdefault(cell, len(numbers)) for cell in sketch.cells],
+            )
+            for title, note, sketch in Solving("", steps).shortened(RECORDED).steps
+        ]
+
+    kept = [_Path(path=name, steps=data(steps)) for name, steps in paths[:RECORDED_PATHS]]
+    first, *others = kept
+    example = "validation example 0"
+    file = _File(example=example, cells=list(numbers), steps=first.steps, path=first.path, others=others)
     write_atomic(folder / SOLVING, file.model_dump_json().encode() + b"\n")
 
 
@@ -180,12 +216,16 @@ def read(folder: Path) -> Solving | None:
     """
     try:
         file = _File.model_validate_json((folder / SOLVING).read_bytes())
-        sketches = [Sketch(s.width, tuple(file.cells[i] for i in s.cells), s.box) for s in file.steps]
+        paths = [(each.path, [_step(step, file.cells) for step in each.steps]) for each in (file, *file.others)]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, IndexError):
         raise UsageError(f"{folder / SOLVING} is damaged: without it a report leaves its pictures out.") from None
-    return Solving(file.example, [Step(s.title, s.note, k) for s, k in zip(file.steps, sketches, strict=True)])
+    return _solving(file.example, paths)
 
 
-__all__ = ["Solving", "Step", "read", "record", "solve", "solve_run"]
+def _step(step: _Step, cells: list[Cell]) -> Step:
+    return Step(step.title, step.note, Sketch(step.width, tuple(cells[i] for i in step.cells), step.box))
+
+
+__all__ = ["Solving", "Step", "read", "record", "solve", "solve_by_paths", "solve_run"]
