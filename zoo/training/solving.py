@@ -216,7 +216,8 @@ def read(folder: Path) -> Solving | None:
     """
     try:
         file = _File.model_validate_json((folder / SOLVING).read_bytes())
-        paths = [(each.path, [_step(step, file.cells) for step in each.steps]) for each in (file, *file.others)]
+        kept = [(file.path, file.steps), *((other.path, other.steps) for other in file.others)]
+        paths = [(name, [_step(step, file.cells) for step in steps]) for name, steps in kept]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, IndexError):
