@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import zoo
 from zoo.benchmarks.studies.sequence_pieces import counted, predicted
 from zoo.core.errors import UsageError
+from zoo.objectives.base import create_objective, figures, joined
 from zoo.pieces import Pieces, in_threads, piece_sizes
 from zoo.protocol import Context
 
@@ -35,6 +36,46 @@ def gradients(model: Any, tokens: torch.Tensor, resets: torch.Tensor | None, pie
     loss = F.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="sum") / tokens.numel()
     loss.backward()
     return [logits.detach(), loss.detach(), [p.grad for p in model.parameters()]]
+
+
+DIFFUSION: dict[str, tuple[Any, dict[str, Any]]] = {
+    "masked": ({"name": "masked_diffusion", "prompt_dropout": 0.5}, {}),
+    "the step before": ("masked_diffusion", {"shifted_logits": True}),
+    "uniform": ("uniform_diffusion", {}),
+    "uniform without times": ({"name": "uniform_diffusion", "time_bins": 0}, {}),
+}
+
+
+@pytest.mark.parametrize("name", DIFFUSION)
+@pytest.mark.parametrize("n", [2, 3])
+def test_pieces_of_noisy_rows_have_the_loss_and_gradients_of_one_process(name, n):
+    chosen, options = DIFFUSION[name]
+    task = zoo.tasks.create_task("sudoku", size=4)
+    objective = create_objective(chosen, task, causal=False)
+    torch.manual_seed(0)
+    model = zoo.create_model(
+        "gqa swiglu", d_model=16, vocab_size=objective.vocab_size, causal=False, **options
+    ).double()  # fmt: skip
+    data = objective.encode(task.sample(6, split="train", seed=0))
+
+    def learned(pieces: Pieces | None) -> list[Any]:
+        own = copy.deepcopy(model)
+        more = {} if pieces is None else {"pieces": pieces}
+        found = list(objective.updates(own, data, {}, torch.Generator().manual_seed(3), parts=2, **more))
+        torch.stack([update.loss for update in found]).sum().backward()
+        return [found, [p.grad for p in own.parameters()]]
+
+    alone, expected = learned(None)
+    each = in_threads(n, objective.length, learned)
+    for i, update in enumerate(alone):
+        whole = joined([updates[i] for updates, _ in each])
+        assert whole.loss.item() == pytest.approx(update.loss.item(), rel=1e-12)
+        assert whole.share == pytest.approx(update.share)
+        assert figures([whole]) == pytest.approx(figures([update]))
+        assert len(whole.targets) == len(update.targets) > 0
+    for i, gradient in enumerate(expected):
+        total = torch.stack([gradients[i] for _, gradients in each if gradients[i] is not None]).sum(0)
+        torch.testing.assert_close(total, gradient, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -162,6 +162,11 @@ class Pieces:
         return slice(self.start, self.start + self.sizes[self.rank])
 
     @property
+    def share(self) -> float:
+        """Of the steps of the sequence, those of this piece."""
+        return self.sizes[self.rank] / sum(self.sizes)
+
+    @property
     def is_first(self) -> bool:
         return self.rank == 0
 

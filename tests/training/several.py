@@ -30,6 +30,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "next_token": {"task": MQAR, "model": "mamba2 gqa swiglu", "train": {"ema": 0.9}},
     "fill_in": {"task": SUDOKU, "model": "gqa swiglu", "train": {"accumulate": 2}},
     "masked_diffusion": {"task": SUDOKU, "model": {"pattern": "gqa swiglu", "causal": False}, "objective": NOISES},
+    "uniform_diffusion": {
+        "task": SUDOKU,
+        "model": {"pattern": "bidirectional(gla) swiglu", "causal": False},
+        "objective": "uniform_diffusion",
+    },
     "deep_supervision": {"task": SUDOKU, "model": {"pattern": "gqa swiglu", **RECURSIVE}, "objective": HALTS},
     "q": {
         "task": SUDOKU,

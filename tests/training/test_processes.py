@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from zoo.core.errors import UsageError
 from zoo.models.create import model_config
 from zoo.objectives.base import objectives
 from zoo.objectives.next_token import NextToken
+from zoo.training import checkpoint
 from zoo.training.group import Group
 from zoo.training.processes import check_shared
 from zoo.training.train import train as train_one
@@ -122,6 +124,10 @@ def refused(capsys, *arguments: str) -> str:
         (("--processes", "0"), "--processes=0 is not allowed: it should be at least 1"),
         (("--processes", "3"), "train.batch_size=4 cannot be divided among 3 processes, which read as many rows each"),
         (("--processes", "8"), "train.batch_size=8 can."),
+        (
+            ("--processes", "2", "train.sequence_processes=4"),
+            "2 processes cannot be divided into groups that share a sequence: start a multiple of 4.",
+        ),
         (("--processes", "2", "train.accumulate=3"), "each of 2 processes has 2 rows of a batch"),
         (("--processes", "2", "train.lrr=1"), "Did you mean 'lr'?"),
         (("--processes", "2", "--dry-run"), "leave out --processes"),
@@ -179,16 +185,30 @@ def test_more_processes_than_devices_are_refused(monkeypatch):
             check_shared(2, TrainConfig(), objective, MODEL)
 
 
+OTHER_VERSION = """
+from zoo.training import machine
+found = machine.versions()
+machine.versions = lambda: {**found, "torch": "2.0." + os.environ["RANK"]}
+"""
+
+
 @pytest.mark.slow
-def test_processes_that_were_started_differently_are_refused(recipe, tmp_path):
-    processes = start(2, "-c", f"import os, sys; sys.argv += ['train.lr=0.1' + os.environ['RANK']]\n{COMMAND}",
-                      "train", recipe, cwd=tmp_path)  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("sys.argv += ['train.lr=0.1' + os.environ['RANK']]", "train.lr: 0.1 in process 0, 0.11 in process 1"),
+        (OTHER_VERSION, "versions.torch: '2.0.0' in process 0, '2.0.1' in process 1"),
+    ],
+    ids=["options", "versions"],
+)
+def test_processes_that_were_started_differently_are_refused(change, told, recipe, tmp_path):
+    processes = start(2, "-c", f"import os, sys\n{change}\n{COMMAND}", "train", recipe, cwd=tmp_path)
     (status, out, err), (other, out_2, err_2) = ended(processes)
     assert (status, other) == (2, 2)
     assert not out
     assert not out_2
     assert not err_2
-    assert "The processes differ in train.lr: 0.1 in process 0, 0.11 in process 1" in err
+    assert f"The processes differ in {told}" in err
     assert err.count("\n") == 1
     assert not Path("runs").exists()
 
@@ -201,6 +221,28 @@ def test_a_folder_in_use_is_told_by_the_first_process(recipe, tmp_path):
     assert (status, other) == (2, 2)
     assert "holds a run with a different train.lr" in err
     assert not err_2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_checkpoint_of_another_model_is_told_by_the_first_process(parallel, recipe, tmp_path):
+    train_one(recipe, quiet=True)
+    train_one(recipe, {"model.d_model": 32, "out": "other"}, quiet=True)
+    there, other = (Path(run, "checkpoints/step_40") for run in ("runs/small", "other"))
+    config = checkpoint.read_manifest(there).config
+    shutil.rmtree(Path("runs/small/checkpoints"))
+    there.parent.mkdir()
+    temporary = checkpoint.begin(there.parent, 40)
+    for path in other.glob("[!m]*"):
+        shutil.copy(path, temporary)
+    files = {name: file.model_dump() for name, file in checkpoint.read_manifest(other).files.items()}
+    checkpoint.complete(temporary, 40, files, best=40, config=config)
+    more = ("train.steps=50", f"train.parallel={parallel}")
+    (status, out, err), (other_status, _, err_2) = ended(start(2, "-c", COMMAND, "train", recipe, *more, cwd=tmp_path))
+    assert (status, other_status, out, err_2) == (2, 2, "", "")
+    assert "of another training" in err or "belongs to another model" in err
+    assert "No checkpoint is left to go on from: start over with --fresh." in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.slow

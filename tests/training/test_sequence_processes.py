@@ -49,7 +49,8 @@ def test_two_processes_that_share_sequences_train_as_one(tmp_path):
 @pytest.mark.slow
 def test_pieces_of_sequences_beside_rows_of_the_batch(tmp_path):
     two = {"sequence_processes": 2}
-    jobs = dict.fromkeys(("next_token", "fill_in", "muon", "experts", "recompute"), two)
+    kinds = ("next_token", "fill_in", "muon", "experts", "recompute", "masked_diffusion", "uniform_diffusion")
+    jobs = dict.fromkeys(kinds, two)
     compare(4, {**jobs, "fill_in": {"sequence_processes": 4}, "muon": {**two, "parallel": "fsdp"}}, tmp_path)
 
 

@@ -12,6 +12,7 @@ from zoo.core.options import Options
 from zoo.objectives.base import Encoded, Objective, answered, answered_length
 from zoo.objectives.draws import RowDraws
 from zoo.ops.common import widest
+from zoo.pieces import Pieces
 from zoo.tasks.protocol import IGNORE, Batch, Task
 
 TIME, CELL, HALF = range(3)  # purposes of a row's random numbers, see `zoo.objectives.unmasking` for further ones
@@ -137,5 +138,25 @@ class Noisy(NamedTuple):
         own, signal = self.rows[here] - rows.start, None if self.signal is None else self.signal[rows]
         return Noisy(self.tokens[rows], positions, self.targets[here], own, self.weight[here], signal)
 
+    def cells_in(self, steps: slice, before: int = 0) -> Noisy:
+        """The same rows, and those of their cells that a piece of the steps has.
 
-__all__ = ["Diffusion", "Noisy", "cells_of", "halves_of", "hit", "shares", "times_of", "worth_of"]
+        Args:
+            steps: of the piece.
+            before: tokens that the model reads before a row.
+        """
+        step = self.positions % self.tokens.shape[1] + before
+        here = (step >= steps.start) & (step < steps.stop)
+        return self._replace(**{k: getattr(self, k)[here] for k in ("positions", "targets", "rows", "weight")})
+
+
+def read_piece(
+    pieces: Pieces, tokens: Tensor, positions: Tensor, timespans: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What the model reads of a piece of rows (n, T), whose `positions` are then counted within it."""
+    T, steps = tokens.shape[1], pieces.steps
+    positions = positions // T * pieces.sizes[pieces.rank] + positions % T - steps.start
+    return tokens[:, steps], positions, None if timespans is None else timespans[:, steps]
+
+
+__all__ = ["Diffusion", "Noisy", "cells_of", "halves_of", "hit", "read_piece", "shares", "times_of", "worth_of"]

@@ -24,10 +24,11 @@ from zoo.objectives.base import (
     row_parts,
     with_losses,
 )
-from zoo.objectives.diffusion import Diffusion, Noisy, cells_of, halves_of, hit, shares, times_of, worth_of
+from zoo.objectives.diffusion import Diffusion, Noisy, cells_of, halves_of, hit, read_piece, shares, times_of, worth_of
 from zoo.objectives.draws import RowDraws
 from zoo.objectives.unmasking import Unmasking, drawn, plan, remasked_step, step_of
 from zoo.ops.common import widest
+from zoo.pieces import Pieces
 from zoo.protocol import Context
 from zoo.tasks.protocol import IGNORE, Batch, Task
 
@@ -85,6 +86,7 @@ class MaskedDiffusion(Diffusion):
         generator: torch.Generator,
         parts: int = 1,
         rows: slice | None = None,
+        pieces: Pieces | None = None,
     ) -> Iterator[Update]:
         c = self.config
         if self.task.is_language and c.random_length and torch.rand((), generator=generator) < c.random_length:
@@ -95,12 +97,19 @@ class MaskedDiffusion(Diffusion):
             prompt = torch.ones_like(data.tokens, dtype=torch.bool)
             prompt.view(-1)[data.positions] = False
             noisy = noisy._replace(tokens=noisy.tokens.masked_fill(prompt & dropped[:, None], self.mask_token))
+        if pieces is not None:
+            pieces = pieces.of_length(data.tokens.shape[1])
+            noisy = noisy.cells_in(pieces.steps)
         for here in (cut := row_parts(len(data.tokens), parts, rows)):
             part, share = noisy.of(here), (here.stop - here.start) / len(data.tokens)
+            share *= 1.0 if pieces is None else pieces.share
             timespans = None if data.timespans is None else data.timespans[here]
-            logits, context = self._logits(model, part.tokens, part.positions, timespans)
+            logits, context = self._logits(model, part.tokens, part.positions, timespans, pieces)
             loss = with_losses(_weighted(logits, part), context, share)
             yield Update(loss, logits, part.targets, part.rows, context.metrics, share, here is cut[-1])
+
+    def takes_pieces(self) -> bool:
+        return not self.config.random_length  # which may leave fewer steps than pieces
 
     def passes(self, model: nn.Module, batch: Batch) -> int:
         if self.task.is_language:
@@ -170,15 +179,25 @@ class MaskedDiffusion(Diffusion):
         return Noisy(tokens, data.positions[masked], data.targets[masked], rows, share)
 
     def _logits(
-        self, model: Any, tokens: Tensor, positions: Tensor, timespans: Tensor | None
+        self,
+        model: Any,
+        tokens: Tensor,
+        positions: Tensor,
+        timespans: Tensor | None,
+        pieces: Pieces | None = None,
     ) -> tuple[Tensor, Context]:
         """Logits (m, vocab of the task) of the cells at `positions` of the flattened tokens.
 
         Those of a model with `shifted_logits` are the ones of the step before, but at a row's first step (Dream).
         """
-        context = Context(timespans=timespans)
+        if pieces is not None:
+            tokens, positions, timespans = read_piece(pieces, tokens, positions, timespans)
+        context = Context(timespans=timespans, pieces=pieces)
         hidden, _ = model.features(tokens, None, context)
-        if model.config.shifted_logits:
+        if model.config.shifted_logits and pieces is not None:
+            before = pieces.shift(hidden[:, -1:], hidden[:, :1])
+            hidden = torch.cat([before, hidden[:, :-1]], 1)
+        elif model.config.shifted_logits:
             positions = positions - (positions % tokens.shape[1] > 0).to(positions.dtype)
         logits = model.logits(hidden.flatten(0, 1).index_select(0, positions))
         return logits[:, : self.mask_token], context

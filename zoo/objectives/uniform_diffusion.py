@@ -22,9 +22,10 @@ from zoo.objectives.base import (
     row_parts,
     with_losses,
 )
-from zoo.objectives.diffusion import Diffusion, Noisy, cells_of, halves_of, hit, shares, times_of, worth_of
+from zoo.objectives.diffusion import Diffusion, Noisy, cells_of, halves_of, hit, read_piece, shares, times_of, worth_of
 from zoo.objectives.draws import RowDraws
 from zoo.ops.common import widest
+from zoo.pieces import Pieces
 from zoo.protocol import Context
 from zoo.tasks.protocol import IGNORE, Batch, Task
 
@@ -90,12 +91,18 @@ class UniformDiffusion(Diffusion):
         generator: torch.Generator,
         parts: int = 1,
         rows: slice | None = None,
+        pieces: Pieces | None = None,
     ) -> Iterator[Update]:
         noisy = self._noise(data, generator)
+        if pieces is not None:
+            before = int(self.config.time_bins > 0)
+            pieces = pieces.of_length(data.tokens.shape[1] + before)
+            noisy = noisy.cells_in(pieces.steps, before)
         for here in (cut := row_parts(len(data.tokens), parts, rows)):
             part, share = noisy.of(here), (here.stop - here.start) / len(data.tokens)
+            share *= 1.0 if pieces is None else pieces.share
             timespans = None if data.timespans is None else data.timespans[here]
-            logits, context = self._logits(model, part, timespans)
+            logits, context = self._logits(model, part, timespans, pieces)
             loss = with_losses(self._bound(logits, part), context, share)
             yield Update(loss, logits, part.targets, part.rows, context.metrics, share, here is cut[-1])
 
@@ -156,7 +163,9 @@ class UniformDiffusion(Diffusion):
         nats = bound_of(logits.to(widest(logits.device)), found, noisy.targets, noisy.signal[noisy.rows])
         return ((1 - self.config.eps) * nats * noisy.weight).sum().to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _logits(self, model: Any, noisy: Noisy, timespans: Tensor | None) -> tuple[Tensor, Context]:
+    def _logits(
+        self, model: Any, noisy: Noisy, timespans: Tensor | None, pieces: Pieces | None = None
+    ) -> tuple[Tensor, Context]:
         """Logits (m, vocab of the task) at the cells of noisy rows."""
         tokens, positions = noisy.tokens, noisy.positions
         length = tokens.shape[1]
@@ -169,7 +178,9 @@ class UniformDiffusion(Diffusion):
             tokens = torch.cat([self.first_bin + of_row[:, None], tokens], 1)
             positions = positions + positions // length + 1
             timespans = None if timespans is None else F.pad(timespans, (1, 0), value=1.0)
-        context = Context(timespans=timespans)
+        if pieces is not None:
+            tokens, positions, timespans = read_piece(pieces, tokens, positions, timespans)
+        context = Context(timespans=timespans, pieces=pieces)
         hidden, _ = model.features(tokens, None, context)
         logits = model.logits(hidden.flatten(0, 1).index_select(0, positions))
         return logits[:, : self.n_values], context

@@ -158,7 +158,7 @@ def _one_of_several(
         if isinstance(error, LostProcess):
             speaks = error.speaks and not launched()
         elif group is None:
-            speaks = os.environ.get("LOCAL_RANK", os.environ["RANK"]) == "0"
+            speaks = os.environ.get("LOCAL_RANK", "0") == "0"
         else:
             speaks = group.leads
         if speaks:
