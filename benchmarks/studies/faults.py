@@ -283,7 +283,12 @@ KINDS: dict[str, Kind] = {
     "torchrun": Kind("SIGKILL to a random process", 4, send(signal.SIGKILL), ("torchrun", *AGAIN)),
     "nodes": Kind("SIGKILL to a random process of two nodes", 2, send(signal.SIGKILL), ("torchrun", *NODE)),
     "pieces": Kind("SIGKILL to a process with a piece of a sequence", 3, send(signal.SIGKILL), options=CUT),
-    "experts": Kind("SIGKILL to a process with some of the experts", 3, send(signal.SIGKILL), options=SHARED_OUT),
+    "experts": Kind(
+        "SIGKILL to a process with some of the experts (`moe` for `swiglu`)",
+        3,
+        send(signal.SIGKILL),
+        options=SHARED_OUT,
+    ),
     "hang": Kind("SIGSTOP to a random process", 3, send(signal.SIGSTOP)),
     "preempted": Kind("SIGTERM to the launcher", 2, send_launcher(signal.SIGTERM), ONCE, True),
     "terminated": Kind("SIGTERM to a random process", 2, send(signal.SIGTERM), ONCE, True),
