@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.tasks import random, strings
-from zoo.tasks.protocol import IGNORE, SPLITS, Batch, Split, Task, check_request, names_of, register
+from zoo.tasks.protocol import IGNORE, SPLITS, Batch, Split, Symmetry, Task, check_request, names_of, register
 from zoo.tasks.sketch import Cell, Kind, Sketch
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class GraphColoring(Task):
         super().__init__(config)
         c = config
         self.nodes, self.seq_len, self.vocab_size = c.nodes, c.nodes**2, COLOUR + c.colors
+        self.n_symmetries = math.factorial(c.nodes) * math.factorial(c.colors)
         pairs = c.nodes * (c.nodes - 1) // 2
         low = c.nodes * 3 // 2 if c.min_edges is None else c.min_edges
         high = min(max(c.nodes * 5 // 2, low), pairs) if c.max_edges is None else c.max_edges
@@ -130,6 +132,16 @@ class GraphColoring(Task):
         edges[:, a, b] = edges[:, b, a] = kept
         given = random.bits(random.fold(keys, _GIVEN), N).argsort(1).argsort(1) < c.givens
         return edges, colours, given
+
+    def symmetry(self, index: int) -> Symmetry:
+        """Another order of the nodes and other names of the colours, drawn by their number."""
+        tokens, order = np.arange(self.vocab_size), np.arange(self.nodes)
+        if index:
+            keys = random.mix([index])
+            order = random.permutation(random.fold(keys, 0), self.nodes)
+            tokens[COLOUR:] = COLOUR + random.permutation(random.fold(keys, 1), self.config.colors)
+        cells = np.arange(self.seq_len).reshape(self.nodes, self.nodes)[np.ix_(order, order)]
+        return Symmetry(torch.from_numpy(cells.flatten()), torch.from_numpy(tokens))
 
     def problems(self, batch: Batch) -> Tensor:
         """Graphs up to the order of their nodes, whatever the given colours."""

@@ -15,7 +15,7 @@ from zoo.core.errors import UsageError
 from zoo.core.options import Options
 from zoo.tasks import random, strings
 from zoo.tasks.maze.grids import symmetries
-from zoo.tasks.protocol import SPLITS, Batch, Split, Task, check_request, names_of, register
+from zoo.tasks.protocol import SPLITS, Batch, Split, Symmetry, Task, check_request, names_of, register
 from zoo.tasks.sketch import Cell, Kind, Sketch
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class NQueens(Task):
     blank = BLANK
     many_answers = "the solution from which the given queens were taken"
     vocab_size = 4
+    n_symmetries = 8
     config: Config
 
     def __init__(self, config: Config):
@@ -127,6 +128,11 @@ class NQueens(Task):
         values = random.mix(np.arange(1, self.seq_len + 1))
         turned = given[:, symmetries(self.size, self.size)]
         return random.mix(random.mix(np.where(turned, values, np.uint64(0)).sum(2)).sum(1))
+
+    def symmetry(self, index: int) -> Symmetry:
+        """One of the turns and flips of the board."""
+        cells = symmetries(self.size, self.size)[index]
+        return Symmetry(torch.from_numpy(cells), torch.arange(self.vocab_size))
 
     def problems(self, batch: Batch) -> Tensor:
         """Boards up to turns and flips."""

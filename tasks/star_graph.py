@@ -164,6 +164,8 @@ class StarGraph(Task):
         axes = figure.add_subplot()
         axes.set_aspect("equal")
         axes.set_axis_off()
+        reach = self.config.length - 0.5
+        axes.set(xlim=(-reach, reach), ylim=(-reach, reach))
         places = {center: (0.0, 0.0)}
         for i, arm in enumerate(arms):
             angle = 2 * math.pi * i / len(arms)

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from zoo.tasks import create_task, list_tasks
-from zoo.tasks.protocol import Task, registry
+from zoo.tasks.protocol import IGNORE, Task, registry
 
 CASES = {
     "sudoku": [{"size": 4}, {"size": 6}, {"size": 9}],
     "maze": [{"size": 7}, {"height": 5, "width": 9}],
+    "n_queens": [{"size": 8}],
+    "graph_coloring": [{"nodes": 8}, {"nodes": 6, "colors": 4, "givens": 0}],
 }
 
 
@@ -23,11 +25,13 @@ def test_a_problem_becomes_an_equal_one(name, options):
         symmetry = task.symmetry(index)
         assert sorted(symmetry.cells.tolist()) == list(range(task.seq_len))
         assert sorted(symmetry.tokens.tolist()) == list(range(task.vocab_size))
-        turned = rows._replace(inputs=symmetry.turn(rows.inputs), targets=symmetry.turn(rows.targets))
+        targets = torch.where(rows.scored, rows.targets, 0)
+        targets = symmetry.turn(targets).where(rows.scored[:, symmetry.cells], IGNORE)
+        turned = rows._replace(inputs=symmetry.turn(rows.inputs), targets=targets)
         assert torch.equal(task.problems(turned), task.problems(rows))
         assert task.is_right(turned, turned.targets).all()
-        logits = torch.nn.functional.one_hot(turned.targets, task.vocab_size).float()
-        assert torch.equal(symmetry.turn_back(logits).argmax(-1), rows.targets)
+        logits = torch.nn.functional.one_hot(turned.targets.clamp(min=0), task.vocab_size).float()
+        assert torch.equal(symmetry.turn_back(logits).argmax(-1)[rows.scored], rows.targets[rows.scored])
         seen.add((tuple(symmetry.cells.tolist()), tuple(symmetry.tokens.tolist())))
         if index == 0:
             assert torch.equal(turned.inputs, rows.inputs)
