@@ -21,9 +21,10 @@ PARAMETERS = {  # of the published checkpoints, or of the authors' code
     "deepseek_v2-236b": 235_741_434_880,
     "deepseek_v2-lite": 15_706_484_224,
     "deepseek_v3-671b": 671_026_404_352,
-    "deltanet-1.3b": 1_365_677_056,  # of flash-linear-attention's default config, as the next three
+    "deltanet-1.3b": 1_365_677_056,  # of flash-linear-attention's default config, as the next four
     "gated_deltanet-1.3b": 1_387_348_732,
     "gla-1.3b": 1_365_514_240,
+    "mamba3-1.3b": 1_387_122_688,
     "hgrn2-1.3b": 1_364_396_032,
     "deepseek_v32-671b": 671_877_929_216,  # V3's and 61 indexers of 13,959,424
     "hrm-sudoku": 27_275_266 + 512,  # 512: what is learned of a puzzle, which is never counted there

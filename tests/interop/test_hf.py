@@ -577,3 +577,42 @@ def test_all_experts_in_one_tensor(tmp_path):
     assert published_weights(model).keys() == weights.keys()
     save_file({**together, "model.layers.0.mlp.experts.down_proj": torch.ones(4, 32, 64)}, folder / WEIGHTS)
     assert "mlp.experts.down_proj (4, 32, 64) for backbone.steps.1.mixers.0.down_proj" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["llama3-tiny", "gpt_oss-tiny", "mdlm-tiny"])
+def test_meta_reads_no_weight(name, tmp_path, monkeypatch):
+    """A folder of any size: the model has its shapes and dtypes, and says where numbers are needed."""
+    folder = zoo.to_hf(zoo.create_model(name).to(torch.bfloat16), tmp_path / "model", shard_bytes=50_000)
+    monkeypatch.setattr(_Folder, "__getitem__", lambda *_: pytest.fail("a weight was read"))
+    monkeypatch.setattr(zoo.interop._weights, "total_memory", lambda: 1)
+    model = zoo.from_hf(folder, device="meta")
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.bfloat16)}
+    assert model.n_parameters() == zoo.create_model(name).n_parameters()
+    for use, told in [
+        (lambda: zoo.to_hf(model, tmp_path / "back"), "to_hf needs weights"),
+        (lambda: zoo.save(model, tmp_path / "back"), "save needs weights"),
+        (lambda: model.generate([[1]], max_new_tokens=1), "generate needs weights" if model.causal else "causal=True"),
+    ]:
+        with pytest.raises(zoo.UsageError, match=told):
+            use()
+    assert not (tmp_path / "back").exists()
+
+
+def test_meta_refuses_what_a_device_would(folder):
+    weights = load_file(folder / WEIGHTS)
+    weights["model.norm.weight"] = torch.ones(3)
+    save_file(weights, folder / WEIGHTS)
+    with pytest.raises(zoo.UsageError, match=r"model\.norm\.weight"):
+        zoo.from_hf(folder, device="meta")
+
+
+def test_more_weights_than_memory(folder, monkeypatch):
+    monkeypatch.setattr(zoo.interop._weights, "total_memory", lambda: 400_000)
+    with pytest.raises(zoo.UsageError) as error:
+        zoo.from_hf(folder)
+    assert str(error.value) == (
+        "The weights of this LlamaForCausalLM take 0 GiB, and cpu has 0 GiB: "
+        'device="meta" gives the model without numbers, its names and shapes checked, '
+        "dtype=torch.bfloat16 takes 2 bytes a weight."
+    )
+    assert zoo.from_hf(folder, dtype=torch.bfloat16).n_parameters() == 115_008

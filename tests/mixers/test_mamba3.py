@@ -40,7 +40,8 @@ def plain(mixer, x):
         z, u, B, C = z.view(H, V), u.view(H, V), B.view(R, G, N), C.view(R, G, N)
         B, C = normed(B, mixer.B_norm.weight), normed(C, mixer.C_norm.weight)
         dt, mix = torch.log(1 + torch.exp(dt + mixer.dt_bias)), torch.sigmoid(mix)
-        rate = torch.log(1 + torch.exp(a)).clamp(min=c.A_floor)
+        rate = torch.where(a < 0, 1 / (1 - a), 1 + a) if c.A_activation == "heavy_tail" else torch.log(1 + torch.exp(a))
+        rate = rate.clamp(min=c.A_floor)
         S, phi, y = S.clone(), phi.clone(), torch.zeros_like(u)
         k, v = torch.zeros_like(k_before), up * u[:, None]
         for h in range(H):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.core.errors import UsageError, closest
+from zoo.core.memory import gib, total_memory
 from zoo.core.readers import regular, shown, unreadable
 from zoo.models.config import ModelConfig
 from zoo.models.create import create_model
@@ -134,10 +135,11 @@ def fill(
         shapes: the same on the meta device, where `weights` takes time to look at.
         left_aside: names of weights that are not needed.
         dtype: of all weights; by default each keeps its own.
+        device: of all weights; on "meta" only their names and shapes are looked at.
 
     Raises:
         UsageError: weights that are missing, not expected, of another shape (all of them are listed), quantised, or
-            tied by the config and not equal.
+            tied by the config and not equal, or more than the device's memory.
     """
     maps = [m.found_in(weights) for m in maps]
     needed = [n for m in maps for n in m.theirs]
@@ -150,8 +152,13 @@ def fill(
     slots = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     given = {n: t.to("meta") for n, t in weights.items()} if shapes is None else shapes
     _check(maps, slots, given)
+    hollow_too = torch.device(device).type == "meta"
+    if hollow_too:
+        weights = given
+    else:
+        _check_room(sum(given[n].numel() * (dtype or given[n].dtype).itemsize for n in needed), name, device, dtype)
     for m in maps:
-        copies = [copy for copy in m.copies if copy in weights]
+        copies = [copy for copy in m.copies if copy in weights and not hollow_too]
         parts = {n: weights[n] for n in m.theirs} if copies else weights  # each read once, though it is compared too
         for copy in copies:
             if not torch.equal(weights[copy], parts[m.theirs[0]]):
@@ -162,6 +169,16 @@ def fill(
             _put(model, slot, own)
     for slot, tensor in slots.items():  # counters of ours, which start at zero
         _put(model, slot, torch.zeros_like(tensor, device=device))
+
+
+def _check_room(n_bytes: int, name: str, device: torch.device | str, dtype: torch.dtype | None) -> None:
+    """Refuse weights that take more bytes than the device has."""
+    kind = torch.device(device).type
+    room = torch.cuda.get_device_properties(device).total_memory if kind == "cuda" else total_memory()
+    if 0 < room < n_bytes:
+        smaller = "" if dtype in (torch.bfloat16, torch.float16) else ", dtype=torch.bfloat16 takes 2 bytes a weight"
+        told = f'The weights of this {name} take {gib(n_bytes)}, and {kind} has {gib(room)}: device="meta" gives the'
+        raise UsageError(f"{told} model without numbers, its names and shapes checked{smaller}.")
 
 
 def _read_in_place(

@@ -26,6 +26,7 @@ from zoo.models.config import ModelConfig
 from zoo.models.ends import Ends
 from zoo.models.families import Family, families
 from zoo.models.published.maps import Map, renamed
+from zoo.models.uninitialised import require_numbers
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PICKLED = "pytorch_model.bin"
@@ -63,12 +64,13 @@ def from_hf(
             index. The stack without its head (`Qwen3Model`) is enough if the config ties the head to the embedding.
             Weights in MXFP4 (GPT-OSS) or in FP8 by blocks (DeepSeek-V3) are dequantised, which a warning says.
         dtype: dtype of all weights; by default each keeps its own, and those that were quantised are in bfloat16.
-        device: device of the weights.
+        device: device of the weights. "meta" reads no weight of safetensors: names, shapes and dtypes are checked, and
+            the model holds no numbers, however large it is.
 
     Raises:
         UsageError: an architecture, an option or a quantisation that is not supported, weights that are missing, not
-            expected or of another shape (all of them are listed), a folder that cannot be read, or a device that is
-            not there.
+            expected or of another shape (all of them are listed), a folder that cannot be read, a device that is not
+            there, or more weights than its memory holds.
     """
     if dtype is not None and dtype not in FLOATS:
         raise UsageError(f"dtype={dtype} is not allowed: it should be one of {', '.join(map(str, FLOATS))}.")
@@ -122,6 +124,7 @@ def to_hf(model: Ends, folder: str | Path, *, shard_bytes: int = 5_000_000_000) 
     """
     if not isinstance(model, Ends):
         raise UsageError(f"to_hf takes a model of the zoo, not a {type(model).__name__}.")
+    require_numbers(model, "to_hf")
     folder, maps = Path(folder), weight_maps(model.config)
     check_complete(model, maps, families.of_config(model.config.published or {}).architecture)
     try:
@@ -286,6 +289,9 @@ class _Folder(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._pickled[name] if self._pickled else self._files[name].get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes  # without reading it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)

@@ -69,6 +69,9 @@ class Dequantised(Mapping[str, Tensor]):
         weight, scale = self.parts[name]
         return self._compute(self._stored[weight], self._stored[scale])
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes  # without dequantising it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
 

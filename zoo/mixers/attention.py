@@ -46,6 +46,8 @@ class AttentionOptions(RopeOptions):
         sinks: one learned logit a head that takes attention without giving a value (GPT-OSS).
         canon_b: W, taps of a Canon layer on queries, keys and values together, after their norm and before the rotation
             (Canon-B); published: 4.
+        conv_size: W, taps of a causal depthwise convolution with a bias in the same place, without the sum of a Canon
+            layer (`mamba_ssm`'s attention, as in mamba2attn-2.7b, where it is 4).
         backend: form of the op, see `zoo.ops.attention`.
     """
 
@@ -65,12 +67,13 @@ class AttentionOptions(RopeOptions):
     softcap: float | None = Field(default=None, gt=0)
     sinks: bool = False
     canon_b: int | None = Field(default=None, ge=2, le=1024)
+    conv_size: int | None = Field(default=None, ge=2, le=1024)
     backend: Literal["auto", "reference", "chunked", "sdpa"] = "auto"
 
 
 class CanonAttentionState(NamedTuple):
     cache: Any  # that of attention without a Canon layer
-    canon: Tensor  # (B, W - 1, (H + 2 G) K): the last q, k and v before the Canon layer
+    canon: Tensor  # (B, W - 1, (H + 2 G) K): the last q, k and v before the Canon layer, or other convolution
 
 
 class Attention(AttentionWord):
@@ -119,10 +122,15 @@ class Attention(AttentionWord):
             nn.Parameter(torch.full((width,), centre)) if config.qk_norm else None for width in widths
         )
         self.sinks = nn.Parameter(torch.zeros(H)) if config.sinks else None
-        self.canon = None
+        self.canon = self.conv = None
+        if config.canon_b is not None and config.conv_size is not None:
+            raise UsageError(f"{self.name}: canon_b and conv_size are one convolution or the other: set one.")
         if config.canon_b is not None:
             require_causal("canon_b", config.canon_b, place._replace(causal=self.causal))
             self.canon = Canon((H + 2 * G) * K, config.canon_b)
+        if config.conv_size is not None:
+            require_causal("conv_size", config.conv_size, place._replace(causal=self.causal))
+            self.conv = Canon((H + 2 * G) * K, config.conv_size, residual=False, bias=True)
         nn.init.normal_(self.in_proj.weight, std=d_model**-0.5)
         nn.init.normal_(self.out_proj.weight, std=(H * K * 2 * place.n_layers) ** -0.5)
         for layer in (self.in_proj, self.out_proj):
@@ -157,9 +165,14 @@ class Attention(AttentionWord):
         device, dtype = first_parameter_like(self, device, dtype)
         G, K = self.n_kv_heads, self.head_dim
         cache = init_cache(batch_size, G, K, K, capacity=capacity, window=self.window, device=device, dtype=dtype)
-        if self.canon is None:
+        if self._mixes is None:
             return cache
-        return CanonAttentionState(cache, self.canon.init_state(batch_size, device, dtype))
+        return CanonAttentionState(cache, self._mixes.init_state(batch_size, device, dtype))
+
+    @property
+    def _mixes(self) -> Canon | None:
+        """The convolution of queries, keys and values."""
+        return self.conv if self.canon is None else self.canon
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         context, c = Context() if context is None else context, self.config
@@ -171,9 +184,9 @@ class Attention(AttentionWord):
         if self.q_norm is not None and self.k_norm is not None:
             qk = self._normed(qk, self.q_norm, self.k_norm)
         last: Tensor | None = None
-        if self.canon is not None:
+        if self._mixes is not None:
             state, last = (None, None) if state is None else state
-            mixed, last = self.canon(torch.cat([qk, v], 2).flatten(2), last, context)
+            mixed, last = self._mixes(torch.cat([qk, v], 2).flatten(2), last, context)
             qk, v = mixed.unflatten(-1, (-1, K)).split([H + G, G], 2)
         if self.rotated:
             length = None if state is None else state.length
@@ -250,6 +263,7 @@ class Attention(AttentionWord):
                 "backend": "sdpa",
             },
             {"n_heads": 2, "causal": False, "scale": 0.2},
+            {"n_heads": 2, "head_dim": 6, "conv_size": 4},
             {"n_heads": 4, "qk_norm": True, "qk_norm_over": "all", "canon_b": 3},
             {
                 "rope_scaling": "yarn",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class Mamba3State(NamedTuple):
 @register("mamba3")
 class Mamba3(Mixer):
     """Mamba-3, a state space with trapezoidal steps and rotations (Lahoti et al. 2026, arXiv 2603.15569),
-    as in `mamba_ssm` 2.3.2.
+    as in `mamba_ssm` 2.3.2, whose later code takes the rate of decay by `A_activation="heavy_tail"`.
 
         z, u, B, C, dt, a, l, theta = W_in x ;  dt = softplus(dt + dt_bias) ;  lambda = sigmoid(l)
         alpha_t = exp(-max(softplus(a), A_floor) dt_t) ;  phi_t = phi_{t-1} + pi tanh(theta_t) dt_t
@@ -78,6 +78,8 @@ class Mamba3(Mixer):
             rope_fraction: fraction of the N channels that are rotated (published: 0.5 or 1).
             dt_init_range: the step sizes start log-uniform between these.
             A_floor: the least rate of decay.
+            A_activation: of the rate, softplus(a), or "heavy_tail", 1 + a from zero on and 1 / (1 - a) below, as in
+                `mamba_ssm` from June 2026 on.
             out_norm: RMSNorm_head(o) * silu(z) in place of o * silu(z).
             norm_eps: added to the mean square in all norms.
             backend: form of the op.
@@ -91,6 +93,7 @@ class Mamba3(Mixer):
         rope_fraction: float = Field(default=0.5, gt=0, le=1)
         dt_init_range: tuple[float, float] = (0.001, 0.1)
         A_floor: float = Field(default=1e-4, ge=0)
+        A_activation: Literal["softplus", "heavy_tail"] = "softplus"
         out_norm: bool = False
         norm_eps: float = Field(default=1e-5, gt=0)
         backend: Backend = "auto"
@@ -153,7 +156,9 @@ class Mamba3(Mixer):
         z, u = (precise(m).unflatten(-1, (H, -1)) for m in (z, u))
         dt = F.softplus(precise(dt) + self.dt_bias)
         dt = dt if padding is None else blank(dt, padding)  # padding writes nothing and turns nothing
-        log_decay = -F.softplus(precise(rate)).clamp(min=c.A_floor) * dt
+        rate = precise(rate)
+        rate = F.softplus(rate) if c.A_activation == "softplus" else rate.clamp(min=0) + 1 / (1 - rate.clamp(max=0))
+        log_decay = -rate.clamp(min=c.A_floor) * dt
         now = torch.sigmoid(precise(mix)) * dt  # what a step writes of its own key, and of the key before it
         before = dt - now
         after = F.pad(before[:, 1:], (0, 0, 0, 1))
@@ -261,5 +266,5 @@ class Mamba3(Mixer):
             {"d_state": 16},
             {"d_state": 5, "expand": 1.5, "head_dim": 3, "n_groups": 2, "rope_fraction": 1.0, "backend": "reference"},
             {"d_state": 6, "rank": 2, "n_groups": 2, "head_dim": 8, "out_norm": True, "norm_eps": 1e-4, "A_floor": 0.02}
-            | {"dt_init_range": (0.01, 1.0), "backend": "chunked"},
+            | {"dt_init_range": (0.01, 1.0), "backend": "chunked", "A_activation": "heavy_tail"},
         ]

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from zoo.core.errors import UsageError
 from zoo.models.modes import evaluation_mode
 from zoo.models.sampling import Choice, Generators, NotFinite, Streams, integer, read_choice, whole
+from zoo.models.uninitialised import require_numbers
 from zoo.protocol import Context, State
 from zoo.states import select
 
@@ -157,6 +158,7 @@ def _request(
         raise UsageError("generate reads left to right and needs a model with causal=True.")
     if not model.config.vocab_size:
         raise UsageError("generate writes tokens, and this model reads real vectors: call it, or its step.")
+    require_numbers(model, "generate")
     n = whole("max_new_tokens", n, 0)
     chunk = None if chunk is None else whole("prefill_chunk", chunk, 1)
     vocab_size, max_len = model.config.vocab_size, model.config.max_len

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from zoo.core.errors import UsageError
+from zoo.core.memory import gib
 from zoo.core.needs import Needs, merge
 from zoo.core.options import tuples
 from zoo.models.config import ModelConfig
@@ -187,7 +188,7 @@ def _outline(config: ModelConfig) -> Ends:
         model = create_model(config)
     n, memory = model.n_parameters(), machine.total_memory()
     if memory and 4 * n > memory:
-        told = f"{machine.gib(4 * n)}, and this machine has {machine.gib(memory)}"
+        told = f"{gib(4 * n)}, and this machine has {gib(memory)}"
         raise UsageError(f"model: its {n:,} parameters take {told}: choose smaller sizes.")
     return model
 

@@ -16,6 +16,7 @@ import torch
 
 import zoo
 from zoo.core.errors import UsageError
+from zoo.core.memory import total_memory
 
 STATUS = Path("/proc/self/status")  # on Linux
 PACKAGES = ("torch", "numpy", "triton", "flash-linear-attention", "mamba-ssm", "causal-conv1d", "numba")
@@ -110,18 +111,6 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def total_memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return 0
-
-
-def gib(n_bytes: float) -> str:
-    """A number of bytes in words."""
-    return f"{n_bytes / 2**30:,.0f} GiB"
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

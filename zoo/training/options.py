@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from zoo.core.errors import UsageError, quoted
+from zoo.core.memory import gib
 from zoo.core.options import Options
 from zoo.core.readers import check_path
 from zoo.models.budget import SIZES
@@ -132,8 +133,8 @@ class Experiment(Options, label="experiment"):
         for key, size in sizes.items():
             n = getattr(self.train, key)
             if memory and n is not None and n * size > memory:
-                told = f"{n:,} rows of {length:,} tokens take {machine.gib(n * size)}"
-                raise UsageError(f"train.{key}={n} is too large: {told}, and this machine has {machine.gib(memory)}.")
+                told = f"{n:,} rows of {length:,} tokens take {gib(n * size)}"
+                raise UsageError(f"train.{key}={n} is too large: {told}, and this machine has {gib(memory)}.")
 
     def resolved(self, parts: Parts) -> dict[str, Any]:
         """Every option spelt out, defaults included, as plain data: what `config.yaml` holds."""

@@ -29,7 +29,7 @@ from zoo.models.config import ModelConfig
 from zoo.models.create import create_backbone, create_model
 from zoo.models.ends import Ends
 from zoo.models.transfer import check_plain, outline, outline_of_layers
-from zoo.models.uninitialised import Uninitialised
+from zoo.models.uninitialised import Uninitialised, require_numbers
 from zoo.training import imports
 
 MODEL, WEIGHTS = "model.json", "weights.safetensors"
@@ -89,6 +89,7 @@ def save(model: Ends | Backbone, folder: str | Path, *, text_files: Mapping[str,
         raise UsageError(f"save takes a model of create_model or create_backbone, not a {told}.")
     path = check_path(folder)
     check_plain(model, "save")
+    require_numbers(model, "save")
     if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
         raise UsageError(f"{shown(path)} is not empty: nothing was written. Choose another folder, or delete it first.")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

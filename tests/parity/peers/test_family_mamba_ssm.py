@@ -70,10 +70,11 @@ def test_the_authors_form(config, theirs, tmp_path):
 @pytest.mark.parametrize(
     ("option", "told"),
     [
-        ({"attn_layer_idx": [1]}, "attn_layer_idx=[1] is not supported"),
-        ({"d_intermediate": 64}, "d_intermediate=64 is not supported"),
+        ({"attn_layer_idx": [1], "attn_cfg": {"num_heads": 3}}, "causal=False is not supported, only True"),
+        ({"attn_layer_idx": [1], "attn_cfg": {"num_heads": 3, "causal": True, "mlp_dim": 8}}, "mlp_dim=8 is not"),
         ({"rms_norm": False}, "rms_norm=False is not supported"),
-        ({"ssm_cfg": {"layer": "Mamba3"}}, "layer='Mamba3' is not supported, only 'Mamba1' or 'Mamba2'"),
+        ({"ssm_cfg": {"layer": "Mamba4"}}, "layer='Mamba4' is not supported, only 'Mamba1' or 'Mamba2' or 'Mamba3'"),
+        ({"ssm_cfg": {"layer": "Mamba3", "d_conv": 4}}, "conv_kernel=4 is not supported"),
         ({"ssm_cfg": {"layer": "Mamba2", "d_ssm": 40}}, "d_ssm=40 is not supported"),
         ({"ssm_cfg": {"headdim": 6}}, "head_dim=6 is not supported"),
         ({"norm": "group"}, "norm='group' is not supported"),

@@ -1,6 +1,7 @@
 """Mamba-2 (Dao and Gu 2024, arXiv 2405.21060): a stack of the one mixer, no feed-forward layers.
 
-"7b" is Mistral's Mamba-Codestral. For the authors' own checkpoints see `mamba_ssm`.
+"7b" is Mistral's Mamba-Codestral. Configs are those of transformers or of flash-linear-attention, as of `mamba`. For
+the authors' own checkpoints see `mamba_ssm`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.models.families.mamba import norm_eps
+from zoo.models.families.mamba import OF_FLA, norm_eps
 from zoo.models.published.config import LARGEST, Published, stack, word
 from zoo.models.published.family import Family, families
+from zoo.models.published.fla import is_fla
 from zoo.models.published.layers import mamba2_maps, step_maps, token_maps
 from zoo.models.published.maps import Map
 
@@ -38,7 +40,13 @@ def step_limit(p: Published, key: str = "time_step_limit") -> tuple[float, float
     return low, None if high >= LARGEST else high
 
 
+def _read_as(p: Published) -> Published:
+    """The config with the defaults of the library whose keys it has."""
+    return p.with_defaults(**OF_FLA, n_groups=1) if is_fla(p) else p
+
+
 def _options(p: Published) -> dict[str, Any]:
+    p = _read_as(p)
     p.only("hidden_act", "silu")
     p.only("rms_norm", True)
     d_inner = int(p("expand") * p("hidden_size"))
@@ -47,7 +55,13 @@ def _options(p: Published) -> dict[str, Any]:
     # ways to compute, inits, and what former versions of transformers wrote and none reads
     p.ignore("residual_in_fp32", "rescale_prenorm_residual", "chunk_size", "time_step_rank")
     p.ignore("time_step_min", "time_step_max", "time_step_floor", "time_step_scale", "time_step_init_scheme")
-    p.ignore("norm_before_gate", "fused_add_norm")
+    p.ignore("fused_add_norm")
+    if is_fla(p):
+        p.only("rmsnorm", True)
+        p.only("norm_before_gate", False)
+        p.only("D_has_hdim", False)
+        p.ignore("dt_min", "dt_max", "dt_init_floor", "conv_init", "A_init_range", "use_l2warp")
+    p.ignore("norm_before_gate")  # transformers does not read it
     eps = norm_eps(p)
     mixer = word(
         "mamba2",
@@ -59,7 +73,7 @@ def _options(p: Published) -> dict[str, Any]:
         bias=p("use_bias"),
         conv_bias=p("use_conv_bias"),
         norm_eps=eps,
-        dt_limit=step_limit(p),
+        dt_limit=step_limit(p, "dt_limit" if is_fla(p) else "time_step_limit"),
     )
     return {
         "pattern": stack([mixer] * p("num_hidden_layers")),
@@ -71,11 +85,16 @@ def _options(p: Published) -> dict[str, Any]:
 
 
 def _weights(p: Published) -> Iterator[Map]:
+    p = _read_as(p)
     yield from token_maps(p, embedding="backbone.embeddings.weight", norm="backbone.norm_f.weight")
-    d_inner, keys = int(p("expand") * p("hidden_size")), p("n_groups") * p("state_size")
     for i in range(p("num_hidden_layers")):
-        mixer = mamba2_maps(d_inner, keys, p("conv_kernel"), bias=p("use_bias"), conv_bias=p("use_conv_bias"))
-        yield from step_maps(i, f"backbone.layers.{i}.", "mixer", mixer, norm="norm")
+        yield from step_maps(i, f"backbone.layers.{i}.", "mixer", mixer_maps(p), norm="norm")
+
+
+def mixer_maps(p: Published) -> Iterator[Map]:
+    """Where the weights of a layer's mixer lie, by their names in it."""
+    d_inner, keys = int(p("expand") * p("hidden_size")), p("n_groups") * p("state_size")
+    return mamba2_maps(d_inner, keys, p("conv_kernel"), bias=p("use_bias"), conv_bias=p("use_conv_bias"))
 
 
 def _size(n_layers: int, d_model: int, vocab_size: int = 50288) -> dict[str, Any]:

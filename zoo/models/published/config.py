@@ -31,6 +31,12 @@ class Published:
         self.config, self.architecture, self.defaults = config, architecture, defaults
         self._read: set[str] = set()
 
+    def with_defaults(self, **defaults: Any) -> Published:
+        """The same config with other values for keys that are missing; what is read of either counts as read."""
+        other = Published(self.config, self.architecture, {**self.defaults, **defaults})
+        other._read = self._read
+        return other
+
     def __call__(self, key: str, default: Any = REQUIRED) -> Any:
         """The value of `key`; a default stands for one that is null, or missing here and in `defaults`.
 

@@ -13,6 +13,11 @@ from zoo.models.published.layers import glu_maps, step_maps, token_maps
 from zoo.models.published.maps import Map
 
 
+def is_fla(p: Published) -> bool:
+    """Whether a config of a class that transformers has too has the keys of flash-linear-attention."""
+    return bool({"norm_eps", "fuse_norm"} & p.config.keys())
+
+
 def fla_options(p: Published, mixer: Callable[[int], str], *, n_layers: int = 24) -> dict[str, Any]:
     """The model options of a config, `mixer(i)` being the word of layer i."""
     n, width = p("num_hidden_layers", n_layers), p("hidden_size", 2048)
