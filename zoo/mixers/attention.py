@@ -252,6 +252,7 @@ class Attention(AttentionWord):
                 "norm_eps": 1e-4,
                 "softcap": 2.0,
                 "sinks": True,
+                "conv_size": 4,
                 "backend": "chunked",
             },
             {
@@ -263,7 +264,6 @@ class Attention(AttentionWord):
                 "backend": "sdpa",
             },
             {"n_heads": 2, "causal": False, "scale": 0.2},
-            {"n_heads": 2, "head_dim": 6, "conv_size": 4},
             {"n_heads": 4, "qk_norm": True, "qk_norm_over": "all", "canon_b": 3},
             {
                 "rope_scaling": "yarn",
