@@ -176,6 +176,14 @@ def test_shifted_logits_are_those_of_the_next_cell():
     assert (chosen.evaluate(shifted, rows)[0][cells] != rows.targets[cells]).any()
 
 
+def test_no_other_objective_reads_shifted_logits():
+    config = zoo.create_model("dream-tiny", vocab_size=MQAR.vocab_size + 1).config
+    assert objective(MQAR).needs(config)
+    other = create_objective("uniform_diffusion", MQAR, causal=False)
+    with pytest.raises(zoo.UsageError, match="shifted_logits=True is not allowed: uniform_diffusion reads the logits"):
+        other.needs(config)
+
+
 def test_prompts_are_dropped_where_guidance_asks_for_it():
     rows = SUDOKU.sample(200, split="train", seed=0)
     seen = []

@@ -243,6 +243,8 @@ class Objective(ABC):
     """What one step of finding an answer is called."""
     loss_is_bound: ClassVar[bool] = False
     """Whether the loss of `evaluate` is only an upper bound of the answers' negative log likelihood."""
+    reads_shifted: ClassVar[bool] = False
+    """Whether it reads the logits of a model with `shifted_logits` one step earlier."""
 
     vocab_size: int
     """Token ids the model needs: the task's and those the objective adds; 0 for series."""
@@ -272,7 +274,15 @@ class Objective(ABC):
 
         Args:
             draft: the model's config without what is filled in.
+
+        Raises:
+            UsageError: a model with `shifted_logits`, which this objective does not read so.
         """
+        if draft.shifted_logits and not self.reads_shifted:
+            told = (
+                "reads the logits of a step as those of its own token: leave it out, or set objective=masked_diffusion"
+            )
+            raise UsageError(f"model.shifted_logits=True is not allowed: {self.name} {told}.")
         task, recursive = self.task.name, f"{self.name} does not teach recursive models: set objective=deep_supervision"
         if self.recursive:
             recursive = f"{self.name} teaches a model that thinks in steps: set model.recursion={{}}"

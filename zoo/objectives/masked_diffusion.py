@@ -69,6 +69,7 @@ class MaskedDiffusion(Diffusion):
         random_length: float = Field(default=0.0, ge=0, le=1)
         prompt_dropout: float = Field(default=0.0, ge=0, lt=1)
 
+    reads_shifted = True
     config: Config
 
     def __init__(self, config: Config, task: Task, *, causal: bool):
