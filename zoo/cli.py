@@ -285,7 +285,7 @@ def eval_(
 ) -> None:
     """Score a run's model on its task.
 
-    Options change the task, such as task.n_pairs=8.
+    Options change the task, such as task.n_pairs=8, or how it is answered, such as objective.starts=16.
     """
     from zoo.training.evaluation import evaluate_run, score_lines
     from zoo.training.recipes import parse_overrides
