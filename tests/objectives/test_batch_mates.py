@@ -159,6 +159,26 @@ def test_the_bound_is_right_at_every_batch_size():
         assert abs(found[0] / nats - 1) < 4 * of_rows.std().item() / 4000**0.5 < 0.1
 
 
+@pytest.mark.parametrize("name", ["masked_diffusion", "uniform_diffusion", "block_diffusion"])
+def test_the_bound_has_an_interval_over_draws(name):
+    """Eight draws give eight losses, of which the first is that of a single draw; no batch size changes them."""
+    model, once = parts(name, TEXT, {})
+    _, several = parts(name, TEXT, {"loss_draws": 8})
+    rows = held_out(once.task, "test", 6)
+    score = evaluate(model, several, rows, batch_size=4)
+    found = [answered(model, several, rows, batch_size=size).estimates for size in (2, 6)]
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+    single = evaluate(model, once, rows, batch_size=6)
+    assert found[0][0] == pytest.approx(single["loss"], rel=1e-9)
+    assert "loss_low" not in single
+    mean, error = torch.tensor(found[0]).mean(), torch.tensor(found[0]).std() / 8**0.5
+    reach = 2.364624 * error  # of Student's t with 7 degrees of freedom
+    assert (score["loss_low"], score["loss"]) == pytest.approx((float(mean - reach), float(mean)), rel=1e-4)
+    bits = [score[f"bits_per_byte{end}"] for end in ("_low", "", "_high")]
+    assert bits == sorted(bits)
+    assert bits[1] == pytest.approx(score["loss"] / 0.6931472)
+
+
 def test_copies_of_a_row_draw_for_themselves():
     """A row that comes 2,000 times has 2,000 times and masks, with names and without."""
     chosen = create_objective("masked_diffusion", create_task(SUDOKU), causal=False)

@@ -24,7 +24,7 @@ def _answers(model: nn.Module, objective: Objective, rows: Batch, batch_size: in
     for part in split_rows(rows, batch_size):
         predicted, loss = objective.evaluate(model, part)
         predictions.append(predicted)
-        losses.append(loss.double().cpu())
+        losses.append(loss.double().mean().cpu())
         weights.append(part.scored.sum())
     weight = torch.stack(weights).double()
     return _Answers(torch.cat(predictions), ((torch.stack(losses) * weight).sum() / weight.sum()).item())
@@ -62,7 +62,7 @@ def batch_mates(model: nn.Module, objective: Objective, rows: Batch, others: Bat
             alone = take(rows, slice(i, i + 1))
             alone = alone if named else alone._replace(streams=None)
             said, loss = objective.evaluate(model, alone)
-            require(bool(loss.isfinite()), f"the loss of row {i} is not finite")
+            require(bool(loss.isfinite().all()), f"the loss of row {i} is not finite")
             require(_agree(said[0], whole.predictions[i], tolerance), f"the answer of row {i} alone is another")
             require(torch.equal(objective.predict(model, alone), said), f"row {i}: predict and evaluate differ")
             together = _beside(objective, alone, others)

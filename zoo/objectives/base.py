@@ -371,6 +371,8 @@ class Objective(ABC):
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(predictions as `predict`, mean loss of a scored position): what validation measures, in few passes.
 
+        A loss that is estimated may be a vector of several estimates of the same mean, independent of each other.
+
         Like `solve` without regard to the other rows: the loss is the mean of the rows' own, by their scored positions.
         """
 

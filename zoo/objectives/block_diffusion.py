@@ -28,7 +28,7 @@ from zoo.objectives.base import (
     row_parts,
     with_losses,
 )
-from zoo.objectives.diffusion import CELL, TIME, Noisy, cells_of, halves_of, shares, worth_of
+from zoo.objectives.diffusion import CELL, TIME, Estimate, Noisy, cells_of, drawn_losses, halves_of, shares, worth_of
 from zoo.objectives.draws import RowDraws
 from zoo.objectives.unmasking import Order, drawn, step_of
 from zoo.protocol import Context, State
@@ -56,7 +56,7 @@ class BlockDiffusion(Objective):
     the answers are a text within the row (`Task.continues`), they are answered there; otherwise in a copy of the row.
     """
 
-    class Config(Order):
+    class Config(Order, Estimate):
         """The options; those of `Order` belong to the sampler, and their steps are those of a block.
 
         Attributes:
@@ -170,12 +170,15 @@ class BlockDiffusion(Objective):
         """
         with evaluation_mode(model):
             data = self.encode(batch).to(next(model.parameters()).device)
-            noisy = self._noise(data, RowDraws.of(data), worth_of(batch))
-            logits, _, _ = self._logits(
-                model, data.tokens, cells_of(data), noisy.tokens, noisy.positions, data.timespans
-            )
-            answer = last_of(self._answers(model, data))
-            return answer[:, -batch.inputs.shape[1] :].cpu(), _weighted(logits, noisy)
+            answer, cells = last_of(self._answers(model, data)), cells_of(data)
+
+            def loss(draws: RowDraws) -> Tensor:
+                noisy = self._noise(data, draws, worth_of(batch))
+                logits, _, _ = self._logits(model, data.tokens, cells, noisy.tokens, noisy.positions, data.timespans)
+                return _weighted(logits, noisy)
+
+            said = answer[:, -batch.inputs.shape[1] :].cpu()
+            return said, drawn_losses(data, self.config.loss_draws, loss)
 
     # ---- noise and loss
 

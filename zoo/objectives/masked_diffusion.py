@@ -24,7 +24,19 @@ from zoo.objectives.base import (
     row_parts,
     with_losses,
 )
-from zoo.objectives.diffusion import Diffusion, Noisy, cells_of, halves_of, hit, read_piece, shares, times_of, worth_of
+from zoo.objectives.diffusion import (
+    Diffusion,
+    Estimate,
+    Noisy,
+    cells_of,
+    drawn_losses,
+    halves_of,
+    hit,
+    read_piece,
+    shares,
+    times_of,
+    worth_of,
+)
 from zoo.objectives.draws import RowDraws
 from zoo.objectives.unmasking import Unmasking, drawn, plan, remasked_step, step_of
 from zoo.ops.common import widest
@@ -50,7 +62,7 @@ class MaskedDiffusion(Diffusion):
     `Diffusion` says which the cells of the answer are. The model needs `causal=False` and one token more than the task.
     """
 
-    class Config(Unmasking):
+    class Config(Unmasking, Estimate):
         """The options; those of `Unmasking` belong to the sampler.
 
         Attributes:
@@ -138,10 +150,13 @@ class MaskedDiffusion(Diffusion):
         """
         with evaluation_mode(model):
             data = self.encode(batch).to(next(model.parameters()).device)
-            noisy = self._noise(data, RowDraws.of(data), worth_of(batch))
-            logits, _ = self._logits(model, noisy.tokens, noisy.positions, data.timespans)
             answer = last_of(self._answers(model, data))
-            return self.predictions(batch, answer), _weighted(logits, noisy)
+
+            def loss(draws: RowDraws) -> Tensor:
+                noisy = self._noise(data, draws, worth_of(batch))
+                return _weighted(self._logits(model, noisy.tokens, noisy.positions, data.timespans)[0], noisy)
+
+            return self.predictions(batch, answer), drawn_losses(data, self.config.loss_draws, loss)
 
     def _answers(self, model: Any, data: Encoded) -> Iterator[Tensor]:
         """Tokens (n, T) after every pass, masked where they are still to be found."""

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from zoo.core.options import Options
 from zoo.models.modes import evaluation_mode
 from zoo.objectives.base import (
     Carry,
@@ -22,7 +21,19 @@ from zoo.objectives.base import (
     row_parts,
     with_losses,
 )
-from zoo.objectives.diffusion import Diffusion, Noisy, cells_of, halves_of, hit, read_piece, shares, times_of, worth_of
+from zoo.objectives.diffusion import (
+    Diffusion,
+    Estimate,
+    Noisy,
+    cells_of,
+    drawn_losses,
+    halves_of,
+    hit,
+    read_piece,
+    shares,
+    times_of,
+    worth_of,
+)
 from zoo.objectives.draws import RowDraws
 from zoo.ops.common import widest
 from zoo.pieces import Pieces
@@ -51,7 +62,7 @@ class UniformDiffusion(Diffusion):
     guess is not taken for a given. The model needs `causal=False`.
     """
 
-    class Config(Options):
+    class Config(Estimate):
         """The options; from `steps` on they belong to the sampler.
 
         Attributes:
@@ -130,10 +141,13 @@ class UniformDiffusion(Diffusion):
         """
         with evaluation_mode(model):
             data = self.encode(batch).to(next(model.parameters()).device)
-            noisy = self._noise(data, RowDraws.of(data), worth_of(batch))
-            logits, _ = self._logits(model, noisy, data.timespans)
             answer = last_of(self._answers(model, data))
-            return self.predictions(batch, answer), self._bound(logits, noisy)
+
+            def loss(draws: RowDraws) -> Tensor:
+                noisy = self._noise(data, draws, worth_of(batch))
+                return self._bound(self._logits(model, noisy, data.timespans)[0], noisy)
+
+            return self.predictions(batch, answer), drawn_losses(data, self.config.loss_draws, loss)
 
     # ---- noise and loss
 

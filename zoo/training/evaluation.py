@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zoo.models.modes import evaluation_mode
 from zoo.objectives.base import Objective
 from zoo.objectives.draws import row_names
-from zoo.statistics import clustered_interval
+from zoo.statistics import clustered_interval, t_interval
 from zoo.tasks import random
 from zoo.tasks.protocol import Batch, Task, check_split, names_of, split_rows
 from zoo.tasks.scores import squared_errors
@@ -50,7 +50,8 @@ def evaluate(
     """`Task.score` of the model's predictions, with the mean `loss` of a scored position.
 
     Of a text, `bits_per_byte` is the loss in bits: exact under next_token, under diffusion an estimate, by one draw
-    of times and noise a row, of an upper bound.
+    of times and noise a row, of an upper bound. With several draws (`loss_draws`) the loss and what follows from it
+    have a 95 % interval over the draws (Student's t): how far the estimate is from the bound on these rows.
     `n_rows` were scored, of `n_problems` (`Task.problems`); `exact_low` and `exact_high` are the 95 % interval of
     `exact` over those problems, None where there is one only; where targets are real vectors, `mse_low` and `mse_high`
     are that of `mse`. No figure depends on `batch_size`.
@@ -66,6 +67,10 @@ def evaluate(
 def scored(objective: Objective, batch: Batch, answers: Answers) -> dict[str, Any]:
     """What `evaluate` returns, of answers that are there."""
     figures = {"loss": answers.loss, **objective.task.loss_figures(batch, answers.loss)}
+    if (interval := t_interval(answers.estimates)) is not None:
+        low, high = ({"loss": loss, **objective.task.loss_figures(batch, loss)} for loss in interval)
+        for name in list(figures):  # a figure may fall where the loss rises
+            figures[f"{name}_low"], figures[f"{name}_high"] = sorted((low[name], high[name]))
     said = answers.predictions
     return {**figures, **objective.task.score(batch, said), **certainty(objective.task, batch, said)}
 
@@ -76,10 +81,12 @@ class Answers(NamedTuple):
     Attributes:
         predictions: (n, L), or (n, L, D_out) real vectors, on the CPU.
         loss: mean of a scored position.
+        estimates: of this mean, independent of each other, where the objective gives several.
     """
 
     predictions: Tensor
     loss: float
+    estimates: tuple[float, ...] = ()
 
 
 @torch.no_grad()
@@ -113,7 +120,9 @@ def answered(
         raise Stopped
     predictions, losses, weights = zip(*interleaved(group.gathered(own)), strict=True)
     weight = torch.stack(weights).double()
-    return Answers(torch.cat(predictions), ((torch.stack(losses) * weight).sum() / weight.sum()).item())
+    of_batches = torch.stack(losses).view(len(losses), -1)
+    estimates = [((each * weight).sum() / weight.sum()).item() for each in of_batches.T.contiguous()]
+    return Answers(torch.cat(predictions), sum(estimates) / len(estimates), tuple(estimates))
 
 
 def row_figures(task: Task, batch: Batch, predictions: Tensor) -> dict[str, list[Any]]:
