@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import zoo
 from zoo.laws import assert_close, assert_close_gradients, noise, off_inits, spelled
 from zoo.laws.openness import adapted, layers_of
+from zoo.models.create import model_config
 from zoo.ops.modules import bare
 from zoo.protocol import Context
 
@@ -82,6 +85,7 @@ def test_adapters(name):
         assert [g.tolist() for g in generated[0]] == [g.tolist() for g in generated[1]]
 
 
+@pytest.mark.crossed("name", "use_reentrant")
 @pytest.mark.parametrize("use_reentrant", [False, True], ids=["not reentrant", "reentrant"])
 @over_models
 def test_checkpointing(name, use_reentrant):
@@ -123,7 +127,20 @@ def test_a_recursive_model_recomputes_every_word(word):
     assert_close_gradients(grads[1], grads[0], 2e-5, word, names)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+def of_new_words(families: list[str]) -> list[Any]:
+    """Families; those whose words are all in ones before are slow, as the laws of the words hold them too."""
+    seen: set[str] = set()
+    found = []
+    for name in families:
+        config = model_config(name)
+        words = {word for word in zoo.list_mixers() if re.search(rf"\b{word}\b", config.pattern)}
+        words |= {"recursion"} if config.recursion is not None else set()
+        found.append(pytest.param(name, marks=[pytest.mark.slow] if words <= seen else []))
+        seen |= words
+    return found
+
+
+@pytest.mark.parametrize("name", of_new_words(FAMILIES))
 def test_derivatives(name):
     """Second derivatives of a family against differences, and the gradients of every row by torch.func in one go.
 

@@ -245,6 +245,7 @@ def test_questions_without_cells_are_answered_behind_them():
     assert chosen.predict(model_for(chosen), rows).shape == rows.inputs.shape
 
 
+@pytest.mark.crossed("pattern", "task")
 @pytest.mark.parametrize(
     "pattern",
     [

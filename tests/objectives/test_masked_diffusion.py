@@ -306,6 +306,7 @@ def test_temperature_and_guidance():
     assert (unmasked(chosen, torn, rows, steps=1, guidance=1.0)[1][-1][cells] == 2).all()
 
 
+@pytest.mark.crossed("pattern", "task")
 @pytest.mark.parametrize("pattern", ["gqa swiglu", "bidirectional(mamba2) swiglu", "token_mlp(length=32) moe"])
 @pytest.mark.parametrize("task", [SUDOKU, MQAR], ids=["sudoku", "mqar"])
 def test_it_teaches_any_pattern_that_looks_ahead(pattern, task):

@@ -295,11 +295,11 @@ def test_autocast_does_not_reach_inside(op):
 @FAST
 @BOTH
 def test_compiles_to_one_graph(op, backend):
-    inputs = make(op, 12, packed=True, ragged=True)
-    expected = outcome(op, inputs, torch.float32, chunk_size=8, backend=backend)
+    inputs = make(op, 6, packed=True, ragged=True)
+    expected = outcome(op, inputs, torch.float32, chunk_size=4, backend=backend)
     torch._dynamo.reset()
     compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
-    got = outcome(compiled, inputs, torch.float32, chunk_size=8, backend=backend)
+    got = outcome(compiled, inputs, torch.float32, chunk_size=4, backend=backend)
     assert worst(got, [x.double() for x in expected]) <= 2e-5
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 
 from zoo.core.run_files import read_metrics
+from zoo.training.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,3 +67,37 @@ def outcome(folder: str | Path) -> dict[str, Any]:
 @pytest.fixture
 def outcome_of():
     return outcome
+
+
+_uncut: dict[str, Any] = {}
+
+
+@pytest.fixture
+def uncut(recipe):
+    """What comes of a run of `recipe` with these overrides that nothing stops, trained once for all tests."""
+
+    def uncut(overrides: dict[str, Any]) -> dict[str, Any]:
+        if (key := json.dumps(overrides)) not in _uncut:
+            run = train(recipe, {**overrides, "out": "whole"}, quiet=True)
+            _uncut[key] = {"status": run.status, "metrics": run.metrics, "outcome": outcome("whole")}
+        return _uncut[key]
+
+    return uncut
+
+
+_made: dict[str, Path] = {}
+
+
+@pytest.fixture
+def made_once(tmp_path_factory):
+    """Makes a folder, or copies that which was made under this key before."""
+
+    def made_once(key: str, folder: Path, make: Callable[[], object]) -> Path:
+        if key in _made:
+            shutil.copytree(_made[key], folder)
+        else:
+            make()
+            _made[key] = shutil.copytree(folder, tmp_path_factory.mktemp("made") / folder.name)
+        return folder
+
+    return made_once

@@ -277,9 +277,17 @@ def test_any_mixer_in_a_comparison(name):
 SMALL = {"train.steps": 2, "train.batch_size": 2, "train.eval_rows": 4, "train.test_rows": 4, "train.threads": 1}
 
 
-@pytest.mark.parametrize("name", ["mqar", "cwm-tiny", "sudoku-4x4-objectives", "text", *COMPARISONS])
-def test_recipes_run(name, tmp_path):
-    for experiment in read_experiments(name, {**SMALL, "out": str(tmp_path)}).values():
+@pytest.mark.parametrize(
+    ("name", "variants"),
+    [
+        *((name, None) for name in ("mqar", "cwm-tiny", "sudoku-4x4-objectives", "text")),
+        *((name, 1) for name in COMPARISONS),
+        *(pytest.param(name, None, marks=pytest.mark.slow) for name in COMPARISONS),
+    ],
+)
+def test_recipes_run(name, variants, tmp_path):
+    """All variants, or the first ones."""
+    for experiment in list(read_experiments(name, {**SMALL, "out": str(tmp_path)}).values())[:variants]:
         result = zoo.train(experiment, quiet=True)
         assert (result.status, result.data["steps"]) == ("finished", 2)
         assert result.data["model"] == experiment.resolved(experiment.build())["model"]

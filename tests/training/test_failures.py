@@ -84,9 +84,8 @@ def test_file_system_that_refuses(recipe, monkeypatch):
 
 
 @pytest.mark.parametrize("call", [3, 9, 14, 21])
-def test_full_disk(recipe, monkeypatch, call, outcome_of):
+def test_full_disk(recipe, monkeypatch, call, outcome_of, uncut):
     """No space left at any of the points where data are flushed."""
-    train(recipe, {"out": "whole"}, quiet=True)
     calls = 0
     original = os.fsync
 
@@ -104,7 +103,7 @@ def test_full_disk(recipe, monkeypatch, call, outcome_of):
     assert "No space left on device" in one_line(error)
     assert "last good checkpoint" in str(error.value) or "no checkpoint yet" in str(error.value)
     train(recipe, quiet=True)  # with space again, on to the same bits
-    assert outcome_of(RUN) == outcome_of("whole")
+    assert outcome_of(RUN) == uncut({})["outcome"]
 
 
 def test_folder_in_use(recipe):
@@ -153,9 +152,9 @@ def test_damaged_newest_checkpoint(recipe, name, damage, capsys, outcome_of, fin
 
 
 @pytest.fixture
-def finished_run(recipe, outcome_of):
-    train(recipe, quiet=True)
-    return RUN, outcome_of(RUN)
+def finished_run(recipe, outcome_of, made_once):
+    run = made_once("finished", RUN, lambda: train(recipe, quiet=True))
+    return run, outcome_of(run)
 
 
 def test_no_checkpoint_left(finished_run):

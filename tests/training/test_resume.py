@@ -30,6 +30,7 @@ def stop_at(monkeypatch, step: int, number: int = signal.SIGINT) -> None:
     monkeypatch.setattr(Trainer, "_step", stepping)
 
 
+@pytest.mark.crossed("overrides", "steps")
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -40,22 +41,21 @@ def stop_at(monkeypatch, step: int, number: int = signal.SIGINT) -> None:
     ],
     ids=["average", "muon", "attention", "experts"],
 )
-@pytest.mark.parametrize("steps", [[13], [9, 10, 29]], ids=str)
-def test_interrupted_run_ends_in_the_same_bits(recipe, monkeypatch, outcome_of, overrides, steps):
-    whole = train(recipe, {**overrides, "out": "whole"}, quiet=True)
+@pytest.mark.parametrize("steps", [[9, 10, 29], [13]], ids=str)
+def test_interrupted_run_ends_in_the_same_bits(recipe, monkeypatch, outcome_of, uncut, overrides, steps):
+    whole = uncut(overrides)
     for step in steps:
         with monkeypatch.context() as patch:
             stop_at(patch, step)
             with pytest.raises(Interrupted, match=rf"step {step + 1}\b.*zoo train cut --resume"):
                 train(recipe, {**overrides, "out": "cut"}, quiet=True)
     resumed = train(recipe, {**overrides, "out": "cut"}, resume=True, quiet=True)
-    assert outcome_of("cut") == outcome_of("whole")
-    assert resumed.status == whole.status == "finished"
-    assert resumed.metrics == whole.metrics
+    assert outcome_of("cut") == whole["outcome"]
+    assert resumed.status == whole["status"] == "finished"
+    assert resumed.metrics == whole["metrics"]
 
 
-def test_interrupted_in_an_evaluation(recipe, monkeypatch, outcome_of):
-    train(recipe, {"out": "whole"}, quiet=True)
+def test_interrupted_in_an_evaluation(recipe, monkeypatch, outcome_of, uncut):
     original = Trainer._evaluate
 
     def evaluating(self):
@@ -70,11 +70,10 @@ def test_interrupted_in_an_evaluation(recipe, monkeypatch, outcome_of):
     assert error.value.exit_status == 128 + signal.SIGTERM
     assert read_metrics(Path("cut"))[-1]["split"] == "train"
     train("cut", quiet=True)
-    assert outcome_of("cut") == outcome_of("whole")
+    assert outcome_of("cut") == uncut({})["outcome"]
 
 
-def test_interrupted_while_test_is_read(recipe, monkeypatch, outcome_of):
-    train(recipe, {"out": "whole"}, quiet=True)
+def test_interrupted_while_test_is_read(recipe, monkeypatch, outcome_of, uncut):
     original = Trainer._test
 
     def testing(self):
@@ -86,11 +85,10 @@ def test_interrupted_while_test_is_read(recipe, monkeypatch, outcome_of):
         with pytest.raises(Interrupted, match="step 40"):
             train(recipe, {"out": "cut"}, quiet=True)
     assert train(recipe, {"out": "cut"}, quiet=True).status == "finished"
-    assert outcome_of("cut") == outcome_of("whole")
+    assert outcome_of("cut") == uncut({})["outcome"]
 
 
-def test_records_after_the_checkpoint_are_written_anew(recipe, monkeypatch, outcome_of):
-    train(recipe, {"out": "whole"}, quiet=True)
+def test_records_after_the_checkpoint_are_written_anew(recipe, monkeypatch, outcome_of, uncut):
     with monkeypatch.context() as patch:
         stop_at(patch, 16)
         with pytest.raises(Interrupted):
@@ -98,7 +96,7 @@ def test_records_after_the_checkpoint_are_written_anew(recipe, monkeypatch, outc
     with open("cut/metrics.jsonl", "a") as file:  # what a killed process had still written
         file.write('{"step": 20, "split": "train", "seco')
     train(recipe, {"out": "cut"}, quiet=True)
-    assert outcome_of("cut") == outcome_of("whole")
+    assert outcome_of("cut") == uncut({})["outcome"]
 
 
 def test_finished_run_is_left_as_it_is(recipe, capsys):
@@ -146,18 +144,9 @@ LONG = ("train.steps=400", "train.eval_every=50", "train.checkpoint_every=20")
 
 
 FOUR_HUNDRED = {"train.steps": 400, "train.eval_every": 50, "train.checkpoint_every": 20}
-_whole = []
 
 
-def outcome_of_whole(recipe, outcome_of):
-    """What comes of 400 steps that nothing interrupts, trained once for all tests."""
-    if not _whole:
-        train(recipe, {**FOUR_HUNDRED, "out": "whole"}, quiet=True)
-        _whole.append(outcome_of("whole"))
-    return _whole[0]
-
-
-def test_ctrl_c_and_a_second_process(recipe, zoo_command, outcome_of):
+def test_ctrl_c_and_a_second_process(recipe, zoo_command, outcome_of, uncut):
     """The real command: a second one on the same folder, Ctrl-C, and the way on."""
     from zoo.cli import main
 
@@ -174,20 +163,20 @@ def test_ctrl_c_and_a_second_process(recipe, zoo_command, outcome_of):
     with pytest.raises(SystemExit) as ended:
         main(["train", "runs/small", "--resume", "--quiet"])
     assert ended.value.code == 0
-    assert outcome_of("runs/small") == outcome_of_whole(recipe, outcome_of)
+    assert outcome_of("runs/small") == uncut(FOUR_HUNDRED)["outcome"]
 
 
-def test_killed_run_resumes_to_the_same_bits(recipe, zoo_command, outcome_of):
-    kill_and_resume(recipe, zoo_command, outcome_of, random.Random(time.time_ns()))
+def test_killed_run_resumes_to_the_same_bits(recipe, zoo_command, outcome_of, uncut):
+    kill_and_resume(recipe, zoo_command, outcome_of, uncut, random.Random(time.time_ns()))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
-def test_killed_again_and_again(recipe, zoo_command, outcome_of, seed):
-    kill_and_resume(recipe, zoo_command, outcome_of, random.Random(seed), kills=4, early=True)
+def test_killed_again_and_again(recipe, zoo_command, outcome_of, uncut, seed):
+    kill_and_resume(recipe, zoo_command, outcome_of, uncut, random.Random(seed), kills=4, early=True)
 
 
-def kill_and_resume(recipe, zoo_command, outcome_of, chance, *, kills=1, early=False):
+def kill_and_resume(recipe, zoo_command, outcome_of, uncut, chance, *, kills=1, early=False):
     for _ in range(kills):
         process = zoo_command("train", recipe, *LONG)
         if early:  # also while it starts
@@ -200,5 +189,5 @@ def kill_and_resume(recipe, zoo_command, outcome_of, chance, *, kills=1, early=F
         if list(Path("runs/small/checkpoints").glob("step_*")):
             load("runs/small", "last")  # the last good checkpoint always loads
     train(recipe, FOUR_HUNDRED, quiet=True)
-    assert outcome_of("runs/small") == outcome_of_whole(recipe, outcome_of)
+    assert outcome_of("runs/small") == uncut(FOUR_HUNDRED)["outcome"]
     assert not list(Path("runs/small").glob("**/*.tmp"))

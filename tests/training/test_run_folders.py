@@ -29,7 +29,7 @@ SHORT = {"train.steps": 20, "train.eval_every": 5, "train.checkpoint_every": 5}
 
 
 @pytest.fixture
-def stopped(recipe, monkeypatch):
+def stopped(recipe, monkeypatch, made_once):
     """A run stopped at step 13: checkpoints of steps 10 and 13, and the best in one of its own."""
 
     def stopped(best: int = 5, **overrides) -> Path:
@@ -43,11 +43,14 @@ def stopped(recipe, monkeypatch):
         def scoring(self, model, rows):  # the best, whatever the weights
             return {**scored(self, model, rows), "accuracy": float(self.at.step == best)}
 
-        with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "_step", stepping)
-            patch.setattr(Trainer, "_score", scoring)
-            with pytest.raises(Interrupted):
-                train(recipe, SHORT | overrides, quiet=True)
+        def make():
+            with monkeypatch.context() as patch:
+                patch.setattr(Trainer, "_step", stepping)
+                patch.setattr(Trainer, "_score", scoring)
+                with pytest.raises(Interrupted):
+                    train(recipe, SHORT | overrides, quiet=True)
+
+        made_once(json.dumps(["stopped", best, overrides]), RUN, make)
         assert checkpoints.steps(RUN / "checkpoints") == sorted({best, 10, 13})
         return RUN
 
@@ -266,13 +269,12 @@ def damage_types(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_lost, damage_short, damage_byte, damage_nul, damage_types])
-def test_damaged_records_are_missed_and_the_run_goes_on(stopped, capsys, damage, outcome_of):
-    train("small.yaml", {**SHORT, "out": "whole"}, quiet=True)
+def test_damaged_records_are_missed_and_the_run_goes_on(stopped, capsys, damage, outcome_of, uncut):
     run = stopped()
     damage(run / "metrics.jsonl")
     train(run)
     assert "is not as the checkpoint left it" in capsys.readouterr().err
-    assert outcome_of(run)["weights"] == outcome_of("whole")["weights"]
+    assert outcome_of(run)["weights"] == uncut(SHORT)["outcome"]["weights"]
     assert b"\0" not in (run / "metrics.jsonl").read_bytes()
     assert read_metrics(run)[-1]["split"] == "test"
 
@@ -335,8 +337,7 @@ def edit(run: Path, key: str, value: object) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(config))
 
 
-def test_an_edited_config_is_refused_by_name(stopped, outcome_of):
-    train("small.yaml", {**SHORT, "out": "whole"}, quiet=True)
+def test_an_edited_config_is_refused_by_name(stopped, outcome_of, uncut):
     run = stopped()
     before = (run / "config.yaml").read_text()
     for key, value in EDITS.items():
@@ -352,7 +353,7 @@ def test_an_edited_config_is_refused_by_name(stopped, outcome_of):
         (run / "config.yaml").write_text(before)
     edit(run, "train.lr", 0.01)
     train(run, {"train.lr": 3e-3}, quiet=True)  # one way of changing it back
-    assert outcome_of(run)["weights"] == outcome_of("whole")["weights"]
+    assert outcome_of(run)["weights"] == uncut(SHORT)["outcome"]["weights"]
     assert read_whole_config(run)["train"]["lr"] == 3e-3
 
 
@@ -363,8 +364,7 @@ def test_an_edited_model_is_not_loaded(stopped):
         zoo.load(run)
 
 
-def test_runs_of_before_the_config_was_kept_still_resume(stopped, outcome_of):
-    train("small.yaml", {**SHORT, "out": "whole"}, quiet=True)
+def test_runs_of_before_the_config_was_kept_still_resume(stopped, outcome_of, uncut):
     run = stopped()
     for path in (run / "checkpoints").glob("step_*"):
         manifest = {k: v for k, v in json.loads((path / checkpoint.MANIFEST).read_text()).items() if k != "digest"}
@@ -380,7 +380,7 @@ def test_runs_of_before_the_config_was_kept_still_resume(stopped, outcome_of):
     with pytest.raises(zoo.UsageError, match=r"different train.lr"):
         train(run, {"train.lr": 0.5}, quiet=True)
     train(run, quiet=True)
-    assert outcome_of(run)["weights"] == outcome_of("whole")["weights"]
+    assert outcome_of(run)["weights"] == uncut(SHORT)["outcome"]["weights"]
 
 
 def test_a_lost_config_comes_back_with_the_recipe(stopped):
@@ -443,8 +443,7 @@ def test_leftovers_of_killed_processes_go(stopped):
 
 
 @pytest.mark.parametrize("gone", ["renamed", "deleted", "another in its place"])
-def test_a_folder_that_goes_is_not_made_anew(recipe, monkeypatch, gone, outcome_of):
-    train(recipe, {**SHORT, "out": "whole"}, quiet=True)
+def test_a_folder_that_goes_is_not_made_anew(recipe, monkeypatch, gone, outcome_of, uncut):
     original = Trainer._step
 
     def stepping(self, data):
@@ -462,7 +461,7 @@ def test_a_folder_that_goes_is_not_made_anew(recipe, monkeypatch, gone, outcome_
     assert list(RUN.iterdir()) == [] if RUN.exists() else True
     if gone != "deleted":
         train("moved", quiet=True)
-        assert outcome_of("moved")["weights"] == outcome_of("whole")["weights"]
+        assert outcome_of("moved")["weights"] == uncut(SHORT)["outcome"]["weights"]
 
 
 # ---- processes
