@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -163,7 +165,18 @@ def shadow(name):
         return zoo.create_model(name)
 
 
-@pytest.mark.parametrize("name", zoo.list_models())
+def by_families() -> list[Any]:
+    """All sizes; those between the first and the last of a family are slow."""
+    found = []
+    for _, names in itertools.groupby(zoo.list_models(), key=lambda name: name.partition("-")[0]):
+        sizes = list(names)
+        found += [
+            pytest.param(name, marks=[] if name in (sizes[0], sizes[-1]) else [pytest.mark.slow]) for name in sizes
+        ]
+    return found
+
+
+@pytest.mark.parametrize("name", by_families())
 def test_sizes_match_their_weight_maps(name):
     """Every parameter and buffer of a checkpoint has exactly one place in the published format."""
     model = shadow(name)
