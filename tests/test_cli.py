@@ -105,6 +105,9 @@ def test_show(zoo):
     status, out, _ = zoo("show", "mqar", "vocab_size=64", "seq_len=16", "n_pairs=2")
     assert status == 0
     assert out.strip()
+    assert "right too" not in out
+    out = zoo("show", "n_queens", "size=8")[1]
+    assert "The targets are the solution from which the given queens were taken. Other answers are right too" in out
     assert zoo("show", "small.yaml", "task.n_pairs=1")[0] == 0
     assert zoo("show", "sudoku-4x4", "--row", "3", "--split", "test")[0] == 0
     assert zoo("show", "mqar", "--picture", "row.png")[:2] == (0, "row.png\n")

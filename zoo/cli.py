@@ -132,6 +132,8 @@ def show(
     batch = chosen.sample(1, split=split or "train", seed=seed, start=row)  # type: ignore[arg-type]
     if picture is None:
         print(chosen.render(batch))
+        if chosen.many_answers is not None:
+            print(f"\nThe targets are {chosen.many_answers}. Other answers are right too: the task checks them.")
     else:
         save_figure(chosen.draw(batch), picture)
         print(picture)
