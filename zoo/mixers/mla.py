@@ -155,7 +155,7 @@ class MultiHeadLatentAttention(AttentionWord):
         context = Context() if context is None else context
         state = state or None  # `()` is the state of attention that is not causal
         given = self.project(x, None if state is None else state.length, context)
-        o, state = (attend or self._attend)(given, state, context)
+        o, state = (self._attend if attend is None else attend)(given, state, context)
         return self.out_proj(o.flatten(2)), state
 
     def _attend(self, given: Projected, state: Any, context: Context) -> tuple[Tensor, State]:

@@ -140,7 +140,7 @@ class TTT(Mixer):
         if c.share_qk:
             (q, conv), (k, _) = self.conv_q(q, conv, context), self.conv_k(q, conv, context)
         else:
-            k = rest.pop(0)
+            k, *rest = rest
             conv = x.new_zeros(len(x), 0, self.d_model, dtype=recurrent_dtype(x.dtype)) if conv is None else conv
         q, k, v = (m.unflatten(-1, (H, -1)) for m in (q, k, rest[0]))
         q, k = self._rotated(precise(q), precise(k), inner, context)

@@ -25,8 +25,10 @@ class Visibility(NamedTuple):
     first: Tensor  # (B or 1, T or 1)
     last: Tensor  # (B or 1, T or 1)
 
-    def mask(self, queries: slice = slice(None), keys: slice = slice(None)) -> Tensor:
+    def mask(self, queries: slice | None = None, keys: slice | None = None) -> Tensor:
         """(B or 1, T, S) bool, true where a key is seen."""
+        # Not as defaults: torch 2.11 does not compile a default that is a slice.
+        queries, keys = queries or slice(None), keys or slice(None)
         first, last = (x[:, queries] if x.shape[1] > 1 else x for x in (self.first, self.last))
         number = self.number[:, None, keys]
         return (number >= first[..., None]) & (number <= last[..., None])
