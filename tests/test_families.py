@@ -29,6 +29,8 @@ PARAMETERS = {  # of the published checkpoints, or of the authors' code
     "mamba3-1.3b": 1_387_122_688,
     "hgrn2-1.3b": 1_364_396_032,
     "deepseek_v32-671b": 671_877_929_216,  # V3's and 61 indexers of 13,959,424
+    "glm_dsa-5-744b": 743_911_199_232,
+    "glm_dsa-5.2-744b": 743_377_000_704,  # 57 indexers of 9,371,904 less
     "hrm-sudoku": 27_275_266 + 512,  # 512: what is learned of a puzzle, which is never counted there
     "kimi_k2-1t": 1_026_408_209_408,
     "kimi_linear-48b-a3b": 49_122_675_072,

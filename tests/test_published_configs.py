@@ -193,6 +193,7 @@ def others(value):
 QUIET = {  # keys that count only beside others (windows that are on, experts that are off, ...)
     "deepseek_v3": {"num_nextn_predict_layers"},  # of weights that are left aside
     "deepseek_v32": {"num_nextn_predict_layers"},
+    "glm_dsa": {"num_nextn_predict_layers"},
     "glm4_moe": {"num_nextn_predict_layers"},
     "kimi_k2": {"num_nextn_predict_layers"},
     "qwen3_5": {"decoder_sparse_step"},  # of experts that are not there

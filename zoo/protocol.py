@@ -106,7 +106,7 @@ class Context:
         pieces: of a sequence that is cut over processes, of which the pass reads one piece; None where it is not cut.
         tokens: (B, T) whole numbers, the tokens that the pass reads, for words that look them up; negative where a
             place has none. A model of tokens sets them.
-        shared: named tensors that one layer stores for later ones.
+        shared: named tensors, or tuples of them, that one layer stores for later ones.
         losses: auxiliary losses, each a scalar tensor, which are added to the loss of the objective.
         metrics: figures to log, each a scalar tensor.
     """
@@ -114,7 +114,7 @@ class Context:
     lengths: Tensor | None = None
     resets: Tensor | None = None
     timespans: Tensor | None = None
-    shared: dict[str, Tensor] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
     losses: list[Tensor] = field(default_factory=list)
     metrics: dict[str, Tensor] = field(default_factory=dict)
     pieces: Pieces | None = None

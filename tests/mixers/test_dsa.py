@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import zoo
 from zoo.core.errors import UsageError
-from zoo.ops import SparseIndex, SparseLatentCache, latent_attention, native, sparse_latent_attention
+from zoo.laws import LAWS, plan
+from zoo.laws.cases import cases_of_word
+from zoo.ops import LatentCache, SparseIndex, SparseLatentCache, latent_attention, native, sparse_latent_attention
 from zoo.ops import _sparse_latent_attention as op
 from zoo.ops._sparse_latent_attention import choose, index_scores
 from zoo.ops.common import logged_forms
@@ -56,7 +59,7 @@ def written_out(q, latent, key, expand, index, top_k):
 @pytest.mark.parametrize("top_k", [1, 6, 23, 40])
 def test_it_is_what_the_equations_say(top_k, how):
     given = arguments()
-    o, state, divergence = sparse_latent_attention(*given, top_k=top_k, align=True, **how)
+    o, state, divergence, _ = sparse_latent_attention(*given, top_k=top_k, align=True, **how)
     expected, expected_divergence = written_out(*given, top_k)
     torch.testing.assert_close(o, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(divergence, expected_divergence, rtol=0, atol=1e-12)
@@ -68,7 +71,7 @@ def test_all_steps_are_latent_attention():
     *given, index = arguments()
     expected, _ = latent_attention(*given)
     for top_k in (None, 23):
-        o, _, divergence = sparse_latent_attention(*given, index, top_k=top_k)
+        o, _, divergence, _ = sparse_latent_attention(*given, index, top_k=top_k)
         torch.testing.assert_close(o, expected, rtol=0, atol=1e-12)
         assert divergence is None
 
@@ -93,9 +96,9 @@ def test_pieces_that_copy_their_rows(monkeypatch, resets):
     given = arguments(T=300)
     starts = {"resets": (torch.arange(300) % 70 == 50).expand(2, -1)} if resets else {}
     for causal in (True, False):
-        expected, _, _ = sparse_latent_attention(*given, top_k=5, backend="reference", causal=causal, **starts)
+        expected, _, _, _ = sparse_latent_attention(*given, top_k=5, backend="reference", causal=causal, **starts)
         assert not gathered
-        o, _, _ = sparse_latent_attention(*given, top_k=5, causal=causal, **starts)
+        o, _, _, _ = sparse_latent_attention(*given, top_k=5, causal=causal, **starts)
         assert gathered
         torch.testing.assert_close(o, expected, rtol=0, atol=1e-12)
         gathered.clear()
@@ -216,14 +219,16 @@ def test_the_kernel_of_scores(J, E, threads):
     for cache in caches:
         cache.masked_fill_((torch.arange(5100) >= lengths[:, None])[..., None], 0)
     state = SparseLatentCache(*(c.clone() for c in caches), lengths)
-    expected, after, _ = sparse_latent_attention(*one, index, state, top_k=50, backend="reference")
+    expected, after, _, _ = sparse_latent_attention(*one, index, state, top_k=50, backend="reference")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
         with logged_forms() as forms:
             single = [x.float() for x in one]
             state = SparseLatentCache(*(c.float() for c in caches), lengths)
-            actual, _, _ = sparse_latent_attention(*single, SparseIndex(*(x.float() for x in index)), state, top_k=50)
+            actual, _, _, _ = sparse_latent_attention(
+                *single, SparseIndex(*(x.float() for x in index)), state, top_k=50
+            )
     finally:
         torch.set_num_threads(before)
     assert forms == {"attention": {"compiled"}, "sparse_latent_attention": {"compiled"}}
@@ -329,3 +334,74 @@ def test_training_memory_is_linear():
     short, long = megabytes(4096), megabytes(16384)
     assert long < 500, f"{long:.0f} MB at 16,384 steps"
     assert long < 6 * short, f"{short:.0f} MB at 4,096 steps, {long:.0f} MB at 16,384"
+
+
+SHARED = 'dsa(n_heads=4, top_k=5{0}) swiglu dsa(n_heads=4, top_k=5, indexer="shared"{0})'
+
+
+def shared_model(more=""):
+    torch.manual_seed(0)
+    model = zoo.create_model(SHARED.format(more), d_model=32, vocab_size=11).double()
+    for p in model.parameters():
+        p.data += 0.2 * torch.randn_like(p)
+    return model
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_a_shared_indexer_is_that_of_the_layer_before(backend):
+    """As if the second layer had the first one's scores: it is given its queries, keys and weights."""
+    model = shared_model(f', backend="{backend}"')
+    first, _, second = model.mixers()
+    assert not [name for name, _ in second.named_parameters() if name.startswith("index_")]
+    own = zoo.create_mixer(f'dsa(n_heads=4, top_k=5, backend="{backend}")', 32).double().eval()
+    own.load_state_dict({**first.state_dict(), **second.state_dict()})
+    tokens = torch.randint(11, (2, 23), generator=torch.Generator().manual_seed(1))
+    seen = {}
+    real, first._index = first._index, lambda x, given: seen.setdefault("index", real(x, given))
+    second.register_forward_hook(lambda module, inputs, output: seen.update(x=inputs[0], y=output[0]))
+    model.eval()(tokens)
+    own._index = lambda x, given: seen["index"]
+    torch.testing.assert_close(own(seen["x"])[0], seen["y"], rtol=0, atol=1e-12)
+
+
+def test_laws_of_a_shared_indexer():
+    """Cut anywhere, packed, ragged, compiled and checkpointed, as a pattern of both layers."""
+    for check in plan_of(SHARED.format("").replace(" swiglu", "")):
+        finding = check.find()
+        assert not finding.broken, str(finding)
+
+
+def plan_of(pattern):
+    cases = cases_of_word(pattern)
+    return [check for law in LAWS.values() for check in plan(law, cases)]
+
+
+@torch.no_grad()
+def test_single_steps_take_the_choice_over(monkeypatch):
+    """The scores of a step are computed once for both layers, and the second caches no keys of an indexer."""
+    model, count = shared_model().eval(), []
+    real = op._cached_scores
+    monkeypatch.setattr(op, "_cached_scores", lambda *a: count.append(1) or real(*a))
+    tokens = torch.randint(11, (2, 23), generator=torch.Generator().manual_seed(1))
+    whole, _ = model(tokens)
+    state, steps = model.init_state(2), []
+    for t in range(23):
+        y, state = model.step(tokens[:, t], state)
+        steps.append(y)
+    torch.testing.assert_close(torch.stack(steps, 1), whole, rtol=0, atol=1e-12)
+    assert len(count) == 23 - 5
+    assert [type(state[1][i][0]) for i in (0, 2)] == [SparseLatentCache, LatentCache]
+
+
+def test_the_first_layer_that_shares_attends_to_the_latest_steps():
+    mixer, x = mixer_and_input('dsa(top_k=5, n_heads=4, indexer="shared")')
+    y, _ = mixer(x)
+    torch.testing.assert_close(mixer(x[:, 14:])[0][:, -1], y[:, -1].detach(), rtol=0, atol=1e-12)
+
+
+def test_shared_indexers_that_are_refused():
+    with pytest.raises(zoo.UsageError, match='index_heads is an option of an indexer; indexer="shared" has none'):
+        zoo.create_mixer('dsa(indexer="shared", index_heads=3)', 32)
+    model = zoo.create_model('dsa(top_k=5) dsa(top_k=6, indexer="shared")', d_model=32, vocab_size=11)
+    with pytest.raises(zoo.UsageError, match="top_k=6 follows a choice of top_k=5: give both the same"):
+        model(torch.zeros(1, 4, dtype=torch.int64))

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from zoo.core.errors import UsageError
 from zoo.mixers.attention_parts import AttentionWord
 from zoo.mixers.mla import MultiHeadLatentAttention, Projected
-from zoo.ops import SparseIndex, SparseLatentCache, rotate, sparse_latent_attention
+from zoo.ops import LatentCache, SparseIndex, SparseLatentCache, rotate, sparse_latent_attention
 from zoo.ops.derivatives import transformed
 from zoo.ops.modules import widely
 from zoo.protocol import Context, Place, State, first_parameter_like, register
 
 NORM_EPS = 1e-6  # of the LayerNorm of the indexer's keys
+CHOICE = "dsa_choice"  # what a layer with an indexer leaves in `context.shared`
+OF_THE_INDEXER = ("index_heads", "index_dim", "index_rope_interleaved", "indexer_loss", "dense")
 
 
 @register("dsa")
@@ -34,6 +36,11 @@ class SparseAttention(AttentionWord):
     trains only the indexer, and the model's loss trains everything else. With `dense=True` attention and the loss go
     over all steps: this is the warm-up (equation 3; in the paper all other parameters are frozen meanwhile).
     `context.metrics` gets the divergence. Padding counts in neither.
+
+    With `indexer="shared"` a layer has no indexer: it attends to the steps that the nearest `dsa` before it with an
+    indexer has chosen in this pass (GLM-5.2; arXiv 2603.12201), and caches no keys of one. Of single steps the choice
+    itself is taken over; longer pieces score again. It adds no loss of its own. The first `dsa` of a model finds no
+    choice and attends to the latest top_k steps.
 
     The published code also turns q and k by a Hadamard matrix, which changes no product, and rounds them to 8 bits;
     here scores are float32 at least. Inits as in `mla`; the indexer's are normal, std fan_in^-0.5.
@@ -53,6 +60,7 @@ class SparseAttention(AttentionWord):
             index_rope_interleaved: as `rope_interleaved`, of the indexer.
             indexer_loss: coefficient of the indexer's loss; with 0 the indexer is not trained.
             dense: attend to all steps, and train the indexer on all of them.
+            indexer: "own", or "shared", that of the nearest `dsa` before with its own and the same `top_k`.
             backend: form of the op, see `zoo.ops.sparse_latent_attention`.
         """
 
@@ -62,6 +70,7 @@ class SparseAttention(AttentionWord):
         index_rope_interleaved: bool = False
         indexer_loss: float = Field(default=1.0, ge=0)
         dense: bool = False
+        indexer: Literal["own", "shared"] = "own"
         backend: Literal["auto", "reference", "chunked"] = "auto"  # type: ignore[assignment]
 
     def __init__(self, d_model: int, config: Config, *, place: Place = Place()):
@@ -69,6 +78,11 @@ class SparseAttention(AttentionWord):
         self.layer = place.layer
         self.attention = inner = MultiHeadLatentAttention(d_model, config, place=place)
         self.causal, self.top_k = inner.causal, None if config.dense else config.top_k
+        self.shares = config.indexer == "shared"
+        if self.shares:
+            if given := [name for name in OF_THE_INDEXER if name in config.changed()]:
+                raise UsageError(f'{self.name}: {given[0]} is an option of an indexer; indexer="shared" has none.')
+            return
         self.index_heads = J = config.index_heads or max(inner.n_heads // 2, 2)
         self.index_dim = E = config.index_dim or 2 * inner.rope_dim
         if inner.rope_dim > E:
@@ -84,6 +98,8 @@ class SparseAttention(AttentionWord):
             return ()
         device, dtype = first_parameter_like(self, device, dtype)
         width = self.attention.kv_rank + self.attention.rope_dim
+        if self.shares:
+            return LatentCache.empty(batch_size, width, capacity, device=device, dtype=dtype)
         return SparseLatentCache.empty(batch_size, width, self.index_dim, capacity, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
@@ -92,15 +108,15 @@ class SparseAttention(AttentionWord):
     def _attend(self, x: Tensor, given: Projected, state: Any, context: Context) -> tuple[Tensor, State]:
         """To the steps that the indexer chooses."""
         c, inner = self.config, self.attention
-        o, state, divergence = sparse_latent_attention(
+        o, state, divergence, choice = sparse_latent_attention(
             given.q,
             given.latent,
             given.key,
             inner.kv_up,
-            self._index(x, given),
+            context.shared.get(CHOICE) if self.shares else self._index(x, given),
             state,
             top_k=self.top_k,
-            align=self.training and torch.is_grad_enabled() and c.indexer_loss > 0,
+            align=self.training and torch.is_grad_enabled() and c.indexer_loss > 0 and not self.shares,
             causal=self.causal,
             lengths=context.lengths,
             resets=context.resets,
@@ -108,6 +124,7 @@ class SparseAttention(AttentionWord):
             absorb=c.absorb,
             backend=c.backend,
         )
+        context.shared[CHOICE] = choice
         if divergence is not None:
             n = divergence.numel() if context.lengths is None else context.lengths.sum().clamp(min=1)
             mean = divergence.sum() / n
@@ -128,6 +145,8 @@ class SparseAttention(AttentionWord):
         return SparseIndex(q, key, weight * (J * E) ** -0.5)
 
     def flops_per_token(self, context_length: int) -> int:
+        if self.shares:
+            return self.attention.flops_per_token(min(context_length, self.top_k or context_length))
         seen, J, E = context_length, self.index_heads, self.index_dim
         flops = 2 * ((self.config.q_rank or self.d_model) * J * E + self.d_model * (E + J))
         if self.top_k is not None and self.top_k < seen:
@@ -144,8 +163,9 @@ class SparseAttention(AttentionWord):
             {"dense": True},
         ]
         latent = [{k: v for k, v in case.items() if k != "backend"} for case in MultiHeadLatentAttention.law_cases()]
+        shared = {"indexer": "shared", "top_k": 4, "n_heads": 2}
         more = [{"top_k": 4, **case} for case in latent[len(own) :]]
-        return [{**case, **mine} for case, mine in zip(latent, own, strict=False)] + more + [{}]
+        return [{**case, **mine} for case, mine in zip(latent, own, strict=False)] + more + [shared, {}]
 
 
 class _Beside(torch.autograd.Function):

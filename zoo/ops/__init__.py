@@ -24,7 +24,7 @@ from zoo.ops._scan import scan
 from zoo.ops._selective_scan import selective_scan
 from zoo.ops._slot_scores import slot_scores
 from zoo.ops._slstm import SLSTMState, slstm
-from zoo.ops._sparse_latent_attention import SparseIndex, SparseLatentCache, sparse_latent_attention
+from zoo.ops._sparse_latent_attention import SparseChoice, SparseIndex, SparseLatentCache, sparse_latent_attention
 from zoo.ops._token_shift import token_shift
 from zoo.ops._ttt import InnerState, ttt
 from zoo.ops.grouped import grouped_feed_forward, grouped_linear
@@ -42,6 +42,7 @@ __all__ = [
     "MLSTMState",
     "RopeScaling",
     "SLSTMState",
+    "SparseChoice",
     "SparseIndex",
     "SparseLatentCache",
     "Synapses",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ BACKENDS = ("auto", "reference", "chunked")
 LEGEND = (
     "q (B, T, H, N + P); latent (B, T, r); key (B, T, P); expand (G, N + V, r) with G dividing H; index of q "
     "(B, T, J, E), key (B, T, E), weight (B, T, J); lengths (B,) whole numbers; resets (B, T) bool; state "
-    "SparseLatentCache of kv (B, rows, r + P), index_key (B, rows, E), length (B,)."
+    "SparseLatentCache of kv (B, rows, r + P), index_key (B, rows, E), length (B,), or LatentCache with a choice."
 )
 
 
@@ -79,14 +79,30 @@ class SparseIndex(NamedTuple):
     weight: Tensor
 
 
+class SparseChoice(NamedTuple):
+    """What a call chose by, for others over the same steps that attend to the same ones.
+
+    Attributes:
+        top_k: how many steps a query attends to.
+        by: of a piece the indexer's projections, constants, with the keys of all steps that a query could see.
+        rows: (B, 1, M), of a single step the rows of the cache that were chosen; None for all of them.
+        n_rows: (B, 1), how many of `rows` they are.
+    """
+
+    top_k: int | None
+    by: SparseIndex | None = None
+    rows: Tensor | None = None
+    n_rows: Tensor | None = None
+
+
 @common.without_autocast
 def sparse_latent_attention(
     q: Tensor,
     latent: Tensor,
     key: Tensor,
     expand: Tensor,
-    index: SparseIndex,
-    state: SparseLatentCache | None = None,
+    index: SparseIndex | SparseChoice | None,
+    state: SparseLatentCache | LatentCache | None = None,
     *,
     top_k: int | None,
     align: bool = False,
@@ -97,14 +113,16 @@ def sparse_latent_attention(
     absorb: bool | None = None,
     chunk_size: int | None = None,
     backend: str = "auto",
-) -> tuple[Tensor, SparseLatentCache | tuple[()], Tensor | None]:
+) -> tuple[Tensor, SparseLatentCache | LatentCache | tuple[()], Tensor | None, SparseChoice]:
     """`latent_attention` of each query t to the top_k steps of largest I_ts that it sees, among equals the latest.
 
     The choice passes no gradient: the indexer learns by the divergence, and by nothing else.
 
     Args:
         q, latent, key, expand, causal, lengths, resets, scale, absorb: as of `latent_attention`.
-        index: what is chosen by.
+        index: what is chosen by; or the choice of another call over the same steps, with as many of them before, which
+            chose `top_k` too; or None for the latest `top_k` steps. With either of these the state is a `LatentCache`,
+            and `align` is not offered.
         state: cache of the steps before; None for none. Consumed: written in place where no gradient is needed.
         top_k: how many steps; a query that sees no more attends to all, and with None every one does.
         align: also give KL(p_t || softmax I_t) of every query, over the steps it attends to, with p_t the mean of its
@@ -116,47 +134,56 @@ def sparse_latent_attention(
             keys; longer pieces without gradients do so where that is less work. Under "auto" a single step scores and
             attends by compiled kernels where there are some.
     Returns:
-        o (B, T, H, V), the next state, and the divergence (B, T), zero in the padding; None without `align`.
+        o (B, T, H, V), the next state, the divergence (B, T), zero in the padding (None without `align`), and the
+        choice, for calls that follow it.
     Raises:
         UsageError: shapes or options that do not go together.
     """
-    lengths = _check(q, latent, key, expand, index, state, top_k, causal, lengths, resets, chunk_size, backend)
+    given = index if isinstance(index, SparseChoice) else None
+    lengths = _check(q, latent, key, expand, index, state, top_k, align, causal, lengths, resets, chunk_size, backend)
     T, width, N = q.shape[1], q.shape[-1], q.shape[-1] - key.shape[-1]
     settings = Settings(width**-0.5 if scale is None else scale, None, None, chunk_size, backend)
     kv = torch.cat([latent, key], -1)
     padding = None if lengths is None else ~valid_steps(lengths, T)
     if padding is not None:
-        q, kv, index = blank(q, padding), blank(kv, padding), SparseIndex._make(blank(x, padding) for x in index)
+        q, kv = blank(q, padding), blank(kv, padding)
+    if padding is not None and isinstance(index, SparseIndex):
+        index = SparseIndex._make(blank(x, padding) for x in index)
     if state is not None:  # what the cache rounds is rounded in this pass too
         kv = kv.to(state.kv.dtype).to(q.dtype)
+    if isinstance(state, SparseLatentCache) and isinstance(index, SparseIndex):
         index = index._replace(key=index.key.to(state.index_key.dtype).to(index.key.dtype))
-    after: SparseLatentCache | None = None
+    new = (kv, index.key) if isinstance(index, SparseIndex) else (kv,)
+    after: Any = None
     divergence = None
-    if state is not None and T == 1 and not align:
-        after = append(state, kv, index.key, lengths=lengths, resets=resets)
-        o = _single(q, index, after, expand, N, top_k, absorb, settings)
+    single = state is not None and T == 1 and not align
+    if state is not None and (single if given is None else given.by is None):
+        after = append(state, *new, lengths=lengths, resets=resets)
+        choice = index if isinstance(index, SparseChoice) else _chosen(index, after, top_k, settings)
+        o = _single(q, choice, after, expand, N, absorb, settings)
     else:
-        keys, index_keys, n_past = kv, index.key, 0
+        keys, n_past = kv, 0
         if state is not None:
             n_past = _written(state)
             keys = torch.cat([state.kv[:, :n_past].to(kv.dtype), kv], 1)
-            index_keys = torch.cat([state.index_key[:, :n_past].to(index.key.dtype), index.key], 1)
+        by: Any = index.by if isinstance(index, SparseChoice) else index or _alike(q, keys.shape[1])
+        if isinstance(state, SparseLatentCache):
+            by = by._replace(key=torch.cat([state.index_key[:, :n_past].to(by.key.dtype), by.key], 1))
         past = None if not n_past or state is None else KVCache(state.kv, state.kv, state.length)
         visibility = visibility_of(T, past, n_past, causal, None, lengths, resets, q.device)
         reach = n_past if causal else None
-        index = index._replace(key=index_keys)
-        o, divergence = _piece(q, keys, expand, N, index, visibility, reach, top_k, absorb, align, settings)
+        choice = given or SparseChoice(top_k, SparseIndex._make(x.detach() for x in by))
+        o, divergence = _piece(q, keys, expand, N, by, visibility, reach, top_k, absorb, align, settings)
     if padding is not None:
         o, divergence = blank(o, padding), None if divergence is None else blank(divergence, padding)
     if not causal:
-        return o, (), divergence
-    if after is None:
-        new = kv, index.key[:, -T:]
-        if state is None:
-            after = first_cache(SparseLatentCache, *new, lengths=lengths, resets=resets)
-        else:
-            after = append(state, *new, lengths=lengths, resets=resets)
-    return o, after, divergence
+        return o, (), divergence, choice
+    if after is None and state is None:
+        kind: Any = SparseLatentCache if isinstance(index, SparseIndex) else LatentCache
+        after = first_cache(kind, *new, lengths=lengths, resets=resets)
+    elif after is None and state is not None:
+        after = append(state, *new, lengths=lengths, resets=resets)
+    return o, after, divergence, choice
 
 
 # ---- the choice
@@ -172,23 +199,36 @@ def index_scores(q: Tensor, key: Tensor, weight: Tensor) -> Tensor:
 # ---- attention to chosen steps
 
 
+def _alike(q: Tensor, n_steps: int) -> SparseIndex:
+    """An index that scores all steps alike, for queries (B, T, H, K): the latest are chosen."""
+    B, T = q.shape[:2]
+    return SparseIndex(q.new_zeros(B, T, 1, 1), q.new_zeros(B, n_steps, 1), q.new_zeros(B, T, 1))
+
+
+def _chosen(index: SparseIndex | None, cache: Any, top_k: int | None, settings: Settings) -> SparseChoice:
+    """The choice of one query a row, of a cache that holds its own step already."""
+    most = _written(cache)
+    if top_k is None or most <= top_k:
+        return SparseChoice(top_k)
+    seen = torch.arange(most, device=cache.kv.device) < cache.length[:, None, None]
+    alike = cache.kv.new_zeros(len(cache.kv), 1, most)
+    scores = alike if index is None else _cached_scores(index, cache.index_key, most, settings)
+    return SparseChoice(top_k, None, *chosen_rows(choose(scores, seen, top_k), top_k))
+
+
 def _single(
     q: Tensor,
-    index: SparseIndex,
-    cache: SparseLatentCache,
+    choice: SparseChoice,
+    cache: SparseLatentCache | LatentCache,
     expand: Tensor,
     N: int,
-    top_k: int | None,
     absorb: bool | None,
     settings: Settings,
 ) -> Tensor:
     """One query a row, against a cache that holds its own step already: (B, 1, H, V)."""
-    most = _written(cache)
-    if top_k is None or most <= top_k:
+    if choice.rows is None or choice.n_rows is None:
         return _to_rows(q, cache.kv, cache.length, expand, N, absorb, settings)
-    seen = torch.arange(most, device=q.device) < cache.length[:, None, None]
-    rows, count = chosen_rows(choose(_cached_scores(index, cache.index_key, most, settings), seen, top_k), top_k)
-    return _to_rows(q, _gathered(cache.kv, rows), count.squeeze(1), expand, N, absorb, settings)
+    return _to_rows(q, _gathered(cache.kv, choice.rows), choice.n_rows.squeeze(1), expand, N, absorb, settings)
 
 
 def _cached_scores(index: SparseIndex, key: Tensor, most: int, settings: Settings) -> Tensor:
@@ -205,7 +245,7 @@ def _cached_scores(index: SparseIndex, key: Tensor, most: int, settings: Setting
     return scores
 
 
-def _written(cache: SparseLatentCache) -> int:
+def _written(cache: SparseLatentCache | LatentCache) -> int:
     """Rows up to the last one written, at least; compiled code takes them all."""
     rows = cache.kv.shape[1]
     return rows if traced() else min(rows, int(cache.length.max()))
@@ -389,22 +429,36 @@ def _piece_by_rows(q, kv, expand, N, index, visibility, blocks, top_k, absorb, s
     return torch.cat(outputs, 1)
 
 
-def _check(q, latent, key, expand, index, state, top_k, causal, lengths, resets, chunk_size, backend) -> Tensor | None:
+def _check(
+    q, latent, key, expand, index, state, top_k, align, causal, lengths, resets, chunk_size, backend
+) -> Tensor | None:
     """The lengths as int64 from 0 to T, once everything fits together."""
     op = "sparse_latent_attention"
     lengths = check_latents(op, LEGEND, q, latent, key, expand, state, causal, lengths, resets)
+    for name, value in (("top_k", top_k), ("chunk_size", chunk_size)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise UsageError(f"{op}: {name}={value!r} is not allowed: it should be a whole number from 1.")
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
     B, T = q.shape[:2]
+    if align and not isinstance(index, SparseIndex):
+        raise UsageError(f"{op}: align=True needs an index of its own.")
+    if index is None:
+        return lengths
+    if isinstance(index, SparseChoice):
+        if index.top_k != top_k:
+            raise UsageError(f"{op}: top_k={top_k} follows a choice of top_k={index.top_k}: give both the same.")
+        if index.by is not None:
+            common.check(op, LEGEND, "index.by.q", index.by.q, q, (B, T, *index.by.q.shape[2:]))
+        elif T > 1 or state is None:
+            raise UsageError(f"{op}: {T} steps cannot follow the choice of a single step, which reads a state.")
+        return lengths
     if index.q.ndim != 4:
         raise UsageError(f"{op}: index.q has shape {tuple(index.q.shape)}, expected four axes. Shapes: {LEGEND}")
     J, E = index.q.shape[2:]
     common.check(op, LEGEND, "index.q", index.q, q, (B, T, J, E))
     common.check(op, LEGEND, "index.key", index.key, q, (B, T, E))
     common.check(op, LEGEND, "index.weight", index.weight, q, (B, T, J))
-    for name, value in (("top_k", top_k), ("chunk_size", chunk_size)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise UsageError(f"{op}: {name}={value!r} is not allowed: it should be a whole number from 1.")
-    if backend not in BACKENDS:
-        raise unknown("backend", backend, BACKENDS)
     if state is not None:
         common.check(op, LEGEND, "state.index_key", state.index_key, q, (B, state.kv.shape[1], E))
     return lengths

@@ -24,7 +24,7 @@ def test_naive(top_k, packed):
     expand = torch.randn(H, N + V, R, generator=rng)
     starts = [0, 20, 21, 70]
     resets = torch.isin(torch.arange(T), torch.tensor(starts)).expand(B, -1) if packed else None
-    o, _, _ = sparse_latent_attention(q, latent, key, expand, index, top_k=top_k, resets=resets)
+    o, _, _, _ = sparse_latent_attention(q, latent, key, expand, index, top_k=top_k, resets=resets)
     both = torch.einsum("btr, hnr -> bthn", latent, expand)
     k = torch.cat([both[..., :N], key[:, :, None].expand(-1, -1, H, -1)], -1)
     documents = torch.tensor([*starts, T]) if packed else None

@@ -14,7 +14,10 @@ import zoo
 from zoo.models.families import families
 
 MORE_WEIGHTS = ("longcat_flash",)  # transformers wants weights for zero experts, which published checkpoints lack
-SHORT = {"deepseek_v32-tiny": 16}  # beyond its top_k, an indexer's equal scores are told apart in another way
+SHORT = {
+    "deepseek_v32-tiny": 16,
+    "glm_dsa-tiny": 16,
+}  # beyond its top_k, an indexer's equal scores are told apart in another way
 COMPUTED = (
     r"(slope_rate|query_decay|key_decay|diagonal_decay)$"  # transformers saves these, and makes them where missing
 )

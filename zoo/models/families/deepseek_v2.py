@@ -43,7 +43,7 @@ def _options(p: Published) -> dict[str, Any]:
 
 
 def _weights(p: Published) -> Iterator[Map]:
-    return model_maps(p, latent_maps(p), correction=False)
+    return model_maps(p, lambda i: latent_maps(p), correction=False)
 
 
 DEFAULTS: dict[str, Any] = {

@@ -7,7 +7,7 @@ like transformers, we leave those aside.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from zoo.core.errors import UsageError
@@ -63,15 +63,16 @@ def latent_maps(p: Published) -> Iterator[Map]:
     return mla_maps(p("num_attention_heads"), *ranks, *sizes, bias=p("attention_bias", False))
 
 
-def model_options(p: Published, attention: str, moe: str) -> dict[str, Any]:
-    """The model of layers of a word of attention and a dense or sparse feed-forward."""
+def model_options(p: Published, attention: str | Sequence[str], moe: str) -> dict[str, Any]:
+    """The model of layers of a word of attention, or one for each, and a dense or sparse feed-forward."""
     p.only("hidden_act", "silu")
     p.only("moe_layer_freq", 1)
     p.ignore("ep_size")
     n_layers, dense = p("num_hidden_layers"), p("first_k_dense_replace")
     swiglu = word("swiglu", d_hidden=p("intermediate_size"))
+    mixers = [attention] * n_layers if isinstance(attention, str) else attention
     return {
-        "pattern": stack([w for i in range(n_layers) for w in (attention, swiglu if i < dense else moe)]),
+        "pattern": stack([w for i, mixer in enumerate(mixers) for w in (mixer, swiglu if i < dense else moe)]),
         "d_model": p("hidden_size"),
         "vocab_size": p("vocab_size"),
         "norm_eps": p.number("rms_norm_eps"),
@@ -79,21 +80,20 @@ def model_options(p: Published, attention: str, moe: str) -> dict[str, Any]:
     }
 
 
-def model_maps(p: Published, attention: Iterable[Map], *, correction: bool = True) -> Iterator[Map]:
+def model_maps(p: Published, attention: Callable[[int], Iterable[Map]], *, correction: bool = True) -> Iterator[Map]:
     """The weights of such a model, with shared experts where it has any.
 
     Args:
-        attention: of one word of attention, relative to it.
+        attention: of the word of attention of layer i, relative to it.
         correction: whether a bias joins in the choice of experts.
     """
     yield from token_maps(p)
-    attention = list(attention)
     bias = "gate.e_score_correction_bias" if correction else None
     shared = "shared_experts" if p("n_shared_experts", 0) else None
     sparse = list(moe_maps(p("n_routed_experts"), shared=shared, correction=bias))
     for i in range(p("num_hidden_layers")):
         layer = f"model.layers.{i}."
-        yield from step_maps(2 * i, layer, "self_attn", attention, norm="input_layernorm")
+        yield from step_maps(2 * i, layer, "self_attn", attention(i), norm="input_layernorm")
         feed_forward = glu_maps() if i < p("first_k_dense_replace") else sparse
         yield from step_maps(2 * i + 1, layer, "mlp", feed_forward, norm="post_attention_layernorm")
 
@@ -169,7 +169,7 @@ def options(p: Published) -> dict[str, Any]:
 
 def weights(p: Published) -> Iterator[Map]:
     """The weights of a model of the classes of DeepSeek-V3."""
-    return model_maps(p, latent_maps(p))
+    return model_maps(p, lambda i: latent_maps(p))
 
 
 YARN = {

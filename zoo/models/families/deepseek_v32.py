@@ -25,25 +25,30 @@ from zoo.models.published.family import Family, families
 from zoo.models.published.maps import Map, joined, same, within
 
 
-def _options(p: Published) -> dict[str, Any]:
+def sparse_options(p: Published, **more: Any) -> dict[str, Any]:
+    """The options of `dsa`, some of them given."""
     n_layers, dense = p("num_hidden_layers"), p("first_k_dense_replace")
     p.only("mlp_layer_types", ["dense"] * min(dense, n_layers) + ["sparse"] * (n_layers - dense))
     p.only("layer_types", ["indexed_attention"] * n_layers)
     p.ignore("num_nextn_predict_layers", "mlp_bias")  # their feed-forward never has a bias
     p("q_lora_rank")  # the indexer's queries come from there
-    attention = word(
-        "dsa",
-        **mla_options(p),
-        top_k=p("index_topk"),
-        index_heads=p("index_n_heads"),
-        index_dim=p("index_head_dim"),
-    )
-    return model_options(p, attention, moe_word(p))
+    indexer = {"index_heads": p("index_n_heads"), "index_dim": p("index_head_dim")}
+    return {**mla_options(p), "top_k": p("index_topk"), **indexer, **more}
+
+
+def _options(p: Published) -> dict[str, Any]:
+    return model_options(p, word("dsa", **sparse_options(p)), moe_word(p))
+
+
+def sparse_maps(p: Published, *, indexer: bool = True) -> Iterator[Map]:
+    """The weights of one `dsa`, with an indexer of its own or without."""
+    yield from within("attention.", "", latent_maps(p))
+    if indexer:
+        yield from within("", "indexer.", _indexer_maps(p))
 
 
 def _weights(p: Published) -> Iterator[Map]:
-    attention = [*within("attention.", "", latent_maps(p)), *within("", "indexer.", _indexer_maps(p))]
-    return model_maps(p, attention)
+    return model_maps(p, lambda i: sparse_maps(p))
 
 
 def _indexer_maps(p: Published) -> Iterator[Map]:

@@ -66,7 +66,7 @@ def _options(p: Published) -> dict[str, Any]:
 
 def _weights(p: Published) -> Iterator[Map]:
     options = {"bias": p("attention_bias", False), "out_bias": False, "qk_norm": p("use_qk_norm", False)}
-    yield from model_maps(p, attention_maps(*p.heads(), **options))
+    yield from model_maps(p, lambda i: attention_maps(*p.heads(), **options))
 
 
 _GLM45: dict[str, Any] = {
