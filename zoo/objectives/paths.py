@@ -36,8 +36,8 @@ class Path(NamedTuple):
         sure: (n,) logit of the halting head at that step.
         steps: (n,) int64 supervision steps until the halting head first said "right"; one more than there are where it
             never did.
-        moved: (n,) mean change of the logits over the last steps, where it was asked for.
-        answers: (S, n, L) the answer after every supervision step, where it was asked for.
+        moved: (n,) mean change of the logits over the last steps, where it is needed.
+        answers: (S, n, L) the answer after every supervision step, where it is needed.
         halts: (S, n) the logits of the halting head then.
     """
 
