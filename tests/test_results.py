@@ -124,7 +124,7 @@ def test_state_tracking_scores_only_what_learned():
     data = read("state_tracking")
     page = state_tracking.markdown(data)
     first, *by_length = page.split("\n## ")
-    cells = shown(first, "| --- |\n")
+    cells = shown(first, "| --: |\n")
     column = 0
     for recipe in state_tracking.RECIPES:
         _, table = next((part.split("\n", 1)) for part in by_length if part.startswith(f"{recipe}:"))

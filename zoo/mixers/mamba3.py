@@ -39,8 +39,9 @@ class Mamba3State(NamedTuple):
 
 @register("mamba3")
 class Mamba3(Mixer):
-    """Mamba-3, a state space with trapezoidal steps and rotations (Lahoti et al. 2026, arXiv 2603.15569),
-    as in `mamba_ssm` 2.3.2, whose later code takes the rate of decay by `A_activation="heavy_tail"`.
+    """Mamba-3, a state space with trapezoidal steps and rotations (Lahoti et al. 2026, arXiv 2603.15569).
+
+    As in `mamba_ssm` 2.3.2, whose later code takes the rate of decay by `A_activation="heavy_tail"`.
 
         z, u, B, C, dt, a, l, theta = W_in x ;  dt = softplus(dt + dt_bias) ;  lambda = sigmoid(l)
         alpha_t = exp(-max(softplus(a), A_floor) dt_t) ;  phi_t = phi_{t-1} + pi tanh(theta_t) dt_t
