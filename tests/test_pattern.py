@@ -314,7 +314,7 @@ def test_step_options_stand_beside_the_words_own():
 # ---- what is refused
 
 LIST = ", ".join(NAMES)
-SWIGLU_OPTIONS = "d_hidden, bias, gate_scale, canon_d, placement, norm, norm_axis, in_scale, out_scale"
+SWIGLU_OPTIONS = "d_hidden, bias, gate_scale, canon_d, inner_norm, placement, norm, norm_axis, in_scale, out_scale"
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,7 @@ QUIET = {  # keys that count only beside others (windows that are on, experts th
     "kimi_linear": {"linear_head_dim", "linear_conv_kernel_dim", "linear_num_heads"},  # said elsewhere too
     "lfm2": {"block_multiple_of"},
     "llada": {"mlp_ratio"},
+    "mamba3": {"mimo_rank"},  # of a layer with one value a head
     "mdlm": {"cond_dim"},  # of shapes alone
     "qwen2": {"max_window_layers", "sliding_window"},
     "qwen3": {"sliding_window", "max_window_layers"},

@@ -373,7 +373,7 @@ with ThreadPoolExecutor(10) as pool:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert done.stderr == ""
-    one = ["mamba2", zoo.create_model("mamba2-tiny").config.d_model, "mqar", "classification", True]
+    one = ["mamba2", zoo.create_model("mamba2-tiny").config.d_model, "mqar", "block_diffusion", True]
     assert ast.literal_eval(done.stdout) == one * 2
 
 

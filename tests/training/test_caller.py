@@ -34,7 +34,7 @@ def modes(model):
 def test_every_module_has_its_own_mode_back(name):
     """Of generate, of a stream, of the objectives and of evaluation, though a part was in evaluation mode already."""
     task = tasks.create_task({"regression": "oscillators", "classification": "digits"}.get(name, "sudoku"))
-    chosen = create_objective(name, task, causal=name == "next_token")
+    chosen = create_objective(name, task, causal=name in ("next_token", "block_diffusion"))
     more: dict[str, Any] = {"recursion": {"cycles": 1, "updates": 1, "max_steps": 2}} if chosen.recursive else {}
     if chosen.series:
         needs = task.needs()

@@ -124,9 +124,9 @@ def to_hf(model: Ends, folder: str | Path, *, shard_bytes: int = 5_000_000_000) 
     """
     if not isinstance(model, Ends):
         raise UsageError(f"to_hf takes a model of the zoo, not a {type(model).__name__}.")
-    require_numbers(model, "to_hf")
     folder, maps = Path(folder), weight_maps(model.config)
     check_complete(model, maps, families.of_config(model.config.published or {}).architecture)
+    require_numbers(model, "to_hf")
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(f"{folder} is not empty: nothing was written.")

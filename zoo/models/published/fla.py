@@ -15,7 +15,7 @@ from zoo.models.published.maps import Map
 
 def is_fla(p: Published) -> bool:
     """Whether a config of a class that transformers has too has the keys of flash-linear-attention."""
-    return bool({"norm_eps", "fuse_norm"} & p.config.keys())
+    return "layer_norm_epsilon" not in p.config and bool({"norm_eps", "fuse_norm"} & p.config.keys())
 
 
 def fla_options(p: Published, mixer: Callable[[int], str], *, n_layers: int = 24) -> dict[str, Any]:
