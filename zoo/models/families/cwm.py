@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.models.families.llama3 import weights
-from zoo.models.published.config import Published, stack, word
+from zoo.models.published.config import Published, attention_word, stack, word
 from zoo.models.published.family import Family, families
 
 DEFAULTS: dict[str, Any] = {
@@ -46,16 +46,13 @@ def _options(p: Published) -> dict[str, Any]:
     p.only("hidden_act", "silu")
     p.only("attention_bias", False)
     p.only("mlp_bias", False)
-    n_heads, n_kv_heads, head_dim = p.heads()
     feed_forward = word("swiglu", d_hidden=p("intermediate_size"))
-
-    def attention(window: int | None) -> str:
-        name = "gqa" if window is None else "swa"
-        return word(name, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, window=window, **_rope(p))
 
     windows = p.windows(p("sliding_window", None), lambda i: bool(i % 4))
     return {
-        "pattern": stack([step for window in windows for step in (attention(window), feed_forward)]),
+        "pattern": stack(
+            [step for window in windows for step in (attention_word(p, window, **_rope(p)), feed_forward)]
+        ),
         "d_model": p("hidden_size"),
         "vocab_size": p("vocab_size"),
         "norm_eps": p.number("rms_norm_eps"),

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from zoo.models.families.gemma3 import stack_options, weights
-from zoo.models.published.config import Published, word
+from zoo.models.published.config import Published, attention_word
 from zoo.models.published.family import Family, families
 
 DEFAULTS: dict[str, Any] = {
@@ -31,15 +31,11 @@ DEFAULTS: dict[str, Any] = {
 
 def _options(p: Published) -> dict[str, Any]:
     p.ignore("sliding_window_size")  # said in sliding_window too
-    n_heads, n_kv_heads, head_dim = p.heads()
 
     def attention(window: int | None) -> str:
-        return word(
-            "gqa" if window is None else "swa",
-            n_heads=n_heads,
-            n_kv_heads=n_kv_heads,
-            head_dim=head_dim,
-            window=window,
+        return attention_word(
+            p,
+            window,
             bias=p("attention_bias", False),
             scale=p("query_pre_attn_scalar") ** -0.5,
             softcap=p.limit("attn_logit_softcapping"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.models.published.config import Published, stack, word
+from zoo.models.published.config import Published, attention_word, stack, word
 from zoo.models.published.family import Family, families
 from zoo.models.published.layers import attention_maps, glu_maps, step_maps, token_maps
 from zoo.models.published.maps import Map
@@ -35,13 +35,9 @@ def _attention(p: Published, window: int | None) -> str:
         rope = p.rope(kind="full_attention", base=1e6)
     else:
         rope = p.rope(kind="sliding_attention", theta="rope_local_base_freq", scaling=None)
-    n_heads, n_kv_heads, head_dim = p.heads()
-    return word(
-        "gqa" if window is None else "swa",
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
-        window=window,
+    return attention_word(
+        p,
+        window,
         bias=p("attention_bias", False),
         scale=p("query_pre_attn_scalar") ** -0.5,
         qk_norm=True,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from zoo.models.published.config import Published, stack, word
+from zoo.models.published.config import Published, attention_word, stack, word
 from zoo.models.published.family import Family, families
 from zoo.models.published.layers import attention_maps, step_maps, token_maps
 from zoo.models.published.maps import Map, joined, same, transposed
@@ -45,7 +45,6 @@ def _options(p: Published) -> dict[str, Any]:
     p.only("swiglu_alpha", 1.702)
     p.only("swiglu_limit", 7.0)
     p.ignore("experts_per_token", "initial_context_length")  # said elsewhere too
-    n_heads, n_kv_heads, head_dim = p.heads()
     rope = p.rope(base=150000.0)
     moe = word(
         "moe",
@@ -58,16 +57,7 @@ def _options(p: Published) -> dict[str, Any]:
     )
     layers = []
     for window in p.windows(p("sliding_window", None), lambda i: i % 2 == 0):
-        attention = word(
-            "gqa" if window is None else "swa",
-            n_heads=n_heads,
-            n_kv_heads=n_kv_heads,
-            head_dim=head_dim,
-            window=window,
-            bias=p("attention_bias"),
-            sinks=True,
-            **rope,
-        )
+        attention = attention_word(p, window, bias=p("attention_bias"), sinks=True, **rope)
         layers += [attention, moe]
     return {
         "pattern": stack(layers),

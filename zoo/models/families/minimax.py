@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from zoo.core.errors import UsageError
-from zoo.models.published.config import Published, stack, word
+from zoo.models.published.config import Published, attention_word, stack, word
 from zoo.models.published.family import Family, families
 from zoo.models.published.layers import attention_maps, moe_maps, step_maps, token_maps
 from zoo.models.published.maps import Map, joined, same
@@ -65,17 +65,13 @@ def _options(p: Published) -> dict[str, Any]:
     if shared := p("shared_intermediate_size", 0):  # of one expert, or a list with one for every layer
         p.only("shared_intermediate_size", [0] * len(shared) if isinstance(shared, list) else 0)
     p.ignore("block_size", "shared_moe_mode")  # a way to compute; of a shared expert
-    n_heads, n_kv_heads, head_dim = p.heads()
-    window = p("sliding_window", None)
+    n_heads, _, head_dim = p.heads()
     share = p.rope_fraction(head_dim, default=p("rotary_dim", head_dim) / head_dim)
     p.only("rotary_dim", int(share * head_dim))
     words = {
-        FULL: word(
-            "gqa" if window is None else "swa",
-            n_heads=n_heads,
-            n_kv_heads=n_kv_heads,
-            head_dim=head_dim,
-            window=window,
+        FULL: attention_word(
+            p,
+            p("sliding_window", None),
             rope_fraction=share,
             **p.rope(base=1000000.0),
             **_factors(p, FULL),

@@ -6,7 +6,7 @@ from typing import Any
 
 from zoo.models.families.llama3 import weights
 from zoo.models.families.qwen3 import stack_options
-from zoo.models.published.config import Published, word
+from zoo.models.published.config import Published, attention_word, word
 from zoo.models.published.family import Family, families
 
 DEFAULTS: dict[str, Any] = {
@@ -24,10 +24,7 @@ DEFAULTS: dict[str, Any] = {
 def _options(p: Published) -> dict[str, Any]:
     p.only("attention_bias", False)
     p.only("mlp_bias", False)
-    n_heads, n_kv_heads, head_dim = p.heads()
-    window = p("sliding_window", None)
-    kind = "gqa" if window is None else "swa"
-    attention = word(kind, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, window=window, **p.rope())
+    attention = attention_word(p, p("sliding_window", None), **p.rope())
     return stack_options(p, [attention, word("swiglu", d_hidden=p("intermediate_size"))] * p("num_hidden_layers"))
 
 

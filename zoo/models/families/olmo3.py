@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo.models.families.qwen3 import stack_options
-from zoo.models.published.config import Published, word
+from zoo.models.published.config import Published, attention_word, word
 from zoo.models.published.family import Family, families
 from zoo.models.published.layers import attention_maps, glu_maps, step_maps, token_maps
 from zoo.models.published.maps import Map
@@ -31,13 +31,9 @@ def _attention(p: Published, window: int | None) -> str:
         rope = p.rope(kind="full_attention", base=500000.0)
     else:
         rope = p.rope(kind="sliding_attention", base=500000.0, scaling=None)
-    n_heads, n_kv_heads, head_dim = p.heads()
-    return word(
-        "gqa" if window is None else "swa",
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
-        window=window,
+    return attention_word(
+        p,
+        window,
         bias=p("attention_bias", False),
         qk_norm=True,
         qk_norm_over="all",

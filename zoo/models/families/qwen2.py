@@ -7,7 +7,7 @@ from typing import Any
 
 from zoo.models.families.llama3 import weights
 from zoo.models.families.qwen3 import sliding_window, stack_options
-from zoo.models.published.config import Published, word
+from zoo.models.published.config import Published, attention_word, word
 from zoo.models.published.family import Family, families
 
 DEFAULTS: dict[str, Any] = {
@@ -25,20 +25,10 @@ DEFAULTS: dict[str, Any] = {
 
 def _options(p: Published) -> dict[str, Any]:
     p.only("mlp_bias", False)
-    n_heads, n_kv_heads, head_dim = p.heads()
     window, first = sliding_window(p), p("max_window_layers")
     layers = []
     for each in p.windows(window, lambda i: window is not None and i >= first):
-        attention = word(
-            "gqa" if each is None else "swa",
-            n_heads=n_heads,
-            n_kv_heads=n_kv_heads,
-            head_dim=head_dim,
-            window=each,
-            bias=True,
-            out_bias=False,
-            **p.rope(),
-        )
+        attention = attention_word(p, each, bias=True, out_bias=False, **p.rope())
         layers += [attention, word("swiglu", d_hidden=p("intermediate_size"))]
     return stack_options(p, layers)
 

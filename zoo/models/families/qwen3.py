@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.models.published.config import Published, stack, word
+from zoo.models.published.config import Published, attention_word, stack, word
 from zoo.models.published.family import Family, families
 from zoo.models.published.layers import attention_maps, glu_maps, step_maps, token_maps
 from zoo.models.published.maps import Map
@@ -24,15 +24,11 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def attention_word(p: Published, window: int | None) -> str:
+def qwen_attention(p: Published, window: int | None) -> str:
     """Attention of Qwen3, over a window where one is given."""
-    n_heads, n_kv_heads, head_dim = p.heads()
-    return word(
-        "gqa" if window is None else "swa",
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
-        window=window,
+    return attention_word(
+        p,
+        window,
         bias=p("attention_bias", False),
         qk_norm=True,
         norm_eps=p.number("rms_norm_eps", 1e-6),
@@ -68,7 +64,7 @@ def _options(p: Published) -> dict[str, Any]:
     window, first = sliding_window(p), p("max_window_layers")
     windows = p.windows(window, lambda i: window is not None and i >= first)
     feed_forward = word("swiglu", d_hidden=p("intermediate_size"))
-    return stack_options(p, [step for window in windows for step in (attention_word(p, window), feed_forward)])
+    return stack_options(p, [step for window in windows for step in (qwen_attention(p, window), feed_forward)])
 
 
 def _weights(p: Published) -> Iterator[Map]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.models.families.qwen3 import attention_step, attention_word, sliding_window, stack_options
+from zoo.models.families.qwen3 import attention_step, qwen_attention, sliding_window, stack_options
 from zoo.models.published.config import Published, word
 from zoo.models.published.family import Family, families
 from zoo.models.published.layers import glu_maps, moe_maps, step_maps, token_maps
@@ -39,7 +39,7 @@ def _sparse(p: Published) -> list[bool]:
 
 def _options(p: Published) -> dict[str, Any]:
     p.ignore("max_window_layers")  # a window is one of all layers here
-    attention, dense = attention_word(p, sliding_window(p)), word("swiglu", d_hidden=p("intermediate_size"))
+    attention, dense = qwen_attention(p, sliding_window(p)), word("swiglu", d_hidden=p("intermediate_size"))
     experts = {
         "n_experts": _n_experts(p),
         "top_k": p("num_experts_per_tok"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from zoo.models.families.llama3 import weights
 from zoo.models.families.qwen3 import sliding_window, stack_options
-from zoo.models.published.config import Published, word
+from zoo.models.published.config import Published, attention_word, word
 from zoo.models.published.family import Family, families
 
 DEFAULTS: dict[str, Any] = {
@@ -32,22 +32,14 @@ def _rotated(p: Published) -> list[bool]:
 
 
 def _options(p: Published) -> dict[str, Any]:
-    n_heads, n_kv_heads, head_dim = p.heads()
     rotated, window = _rotated(p), sliding_window(p)
     p.ignore("max_window_layers")
     feed_forward = word("swiglu", d_hidden=p("intermediate_size"), bias=p("mlp_bias", False))
     rope = p.rope(base=2000000.0)
     layers = []
     for own, each in zip(rotated, p.windows(window, lambda i: window is not None and not rotated[i]), strict=True):
-        attention = word(
-            "gqa" if each is None else "swa",
-            n_heads=n_heads,
-            n_kv_heads=n_kv_heads,
-            head_dim=head_dim,
-            window=each,
-            bias=p("attention_bias", False),
-            **(rope if own else {"rope": False}),
-        )
+        turned = rope if own else {"rope": False}
+        attention = attention_word(p, each, bias=p("attention_bias", False), **turned)
         layers += [attention, feed_forward]
     return stack_options(p, layers)
 

@@ -228,6 +228,13 @@ def word(name: str, **options: Any) -> str:
     return to_text(make_word(name, {**made.config.changed(), **made.step.changed()}))
 
 
+def attention_word(p: Published, window: int | None = None, **options: Any) -> str:
+    """The text of grouped attention with the config's heads, over a window where one is given."""
+    n_heads, n_kv_heads, head_dim = p.heads()
+    heads = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
+    return word("gqa" if window is None else "swa", **heads, window=window, **options)
+
+
 def stack(layers: list[str]) -> str:
     """The pattern of layers, given each as text, with runs and periods written as repeats."""
     if not layers:
