@@ -40,6 +40,7 @@ class Law:
         tried: how many of the settings are checked of the first case where not all is checked; all by default.
         brief: whether the check takes `brief=True`, the same inputs by fewer routes: for the other cases, and the other
             precisions of the first one, where not all is checked.
+        covering: whether the last of the settings includes the others, and stands for them where all is checked.
         rare: further settings, checked of the first case of a mixer alone, and only where all is checked.
         cases: "every" case of a mixer; the "first" one, and the others where all is checked; or that "alone".
         unless: why it does not bind a mixer.
@@ -56,6 +57,7 @@ class Law:
     settings: tuple[Mapping[str, Any], ...] = ({},)
     tried: int | None = None
     brief: bool = False
+    covering: bool = False
     rare: tuple[Mapping[str, Any], ...] = ()
     cases: Literal["every", "first", "alone"] = "every"
     unless: tuple[Exemption, ...] = ()

@@ -80,9 +80,10 @@ class Check(NamedTuple):
 def plan(law: Law, cases: Sequence[Case], *, thorough: bool = False) -> list[Check]:
     """The checks of a law for the cases of a mixer.
 
-    Thorough ones are every case in every precision with every setting. The others are every case in the law's principal
-    precision and setting, and the first case in the other precisions and with the other settings; all but the first
-    case in the principal precision by fewer routes, where the law has a brief form.
+    Thorough ones are every case in every precision with every setting, or with the last one where it covers the others.
+    The rest are every case in the law's principal precision and setting, and the first case in the other precisions and
+    with the other settings; all but the first case in the principal precision by fewer routes, where the law has a
+    brief form.
     """
     checks = []
     brief = {**law.settings[0], "brief": True} if law.brief else law.settings[0]
@@ -91,7 +92,7 @@ def plan(law: Law, cases: Sequence[Case], *, thorough: bool = False) -> list[Che
         if (law.cases == "alone" and not first) or (law.cases == "first" and not first and not thorough):
             continue
         if thorough:
-            pairs = list(itertools.product(law.dtypes, law.settings))
+            pairs = list(itertools.product(law.dtypes, law.settings[-1:] if law.covering else law.settings))
             pairs += [(law.dtypes[0], setting) for setting in law.rare if first]
         else:
             pairs = [(law.dtypes[0], law.settings[0] if first else brief)]
