@@ -28,7 +28,19 @@ from zoo.objectives.base import (
     row_parts,
     with_losses,
 )
-from zoo.objectives.diffusion import CELL, TIME, Estimate, Noisy, cells_of, drawn_losses, halves_of, shares, worth_of
+from zoo.objectives.diffusion import (
+    CELL,
+    TIME,
+    Estimate,
+    Noisy,
+    cells_of,
+    drawn_losses,
+    guessed_halves,
+    shares,
+    unmasked_frames,
+    weighted_nats,
+    worth_of,
+)
 from zoo.objectives.draws import RowDraws
 from zoo.objectives.unmasking import Order, drawn, step_of
 from zoo.protocol import Context, State
@@ -138,7 +150,7 @@ class BlockDiffusion(Objective):
             timespans = None if data.timespans is None else data.timespans[here]
             clean, noise, own = data.tokens[here], part.tokens, cells[here]
             logits, losses, metrics = self._logits(model, clean, own, noise, part.positions, timespans)
-            loss = with_losses(_weighted(logits, part), Context(losses=losses), share)
+            loss = with_losses(weighted_nats(logits, part), Context(losses=losses), share)
             yield Update(loss, logits, part.targets, part.rows, metrics, share, here is cut[-1])
 
     def passes(self, model: nn.Module, batch: Batch) -> int:
@@ -156,10 +168,7 @@ class BlockDiffusion(Objective):
         """The answers after every pass that unmasked something."""
         with evaluation_mode(model):
             data = self.encode(batch).to(next(model.parameters()).device)
-            for answer in self._answers(model, data):
-                tokens = answer[:, -batch.inputs.shape[1] :].cpu()
-                asked, hidden = batch.targets != IGNORE, tokens == self.mask_token
-                yield Frame(torch.where(asked & ~hidden, tokens, batch.inputs), hidden)
+            yield from unmasked_frames(self._answers(model, data), batch, self.mask_token)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -175,7 +184,7 @@ class BlockDiffusion(Objective):
             def loss(draws: RowDraws) -> Tensor:
                 noisy = self._noise(data, draws, worth_of(batch))
                 logits, _, _ = self._logits(model, data.tokens, cells, noisy.tokens, noisy.positions, data.timespans)
-                return _weighted(logits, noisy)
+                return weighted_nats(logits, noisy)
 
             said = answer[:, -batch.inputs.shape[1] :].cpu()
             return said, drawn_losses(data, self.config.loss_draws, loss)
@@ -289,13 +298,11 @@ class BlockDiffusion(Objective):
         if not cells.any():
             yield tokens
         elif self.task.is_language:
-            for half in halves_of(cells, draws):
-                positions = half.flatten().nonzero().squeeze(1)
-                noisy = data.tokens.masked_fill(half, self.mask_token)
-                logits, _, _ = self._logits(model, data.tokens, cells, noisy, positions, data.timespans)
-                tokens = tokens.clone()
-                tokens.view(-1)[positions] = logits.argmax(-1)
-                yield tokens
+
+            def predict(noisy: Tensor, positions: Tensor) -> Tensor:
+                return self._logits(model, data.tokens, cells, noisy, positions, data.timespans)[0]
+
+            yield from guessed_halves(predict, data, cells, draws, self.mask_token)
         else:
             yield from self.unmask(model, tokens, cells, data.timespans, draws)
 
@@ -371,8 +378,3 @@ class _Seen:
         total = sum(self.sizes)
         each = zip(self.contexts, self.sizes, strict=True)
         return [loss * (size / total) for context, size in each for loss in context.losses]
-
-
-def _weighted(logits: Tensor, noisy: Noisy) -> Tensor:
-    nats = F.cross_entropy(at_least_float32(logits), noisy.targets, reduction="none")
-    return (nats * noisy.weight).sum()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.objectives.base import Encoded, Objective, answered, answered_length
+from zoo.objectives.base import Encoded, Frame, Objective, answered, answered_length, at_least_float32
 from zoo.objectives.draws import RowDraws
 from zoo.ops.common import widest
 from zoo.pieces import Pieces
@@ -134,6 +135,31 @@ def halves_of(cells: Tensor, draws: RowDraws) -> tuple[Tensor, Tensor]:
     return first, cells & ~first
 
 
+def guessed_halves(
+    predict: Callable[[Tensor, Tensor], Tensor], data: Encoded, cells: Tensor, draws: RowDraws, mask: int
+) -> Iterator[Tensor]:
+    """Tokens (n, T) after each half of the cells was guessed from the other; those still to be guessed are masks.
+
+    Args:
+        predict: from rows (n, T) in which one half is masked, and the positions (m,) of its cells, to their logits.
+    """
+    answer = data.tokens.masked_fill(cells, mask)
+    for half in halves_of(cells, draws):
+        positions = half.flatten().nonzero().squeeze(1)
+        logits = predict(data.tokens.masked_fill(half, mask), positions)
+        answer = answer.clone()
+        answer.view(-1)[positions] = logits.argmax(-1)
+        yield answer
+
+
+def unmasked_frames(answers: Iterable[Tensor], batch: Batch, mask: int) -> Iterator[Frame]:
+    """What is known after every pass, in the task's coordinates, of tokens (n, T) that end with those of the task."""
+    for answer in answers:
+        tokens = answer[:, -batch.inputs.shape[1] :].cpu()
+        asked, hidden = batch.targets != IGNORE, tokens == mask
+        yield Frame(torch.where(asked & ~hidden, tokens, batch.inputs), hidden)
+
+
 class Noisy(NamedTuple):
     """Rows with noisy cells.
 
@@ -174,6 +200,12 @@ class Noisy(NamedTuple):
         return self._replace(**{k: getattr(self, k)[here] for k in ("positions", "targets", "rows", "weight")})
 
 
+def weighted_nats(logits: Tensor, noisy: Noisy) -> Tensor:
+    """The sum over noisy cells of -log p times their weight; logits (m, tokens)."""
+    nats = F.cross_entropy(at_least_float32(logits), noisy.targets, reduction="none")
+    return (nats * noisy.weight).sum()
+
+
 def read_piece(
     pieces: Pieces, tokens: Tensor, positions: Tensor, timespans: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -189,10 +221,13 @@ __all__ = [
     "Noisy",
     "cells_of",
     "drawn_losses",
+    "guessed_halves",
     "halves_of",
     "hit",
     "read_piece",
     "shares",
     "times_of",
+    "unmasked_frames",
+    "weighted_nats",
     "worth_of",
 ]

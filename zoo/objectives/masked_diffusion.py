@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -30,11 +29,13 @@ from zoo.objectives.diffusion import (
     Noisy,
     cells_of,
     drawn_losses,
-    halves_of,
+    guessed_halves,
     hit,
     read_piece,
     shares,
     times_of,
+    unmasked_frames,
+    weighted_nats,
     worth_of,
 )
 from zoo.objectives.draws import RowDraws
@@ -42,7 +43,7 @@ from zoo.objectives.unmasking import Unmasking, drawn, plan, remasked_step, step
 from zoo.ops.common import widest
 from zoo.pieces import Pieces
 from zoo.protocol import Context
-from zoo.tasks.protocol import IGNORE, Batch, Task
+from zoo.tasks.protocol import Batch, Task
 
 
 @register("masked_diffusion")
@@ -118,7 +119,7 @@ class MaskedDiffusion(Diffusion):
             share *= 1.0 if pieces is None else pieces.share
             timespans = None if data.timespans is None else data.timespans[here]
             logits, context = self._logits(model, part.tokens, part.positions, timespans, pieces)
-            loss = with_losses(_weighted(logits, part), context, share)
+            loss = with_losses(weighted_nats(logits, part), context, share)
             yield Update(loss, logits, part.targets, part.rows, context.metrics, share, here is cut[-1])
 
     def takes_pieces(self) -> bool:
@@ -136,10 +137,7 @@ class MaskedDiffusion(Diffusion):
         """The answers after every pass that unmasked something."""
         with evaluation_mode(model):
             data = self.encode(batch).to(next(model.parameters()).device)
-            for answer in self._answers(model, data):
-                tokens = self.predictions(batch, answer)
-                asked, hidden = batch.targets != IGNORE, tokens == self.mask_token
-                yield Frame(torch.where(asked & ~hidden, tokens, batch.inputs), hidden)
+            yield from unmasked_frames(self._answers(model, data), batch, self.mask_token)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -154,7 +152,7 @@ class MaskedDiffusion(Diffusion):
 
             def loss(draws: RowDraws) -> Tensor:
                 noisy = self._noise(data, draws, worth_of(batch))
-                return _weighted(self._logits(model, noisy.tokens, noisy.positions, data.timespans)[0], noisy)
+                return weighted_nats(self._logits(model, noisy.tokens, noisy.positions, data.timespans)[0], noisy)
 
             return self.predictions(batch, answer), drawn_losses(data, self.config.loss_draws, loss)
 
@@ -163,7 +161,8 @@ class MaskedDiffusion(Diffusion):
         draws = RowDraws.of(data)
         cells = cells_of(data)
         if self.task.is_language:
-            yield from self._halves(model, data, cells, draws)
+            predict = lambda tokens, positions: self._logits(model, tokens, positions, data.timespans)[0]  # noqa: E731
+            yield from guessed_halves(predict, data, cells, draws, self.mask_token)
             return
         tokens = data.tokens.masked_fill(cells, self.mask_token)
         if not cells.any():
@@ -217,15 +216,6 @@ class MaskedDiffusion(Diffusion):
             positions = positions - (positions % tokens.shape[1] > 0).to(positions.dtype)
         logits = model.logits(hidden.flatten(0, 1).index_select(0, positions))
         return logits[:, : self.mask_token], context
-
-    def _halves(self, model: Any, data: Encoded, cells: Tensor, draws: RowDraws) -> Iterator[Tensor]:
-        answer = data.tokens.masked_fill(cells, self.mask_token)
-        for half in halves_of(cells, draws):
-            positions = half.flatten().nonzero().squeeze(1)
-            logits, _ = self._logits(model, data.tokens.masked_fill(half, self.mask_token), positions, data.timespans)
-            answer = answer.clone()
-            answer.view(-1)[positions] = logits.argmax(-1)
-            yield answer
 
     # ---- unmasking
 
@@ -306,11 +296,6 @@ class MaskedDiffusion(Diffusion):
             free, _ = self._logits(model, tokens.masked_fill(~cells, self.mask_token), everywhere, timespans)
             logits = free + (how.guidance + 1) * (logits - free)
         return at_least_float32(logits).unflatten(0, tokens.shape)
-
-
-def _weighted(logits: Tensor, noisy: Noisy) -> Tensor:
-    nats = F.cross_entropy(at_least_float32(logits), noisy.targets, reduction="none")
-    return (nats * noisy.weight).sum()
 
 
 def _cut(data: Encoded, length: int) -> Encoded:
