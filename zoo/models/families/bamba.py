@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo.models.families.mamba2 import step_limit
-from zoo.models.published.config import Published, stack, word
+from zoo.models.published.config import Published, attention_word, stack, word
 from zoo.models.published.family import Family, families
 from zoo.models.published.layers import attention_maps, glu_maps, mamba2_maps, step_maps, token_maps
 from zoo.models.published.maps import Map
@@ -71,14 +71,11 @@ def _attends(p: Published) -> list[bool]:
 def _options(p: Published) -> dict[str, Any]:
     p.only("hidden_act", "silu")
     p.only("partial_rotary_factor", 0.5)
-    n_heads, n_kv_heads, head_dim = p.heads()
+    *_, head_dim = p.heads()
     share = p.rope_fraction(head_dim, default=0.5)
     p.only("attn_rotary_emb", int(head_dim * share))
-    attention = word(
-        "gqa",
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
+    attention = attention_word(
+        p,
         bias=p("attention_bias", False),
         rope_fraction=share,
         **p.rope(context=262144),

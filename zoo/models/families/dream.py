@@ -12,7 +12,7 @@ from typing import Any
 from zoo.models.families import qwen2
 from zoo.models.families.llama3 import weights
 from zoo.models.families.qwen3 import stack_options
-from zoo.models.published.config import Published, word
+from zoo.models.published.config import Published, attention_word, word
 from zoo.models.published.family import Family, families
 
 DEFAULTS = {k: v for k, v in qwen2.DEFAULTS.items() if k not in ("sliding_window", "max_window_layers")}
@@ -22,10 +22,7 @@ def _options(p: Published) -> dict[str, Any]:
     p.only("use_sliding_window", False)
     p.only("mlp_bias", False)
     p.only("head_dim", p("hidden_size") // p("num_attention_heads"))
-    n_heads, n_kv_heads, head_dim = p.heads()
-    attention = word(
-        "gqa", n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, bias=True, out_bias=False, **p.rope()
-    )
+    attention = attention_word(p, bias=True, out_bias=False, **p.rope())
     layer = [attention, word("swiglu", d_hidden=p("intermediate_size"))]
     options = stack_options(p, layer * p("num_hidden_layers"))
     return {**options, "causal": False, "shifted_logits": True}

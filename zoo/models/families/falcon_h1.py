@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo.models.families.mamba2 import step_limit
-from zoo.models.published.config import Published, stack, word
+from zoo.models.published.config import Published, attention_word, stack, word
 from zoo.models.published.family import Family, families
 from zoo.models.published.layers import attention_maps, glu_maps, mamba2_maps, step_maps, token_maps
 from zoo.models.published.maps import Map
@@ -58,15 +58,12 @@ def _options(p: Published) -> dict[str, Any]:
     p.only("mamba_use_mlp", True)
     p.only("layers_block_type", ["hybrid"] * p("num_hidden_layers"))
     p.ignore("num_logits_to_keep", "mamba_chunk_size", "mlp_expansion_factor", "expansion_factor", "add_bos_token")
-    n_heads, n_kv_heads, head_dim = p.heads()
+    *_, head_dim = p.heads()
     key_factor, eps = p.number("key_multiplier", 1.0), p.number("rms_norm_eps", 1e-5)
     gate_factor, down_factor = p("mlp_multipliers", (1.0, 1.0))
     of_parts = tuple(map(float, p("ssm_multipliers", (1.0,) * 5)))
-    attention = word(
-        "gqa",
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
+    attention = attention_word(
+        p,
         scale=None if key_factor == 1 else key_factor * head_dim**-0.5,
         bias=p("attention_bias"),
         **p.rope(context=8192),

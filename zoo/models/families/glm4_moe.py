@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo.models.families.deepseek_v3 import balanced_experts, extra_layers, model_maps
-from zoo.models.published.config import Published, stack, word
+from zoo.models.published.config import Published, attention_word, stack, word
 from zoo.models.published.family import Family, families
 from zoo.models.published.layers import attention_maps
 from zoo.models.published.maps import Map
@@ -38,14 +38,11 @@ DEFAULTS: dict[str, Any] = {
 def _options(p: Published) -> dict[str, Any]:
     p.only("hidden_act", "silu")
     p.ignore("num_nextn_predict_layers", "num_mtp_layers")
-    n_heads, n_kv_heads, head_dim = p.heads()
+    *_, head_dim = p.heads()
     eps = p.number("rms_norm_eps", 1e-5)
     qk_norm = {"qk_norm": True, "norm_eps": eps} if p("use_qk_norm", False) else {}
-    attention = word(
-        "gqa",
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
+    attention = attention_word(
+        p,
         bias=p("attention_bias", False),
         out_bias=False,
         rope_fraction=p.rope_fraction(head_dim, default=0.5),

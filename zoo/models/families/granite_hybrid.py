@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo.models.families.bamba import RECURRENT, recurrent_maps, recurrent_word
-from zoo.models.published.config import Published, stack, word
+from zoo.models.published.config import Published, attention_word, stack, word
 from zoo.models.published.family import Family, families
 from zoo.models.published.layers import attention_maps, step_maps, token_maps
 from zoo.models.published.maps import Map, parts, same
@@ -43,16 +43,12 @@ def _attends(p: Published) -> list[bool]:
 def _options(p: Published) -> dict[str, Any]:
     p.only("hidden_act", "silu")
     p.only("normalization_function", "rmsnorm")
-    n_heads, n_kv_heads, head_dim = p.heads()
     factor = p.number("residual_multiplier")
     out_scale = None if factor == 1 else factor
     rotated = p.only("position_embedding_type", None, "nope", "rope") == "rope"
     rope = p.rope(context=2048)
-    attention = word(
-        "gqa",
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
+    attention = attention_word(
+        p,
         scale=p.number("attention_multiplier"),
         bias=p("attention_bias", False),
         out_scale=out_scale,

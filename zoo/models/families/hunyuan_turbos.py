@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo.core.errors import UsageError
-from zoo.models.published.config import Published, stack, word
+from zoo.models.published.config import Published, attention_word, stack, word
 from zoo.models.published.family import Family, families
 from zoo.models.published.layers import attention_maps, mamba2_maps, moe_maps, step_maps, token_maps
 from zoo.models.published.maps import Map
@@ -33,11 +33,10 @@ def _letters(p: Published) -> str:
 
 def _options(p: Published) -> dict[str, Any]:
     p.only("hidden_act", "silu")
-    n_heads, n_kv_heads, head_dim = p.heads()
     width, eps, letters = p("hidden_size"), p.number("rms_norm_eps", 1e-5), _letters(p)
     p.only("num_hidden_layers", len(letters))
     words = {
-        "A": word("gqa", n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, **p.rope()),
+        "A": attention_word(p, **p.rope()),
         "M": word(
             "mamba2",
             d_state=p("mamba_d_state"),

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.models.published.config import Published, stack, word
+from zoo.models.published.config import Published, attention_word, stack, word
 from zoo.models.published.family import Family, families
 from zoo.models.published.layers import attention_maps, glu_maps, mamba_maps, moe_maps, step_maps, token_maps
 from zoo.models.published.maps import Map
@@ -51,9 +51,8 @@ def _options(p: Published) -> dict[str, Any]:
     p.only("mamba_inner_layernorms", True)
     p.ignore("num_logits_to_keep", "calc_logits_for_entire_prompt", "n_ctx")
     p.ignore("use_mamba_kernels", "use_mambapy", "use_associative_scan")
-    n_heads, n_kv_heads, head_dim = p.heads()
     rank, eps = p("mamba_dt_rank", "auto"), p.number("rms_norm_eps", 1e-6)
-    attention = word("gqa", n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, rope=False)
+    attention = attention_word(p, rope=False)
     mamba = word(
         "mamba",
         d_state=p("mamba_d_state"),

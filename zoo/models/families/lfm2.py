@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.models.published.config import Published, stack, word
+from zoo.models.published.config import Published, attention_word, stack, word
 from zoo.models.published.family import Family, families
 from zoo.models.published.layers import attention_maps, conv_maps, glu_maps, linear_maps, step_maps, token_maps
 from zoo.models.published.maps import Map
@@ -35,17 +35,14 @@ def tied(p: Published) -> bool:
 
 def mixers(p: Published, kinds: list[str]) -> list[str]:
     """The convolution or attention of every layer."""
-    n_heads, n_kv_heads, head_dim = p.heads()
+    n_heads, *_ = p.heads()
     p.only("use_pos_enc", True)
     p.only("theta", p("rope_theta", 1000000.0))
     for key in ("conv_dim", "conv_dim_out", "block_dim"):
         p.only(key, p("hidden_size"))
     p.only("num_heads", n_heads)
-    attention = word(
-        "gqa",
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
+    attention = attention_word(
+        p,
         qk_norm=True,
         norm_eps=p.number("norm_eps"),
         **p.rope(base=1000000.0),

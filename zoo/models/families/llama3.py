@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.models.published.config import Published, stack, word
+from zoo.models.published.config import Published, attention_word, stack, word
 from zoo.models.published.family import Family, families
 from zoo.models.published.layers import attention_maps, glu_maps, step_maps, token_maps
 from zoo.models.published.maps import Map
@@ -14,12 +14,8 @@ from zoo.models.published.maps import Map
 def options(p: Published) -> dict[str, Any]:
     """The options of a Llama."""
     p.only("hidden_act", "silu")
-    n_heads, n_kv_heads, head_dim = p.heads()
-    attention = word(
-        "gqa",
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
+    attention = attention_word(
+        p,
         bias=p("attention_bias", False),
         **p.rope(context=2048),
     )

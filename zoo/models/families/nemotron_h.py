@@ -12,7 +12,7 @@ from typing import Any
 
 from zoo.core.errors import UsageError
 from zoo.models.families.mamba2 import step_limit
-from zoo.models.published.config import ACTIVATIONS, Published, stack, word
+from zoo.models.published.config import ACTIVATIONS, Published, attention_word, stack, word
 from zoo.models.published.family import Family, families
 from zoo.models.published.layers import attention_maps, mamba2_maps, mlp_maps, moe_maps, step_maps, token_maps
 from zoo.models.published.maps import Map
@@ -79,7 +79,6 @@ def _check(p: Published, letters: str, eps: float) -> None:
 def _options(p: Published) -> dict[str, Any]:
     letters, eps, width = _letters(p), p.number("layer_norm_epsilon", 1e-5), p("hidden_size")
     _check(p, letters, eps)
-    n_heads, n_kv_heads, head_dim = p.heads()
     activation = p.choice("mlp_hidden_act", ACTIVATIONS, "relu2")
     words = {
         "M": word(
@@ -94,7 +93,7 @@ def _options(p: Published) -> dict[str, Any]:
             bias=p("use_bias"),
             conv_bias=p("use_conv_bias"),
         ),
-        "*": word("gqa", n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, rope=False),
+        "*": attention_word(p, rope=False),
         "-": word("mlp", d_hidden=p("intermediate_size"), activation=activation, bias=p("mlp_bias")),
         "E": word(
             "moe",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo.models.families import qwen3_5
+from zoo.models.families import qwen3_5, qwen3_next
 from zoo.models.published.config import Published
 from zoo.models.published.family import Family, families
 
@@ -35,22 +35,7 @@ def _options(p: Published) -> dict[str, Any]:
 
 _PUBLISHED = {"max_position_embeddings": 262144, "rope_theta": 10000000}
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "hidden_size": 64,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "linear_key_head_dim": 16,
-        "linear_value_head_dim": 16,
-        "moe_intermediate_size": 32,
-        "shared_expert_intermediate_size": 32,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "vocab_size": 256,
-    },
+    "tiny": qwen3_next.SIZES["tiny"],
     "35b-a3b": _PUBLISHED,
     "397b-a17b": {
         **_PUBLISHED,
