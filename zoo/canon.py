@@ -22,24 +22,15 @@ class Canon(nn.Module):
     """u + conv(u): causal, depthwise, W taps, without an activation. Its state is the last W - 1 inputs.
 
     The weights start as those of torch's Conv1d, as in PhysicsLM4.
-
-    Args:
-        width: channels.
-        size: W.
-        residual: False for conv(u) alone.
-        bias: of the convolution; a Canon layer has none.
     """
 
-    def __init__(self, width: int, size: int, *, residual: bool = True, bias: bool = False):
+    def __init__(self, width: int, size: int):
         super().__init__()
-        self.residual = residual
         self.weight = nn.Parameter(torch.empty(width, size).uniform_(-(size**-0.5), size**-0.5))
-        self.bias = nn.Parameter(torch.empty(width).uniform_(-(size**-0.5), size**-0.5)) if bias else None
 
     def forward(self, u: Tensor, state: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
-        bias = None if self.bias is None else self.bias.to(u.dtype)
-        y, state = causal_conv1d(u, self.weight.to(u.dtype), bias, state, **packing(context))
-        return u + y if self.residual else y, state
+        y, state = causal_conv1d(u, self.weight.to(u.dtype), None, state, **packing(context))
+        return u + y, state
 
     def init_state(self, batch_size: int, device: Any, dtype: torch.dtype | None) -> Tensor:
         """(B, W - 1, width) zeros, those before a first step."""

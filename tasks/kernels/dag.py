@@ -90,11 +90,7 @@ def names(edges, query):
     ends = np.empty((edges.shape[1], 2), dtype=np.int64)
     name, up, down = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.uint64)
     for i in range(len(edges)):
-        n = count = 0
-        while count < edges.shape[1] and edges[i, count, 0] >= 0:
-            for end in range(2):
-                n, ends[count, end] = _known(nodes, n, edges[i, count, end])
-            count += 1
+        n, count = _read(edges[i], nodes, ends)
         for node in range(n):
             name[node] = mix(_QUERY) if nodes[node] == query[i] else mix(_NODE)
         for _ in range(_ROUNDS):
@@ -120,11 +116,7 @@ def sizes(edges, query):
     ends = np.empty((edges.shape[1], 2), dtype=np.int64)
     source = np.empty(most, dtype=np.bool_)
     for i in range(len(edges)):
-        n = count = 0
-        while count < edges.shape[1] and edges[i, count, 0] >= 0:
-            for end in range(2):
-                n, ends[count, end] = _known(nodes, n, edges[i, count, end])
-            count += 1
+        n, count = _read(edges[i], nodes, ends)
         source[:n] = True
         for k in range(count):
             source[ends[k, 1]] = False
@@ -185,6 +177,18 @@ def _may_follow(edges, done, n_done, node, needed, n_needed):
             there = found
         k += 1
     return there
+
+
+@compiled
+def _read(edges, nodes, ends):
+    """The numbers of nodes and edges of a graph (E, 2), filled up with -1; its nodes go into `nodes`, and the places of
+    the ends of its edges among these into `ends`."""
+    n = count = 0
+    while count < len(edges) and edges[count, 0] >= 0:
+        for end in range(2):
+            n, ends[count, end] = _known(nodes, n, edges[count, end])
+        count += 1
+    return n, count
 
 
 @compiled

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from zoo.canon import Canon, require_causal
 from zoo.core.errors import UsageError
 from zoo.mixers.attention_parts import AttentionWord, RopeOptions, angles
+from zoo.mixers.parts import CausalConv
 from zoo.norms import rms_norm
 from zoo.ops import attention, init_cache, rotary_width, rotate
-from zoo.protocol import Context, Place, State, Traits, derive_heads, first_parameter_like, register
+from zoo.protocol import Context, Place, State, Traits, derive_heads, first_parameter_like, recurrent_dtype, register
 
 
 class AttentionOptions(RopeOptions):
@@ -130,7 +131,7 @@ class Attention(AttentionWord):
             self.canon = Canon((H + 2 * G) * K, config.canon_b)
         if config.conv_size is not None:
             require_causal("conv_size", config.conv_size, place._replace(causal=self.causal))
-            self.conv = Canon((H + 2 * G) * K, config.conv_size, residual=False, bias=True)
+            self.conv = CausalConv((H + 2 * G) * K, config.conv_size, bias=True, activation=None, backend="auto")
         nn.init.normal_(self.in_proj.weight, std=d_model**-0.5)
         nn.init.normal_(self.out_proj.weight, std=(H * K * 2 * place.n_layers) ** -0.5)
         for layer in (self.in_proj, self.out_proj):
@@ -167,10 +168,11 @@ class Attention(AttentionWord):
         cache = init_cache(batch_size, G, K, K, capacity=capacity, window=self.window, device=device, dtype=dtype)
         if self._mixes is None:
             return cache
-        return CanonAttentionState(cache, self._mixes.init_state(batch_size, device, dtype))
+        last = (batch_size, self._mixes.weight.shape[1] - 1, len(self._mixes.weight))
+        return CanonAttentionState(cache, torch.zeros(last, device=device, dtype=recurrent_dtype(dtype)))
 
     @property
-    def _mixes(self) -> Canon | None:
+    def _mixes(self) -> Canon | CausalConv | None:
         """The convolution of queries, keys and values."""
         return self.conv if self.canon is None else self.canon
 

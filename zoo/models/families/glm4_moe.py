@@ -40,7 +40,7 @@ def _options(p: Published) -> dict[str, Any]:
     p.ignore("num_nextn_predict_layers", "num_mtp_layers")
     *_, head_dim = p.heads()
     eps = p.number("rms_norm_eps", 1e-5)
-    qk_norm = {"qk_norm": True, "norm_eps": eps} if p("use_qk_norm", False) else {}
+    qk_norm: dict[str, Any] = {"qk_norm": True, "norm_eps": eps} if p("use_qk_norm", False) else {}
     attention = attention_word(
         p,
         bias=p("attention_bias", False),
