@@ -60,6 +60,14 @@ def never_halts(model):
     return model
 
 
+def last_thought(chosen, model, tokens, state=None, puzzles=None):
+    """That of the last step of evaluation, by `think` alone."""
+    for _ in range(chosen.config.eval_steps or model.recursion.max_steps):
+        thought = model.think(tokens, state, puzzles=puzzles)
+        state = thought.state
+    return thought
+
+
 def test_the_loss_by_hand():
     chosen = objective(loss="softmax")
     model = model_for(chosen)
@@ -133,10 +141,10 @@ def test_a_place_keeps_the_number_of_its_puzzle():
             scored = batch.targets != IGNORE
             torch.testing.assert_close(update.logits, model.logits(thought.hidden)[scored])
     rows = task.sample(6, split="test", seed=0)
-    *_, last = chosen.thoughts(model, rows.inputs, puzzles=rows.puzzles)
+    last = last_thought(chosen, model, rows.inputs, puzzles=rows.puzzles)
     asked = rows.targets != IGNORE
     assert torch.equal(chosen.predict(model, rows)[asked], model.logits(last.hidden).argmax(-1)[asked])
-    assert not torch.equal(last.hidden, list(chosen.thoughts(model, rows.inputs))[-1].hidden)
+    assert not torch.equal(last.hidden, last_thought(chosen, model, rows.inputs).hidden)
 
 
 def test_q_learning_bootstraps_from_the_next_step():
@@ -166,7 +174,7 @@ def test_more_steps_and_more_starts():
     model = model_for(chosen)
     torch.nn.init.normal_(model.halting.weight)
     rows = SUDOKU.sample(6, split="test", seed=0)
-    *_, last = chosen.thoughts(model, rows.inputs)
+    last = last_thought(chosen, model, rows.inputs)
     state = None
     for _ in range(5):
         logits, state = model(rows.inputs, state)
@@ -175,8 +183,7 @@ def test_more_steps_and_more_starts():
 
     several, thoughts = objective(eval_steps=2, starts=4), []
     for attempt in range(4):
-        *_, thought = several.thoughts(model, rows.inputs, start_of(several, model, rows, attempt))
-        thoughts.append(thought)
+        thoughts.append(last_thought(several, model, rows.inputs, start_of(several, model, rows, attempt)))
     favourite = torch.stack([t.halt for t in thoughts]).argmax(0)
     assert len(favourite.unique()) > 1
     expected = torch.stack([model.logits(t.hidden) for t in thoughts])[favourite, torch.arange(6)]

@@ -176,15 +176,6 @@ class Thinking(Objective):
         """(n,) bool: whether the halting head says that the answer is right."""
         return thought.halt > (thought.go_on if self.config.halting == "q" else 0)
 
-    def thoughts(
-        self, model: Any, tokens: Tensor, state: RecursiveState | None = None, *, puzzles: Tensor | None = None
-    ) -> Iterator[Thought]:
-        """`model.think` step after step, each from the state of the last."""
-        for _ in range(self._n_steps(model)):
-            thought = model.think(tokens, state, puzzles=puzzles)
-            state = thought.state
-            yield thought
-
 
 def _frames(answers: Tensor | None, halts: Tensor | None) -> Iterator[Frame]:
     """Frames of the answers (S, n, L) after every step, and of the logits (S, n) of the halting head."""
