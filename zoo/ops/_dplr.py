@@ -261,9 +261,8 @@ def decayed_backward(
         d_start[:, -1, 0] += d_total[part]
         d_r.mul_(start)
         d_w.mul_(end)
-        while levels:
-            start, end = levels.pop()
-            size = 2 ** len(levels)
+        for level, (start, end) in reversed(list(enumerate(levels))):
+            size = 2**level
             (d_start_left, d_start_right), (d_end_left, _) = _blocks(d_start, size), _blocks(d_end, size)
             d_start_left[..., -1, 0, :] += d_start_right.sum((-3, -2))
             d_start_right[..., -1, 0, :] += d_end_left.sum((-3, -2))
