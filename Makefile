@@ -70,7 +70,9 @@ bench: $(VENV)/.installed
 	$(BENCH) mad --layers "{mixer} swiglu {mixer} swiglu" --width 64 --share 0.01 --batch-size 32 --lr 3e-3 --budget 5 \
 		--train test_rows=320 $(BENCH_OUT)
 
-bench-ops: $(VENV)/parity/peers/.installed $(VENV)/parity/fla/.installed
+# About 10 minutes on 2 cores that do nothing else.
+bench-ops: $(VENV)/parity/peers/.installed $(VENV)/parity/fla/.installed $(VENV)/parity/runtimes/.installed
+	$(VENV)/parity/runtimes/bin/python -m zoo.benchmarks.studies.forward_passes
 	FLA_PATH=$(wildcard $(VENV)/parity/fla/lib/python*/site-packages) $(VENV)/parity/peers/bin/python -m zoo.benchmarks.studies.ops
 
 $(VENV)/bin/python:
@@ -91,6 +93,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.torch
 
 PEERS_peers := transformers==5.23.0 einops peft==0.21.2 ncps==1.0.1 rwkv==0.8.32 scipy
 PEERS_tracking := wandb==0.31.0 mlflow==3.17.2
+PEERS_runtimes := onnxruntime==1.32.0 onnx==1.23.0 ggml-python==0.0.45
 PEERS_fla := transformers==5.23.0 einops setuptools wheel ninja packaging
 # These name dependencies that the project brings, or that only their GPU kernels need.
 BARE_peers := mambapy==1.2.0 xlstm==2.0.6 mlstm_kernels==2.0.6 omegaconf==2.3.0 antlr4-python3-runtime==4.9.3 dacite opt_einsum \

@@ -64,6 +64,22 @@ def op_case(op: Callable[..., tuple[Tensor, Any]], inputs: Inputs, forms: Sequen
     return Case(inputs, form, ("auto", *forms), functools.partial(by_steps, op), rest.pop("counted", "chunked"), **rest)
 
 
+def whole_case(
+    run: Callable[..., Tensor], inputs: Inputs, forms: Sequence[str], exact: str = "reference", **rest: Any
+) -> Case:
+    """A function `run(**inputs, backend=)`; the exact values are those of its form `exact`, in float64."""
+
+    def form(backend: str) -> Function:
+        return lambda x: (run(**x, backend=backend),)
+
+    return Case(inputs, form, ("auto", *forms), form(exact), rest.pop("counted", exact), **rest)
+
+
+def plain_case(run: Callable[..., Tensor], inputs: Inputs, **rest: Any) -> Case:
+    """A function `run(**inputs)` without forms to choose from; the exact values are its own, in float64."""
+    return Case(inputs, lambda _: lambda x: (run(**x),), ("auto",), lambda x: (run(**x),), "auto", **rest)
+
+
 def mixer_case(spec: str, d_model: int, shape: tuple[int, int], forms: Sequence[str], **rest: Any) -> Case:
     """A mixer `spec` of width `d_model` over x (B, T); its parameters are inputs too.
 
@@ -91,8 +107,8 @@ def flat(outputs: Any) -> tuple[Tensor, ...]:
     return tuple(torch.utils._pytree.tree_leaves(outputs))
 
 
-def load_naive(module: str) -> ModuleType:
-    """flash-linear-attention's plain PyTorch forms of one op, from their file alone.
+def load_naive(module: str, file: str = "naive") -> ModuleType:
+    """flash-linear-attention's plain PyTorch forms of one op, from their file alone, `naive.py` for most.
 
     Importing `fla.ops` would ask for Triton and a GPU. The package is looked for on the path, then in the folder that
     FLA_PATH names.
@@ -104,9 +120,9 @@ def load_naive(module: str) -> ModuleType:
     folders = list(package.submodule_search_locations or ()) if package else []
     folders += [os.path.join(os.environ["FLA_PATH"], "fla")] if os.environ.get("FLA_PATH") else []
     for folder in folders:
-        path = pathlib.Path(folder) / "ops" / module / "naive.py"
+        path = pathlib.Path(folder) / "ops" / module / f"{file}.py"
         if path.exists():
-            spec = importlib.util.spec_from_file_location(f"fla_naive_{module.replace('/', '_')}", path)
+            spec = importlib.util.spec_from_file_location(f"fla_{file}_{module.replace('/', '_')}", path)
             assert spec is not None
             assert spec.loader is not None
             loaded = importlib.util.module_from_spec(spec)

@@ -29,8 +29,8 @@ here; more than 100 % means that a form needs fewer products than the plain form
 
 The peers are the public forms that run on a CPU. Those of flash-linear-attention are its plain PyTorch forms, not its
 GPU kernels. `lstm` and `gru` are torch's own, so their ratio is 1. Rows without a peer have none that was measured.
-Forward passes alone and single steps are not measured here: ggml and onnxruntime are faster than these kernels in
-both, see [limits](../limits.md#speed).
+Forward passes alone are on [a page of their own](forward_passes.md), beside ggml and onnxruntime; single steps are not
+measured here, see [limits](../limits.md#speed).
 """
 
 

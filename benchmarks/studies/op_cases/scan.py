@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zoo.benchmarks.studies.measure import Case, Function, Inputs, mixer_case, op_case
+from zoo.benchmarks.studies.measure import Case, Function, Inputs, mixer_case, op_case, plain_case
 from zoo.ops import scan, selective_scan
 
 B, T, D, N = 2, 2048, 256, 16
@@ -39,9 +39,14 @@ def cases() -> dict[str, Case]:
             "delta_bias": normal(D),
         }
 
+    rotating = {"size": torch.sigmoid(normal(B, T, D) + 3), "angle": normal(B, T, D)}
+    rotating |= {"real": normal(B, T, D), "imaginary": normal(B, T, D)}
     op = functools.partial(selective_scan, delta_softplus=True)
     return {
-        f"scan, width {D}": op_case(scan, steps, FORMS),
+        f"scan, width {D}": op_case(scan, steps, FORMS, peer=_real_peer, peer_name="mambapy pscan"),
+        f"scan, complex, width {D}": plain_case(
+            _complex_scan, rotating, peer=_complex_peer, peer_name="s5-pytorch associative_scan", at_least=1
+        ),
         f"selective_scan, width {D}, state {N}": op_case(
             op, selective(T), FORMS, peer=_parallel_peer, peer_name="mambapy pscan", at_least=5
         ),
@@ -80,6 +85,30 @@ def cases() -> dict[str, Case]:
             "gru", WIDTH, (B, T), (), counted="fused", peer=_torch_peer(nn.GRU), peer_name="torch.nn.GRU", at_least=1
         ),
     }
+
+
+def _complex_scan(size: Tensor, angle: Tensor, real: Tensor, imaginary: Tensor) -> Tensor:
+    return torch.view_as_real(scan(torch.polar(size, angle), torch.complex(real, imaginary))[0])
+
+
+def _complex_peer() -> Function:
+    from s5.jax_compat import associative_scan
+
+    def after(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return second[0] * first[0], second[0] * first[1] + second[1]
+
+    def run(x: Inputs) -> tuple[Tensor, ...]:
+        a, b = torch.polar(x["size"], x["angle"]), torch.complex(x["real"], x["imaginary"])
+        states = [associative_scan(after, row)[1] for row in zip(a, b, strict=True)]
+        return (torch.view_as_real(torch.stack(states)),)
+
+    return run
+
+
+def _real_peer() -> Function:
+    from mambapy.pscan import pscan
+
+    return lambda x: (pscan(x["a"][..., None], x["b"][..., None]).squeeze(-1),)
 
 
 def _parallel_peer() -> Function:
