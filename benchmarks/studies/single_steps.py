@@ -56,6 +56,8 @@ def calls(n_steps: int = 1) -> dict[str, Callable[[], object]]:
         "ltc": lambda: ops.ltc(b[..., :8], synapses, synapses, *noise(3, 8).abs(), **compiled),
         "m2rnn": lambda: ops.m2rnn(q, k, v, noise(2, 32, 32), g, **compiled),
         "mlstm": lambda: ops.mlstm(q, k, v, g, g, **compiled),
+        "normed_gated_mlp": lambda: OPERATORS["normed_gated_mlp"](b, *weights, False),
+        "normed_product": lambda: OPERATORS["normed_product"](a, b),
         "oscillate": lambda: ops.oscillate(b, a, noise(*x).abs(), noise(*x).abs(), **compiled),
         "plain_norm": lambda: OPERATORS["plain_norm"](b, 2, 1e-5),
         "scan": lambda: ops.scan(a, b, **compiled),

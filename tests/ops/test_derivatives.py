@@ -13,7 +13,7 @@ from torch import Tensor
 import zoo
 from zoo.laws import noise
 from zoo.norms import make_norm
-from zoo.ops import gated_mlp, gated_norm, native, silu_product
+from zoo.ops import gated_mlp, gated_norm, native, normed_product, silu_product
 from zoo.ops.derivatives import gradients_of, guarded, once_only
 from zoo.ops.grouped import grouped_product
 
@@ -62,7 +62,9 @@ def hessian_product(f, inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]
 KERNELS = {
     "gated_mlp": (gated_mlp, [(300, 24), (40, 24), (40, 24), (24, 40)]),
     "gated_mlp along time": (lambda *t: gated_mlp(*t, along_time=True), [(20, 24, 20), (40, 24), (40, 24), (24, 40)]),
+    "gated_mlp, normed": (lambda *t: gated_mlp(*t, inner_norm=True), [(300, 24), (40, 24), (40, 24), (24, 40)]),
     "silu_product": (silu_product, [(300, 70), (300, 70)]),
+    "normed_product": (normed_product, [(300, 70), (300, 70)]),
     "gated_norm": (lambda x, z, w: gated_norm(x, z, w, n_groups=2), [(300, 70), (300, 70), (70,)]),
     "gate before norm": (lambda x, z, w: gated_norm(x, z, w, norm_before_gate=False), [(300, 70), (300, 70), (70,)]),
     "norm without weights": (make_norm("rmsnorm_plain", 70), [(3, 100, 70)]),

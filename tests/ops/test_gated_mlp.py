@@ -1,4 +1,4 @@
-"""gated_mlp, silu_product, plain_norm: compiled forms against the plain ones in float64, in value and in gradient."""
+"""The gated perceptron, its products, plain_norm: compiled forms against float64, in value and in gradient."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zoo.ops import _gated_mlp as ops
-from zoo.ops import native, plain_norm
+from zoo.ops import native, normed_product, plain_norm
 
 needs_compiler = pytest.mark.skipif(native.why_not() is not None, reason=f"no kernels here: {native.why_not()}")
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
@@ -42,6 +42,7 @@ def layer(shape, along_time, hidden, dtype):
 
 
 @needs_compiler
+@pytest.mark.parametrize("inner_norm", [False, True])
 @pytest.mark.parametrize("dtype", dtypes())
 @pytest.mark.parametrize(
     ("shape", "hidden", "along_time"),
@@ -55,9 +56,10 @@ def layer(shape, along_time, hidden, dtype):
         ((200, 3, 2), 8, True),
     ],
 )
-def test_forms_agree(shape, hidden, along_time, dtype, poisoned_memory):
+def test_forms_agree(shape, hidden, along_time, dtype, inner_norm, poisoned_memory):
+    hidden += 2 * inner_norm  # the norm of a single number is its sign, without a gradient
     leaves, seed = layer(shape, along_time, hidden, dtype), torch.randn(shape).to(dtype).double()
-    run = lambda *leaves: ops.gated_mlp(*leaves, along_time=along_time)  # noqa: E731
+    run = lambda *leaves: ops.gated_mlp(*leaves, along_time=along_time, inner_norm=inner_norm)  # noqa: E731
     exact = outcome(run, leaves, [torch.float64] * 4, seed)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         found = outcome(run, leaves, [dtype, *[torch.float32] * 3], seed)
@@ -72,7 +74,9 @@ def test_forms_agree(shape, hidden, along_time, dtype, poisoned_memory):
 def test_a_call_of_many_rows_takes_the_kernel_and_rows_do_not_depend_on_each_other():
     x, *weights = (t.float() for t in layer((400, 64), False, 96, torch.float32))
     assert ops.why_not(x, *weights) is None
-    assert torch.equal(ops.gated_mlp(x[100:], *weights), ops.gated_mlp(x, *weights)[100:])
+    for normed in (False, True):
+        found, wide = (ops.gated_mlp(rows, *weights, inner_norm=normed) for rows in (x[100:], x))
+        assert torch.equal(found, wide[100:])
     assert "few rows" in ops.why_not(x[:9], *weights)
     assert "float64" in ops.why_not(x.double(), *weights)
 
@@ -168,6 +172,18 @@ def test_silu_product(dtype, poisoned_memory):
     seed = torch.randn(3, 70, 133).to(dtype).double()
     exact = outcome(ops.silu_product, leaves, [torch.float64] * 2, seed)
     agree(outcome(ops.silu_product, leaves, [dtype] * 2, seed), exact, dtype)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(3, 70, 133), (1, 300, 64), (20000, 1)])
+def test_normed_product(shape, dtype, poisoned_memory):
+    leaves = [3 * torch.randn(shape).to(dtype).double() for _ in range(2)]
+    seed = torch.randn(shape).to(dtype).double()
+    plain = lambda gate, up: torch.sigmoid(gate) * torch.nn.functional.rms_norm(gate * up, shape[-1:], eps=1e-5)  # noqa: E731
+    exact = outcome(plain, leaves, [torch.float64] * 2, seed)
+    agree(outcome(normed_product, leaves, [torch.float64] * 2, seed), exact, torch.float32)
+    agree(outcome(normed_product, leaves, [dtype] * 2, seed), exact, dtype)
 
 
 @needs_compiler

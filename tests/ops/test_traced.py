@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 import zoo
 from zoo.laws import noise
-from zoo.ops import constant_weights, gated_mlp, gated_norm, native, plain_norm, silu_product
+from zoo.ops import constant_weights, gated_mlp, gated_norm, native, normed_product, plain_norm, silu_product
 
 N = 300  # steps: more than any op takes without its kernel
 
@@ -58,6 +59,10 @@ CALLS: dict[str, Callable[[], tuple[Callable[..., object], list[Tensor]]]] = {
     "gated_mlp": lambda: perceptron(torch.float32),
     "gated_mlp, bfloat16": lambda: perceptron(torch.bfloat16),
     "gated_norm": lambda: (gated_norm, floats((N, 70), (N, 70), (70,))),
+    "gated_mlp, with a norm inside": lambda: (
+        partial(gated_mlp, inner_norm=True),
+        floats((N, 24), (40, 24), (40, 24), (24, 40)),
+    ),
     "gated_mlp, in a recursive model": thinking,
     "index_scores": lambda: mixed("dsa(top_k=2)", backward=False),
     "latent_attention": lambda: mixed("mla", backward=False),
@@ -65,6 +70,7 @@ CALLS: dict[str, Callable[[], tuple[Callable[..., object], list[Tensor]]]] = {
     "ltc": lambda: mixed("ltc(d_hidden=8)"),
     "m2rnn": lambda: mixed("m2rnn"),
     "mlstm": lambda: (zoo.ops.mlstm, floats(HEADS, HEADS, HEADS, HEADS[:3], HEADS[:3])),
+    "normed_product": lambda: (normed_product, floats((N, 70), (N, 70))),
     "oscillate": lambda: (zoo.ops.oscillate, floats((1, N, 8), (8,), (8,), (8,))),
     "plain_norm": lambda: (plain_norm, floats((N, 70))),
     "scan": lambda: (zoo.ops.scan, floats((1, N, 8), (1, N, 8))),

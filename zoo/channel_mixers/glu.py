@@ -97,9 +97,9 @@ class GatedLayer(Mixer):
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         scale = self.config.gate_scale
         plain = self.activation == "silu" and scale == 1.0 and not self.config.bias and self.canon is None
-        plain = plain and not self.inner_norm
         if plain and bare(self.gate_proj, self.up_proj, self.down_proj):
-            return gated_mlp(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight), ()
+            weights = self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
+            return gated_mlp(x, *weights, inner_norm=self.inner_norm), ()
         gate, up = self.gate_proj(x), self.up_proj(x)
         after: State = ()
         if self.canon is not None:

@@ -86,9 +86,9 @@ class TokenMLP(Mixer):
             raise UsageError(f"{self.name}: {T} steps are more than length={self.length}.")
         padding = None if lengths is None else ~valid_steps(lengths, T)
         h = x if padding is None else blank(x, padding)
-        if not self.config.inner_norm and bare(self.gate_proj, self.up_proj, self.down_proj):
+        if bare(self.gate_proj, self.up_proj, self.down_proj):
             weights = self.gate_proj.weight[:, :T], self.up_proj.weight[:, :T], self.down_proj.weight[:T]
-            y = gated_mlp(h, *weights, along_time=True)
+            y = gated_mlp(h, *weights, along_time=True, inner_norm=self.config.inner_norm)
         else:
             h = F.pad(h.mT, (0, self.length - T))
             product = normed_product if self.config.inner_norm else silu_product

@@ -10,7 +10,7 @@ from zoo.ops._causal_conv1d import causal_conv1d
 from zoo.ops._cfc import CFC_ACTIVATIONS, cfc, cfc_by_steps
 from zoo.ops._delta_rule import delta_rule
 from zoo.ops._dplr import dplr
-from zoo.ops._gated_mlp import constant_weights, gated_mlp, silu_product
+from zoo.ops._gated_mlp import constant_weights, gated_mlp
 from zoo.ops._gated_norm import gated_norm
 from zoo.ops._latent_attention import LatentCache, latent_attention
 from zoo.ops._linear_attention import linear_attention
@@ -18,10 +18,12 @@ from zoo.ops._long_conv import ConvHistory, init_history, long_conv
 from zoo.ops._ltc import Synapses, ltc
 from zoo.ops._m2rnn import m2rnn
 from zoo.ops._mlstm import MLSTMState, mlstm
+from zoo.ops._normed_product import normed_product
 from zoo.ops._oscillate import oscillate
-from zoo.ops._plain_norm import normed_product, plain_norm
+from zoo.ops._plain_norm import plain_norm
 from zoo.ops._scan import scan
 from zoo.ops._selective_scan import selective_scan
+from zoo.ops._silu_product import silu_product
 from zoo.ops._slot_scores import slot_scores
 from zoo.ops._slstm import SLSTMState, slstm
 from zoo.ops._sparse_latent_attention import SparseChoice, SparseIndex, SparseLatentCache, sparse_latent_attention

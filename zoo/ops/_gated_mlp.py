@@ -1,5 +1,7 @@
 """The gated perceptron y = W_down (silu(W_gate x) * W_up x), which most feed-forward layers are (SwiGLU).
 
+With a norm inside it is y = W_down (sigmoid(g) * norm(g * u)) for g = W_gate x and u = W_up x.
+
 On a CPU a compiled kernel takes all three products at once, so that hidden activations stay in the caches: in float32,
 and in bfloat16 where the CPU multiplies it in vectors (avx512_bf16).
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,16 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.ops import native
-from zoo.ops._gated_norm import FEW_NUMBERS
+from zoo.ops._normed_product import EPS, normed_product
+from zoo.ops._silu_product import silu_product
 from zoo.ops.bridge import Operator
 from zoo.ops.common import log_form
 from zoo.ops.derivatives import constant_in_graphs
 from zoo.ops.kernel import Call, Kernel, suffix
 
 LANES, ROWS = 16, 96  # of the kernel: what widths are padded to, and rows of a block
-DTYPES = (torch.float32, torch.bfloat16)
-KERNEL = Kernel("gated_mlp", sizes={"WIDEST": LANES, "ROWS": ROWS}, dtypes=DTYPES)
-PRODUCT = Kernel("silu_product", dtypes=DTYPES)
+KERNEL = Kernel("gated_mlp", sizes={"WIDEST": LANES, "ROWS": ROWS}, dtypes=(torch.float32, torch.bfloat16))
 FEW_ROWS = 128  # up to here packing the weights costs more than it saves
 
 Packed = dict[tuple[Any, ...], tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]]
@@ -50,7 +51,9 @@ def constant_weights() -> Iterator[None]:
         _packed.reset(token)
 
 
-def gated_mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, *, along_time: bool = False) -> Tensor:
+def gated_mlp(
+    x: Tensor, gate: Tensor, up: Tensor, down: Tensor, *, along_time: bool = False, inner_norm: bool = False
+) -> Tensor:
     """silu(x W_gate^T) * (x W_up^T), times W_down^T.
 
     Args:
@@ -58,6 +61,7 @@ def gated_mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, *, along_time: 
         gate, up: (H, K).
         down: (K, H).
         along_time: mix the K steps of each channel instead of the channels of each step.
+        inner_norm: `normed_product` in place of silu(x W_gate^T) * (x W_up^T).
 
     Returns:
         As x; under autocast in its dtype.
@@ -72,14 +76,15 @@ def gated_mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, *, along_time: 
         and (autocast or all(w.dtype == x.dtype for w in weights))
     ):
         log_form("gated_mlp", "compiled")
-        return compiled(x, *weights, along_time)[0]
+        return (compiled_normed if inner_norm else compiled)(x, *weights, along_time)[0]
     log_form("gated_mlp", "plain")
-    return _plain(x, gate, up, down, along_time)
+    return _plain(x, gate, up, down, along_time, inner_norm)
 
 
-def _plain(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, along_time: bool) -> Tensor:
+def _plain(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, along_time: bool, inner_norm: bool) -> Tensor:
     h = x.transpose(-1, -2) if along_time else x
-    y = F.linear(silu_product(F.linear(h, gate), F.linear(h, up)), down)
+    product = normed_product if inner_norm else silu_product
+    y = F.linear(product(F.linear(h, gate), F.linear(h, up)), down)
     return y.transpose(-1, -2) if along_time else y
 
 
@@ -91,14 +96,6 @@ def why_not(x: Tensor, *weights: Tensor, along_time: bool = False) -> str | None
     if refused is None and x.dtype == torch.bfloat16 and not _has_bfloat16():
         return "this CPU has no avx512_bf16, or has better (amx_bf16)"
     return refused
-
-
-def silu_product(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up; in one pass over memory where there are compiled kernels."""
-    alike = gate.shape == up.shape and gate.dtype == up.dtype
-    if alike and gate.numel() > FEW_NUMBERS and PRODUCT.why_not(gate, up) is None:
-        return compiled_product(gate, up)
-    return F.silu(gate) * up
 
 
 @constant_in_graphs  # not on the cached function itself: dynamo would trace that all the same
@@ -142,7 +139,7 @@ class _Sizes:
         strides = (width * n_rows, 1, n_rows) if along_time else (0, width, 1)
         self.shape = outer, n_rows, *strides, width, len(gate)
         self.pair = 2 if x.dtype == torch.bfloat16 else 1
-        self.columns, self.hidden = -(-width // LANES) * LANES, -(-len(gate) // (4 * LANES)) * 4 * LANES
+        self.columns, self.hidden = -(-width // LANES) * LANES, -(-len(gate) // (2 * LANES)) * 2 * LANES
         self.blocks = CHUNK * -(-torch.get_num_threads() // CHUNK)
 
     def packed(self, back: bool) -> tuple[int, int]:
@@ -152,8 +149,12 @@ class _Sizes:
 
     def saved(self) -> int:
         """Numbers that the backward pass reads again."""
+        return self.rows() * 2 * self.hidden
+
+    def rows(self) -> int:
+        """Rows of all blocks."""
         outer, inner = self.shape[:2]
-        return outer * -(-inner // ROWS) * ROWS * 2 * self.hidden
+        return outer * -(-inner // ROWS) * ROWS
 
     def scratch(self) -> int:
         """Units of room for one chunk of the backward pass."""
@@ -176,26 +177,43 @@ def _pack(call: Call, x: Tensor, sizes: _Sizes, weights: tuple[Tensor, ...], bac
 
 def _forward(call: Call, x, gate, up, down, along_time, keep) -> tuple[Tensor, Tensor | None]:
     """y, and where `keep` what the backward pass reads, in the kernel's order."""
-    sizes = _Sizes(x, gate, along_time)
-    packed = _pack(call, x, sizes, (gate, up, down), False)
+    return _run(call, x, (gate, up, down), along_time, keep, False)[:2]
+
+
+def _normed_forward(call: Call, x, gate, up, down, along_time, keep) -> tuple[Tensor, Tensor | None, Tensor]:
+    """As `_forward`, and the inverse root mean square of each row of a block in float32."""
+    return _run(call, x, (gate, up, down), along_time, keep, True)
+
+
+def _run(call: Call, x, weights, along_time, keep, inner_norm) -> tuple[Tensor, Tensor | None, Any]:
+    sizes = _Sizes(x, weights[0], along_time)
+    packed = _pack(call, x, sizes, weights, False)
     y, saved = torch.empty_like(x), x.new_empty(sizes.saved()) if keep else None
-    call(f"gated_mlp_forward_{suffix(x)}", (x, *packed), (y, saved), *sizes.shape)
-    return y, saved
+    inverse = x.new_empty(sizes.rows(), dtype=torch.float32) if inner_norm else None
+    call(f"gated_mlp_forward_{suffix(x)}", (x, *packed), (y, saved, inverse), *sizes.shape, EPS)
+    return y, saved, inverse
 
 
 def _backward(call: Call, x, gate, up, down, along_time, saved, d_y) -> tuple[Tensor, ...]:
+    return _normed_backward(call, x, gate, up, down, along_time, None, saved, None, d_y)
+
+
+def _normed_backward(call: Call, x, gate, up, down, along_time, y, saved, inverse, d_y) -> tuple[Tensor, ...]:
     sizes = _Sizes(x, gate, along_time)
     packed = _pack(call, x, sizes, (gate, up, down), True)
     d_x, scratch = torch.empty_like(x), _scratch(sizes.scratch()) if call is KERNEL else None
     d_weights = [gate.new_empty(sizes.hidden, sizes.columns, dtype=torch.float32) for _ in range(3)]
-    reads, writes = (x, d_y, saved, *packed), (d_x, *d_weights, scratch)
+    reads, writes = (x, d_y, saved, y, inverse, *packed), (d_x, *d_weights, scratch)
     call(f"gated_mlp_backward_{suffix(x)}", reads, writes, *sizes.shape, sizes.blocks)
     d_gate, d_up, d_down = (d[: gate.shape[0], : gate.shape[1]].to(gate.dtype) for d in d_weights)
     return d_x, d_gate, d_up, d_down.t()
 
 
-def _plain_operator(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, along_time: bool) -> Tensor:
-    return _plain(x, gate.to(x.dtype), up.to(x.dtype), down.to(x.dtype), along_time)
+def _plain_operator(inner_norm: bool) -> Callable[..., Tensor]:
+    def plain(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, along_time: bool) -> Tensor:
+        return _plain(x, gate.to(x.dtype), up.to(x.dtype), down.to(x.dtype), along_time, inner_norm)
+
+    return plain
 
 
 compiled = Operator(
@@ -205,29 +223,19 @@ compiled = Operator(
     _forward,
     _backward,
     gradients="x gate up down",
-    plain=_plain_operator,
+    plain=_plain_operator(False),
     strided="gate up down",
     scope=_packed,
 )
 
-
-def _product_forward(call: Call, gate: Tensor, up: Tensor) -> Tensor:
-    y = torch.empty_like(gate)
-    call(f"silu_product_forward_{suffix(gate)}", (gate, up), (y,), gate.numel())
-    return y
-
-
-def _product_backward(call: Call, gate: Tensor, up: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor]:
-    d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
-    call(f"silu_product_backward_{suffix(gate)}", (gate, up, d_y), (d_gate, d_up), gate.numel())
-    return d_gate, d_up
-
-
-compiled_product = Operator(
-    PRODUCT,
-    "silu_product(Tensor gate, Tensor up) -> Tensor y",
-    _product_forward,
-    _product_backward,
-    gradients="gate up",
-    plain=lambda gate, up: F.silu(gate) * up,
+compiled_normed = Operator(
+    KERNEL,
+    """normed_gated_mlp(Tensor x, Tensor gate, Tensor up, Tensor down, bool along_time, bool keep)
+    -> (Tensor y, Tensor saved, Tensor inverse)""",
+    _normed_forward,
+    _normed_backward,
+    gradients="x gate up down",
+    plain=_plain_operator(True),
+    strided="gate up down",
+    scope=_packed,
 )

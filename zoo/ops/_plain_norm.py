@@ -23,11 +23,6 @@ def plain_norm(x: Tensor, *, dim: int = -1, eps: float = 1e-5) -> Tensor:
     return (wide * torch.rsqrt(wide.square().mean(dim, keepdim=True) + eps)).to(x.dtype)
 
 
-def normed_product(gate: Tensor, up: Tensor) -> Tensor:
-    """sigmoid(gate) * norm(gate * up), a `plain_norm` along the last axis: silu(gate) * up with its size taken out."""
-    return torch.sigmoid(gate) * plain_norm(gate * up)
-
-
 def _norm_forward(call: Call, x: Tensor, dim: int, eps: float) -> tuple[Tensor, Tensor]:
     """y, and the inverse root mean squares (outer, inner) in float32."""
     outer, n, inner = _shape(x, dim)

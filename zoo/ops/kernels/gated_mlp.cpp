@@ -1,14 +1,18 @@
 // y = W_down (silu(W_gate x) * W_up x) for many rows x, forward and backward, without leaving the caches in between.
 //
+// With a norm inside, y = W_down (sigmoid(g) * norm(g u)), g = W_gate x, u = W_up x: as r = (mean (g u)^2 + eps)^-1/2 is
+// one number a row, y = r W_down (silu(g) u), and the sum that its gradient takes over the hidden numbers is d_y . y / r.
+//
 // Rows go in blocks of ROWS: a block's hidden activations stay in the second cache, from the registers of the first two
 // products through the gate to the third. Everything is counted in units of 32 bits: one float, or two bfloat16 that lie
 // next to each other along the summed axis (what vdpbf16ps multiplies). Right-hand sides are packed in panels of PANEL
 // columns, [panel][unit of the summed axis][column]; left-hand sides are read by broadcast.
 //
-// Widths: K of x and y, H hidden; both padded with zeros: K to whole units, H to HIDDEN columns. Rows may lie along the
+// Widths: K of x and y, H hidden; both padded with zeros: K to whole units, H to whole panels of half the columns. Rows may lie along the
 // last axis of x or along the one before it ("outer" blocks of "inner" rows, element (row, k) at row * row_stride + k *
 // column_stride).
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -32,7 +36,8 @@ struct Single {
     static ZOO_INLINE Vec load(const float* p) { return zoo::load(p); }
     static ZOO_INLINE void store(float* p, Vec x) { zoo::store(p, x); }
     static ZOO_INLINE float narrow(float x) { return x; }
-    static ZOO_INLINE Vec inverse(Vec x) { return 1.0f / x; }
+    static ZOO_INLINE float widened(float x) { return x; }
+    static ZOO_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
     static ZOO_INLINE void store_pair(float* p, Vec x, Vec) { zoo::store(p, x); }
 };
 
@@ -52,8 +57,15 @@ struct Half {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(x));
     }
     static ZOO_INLINE uint16_t narrow(float x) { return zoo::Brief(x).number; }
-    static ZOO_INLINE Vec inverse(Vec x) {  // to 2^-14, finer than its use
-        return (Vec)_mm512_rcp14_ps((__m512)x);
+    static ZOO_INLINE float widened(uint16_t x) { return zoo::bits<float>(static_cast<uint32_t>(x) << 16); }
+    static ZOO_INLINE Vec sigmoid(Vec x) {  // to 2^-13, finer than its use: 1 / (1 + 2^n 2^r), |r| <= 1/2, a cubic for 2^r
+        const __m512 t = _mm512_range_ps((__m512)(x * -1.44269504088896341f), _mm512_set1_ps(200.0f), 2);  // |t| <= 200
+        const __m512 n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        const Vec r = (Vec)t - (Vec)n;
+        Vec p = 0.055174150f * r + 0.24261054f;
+        p = p * r + 0.69326098f;
+        p = p * r + 0.99992807f;
+        return (Vec)_mm512_rcp14_ps((__m512)(1.0f + (Vec)_mm512_scalef_ps((__m512)p, n)));
     }
     static ZOO_INLINE void store_pair(float* p, Vec low, Vec high) {
         const __m512i l = _mm512_cvtepu16_epi32(narrowed(low)), h = _mm512_cvtepu16_epi32(narrowed(high));
@@ -76,7 +88,7 @@ struct Sizes {
     explicit Sizes(const Shape& shape) : s(shape) {
         units = rounded(s.width, E::PAIR) / E::PAIR;
         columns = rounded(s.width, WIDEST), line = columns / E::PAIR;
-        hidden = rounded(s.hidden, 4 * WIDEST);
+        hidden = rounded(s.hidden, 2 * WIDEST);
         blocks_each = (s.inner + ROWS - 1) / ROWS;
         blocks = s.outer * blocks_each;
     }
@@ -190,9 +202,10 @@ void interleave(const Sizes<E>& z, const typename E::Number* rows, int64_t n, fl
     }
 }
 
-// C (n rows of `columns`) = A (n, k units) B, B packed.
+// C (n rows of `columns`) = A (n, k units) B, B packed; each row times its number in `scales`, where there are any.
 template <class E>
-void product_rows(int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t columns, float* c) {
+void product_rows(int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t columns, float* c,
+                  const float* scales = nullptr) {
     panels(columns, [&](auto vectors, int64_t j) {
         constexpr int V = decltype(vectors)::value;
         const float* panel = b + j * k;
@@ -200,17 +213,26 @@ void product_rows(int64_t n, int64_t k, const float* a, int64_t lda, const float
             constexpr int R = decltype(rows)::value;
             Vec sums[R][V];
             tile<E, R, V>(k, a + i * lda, lda, 1, panel, V * LANES, sums);
-            for (int r = 0; r < R; ++r)
-                for (int v = 0; v < V; ++v) zoo::store(c + (i + r) * columns + j + v * LANES, sums[r][v]);
+            for (int r = 0; r < R; ++r) {
+                const float scale = scales ? scales[i + r] : 1.0f;
+                for (int v = 0; v < V; ++v) zoo::store(c + (i + r) * columns + j + v * LANES, sums[r][v] * scale);
+            }
         });
     });
 }
 
+ZOO_INLINE float total(Vec x) {
+    float sum = 0;
+    for (int l = 0; l < LANES; ++l) sum += x[l];
+    return sum;
+}
+
 // ---- forward
 
-template <class E>
+// inverse: (blocks, ROWS), r of each row, where there is a norm inside, else null.
+template <class E, bool NORM>
 void forward(const Shape& shape, const typename E::Number* x, const float* gate_up, const float* down,
-             typename E::Number* y, typename E::Number* saved) {
+             typename E::Number* y, typename E::Number* saved, float* inverse, float eps) {
     using Number = typename E::Number;
     const Sizes<E> z(shape);
     constexpr int HALF = PANEL / 2;  // columns of the gate, as many of up
@@ -219,11 +241,14 @@ void forward(const Shape& shape, const typename E::Number* x, const float* gate_
         zoo::FlushDenormals flush;
         std::vector<float> input(ROWS * z.line), hidden(ROWS * z.hidden / E::PAIR), output(2 * ROWS * z.columns);
         auto *in = reinterpret_cast<Number*>(input.data()), *h = reinterpret_cast<Number*>(hidden.data());
+        Vec squares[NORM ? ROWS : 1];
 #pragma omp for schedule(dynamic)
         for (int64_t block = 0; block < z.blocks; ++block) {
             const int64_t n = z.rows(block);
             gather(z, x, block, in);
             Number* kept = saved ? saved + block * ROWS * 2 * z.hidden : nullptr;
+            float* scales = NORM ? inverse + block * ROWS : nullptr;
+            if (NORM) std::fill(squares, squares + n, Vec{});
             for (int64_t j = 0; j < z.hidden; j += HALF) {
                 const float* panel = gate_up + 2 * j * z.units;
                 row_tiles(n, [&](auto rows, int64_t i) {
@@ -233,7 +258,8 @@ void forward(const Shape& shape, const typename E::Number* x, const float* gate_
                     for (int r = 0; r < R; ++r)
                         for (int v = 0; v < 2; ++v) {
                             const Vec gate = sums[r][v], up = sums[r][v + 2];
-                            E::store(h + (i + r) * z.hidden + j + v * LANES, gate * E::inverse(1.0f + exp(-gate)) * up);
+                            if (NORM) squares[i + r] += gate * up * (gate * up);
+                            E::store(h + (i + r) * z.hidden + j + v * LANES, gate * E::sigmoid(gate) * up);
                             if (kept) {
                                 Number* at = kept + (i + r) * 2 * z.hidden + j + v * LANES;
                                 E::store(at, gate), E::store(at + z.hidden, up);
@@ -241,7 +267,10 @@ void forward(const Shape& shape, const typename E::Number* x, const float* gate_
                         }
                 });
             }
-            product_rows<E>(n, z.hidden / E::PAIR, hidden.data(), z.hidden / E::PAIR, down, z.columns, output.data());
+            if (NORM)
+                for (int64_t i = 0; i < n; ++i)
+                    scales[i] = 1 / std::sqrt(total(squares[i]) / static_cast<float>(z.s.hidden) + eps);
+            product_rows<E>(n, z.hidden / E::PAIR, hidden.data(), z.hidden / E::PAIR, down, z.columns, output.data(), scales);
             scatter(z, output.data(), block, y, &output[ROWS * z.columns]);
         }
     }
@@ -260,17 +289,47 @@ struct Chunk {
     }
 };
 
-// Rows of one tile, V vectors each, as units of pairs of rows.
+// Rows of one tile, a vector of each, as units of pairs of rows in a panel of `width` columns.
 template <class E, int R>
-ZOO_INLINE void store_pairs(const Vec (&rows)[R], float* panel) {
+ZOO_INLINE void store_pairs(const Vec (&rows)[R], int width, float* panel) {
     for (int r = 0; r < R; r += E::PAIR)
-        E::store_pair(panel + r / E::PAIR * PANEL, rows[r], E::PAIR == 2 && r + 1 < R ? rows[r + 1] : Vec{});
+        E::store_pair(panel + r / E::PAIR * width, rows[r], E::PAIR == 2 && r + 1 < R ? rows[r + 1] : Vec{});
 }
 
+// d_y . y of the rows of a block.
 template <class E>
+void row_dots(const Sizes<E>& z, const typename E::Number* d_y, const typename E::Number* y, int64_t block, float* dots) {
+    const int64_t n = z.rows(block), K = z.s.width, across = z.s.column_stride;
+    const auto *d = d_y + z.offset(block), *out = y + z.offset(block);
+    if (across == 1) {
+        for (int64_t r = 0; r < n; ++r, d += z.s.row_stride, out += z.s.row_stride) {
+            Vec sum{};
+            int64_t k = 0;
+            for (; k + LANES <= K; k += LANES) sum += E::load(d + k) * E::load(out + k);
+            dots[r] = total(sum);
+            for (; k < K; ++k) dots[r] += E::widened(d[k]) * E::widened(out[k]);
+        }
+        return;
+    }
+    std::fill(dots, dots + n, 0.0f);
+    for (int64_t k = 0; k < K; ++k, d += across, out += across) {
+        int64_t r = 0;
+        for (; r + LANES <= n; r += LANES) zoo::store(dots + r, zoo::load(dots + r) + E::load(d + r) * E::load(out + r));
+        for (; r < n; ++r) dots[r] += E::widened(d[r]) * E::widened(out[r]);
+    }
+}
+
+// What a norm inside leaves for the backward pass: y, and r of each row.
+template <class E>
+struct Normed {
+    const typename E::Number* y;
+    const float* inverse;
+};
+
+template <class E, bool NORM>
 void backward_block(const Sizes<E>& z, int64_t block, const typename E::Number* x, const typename E::Number* d_y,
-                    const typename E::Number* saved, const float* down_back, const float* gate_up_back,
-                    typename E::Number* d_x, Chunk<E>& chunk, int64_t units, int64_t first, std::vector<float>& rows,
+                    const typename E::Number* saved, const Normed<E>& normed, const float* down_back,
+                    const float* gate_up_back, typename E::Number* d_x, Chunk<E>& chunk, int64_t units, int64_t first, std::vector<float>& rows,
                     std::vector<float>& slopes, std::vector<float>& output) {
     using Number = typename E::Number;
     const int64_t n = z.rows(block), H = z.hidden;
@@ -281,48 +340,59 @@ void backward_block(const Sizes<E>& z, int64_t block, const typename E::Number* 
     interleave(z, in, n, chunk.d_y, units, first);
     auto* slope = reinterpret_cast<Number*>(slopes.data());
     const Number* kept = saved + block * ROWS * 2 * H;
-    for (int64_t j = 0; j < H; j += PANEL) {
+    const float* inverse = NORM ? normed.inverse + block * ROWS : nullptr;
+    float shares[NORM ? ROWS : 1];  // of g u in the gradient of each of its factors: that of r
+    if (NORM) {
+        row_dots(z, d_y, normed.y, block, shares);
+        for (int64_t r = 0; r < n; ++r) shares[r] *= -inverse[r] * inverse[r] / static_cast<float>(z.s.hidden);
+    }
+    panels(H, [&](auto vectors, int64_t j) {
+        constexpr int V = decltype(vectors)::value;
         row_tiles(n, [&](auto rows_of, int64_t i) {
             constexpr int R = decltype(rows_of)::value;
-            Vec sums[R][4];
-            tile<E, R, 4>(z.units, rows.data() + i * z.line, z.line, 1, down_back + j * z.units, PANEL, sums);
-            const int64_t at = j * units + (first + i / E::PAIR) * PANEL;
-            for (int v = 0; v < 4; ++v) {
+            Vec sums[R][V];
+            tile<E, R, V>(z.units, rows.data() + i * z.line, z.line, 1, down_back + j * z.units, V * LANES, sums);
+            const int64_t at = j * units + (first + i / E::PAIR) * V * LANES;
+            for (int v = 0; v < V; ++v) {
                 Vec d_gate[R], d_up[R], h[R];
                 for (int r = 0; r < R; ++r) {
                     const Number* g = kept + (i + r) * 2 * H + j + v * LANES;
-                    const Vec gate = E::load(g), up = E::load(g + H), d = sums[r][v];
-                    const Vec part = E::inverse(1.0f + exp(-gate)), act = gate * part;
+                    const Vec gate = E::load(g), up = E::load(g + H), part = E::sigmoid(gate), act = gate * part;
+                    const Vec d = NORM ? sums[r][v] * inverse[i + r] : sums[r][v];
                     d_gate[r] = d * up * (part + act * (1.0f - part));
                     d_up[r] = d * act;
                     h[r] = act * up;
+                    if (NORM) {
+                        const Vec share = shares[i + r] * gate * up;
+                        d_gate[r] += share * up, d_up[r] += share * gate, h[r] *= inverse[i + r];
+                    }
                     Number* to = slope + (i + r) * 2 * H + j + v * LANES;
                     E::store(to, d_gate[r]), E::store(to + H, d_up[r]);
                 }
-                store_pairs<E, R>(d_gate, chunk.gates[0] + at + v * LANES);
-                store_pairs<E, R>(d_up, chunk.gates[1] + at + v * LANES);
-                store_pairs<E, R>(h, chunk.gates[2] + at + v * LANES);
+                store_pairs<E, R>(d_gate, V * LANES, chunk.gates[0] + at + v * LANES);
+                store_pairs<E, R>(d_up, V * LANES, chunk.gates[1] + at + v * LANES);
+                store_pairs<E, R>(h, V * LANES, chunk.gates[2] + at + v * LANES);
             }
         });
-    }
+    });
     if (d_x) {
         product_rows<E>(n, 2 * H / E::PAIR, slopes.data(), 2 * H / E::PAIR, gate_up_back, z.columns, output.data());
         scatter(z, output.data(), block, d_x, &output[ROWS * z.columns]);
     }
 }
 
-// d_weight (PANEL of the hidden rows, columns) = or += left^T right, summed over the rows of a chunk.
+// d_weight (`width` of the hidden rows, columns) = or += left^T right, summed over the rows of a chunk.
 template <class E>
-void backward_weight(const Sizes<E>& z, const float* left, const float* right, int64_t units, float* d_weight, bool add,
-                     std::vector<float>& packed) {
-    packed.resize(units * PANEL);
-    row_tiles(PANEL, [&](auto rows, int64_t i) {
+void backward_weight(const Sizes<E>& z, const float* left, int64_t width, const float* right, int64_t units,
+                     float* d_weight, bool add, std::vector<float>& packed) {
+    packed.resize(units * width);
+    row_tiles(width, [&](auto rows, int64_t i) {
         constexpr int R = decltype(rows)::value;
-        for (int64_t p = 0; p < units; ++p) std::memcpy(&packed[i * units + p * R], left + p * PANEL + i, R * sizeof(float));
+        for (int64_t p = 0; p < units; ++p) std::memcpy(&packed[i * units + p * R], left + p * width + i, R * sizeof(float));
     });
     panels(z.columns, [&](auto vectors, int64_t j) {
         constexpr int V = decltype(vectors)::value;
-        row_tiles(PANEL, [&](auto rows, int64_t i) {
+        row_tiles(width, [&](auto rows, int64_t i) {
             constexpr int R = decltype(rows)::value;
             Vec sums[R][V];
             tile<E, R, V>(units, &packed[i * units], 1, R, right + j * units, V * LANES, sums);
@@ -336,15 +406,15 @@ void backward_weight(const Sizes<E>& z, const float* left, const float* right, i
 }
 
 // d_gate, d_up, d_down: (padded H, columns), the last transposed.
-template <class E>
+template <class E, bool NORM>
 void backward(const Shape& shape, const typename E::Number* x, const typename E::Number* d_y,
-              const typename E::Number* saved, const float* down_back, const float* gate_up_back,
+              const typename E::Number* saved, const Normed<E>& normed, const float* down_back, const float* gate_up_back,
               typename E::Number* d_x, float* d_gate, float* d_up, float* d_down, float* scratch, int64_t chunk_blocks) {
     const Sizes<E> z(shape);
     Chunk<E> chunk(z, chunk_blocks, scratch);
     float* d_weights[3] = {d_gate, d_up, d_down};
     std::vector<int64_t> first(chunk_blocks + 1);
-    const int64_t hidden_panels = z.hidden / PANEL;
+    const int64_t hidden_panels = (z.hidden + PANEL - 1) / PANEL;
 #pragma omp parallel
     {
         zoo::FlushDenormals flush;
@@ -355,12 +425,12 @@ void backward(const Shape& shape, const typename E::Number* x, const typename E:
             for (int64_t b = 0; b < count; ++b) first[b + 1] = first[b] + (z.rows(start + b) + E::PAIR - 1) / E::PAIR;
 #pragma omp for schedule(dynamic)
             for (int64_t b = 0; b < count; ++b)
-                backward_block(z, start + b, x, d_y, saved, down_back, gate_up_back, d_x, chunk, first[count], first[b],
-                               rows, slopes, output);
+                backward_block<E, NORM>(z, start + b, x, d_y, saved, normed, down_back, gate_up_back, d_x, chunk, first[count],
+                                        first[b], rows, slopes, output);
 #pragma omp for schedule(dynamic)
             for (int64_t task = 0; task < 3 * hidden_panels; ++task) {
                 const int64_t which = task / hidden_panels, j = task % hidden_panels * PANEL;
-                backward_weight(z, chunk.gates[which] + j * first[count],
+                backward_weight(z, chunk.gates[which] + j * first[count], std::min<int64_t>(PANEL, z.hidden - j),
                                 which == 2 ? chunk.d_y : chunk.x, first[count],
                                 d_weights[which] + j * z.columns, start > 0, packed);
             }
@@ -407,15 +477,17 @@ void pack_backward(const Shape& s, const float* gate, const float* up, const flo
     }                                                                                                                  \
     ZOO_EXPORT(gated_mlp_pack_##name)                                                                                  \
     extern "C" void gated_mlp_forward_##name(const E::Number* x, const float* gate_up, const float* down,              \
-                                             E::Number* y, E::Number* saved, SHAPE) {                                  \
-        forward<E>(GATHERED, x, gate_up, down, y, saved);                                                              \
+                                             E::Number* y, E::Number* saved, float* inverse, SHAPE, double eps) {      \
+        (inverse ? forward<E, true> : forward<E, false>)(GATHERED, x, gate_up, down, y, saved, inverse,                \
+                                                         static_cast<float>(eps));                                     \
     }                                                                                                                  \
     ZOO_EXPORT(gated_mlp_forward_##name)                                                                               \
-    extern "C" void gated_mlp_backward_##name(const E::Number* x, const E::Number* d_y, const E::Number* saved,        \
-                                              const float* gate_up, const float* down, E::Number* d_x, float* d_gate,  \
-                                              float* d_up, float* d_down, float* scratch, SHAPE,                       \
-                                              int64_t chunk_blocks) {                                                  \
-        backward<E>(GATHERED, x, d_y, saved, down, gate_up, d_x, d_gate, d_up, d_down, scratch, chunk_blocks);         \
+    extern "C" void gated_mlp_backward_##name(                                                                         \
+        const E::Number* x, const E::Number* d_y, const E::Number* saved, const E::Number* y, const float* inverse,    \
+        const float* gate_up, const float* down, E::Number* d_x, float* d_gate, float* d_up, float* d_down,            \
+        float* scratch, SHAPE, int64_t chunk_blocks) {                                                                 \
+        (inverse ? backward<E, true> : backward<E, false>)(GATHERED, x, d_y, saved, {y, inverse}, down, gate_up, d_x,  \
+                                                           d_gate, d_up, d_down, scratch, chunk_blocks);               \
     }                                                                                                                  \
     ZOO_EXPORT(gated_mlp_backward_##name)
 
