@@ -11,6 +11,7 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; before torch is imported, and for subprocesses too
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import forked
 import pytest
 import torch
 
@@ -61,12 +62,7 @@ def start_zoo():
     """Starts the real `zoo` command in the working folder."""
 
     def start(*arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", "from zoo.cli import main; main()", *arguments],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        command = [sys.executable, "-c", "from zoo.cli import main; main()", *arguments]
+        return forked.start(command, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
 
     return start

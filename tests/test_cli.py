@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -489,7 +490,7 @@ def test_as_a_module_outside_the_checkout(tmp_path):
     root = str(Path(__file__).resolve().parents[1])
     code = f"import sys; sys.path.append({root!r}); sys.argv = ['zoo', 'train', 'nothing']; import runpy; "
     code += "runpy.run_module('zoo', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = forked.run([sys.executable, "-c", code], cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("zoo: Unknown recipe 'nothing'.")
     assert done.stderr.count("\n") == 1

@@ -9,11 +9,11 @@ import os
 import pathlib
 import pkgutil
 import re
-import subprocess
 import sys
 import tomllib
 import traceback
 
+import forked
 import pytest
 import typer
 import yaml
@@ -302,7 +302,7 @@ RUN = """
 import os, shlex, sys
 sys.path.insert(0, {docs!r})
 from zoo.cli import main
-for line in sys.stdin.read().splitlines():
+for line in {lines!r}:
     words = shlex.split(line, comments=True)
     if words[0] == "python":
         exec(words[2])
@@ -340,15 +340,10 @@ def test_the_worked_examples_run_as_they_are_told(tmp_path):
     exports = [line.partition("ZOO_IMPORT=")[2] for line in [*mixer, *others] if line.startswith("export ")]
     commands = [line for line in [DEMO, *mixer, *others] if not line.startswith("export ")]
     commands = [f"{line} {CUT_SHORT}" if line.startswith("zoo train") and line != DEMO else line for line in commands]
-    done = subprocess.run(
-        [sys.executable, "-c", RUN.format(docs=str(DOCS))],
-        input="\n".join(commands),
+    done = forked.run(
+        [sys.executable, "-c", RUN.format(docs=str(DOCS), lines=commands)],
         env=os.environ | {"ZOO_IMPORT": ":".join(exports).replace("$PWD", str(tmp_path))},
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "fading_memory  S_t = a S_{t-1}" in done.stdout  # zoo list

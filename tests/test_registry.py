@@ -6,11 +6,11 @@ import ast
 import copy
 import os
 import re
-import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -371,7 +371,7 @@ asked = [lambda: zoo.create_mixer("mamba2", 16).name, lambda: zoo.create_model("
 with ThreadPoolExecutor(10) as pool:
     print(list(pool.map(lambda i: asked[i % 5](), range(10))))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    done = forked.run([sys.executable, "-c", code])
     assert done.stderr == ""
     one = ["mamba2", zoo.create_model("mamba2-tiny").config.d_model, "mqar", "block_diffusion", True]
     assert ast.literal_eval(done.stdout) == one * 2
@@ -603,11 +603,8 @@ def test_the_command_says_what_it_leaves_out_in_one_line_and_does_the_rest(tmp_p
     """A file that cannot be imported, or a word of it that is refused, is wrong input; all other words are there."""
     (tmp_path / "own.py").write_text(code)
     paths = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "zoo", "list", "mixers", "mha"],
-        env=os.environ | {"ZOO_IMPORT": "own.py", "PYTHONPATH": paths},
-        cwd=tmp_path, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "zoo", "list", "mixers", "mha"]
+    done = forked.run(command, env=os.environ | {"ZOO_IMPORT": "own.py", "PYTHONPATH": paths}, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (status, told)
     assert done.stdout.startswith("mha  ")
 
@@ -639,11 +636,8 @@ def test_names_that_are_taken_end_with_status_2_and_name_both_places(tmp_path):
     """Whichever registry is asked first: the package's own names come first."""
     (tmp_path / "own.py").write_text(CLASHES + MIXER.format(name="gla"))
     paths = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "zoo", "list", "norms", "layernorm"],
-        env=os.environ | {"ZOO_IMPORT": "own.py", "PYTHONPATH": paths},
-        cwd=tmp_path, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "zoo", "list", "norms", "layernorm"]
+    done = forked.run(command, env=os.environ | {"ZOO_IMPORT": "own.py", "PYTHONPATH": paths}, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout.startswith("layernorm  ")
     lines = done.stderr.splitlines()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 import zoo
@@ -172,7 +172,7 @@ def test_files_without_a_size(tmp_path):
 def test_a_pipe_without_a_writer_ends_no_command_late(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     command = [sys.executable, "-c", f"from zoo.core.readers import read_bytes; read_bytes({str(tmp_path / 'pipe')!r})"]
-    done = subprocess.run(command, timeout=60, capture_output=True, text=True, check=False)
+    done = forked.run(command, timeout=60)
     assert "it is no file but a pipe" in done.stderr
 
 

@@ -6,10 +6,10 @@ import os
 import pathlib
 import shlex
 import shutil
-import subprocess
 import sys
 import warnings
 
+import forked
 import pytest
 import torch
 import torch.nn.functional as F
@@ -137,7 +137,7 @@ def test_without_kernels_the_reason_is_told(environment, why, tmp_path, monkeypa
 def test_built_once_for_several_processes(tmp_path):
     code = "from zoo.ops import native; native.load('probe')"
     env = {**os.environ, "ZOO_CACHE": str(tmp_path)}
-    running = [subprocess.Popen([sys.executable, "-c", code], env=env) for _ in range(2)]
+    running = [forked.start([sys.executable, "-c", code], env=env) for _ in range(2)]
     assert [p.wait(120) for p in running] == [0, 0]
     assert len(list(tmp_path.glob("kernels/*.so"))) == 1
     (built,) = tmp_path.glob("kernels/*.so")
@@ -231,7 +231,7 @@ def test_a_damaged_library_of_an_earlier_process_kills_no_command(cache):
     for path in cache.glob("*.so"):
         halved(path)
     code = f"from zoo.ops import native; print(native.why_not({QUICK!r}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = forked.run([sys.executable, "-c", code])
     assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
 
 

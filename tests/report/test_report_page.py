@@ -6,8 +6,6 @@ import base64
 import hashlib
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -303,12 +301,6 @@ def test_running_mean_and_thinning():
 )
 def test_lengths_read_as_they_are_named(value, text):
     assert units.length(value) == text
-
-
-def test_plotting_is_imported_only_when_it_is_used():
-    code = "import sys, zoo; before = set(sys.modules); import zoo.report; print(*set(sys.modules) - before)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"matplotlib", "jinja2", "rich", "plotly"} & set(loaded)
 
 
 def test_the_script_is_packed_with_the_project():

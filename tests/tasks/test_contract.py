@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -209,15 +207,3 @@ def test_unknown_options(name):
 def test_unknown_task():
     with pytest.raises(tasks.UsageError, match="Did you mean 'sudoku'"):
         tasks.create_task("sodoku")
-
-
-def test_compiler_is_not_imported_before_it_is_needed():
-    code = """
-import sys
-from zoo import tasks
-for name in tasks.list_tasks():
-    tasks.create_task(name)
-tasks.create_task("mqar").sample(4, split="train", seed=0)
-assert "numba" not in sys.modules and "matplotlib" not in sys.modules and "zoo.protocol" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import torch
 
 import zoo
@@ -115,18 +116,8 @@ def start(n: int, *command: str, cwd: Path, **more: str) -> list[subprocess.Pope
         port = free.getsockname()[1]
     common = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     common |= {"WORLD_SIZE": str(n), **more}
-    pipe = subprocess.PIPE
-    return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=cwd,
-            stdout=pipe,
-            stderr=pipe,
-            text=True,
-        )
-        for rank in range(n)
-    ]
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n)]
+    return [forked.start([sys.executable, *command], env=os.environ | common | rank, cwd=cwd) for rank in ranks]
 
 
 def ended(processes: list[subprocess.Popen[str]], seconds: float = 240.0) -> list[tuple[int, str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -470,10 +469,3 @@ def test_two_nodes_that_torchrun_brings_together(recipe, tmp_path):
     all_well(found)
     assert sum(out.count("finished at step 40") for _, out, _ in found) == 1
     assert json.loads(Path("runs/small/result.json").read_text())["machine"]["processes"] == 2
-
-
-def test_one_process_imports_no_launcher():
-    """What several processes need is imported by them alone."""
-    code = "import sys, zoo.training.launch; print([m for m in sys.modules if 'distributed.launcher' in m])"
-    with contextlib.closing(os.popen(f'"{sys.executable}" -c "{code}"')) as output:
-        assert output.read().strip() == "[]"

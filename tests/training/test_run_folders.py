@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import yaml
@@ -475,7 +475,7 @@ def test_a_child_does_not_outlive_its_parent(recipe):
     root = str(Path(launch.__file__).resolve().parents[2])
     command = [sys.executable, "-c", "from zoo.cli import main; main()", "train", "many.yaml", "train.steps=100000"]
     command += ["train.eval_every=100000", "train.checkpoint_every=50", "train.log_every=10000", "--quiet"]
-    parent = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": root}, stderr=subprocess.DEVNULL)
+    parent = forked.start(command, env=os.environ | {"PYTHONPATH": root})
     folder = Path("runs/many/1/checkpoints")
     while not checkpoints.steps(folder):
         assert parent.poll() is None
