@@ -22,9 +22,11 @@ from zoo.ops.common import blank, widest
 from zoo.ops.cut import by_factors
 from zoo.ops.derivatives import once, transformed
 from zoo.ops.kernel import Call, Kernel, suffix
+from zoo.ops.triton_kernel import TritonKernel
 from zoo.pieces import Pieces
 
-KERNEL = Kernel("scan", dtypes=(torch.float32, torch.float64, torch.complex64, torch.complex128))
+DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+KERNEL, TRITON = Kernel("scan", dtypes=DTYPES), TritonKernel("scan", dtypes=DTYPES)
 CHUNK = 16
 FEW_STEPS = 2  # decoding
 Scan = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -56,7 +58,7 @@ def scan(
         pieces: of a sequence that is cut over processes, of which the other arguments are one piece; `state` is then
             that before the first one.
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
-        backend: "auto", "reference" (one step at a time), "chunked", or "compiled" (C++, on a CPU).
+        backend: "auto", "reference" (one step at a time), "chunked", "compiled" (C++, on a CPU) or "triton" (on a GPU).
     Returns:
         all h (B, T, ...) in b's dtype (complex where a is), h_T (B, ...).
     """
@@ -73,12 +75,11 @@ def scan(
         return by_factors(pieces, lambda b, state: scan(a, b, state, **how), b, state)
     chunk = common.chunk_length(chunk_size, CHUNK, n_steps)
     decay, inputs = a.to(dtype), b.to(dtype)
-    offers = {"compiled": lambda: KERNEL.why_not(inputs)}
-    form = common.choose_form("scan", backend, n_steps, FEW_STEPS, offers)
+    form = common.choose_form("scan", backend, n_steps, FEW_STEPS, compiled_scan.offers(inputs))
 
     state = inputs.new_zeros(b.shape[0], *b.shape[2:]) if state is None else state
-    if form == "compiled":
-        h, state = compiled_scan(decay, inputs, state, resets, lengths)
+    if form in compiled_scan.forms:
+        h, state = compiled_scan.forms[form](decay, inputs, state, resets, lengths)
     else:
         decay, inputs = _masked(decay, inputs, resets, lengths)
         if form == "reference":
@@ -228,7 +229,7 @@ def _scan_again(
     d_last: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     decay, d_h = _masked(a, d_h, resets, lengths)
-    d_decay, d_b, d_state = _again(decay, state, h, d_h, d_last, form=lambda *x: compiled_scan(*x, None, None))
+    d_decay, d_b, d_state = _again(decay, state, h, d_h, d_last, form=scan)
     for mask in (resets, None if lengths is None else ~common.valid_steps(lengths, h.shape[1])):
         d_decay = d_decay if mask is None else blank(d_decay, mask)
     d_b = d_b if lengths is None else blank(d_b, ~common.valid_steps(lengths, h.shape[1]))
@@ -242,6 +243,7 @@ compiled_scan = Operator(  # every block of channels runs through time on its ow
     _scan_backward,
     gradients="a b state",
     again=_scan_again,
+    triton=TRITON,
 )
 
 

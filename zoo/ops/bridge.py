@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from zoo.core.errors import UsageError
 from zoo.ops.common import without_autocast
 from zoo.ops.derivatives import gradients_of, once, transformed
 from zoo.ops.kernel import Kernel
+from zoo.ops.triton_kernel import TritonKernel
 
 OPERATORS: dict[str, Operator] = {}
 """Every operator that was declared, by its name."""
@@ -25,13 +27,13 @@ EAGER = (Tensor, nn.Parameter)
 
 
 class Operator:
-    """A kernel as the operator `torch.ops.zoo.NAME`; calling it is calling that.
+    """A kernel as the operator `torch.ops.zoo.NAME`, and one in Triton as `torch.ops.zoo.NAME_triton`.
 
     In eager mode the functions below are called directly, without torch's dispatcher, so that a single step costs
     little more than the kernel. Where torch traces, transforms or watches operators, they go through it.
 
     Args:
-        kernel: its source.
+        kernel: its source in C++.
         schema: as "NAME(Tensor x, Tensor? z, float eps) -> (Tensor y, Tensor kept)". Callers leave out a last input
             `bool keep`: it says whether there will be a backward pass.
         forward: from (call, *inputs) to the outputs, which it allocates; None for what is not kept. It calls the kernel
@@ -47,11 +49,12 @@ class Operator:
             With neither, they are refused.
         strided: names of inputs that are passed on as they lie in memory; all others are made contiguous.
         scope: a variable that has in the backward pass the value that it had in the forward pass.
+        triton: its source for GPUs, which has functions of the same names and parameters.
     """
 
     def __init__(
         self,
-        kernel: Kernel,
+        kernel: Kernel | TritonKernel,
         schema: str,
         forward: Callable[..., Any],
         backward: Callable[..., Any] | None = None,
@@ -61,6 +64,7 @@ class Operator:
         again: Callable[..., Any] | None = None,
         strided: str = "",
         scope: ContextVar[Any] | None = None,
+        triton: TritonKernel | None = None,
     ):
         parts = SCHEMA.fullmatch(" ".join(schema.split()))
         if parts is None:
@@ -80,7 +84,18 @@ class Operator:
         self.dispatched = self._forward.register(self.name, len(self.outputs))
         if backward is not None:
             self._differentiate(backward, gradients.split())
-        OPERATORS[self.name] = self
+        if isinstance(kernel, Kernel):
+            OPERATORS[self.name] = self
+        self.forms: dict[str, Operator] = {kernel.form: self}
+        """This operator, and the same one by another kernel, by the names of their forms, the preferred first."""
+        if triton is not None:
+            how: dict[str, Any] = {"gradients": gradients, "plain": plain, "again": again, "strided": strided}
+            schema = schema.replace(f"{self.name}(", f"{self.name}_triton(", 1)
+            self.forms = Operator(triton, schema, forward, backward, **how, scope=scope).forms | self.forms
+
+    def offers(self, *tensors: Tensor | None) -> dict[str, Callable[[], str | None]]:
+        """Its forms, each with a function that says why its kernel cannot take these inputs, None where it can."""
+        return {form: functools.partial(by.kernel.why_not, *tensors) for form, by in self.forms.items()}
 
     def _differentiate(self, backward: Callable[..., Any], gradients: list[str]) -> None:
         own = {name: kind for name, kind in self.inputs.items() if name != "keep"}
@@ -182,7 +197,9 @@ class Operator:
 class _Body:
     """`function(call, *inputs)` on contiguous tensors, directly or as an operator."""
 
-    def __init__(self, kernel: Kernel, function: Callable[..., Any], inputs: dict[str, str], strided: list[str]):
+    def __init__(
+        self, kernel: Kernel | TritonKernel, function: Callable[..., Any], inputs: dict[str, str], strided: list[str]
+    ):
         self.kernel, self.function, self.takes = kernel, function, inputs
         self._dense = [i for i, (n, kind) in enumerate(inputs.items()) if "Tensor" in kind and n not in strided]
 
@@ -206,7 +223,7 @@ class _Body:
         inputs = ", ".join(f"{kind} {name}" for name, kind in self.takes.items())
         outputs = "Tensor" if n_outputs == 1 else f"({', '.join(['Tensor'] * n_outputs)})"
         define = torch.library.custom_op(
-            f"zoo::{name}", mutates_args=(), device_types="cpu", schema=f"({inputs}) -> {outputs}"
+            f"zoo::{name}", mutates_args=(), device_types=self.kernel.devices, schema=f"({inputs}) -> {outputs}"
         )
         operator = define(lambda *given: _whole(self._run(self.kernel, given), given))
         operator.register_fake(lambda *given: _whole(self._run(_nothing, given), given))
@@ -228,7 +245,7 @@ def _watched(inputs: Any) -> bool:
     """Whether anything has to see an operator where these inputs meet: a mode, a tracer, a transform, a subclass."""
     if torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing() or transformed():
         return True
-    return any(isinstance(x, Tensor) and (type(x) not in EAGER or not x.is_cpu) for x in inputs)
+    return any(isinstance(x, Tensor) and (type(x) not in EAGER or not (x.is_cpu or x.is_cuda)) for x in inputs)
 
 
 def _parameters(function: Callable[..., Any] | None) -> list[str]:

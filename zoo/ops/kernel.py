@@ -6,7 +6,7 @@ import ctypes
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,9 @@ class Kernel:
         dtypes: the floating-point and complex dtypes in which it computes. Its functions see complex numbers as pairs
             of real ones (`torch.view_as_real`).
     """
+
+    form = "compiled"
+    devices: ClassVar = ["cpu"]
 
     def __init__(
         self,

@@ -1,0 +1,158 @@
+"""What every Triton kernel takes on an H200, from its compilation ahead of any GPU.
+
+    python -m zoo.benchmarks.studies.triton_kernels
+
+It needs triton and no GPU. Every kernel is compiled for sm_90 as its op launches it, forward and backward, with
+documents and lengths and without. Registers and spilled bytes are a thread's, shared memory is a program's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from zoo import ops
+from zoo.benchmarks.studies.harness import Data, Study, table
+from zoo.core.errors import UsageError
+from zoo.ops.triton_kernel import TritonKernel
+
+Leaves = dict[str, Tensor]
+REGISTERS, SHARED = 255, 227 * 1024  # most of a thread, and of a program, on sm_90
+
+
+def _normal(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=dtype)
+
+
+def _scan(B: int, T: int, D: int, dtype: torch.dtype, *, varying: bool) -> Leaves:
+    a = _normal(*((B, T, D) if varying else (D,)), dtype=dtype)
+    return {"a": a / (1 + a.abs()), "b": _normal(B, T, D, dtype=dtype), "state": _normal(B, D, dtype=dtype)}
+
+
+CASES: dict[str, tuple[Callable[..., Any], Callable[[int, int, int], Leaves]]] = {
+    "scan": (ops.scan, lambda B, T, D: _scan(B, T, D, torch.float64, varying=True)),
+    "scan, one decay": (ops.scan, lambda B, T, D: _scan(B, T, D, torch.float64, varying=False)),
+    "scan, complex": (ops.scan, lambda B, T, D: _scan(B, T, D, torch.complex128, varying=True)),
+    "scan, complex, one decay": (ops.scan, lambda B, T, D: _scan(B, T, D, torch.complex128, varying=False)),
+}
+"""By the name of an operator, and of a variant of it: the op, and its inputs in float64 for B rows, T steps and about D
+channels in all."""
+
+
+def narrow(leaves: Leaves) -> Leaves:
+    """The same in the precision of the kernels."""
+    return {name: x.to(torch.complex64 if x.is_complex() else torch.float32) for name, x in leaves.items()}
+
+
+def both(op: Callable[..., Any], leaves: Leaves, **how: Any) -> None:
+    """The op forward and backward."""
+    leaves = {name: x.detach().requires_grad_() for name, x in leaves.items()}
+    outputs = [x for x in torch.utils._pytree.tree_leaves(op(**leaves, backend="triton", **how)) if x.requires_grad]
+    torch.autograd.grad(outputs, list(leaves.values()), [torch.zeros_like(x) for x in outputs], allow_unused=True)
+
+
+class Hopper:
+    """In place of a driver: says that an H200 is there."""
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int = 0) -> int:
+        return 0
+
+
+def compiled(call: Callable[[], None]) -> list[tuple[str, Any, float]]:
+    """Every kernel that a call launches, with its name and the seconds it took: it is compiled, and nothing is run."""
+    from triton.runtime import JITFunction, driver
+
+    found: list[tuple[str, Any, float]] = []
+    run = JITFunction.run
+
+    def warm(kernel: Any, *given: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        result = run(kernel, *given, **{**options, "warmup": True})
+        found.append((kernel.fn.__name__.strip("_"), result, time.perf_counter() - start))
+        return result
+
+    driver.set_active(Hopper())
+    with mock.patch.object(JITFunction, "run", warm), mock.patch.object(TritonKernel, "devices", ["cpu"]):
+        call()
+    return found
+
+
+def resources(kernel: Any) -> dict[str, int]:
+    """Registers and spilled bytes of a thread, and shared memory of a program, of a compiled kernel."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        shown = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    words = shown.stdout.replace(":", " ").split()
+    registers, spilled = (int(words[words.index(name) + 1]) for name in ("REG", "LOCAL"))
+    return {"registers": registers, "spilled": spilled, "shared": kernel.metadata.shared}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", help="one operator, by default all")
+
+
+def measure(given: argparse.Namespace, data: Data) -> Iterator[Data]:
+    try:
+        import triton
+    except ImportError:
+        raise UsageError("triton is not installed: pip install triton") from None
+
+    data = {**data, "triton": triton.__version__, "kernels": dict(data.get("kernels", {}))}
+    for name, (op, make) in CASES.items():
+        if given.only is not None and name.partition(",")[0] != given.only:
+            continue
+        rows: list[dict[str, Any]] = []
+        leaves = narrow(make(2, 128, 256))
+        packed = {"lengths": torch.tensor([128, 7]), "resets": torch.zeros(2, 128, dtype=torch.bool)}
+        for how in ({}, packed):
+            calls = compiled(lambda op=op, leaves=leaves, how=how: both(op, leaves, **how))  # type: ignore[misc]
+            for kernel, result, seconds in calls:
+                rows.append({"kernel": kernel, "packed": bool(how), "seconds": seconds, **resources(result)})
+        data["kernels"][name] = rows
+        yield data
+
+
+def markdown(data: Data) -> str:
+    head = ["operator", "kernel", "packed", "registers", "spilled bytes", "shared memory, KiB", "compiled in, s"]
+    rows = [
+        [
+            *(name, row["kernel"].replace("_", " "), "yes" if row["packed"] else "no"),
+            *(str(row["registers"]), str(row["spilled"]), f"{row['shared'] / 1024:.1f}", f"{row['seconds']:.1f}"),
+        ]
+        for name, found in data["kernels"].items()
+        for row in found
+    ]
+    told = (
+        "The Triton kernels of this project, compiled for sm_90 (H100, H200) ahead of any GPU with triton "
+        f"{data['triton']}: what a thread and a program take. Packed: with lengths and documents. No kernel has been "
+        "run on a GPU for this page.\n\n"
+        "`python -m zoo.benchmarks.studies.triton_kernels` makes this page again."
+    )
+    return "\n".join(["# Triton kernels, compiled ahead", "", told, "", *table(head, rows), ""])
+
+
+STUDY = Study("triton_kernels", __doc__, arguments, measure, markdown)
+
+if __name__ == "__main__":
+    STUDY.main()

@@ -1,0 +1,65 @@
+"""Our own Triton kernels: interpreted, against the definition in float64 at awkward sizes; and compiled for sm_90."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from zoo.benchmarks.studies.triton_kernels import CASES, REGISTERS, SHARED, narrow
+from zoo.ops.bridge import OPERATORS
+from zoo.ops.common import logged_forms
+
+KERNELS = {name for name, operator in OPERATORS.items() if "triton" in operator.forms}
+
+
+def test_every_kernel_has_a_case():
+    assert {name.partition(",")[0] for name in CASES} == KERNELS
+
+
+def outcome(op, leaves: dict[str, Tensor], **how: object) -> list[Tensor]:
+    leaves = {name: x.detach().requires_grad_() for name, x in leaves.items()}
+    outputs = tree_leaves(op(**leaves, **how))
+    real = [torch.view_as_real(x) if x.is_complex() else x for x in outputs]
+    noise = torch.Generator().manual_seed(0)
+    loss = sum((x * torch.randn(x.shape, generator=noise, dtype=torch.float64).to(x)).sum() for x in real)
+    return [x.detach() for x in (*outputs, *torch.autograd.grad(loss, list(leaves.values())))]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("T", [1, 70])
+@pytest.mark.parametrize("name", CASES)
+def test_a_kernel_is_its_definition(name, T, packed):
+    op, make = CASES[name]
+    leaves = narrow(make(3, T, 3))
+    how: dict[str, object] = {}
+    if packed:
+        starts = torch.arange(T)[None] % torch.tensor([[33], [7], [1]]) == 0
+        how = {"lengths": torch.tensor([T, T // 2, 0]), "resets": starts}
+    with logged_forms() as forms:
+        found = outcome(op, leaves, backend="triton", **how)
+    assert {"triton"} in forms.values()
+    wide = {name: x.to(torch.promote_types(x.dtype, torch.float64)) for name, x in leaves.items()}
+    for i, (a, e) in enumerate(zip(found, outcome(op, wide, backend="reference", **how), strict=True)):
+        assert a.shape == e.shape
+        assert (a - e).abs().max() <= 2e-5 * e.abs().max() + 1e-30, i
+
+
+@pytest.mark.parametrize("name", sorted(KERNELS))
+def test_a_kernel_compiles_for_sm_90(name, tmp_path):
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "zoo.benchmarks.studies.triton_kernels", "--only", name, "--out", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [row for found in json.loads(done.stdout.splitlines()[-1])["kernels"].values() for row in found]
+    assert len(rows) >= 4
+    for row in rows:
+        assert row["registers"] <= REGISTERS
+        assert row["shared"] <= SHARED
+        assert row["spilled"] == 0, row
