@@ -114,8 +114,8 @@ def start(n: int, *command: str, cwd: Path, **more: str) -> list[subprocess.Pope
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    common = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    common |= {"WORLD_SIZE": str(n), **more}
+    common = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))), "OMP_NUM_THREADS": "1"}
+    common |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(n), **more}
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n)]
     return [forked.start([sys.executable, *command], env=os.environ | common | rank, cwd=cwd) for rank in ranks]
 
