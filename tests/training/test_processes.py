@@ -33,7 +33,7 @@ from zoo.training.train_options import TrainConfig
 
 SEVERAL = str(Path(__file__).with_name("several.py"))
 COMMAND = "from zoo.cli import main; main()"
-FAST = {"next_token": "ddp", "deep_supervision": "ddp", "experts": "fsdp", "muon": "fsdp"}
+FAST = {"next_token": "ddp", "deep_supervision": "ddp", "experts": "fsdp"}
 MODEL = model_config("gqa swiglu", d_model=16, vocab_size=32)
 TIMES = ("seconds", "tokens_per_second")
 
@@ -99,7 +99,7 @@ def test_two_processes_train_as_one(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize(("n", "kinds"), [(2, [*KINDS, *PARTS]), (4, [*FAST, *PARTS])], ids=["2", "4"])
+@pytest.mark.parametrize(("n", "kinds"), [(2, [*KINDS, *PARTS]), (4, [*FAST, "muon", *PARTS])], ids=["2", "4"])
 def test_every_objective_trains_in_several_processes_as_in_one(n, kinds, parallel, tmp_path):
     compare(n, dict.fromkeys(kinds, parallel), tmp_path)
 
