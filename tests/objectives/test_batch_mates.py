@@ -80,9 +80,7 @@ def parts(name, spec, options):
     answers = task.n_outputs or task.n_classes
     ends = {"inputs": task.n_inputs, "outputs": answers} if chosen.series else {"vocab_size": chosen.vocab_size}
     recursion = {"recursion": {"cycles": 1, "updates": 2, "max_steps": 2}} if name == "deep_supervision" else {}
-    model = zoo.create_model(
-        "mha(n_heads=2) swiglu", d_model=16, causal=chosen.causal, **ends, **recursion
-    ).double()
+    model = zoo.create_model("mha(n_heads=2) swiglu", d_model=16, causal=chosen.causal, **ends, **recursion).double()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p))
