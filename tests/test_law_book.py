@@ -268,9 +268,21 @@ def test_other_cases_and_precisions_are_checked_in_brief_unless_all_is_checked()
         *[({}, dtype, True) for dtype in law.dtypes[1:]],
         ({"backend": "reference"}, law.dtypes[0], True),
     ]
-    every = plan(law, [check.case for check in checks[::3]], thorough=True)
-    assert len(every) == 2 * len(law.dtypes) * len(law.settings)
-    assert not any("brief" in check.setting for check in every)
+
+
+def test_all_is_every_case_in_every_precision_and_with_every_setting_in_the_principal_one():
+    cases = [Case(Toy, {}), Case(Toy, {"backend": "reference"})]
+
+    def every(law: str) -> list[tuple[Any, ...]]:
+        checks = plan(LAWS[law], cases, thorough=True)
+        assert not any("brief" in check.setting for check in checks)
+        return [(cases.index(check.case), check.dtype, *check.setting.values()) for check in checks]
+
+    precisions = [(F32, 20), (F32, 37), (torch.float64, 37), (BF16, 37)]
+    assert every("packing") == [(i, *precision) for i in range(2) for precision in precisions]
+    lengths = [(0, 70), (0, 1), (0, 100), (0, 63), (0, 64), (0, 1000), (1, 70), (1, 1), (1, 100), (1, 63), (1, 64)]
+    assert every("forms") == [(i, torch.float64, n) for i, n in lengths]
+    assert every("compilation") == [(0, F32, "inductor", 4), (1, F32, "aot_eager")]
 
 
 @pytest.mark.parametrize(("flaw", "law"), [(flaw, law) for flaw, broken in FLAWS.items() for law in broken])

@@ -36,11 +36,13 @@ class Law:
         name: of this part.
         check: of a mixer, and of one of the settings.
         dtypes: in which it is checked, the principal one first.
-        settings: keyword arguments of the check, the principal ones first.
+        settings: keyword arguments of the check, the principal ones first. Where all is checked, each in the principal
+            precision, and the last in every precision.
         tried: how many of the settings are checked of the first case where not all is checked; all by default.
         brief: whether the check takes `brief=True`, the same inputs by fewer routes: for the other cases, and the other
             precisions of the first one, where not all is checked.
-        covering: whether the last of the settings includes the others, and stands for them where all is checked.
+        covering: whether the last of the settings, the rare ones among them, includes the others, and stands for them
+            where all is checked.
         rare: further settings, checked of the first case of a mixer alone, and only where all is checked.
         cases: "every" case of a mixer; the "first" one, and the others where all is checked; or that "alone".
         unless: why it does not bind a mixer.
@@ -68,6 +70,13 @@ class Law:
     def exempts(self, mixer: Mixer) -> str | None:
         """Why the law does not bind a mixer, or None where it does."""
         return next((why for exemption in self.unless if (why := exemption(mixer))), None)
+
+    def leaves_device(self, dtype: torch.dtype) -> bool:
+        """Whether what is made without a device can come out on another one, in float32 or the law's one precision.
+
+        Not where a graph is traced: dynamo does not trace `Tensor.unflatten` under a default device.
+        """
+        return not self.traced and (dtype == F32 or F32 not in self.dtypes)
 
 
 LAWS: dict[str, Law] = {}
@@ -121,7 +130,7 @@ def conditions(law: Law, dtype: torch.dtype, elsewhere: bool = True) -> Iterator
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UsageWarning)  # such as of a kernel that cannot be built
         stack.enter_context(poisoned_memory())
-        if elsewhere:
+        if elsewhere and law.leaves_device(dtype):
             stack.enter_context(torch.device("meta"))
         if dtype == BF16 and not law.by_score:
             stack.enter_context(fixed_choices())

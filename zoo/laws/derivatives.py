@@ -88,6 +88,7 @@ def second_derivatives(mixer: Mixer) -> str | None:
     dtypes=(F32,),
     settings=({"n": 280, "n_continuous": 40},),
     rare=({"n": 280, "n_continuous": 100},),
+    covering=True,
     cases="alone",
 )
 def second_derivatives_of_kernels(mixer: Mixer, n: int, n_continuous: int) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,7 +79,8 @@ class Check(NamedTuple):
 def plan(law: Law, cases: Sequence[Case], *, thorough: bool = False) -> list[Check]:
     """The checks of a law for the cases of a mixer.
 
-    Thorough ones are every case in every precision with every setting, or with the last one where it covers the others.
+    Thorough ones are every case in every precision: with every setting in the principal one, and in the others with the
+    last, which also stands for all where it covers them.
     The rest are every case in the law's principal precision and setting, and the first case in the other precisions and
     with the other settings; all but the first case in the principal precision by fewer routes, where the law has a
     brief form.
@@ -92,15 +92,16 @@ def plan(law: Law, cases: Sequence[Case], *, thorough: bool = False) -> list[Che
         if (law.cases == "alone" and not first) or (law.cases == "first" and not first and not thorough):
             continue
         if thorough:
-            pairs = list(itertools.product(law.dtypes, law.settings[-1:] if law.covering else law.settings))
-            pairs += [(law.dtypes[0], setting) for setting in law.rare if first]
+            settings = law.settings + (law.rare if first else ())
+            pairs = [(law.dtypes[0], setting) for setting in (settings[-1:] if law.covering else settings)]
+            pairs += [(dtype, law.settings[-1]) for dtype in law.dtypes[1:]]
         else:
             pairs = [(law.dtypes[0], law.settings[0] if first else brief)]
             if first:
                 pairs += [(dtype, brief) for dtype in law.dtypes[1:]]
                 pairs += [(law.dtypes[0], setting) for setting in law.settings[1 : law.tried]]
         elsewhere = thorough or law.elsewhere == "every" or (law.elsewhere == "first" and first)
-        checks += [Check(law, case, dtype, setting, elsewhere) for dtype, setting in pairs]
+        checks += [Check(law, case, dtype, how, elsewhere and law.leaves_device(dtype)) for dtype, how in pairs]
     return checks
 
 

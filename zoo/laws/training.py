@@ -120,19 +120,22 @@ def state_gradients(mixer: Mixer, brief: bool = False) -> None:
     settings=({"backend": "eager"}, {"backend": "aot_eager"}),
     tried=1,
     covering=True,
-    rare=({"backend": "inductor"},),
+    rare=({"backend": "inductor", "n": 4},),
     cases="first",
     unless=(not_compilable,),
     traced=True,
 )
-def compilation(mixer: Mixer, backend: str) -> None:
-    """`torch.compile(fullgraph=True)` gives the outputs and gradients of eager mode, packed and padded rows too."""
+def compilation(mixer: Mixer, backend: str, n: int = 6) -> None:
+    """`torch.compile(fullgraph=True)` gives the outputs and gradients of eager mode, packed and padded rows too.
+
+    Of `n` steps, fewer where C++ is made and compiled of what may be a loop over them.
+    """
     torch._dynamo.reset()
-    n, D, device, dtype = 6, mixer.d_model, device_of(mixer), dtype_of(mixer)
+    D, device, dtype = mixer.d_model, device_of(mixer), dtype_of(mixer)
     x = random_like(mixer, 2, n, D).to(dtype).requires_grad_()
     fields: dict[str, Any] = {
-        "lengths": torch.tensor([n, 4], device=device),
-        "resets": torch.arange(n, device=device).eq(2).expand(2, n),
+        "lengths": torch.tensor([n, n - 2], device=device),
+        "resets": torch.arange(n, device=device).eq(n // 3).expand(2, n),
         "timespans": spans(2, n, device=device).to(dtype),
     }
     start = None
