@@ -32,6 +32,7 @@ PARAMETERS = {  # of the published checkpoints, or of the authors' code
     "glm_dsa-5-744b": 743_911_199_232,
     "glm_dsa-5.2-744b": 743_377_000_704,  # 57 indexers of 9,371,904 less
     "hrm-sudoku": 27_275_266 + 512,  # 512: what is learned of a puzzle, which is never counted there
+    "hrm_text-1b": 1_182_795_264 - 1536,  # z_L_init is frozen, and no parameter here
     "kimi_k2-1t": 1_026_408_209_408,
     "kimi_linear-48b-a3b": 49_122_675_072,
     "lfm2-350m": 354_483_968,

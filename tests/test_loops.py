@@ -124,6 +124,95 @@ def test_second_derivatives_of_a_cut_gradient_are_refused(x):
         torch.autograd.grad(y.sum(), x, create_graph=True)
 
 
+# ---- two levels
+
+LOW = 'inject="add", start="carried", norm="rmsnorm_plain", residual=True'
+
+
+def two_levels(n_high=3, options=LOW, body="gru swiglu"):
+    """The pattern of HRM-Text, and its levels as functions."""
+    stack = backbone(f'loop({n_high}, loop(2, {BODY}, {options}) {body}, norm="rmsnorm_plain")')
+    low, *high = stack.steps[0].body.steps
+    low.initial += 0.5
+
+    def f_high(h):
+        for step in high:
+            h = step(h, None, Context())[0]
+        return rms(h)
+
+    return stack, low, lambda h: rms(low.body(h, None, Context())[0]), f_high
+
+
+def test_the_low_level_goes_on_in_the_next_cycle(x):
+    stack, low, f_low, f_high = two_levels()
+    z, h = low.initial.expand_as(x), x
+    for _ in range(3):
+        for _ in range(2):
+            z = f_low(z + h)
+        h = f_high(h + z)
+    context = Context()
+    for _ in range(2):  # what one call leaves in its context does not reach the next
+        close(stack(x, None, context)[0], h)
+
+
+@pytest.mark.parametrize("gradient", [[1, 2, 1], [2, 0, 2], [0, 0, 1]])
+def test_every_cycle_has_its_own_number_of_passes_with_gradients(gradient, x):
+    stack, low, f_low, f_high = two_levels(options=f"{LOW}, gradient={gradient}")
+    weights = list(stack.parameters())
+    x.requires_grad_()
+    found = torch.autograd.grad(stack(x)[0].sin().sum(), [x, *weights])
+    z, h = low.initial.expand_as(x), x
+    for learning in gradient:
+        for i in range(2):
+            z = f_low(z + h)
+            z = z.detach() if i < 2 - learning else z
+        h = f_high(h + z)
+    for a, e in zip(found, torch.autograd.grad(h.sin().sum(), [x, *weights]), strict=True):
+        close(a, e)
+
+
+def test_a_loop_in_the_middle_begins_anew(x):
+    """Of three levels, the innermost goes on within one run of the middle one."""
+    inner = f"loop(2, gru, {LOW})"
+    stack = backbone(f"loop(2, loop(2, {inner} swiglu) swiglu)")
+    middle = stack.steps[0].body.steps[0].body.steps
+    last, (low, high) = stack.steps[0].body.steps[1], middle
+    h = x
+    for _ in range(2):
+        z = torch.zeros_like(h)
+        for _ in range(2):
+            for _ in range(2):
+                z = rms(low.body(z + h, None, Context())[0])
+            h = high(h + z, None, Context())[0]
+        h = last(h, None, Context())[0]
+    close(stack(x)[0], h)
+
+
+def test_a_low_level_in_a_shortcut(x):
+    """It is within the same loop; recomputed activations change nothing."""
+    found = []
+    for recompute in (False, True):
+        stack = backbone(f"loop(2, shortcut(swiglu, gru loop(2, gqa, {LOW}, gradient=[2, 1])))")
+        y, _ = stack(x, recompute=recompute)
+        y.sin().sum().backward()
+        found.append([y.detach(), *(p.grad for p in stack.parameters())])
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (f"loop(2, gru, {LOW})", "goes on from the pass before of the loop around it, and no loop is around: write"),
+        ('loop(2, gru, inject="add", gradient=[1])', "one number for each pass of the loop around it, and no loop is"),
+        ('loop(3, loop(2, gru, inject="add", gradient=[1, 2]))', r"gradient=\[1, 2\] .* around it, which makes 3"),
+    ],
+)
+def test_a_level_without_its_loop_is_refused(pattern, message):
+    with pytest.raises(zoo.UsageError, match=message):
+        zoo.create_backbone(pattern, d_model=D)
+
+
 # ---- leaving a loop
 
 

@@ -170,6 +170,7 @@ class Backbone(nn.Module):
         connections: of the steps, where this is the body of a node.
         stream: the residual kind of the stream, where this is the body of a node.
         within: the numbers of the steps that this is within, where it is the body of a node.
+        around: number of passes of the innermost loop around, where this is in the body of one.
 
     Raises:
         UsageError: a mixer that cannot keep `causal`, with the word that can.
@@ -194,6 +195,7 @@ class Backbone(nn.Module):
         connections: Iterator[Connection] | None = None,
         stream: Residual | None = None,
         within: tuple[int, ...] = (),
+        around: int | None = None,
     ):
         super().__init__()
         self.d_model, self.causal, self.residual = d_model, causal, Residual.of(residual)
@@ -205,7 +207,7 @@ class Backbone(nn.Module):
         def step(words: tuple[Word, ...], layer: int) -> Step:
             return Step(words, d_model, defaults, Place(layer, total, causal, length), norm_eps, next(connecting))
 
-        def inside(pattern: Pattern, layer: int) -> Backbone:
+        def inside(pattern: Pattern, layer: int, around: int | None) -> Backbone:
             return Backbone(
                 pattern,
                 d_model,
@@ -217,6 +219,7 @@ class Backbone(nn.Module):
                 connections=connecting,  # the stream is widened outside
                 stream=stream,
                 within=(*within, len(self.steps)),
+                around=around,
             )
 
         seen = 0  # sequence mixers so far; a channel mixer belongs to the block before it
@@ -228,19 +231,20 @@ class Backbone(nn.Module):
                 self.steps.append(
                     LoopStep(
                         node,
-                        inside(node.body, layer + seen),
+                        inside(node.body, layer + seen, node.count),
                         d_model,
                         norm_eps=norm_eps,
                         streams=stream.widen(torch.empty(1, 1, d_model, device="meta")).numel() // d_model,
                         narrow=stream.narrow,
                         name="_".join(map(str, (*within, len(self.steps)))),
+                        around=around,
                     )
                 )
                 seen += node.count * node.body.depth()
                 continue
             if isinstance(node, Shortcut):
                 branch = step((node.branch,), max(layer + seen - (not _is_sequence(node.branch)), 0))
-                body = inside(node.body, layer + seen)
+                body = inside(node.body, layer + seen, around)
                 given = set(node.branch.step.changed())
                 if "residual_scale" in given:
                     raise UsageError(

@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from zoo.core.errors import UsageError
 from zoo.norms import make_norm
 from zoo.ops.choices import fixed
 from zoo.ops.derivatives import once_only, traced
 from zoo.ops.modules import widely
 from zoo.parameters import set_rule
 from zoo.pattern import Loop
+from zoo.pattern.literals import literal_text
 from zoo.protocol import Context, State
 from zoo.states import fork
 
@@ -33,6 +35,18 @@ class Held(NamedTuple):
 
     steps: Tensor
     all: bool
+
+
+class Carried(NamedTuple):
+    """What a loop gave in the pass before of the loop around it.
+
+    Attributes:
+        runs: passes of the loop around in which it has run.
+        h: (B, T, D), or with the residual streams.
+    """
+
+    runs: int
+    h: Tensor
 
 
 class Inject(nn.Module):
@@ -75,6 +89,12 @@ class LoopStep(nn.Module):
     Ouro (Zhu et al. 2025, arXiv 2510.25741), HRM-Text (arXiv 2605.20613). What a pass reads of e, and what it does
     besides, is said by `LoopOptions`. The state is a tuple of the body's, one for each pass.
 
+    A loop in the body of another one may go on from what it gave in the pass before of that one. Two levels are
+
+        loop(H, loop(L, low, inject="add", start="carried", norm=..., residual=True) high, norm=...)
+
+    which is z <- norm(low(z + h)) L times, then h <- norm(high(h + z)), all of it H times from h = e and z = 0.
+
     With a halting head, lambda_i = sigmoid(w h_i + b) and a token leaves after pass i with the probability
     p_i = lambda_i prod_{j<i} (1 - lambda_j), after the last one with what remains (Ouro, section 3.2). In training
 
@@ -94,6 +114,10 @@ class LoopStep(nn.Module):
         streams: number of residual streams.
         narrow: the residual streams as one (B, T, D).
         name: for the metrics.
+        around: number of passes of the loop that this one is in the body of, or None.
+
+    Raises:
+        UsageError: options that speak of a loop around, where there is none, or one of another number of passes.
     """
 
     def __init__(
@@ -106,37 +130,58 @@ class LoopStep(nn.Module):
         streams: int,
         narrow: Callable[[Tensor], Tensor],
         name: str,
+        around: int | None = None,
     ):
         super().__init__()
         o = self.options = node.options
+        _check_around(node, around)
         self.count, self.streams, self.narrow, self.name = node.count, streams, narrow, name
         self.d_model, self.body = d_model, body
         self.inject = Inject(o.inject, d_model, o.inject_rank, norm_eps)
         self.gates = nn.Parameter(torch.full((node.count, d_model), 2.0)) if o.gate else None
         set_rule(self, "gates", weight_decay=False)
         self.norm = make_norm(o.norm or "none", d_model, norm_eps)
+        self.register_buffer("initial", torch.zeros(d_model) if o.start == "carried" else None)
+        self.inner = [m.key for m in body.modules() if isinstance(m, LoopStep) and m.remembers]
         self.halting = None
         if o.exit is not None:
             self.halting = nn.Linear(d_model, 1)
             nn.init.normal_(self.halting.weight, std=0.02)
             nn.init.zeros_(self.halting.bias)
 
+    initial: Tensor | None
+
     @property
-    def n_cut(self) -> int:
-        """Number of the first passes that pass no gradients."""
-        return 0 if self.options.gradient is None else self.count - self.options.gradient
+    def truncated(self) -> bool:
+        """Whether some passes pass no gradients."""
+        return min(self.options.gradients(), default=self.count) < self.count
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a run depends on the one in the pass before of the loop around."""
+        return self.options.start == "carried" or isinstance(self.options.gradient, tuple)
+
+    @property
+    def key(self) -> str:
+        """The name of what a run leaves in `Context.shared` for the next one."""
+        return f"loop_{self.name}_carried"
 
     def forward(
         self, x: Tensor, states: tuple[State, ...] | None, context: Context, *, recompute: bool = False
     ) -> tuple[Tensor, tuple[State, ...]]:
+        for key in self.inner:  # of another call, or of another run of this loop
+            context.shared.pop(key, None)
         own = replace(context, losses=[])  # which the passes leave
         exits = None if self.halting is None else (_Mean if self.training else _First)(self, x, context)
-        h = torch.zeros_like(x) if self.options.start == "zeros" else x
+        carried: Carried | None = context.shared.get(self.key) if self.remembers else None
+        learning = self.options.gradients() or (self.count,)
+        n_cut = self.count - learning[0 if carried is None or len(learning) == 1 else carried.runs]
+        h = self._start(x, carried)
         after = []
         for i in range(self.count):
             before = None if states is None else states[i]
             held = None if exits is None else exits.held()
-            if i < self.n_cut and torch.is_grad_enabled():
+            if i < n_cut and torch.is_grad_enabled():
                 aside = replace(own, losses=[])
                 with torch.no_grad():
                     before = None if before is None else fork(before)  # without gradients it would be written to
@@ -147,8 +192,17 @@ class LoopStep(nn.Module):
             if exits is not None:
                 exits.see(i, h)
         y = h if exits is None else exits.leave(h)
-        context.losses.extend(loss / (self.count - self.n_cut) for loss in own.losses)
-        return (once_only(y, TRUNCATED) if self.n_cut else y), tuple(after)
+        context.losses.extend(loss / (self.count - n_cut) for loss in own.losses)
+        if self.remembers:
+            context.shared[self.key] = Carried(1 if carried is None else carried.runs + 1, y)
+        y = x + y if self.options.residual else y
+        return (once_only(y, TRUNCATED) if n_cut else y), tuple(after)
+
+    def _start(self, x: Tensor, carried: Carried | None) -> Tensor:
+        """h_0."""
+        if self.initial is None:
+            return torch.zeros_like(x) if self.options.start == "zeros" else x
+        return self.initial.to(x.dtype).expand_as(x) if carried is None else carried.h
 
     def _pass(
         self, i: int, h: Tensor, e: Tensor, state: State | None, context: Context, held: Held | None, recompute: bool
@@ -175,6 +229,18 @@ class LoopStep(nn.Module):
         heads = 0 if self.halting is None else 2 * self.d_model * (self.count - 1)
         injected = injections * self.streams * self.inject.flops_per_token()
         return self.count * self.body.flops_per_token(context_length) + injected + heads
+
+
+def _check_around(node: Loop, around: int | None) -> None:
+    """Refuse options that speak of a loop around where there is none, or one of another number of passes."""
+    o = node.options
+    if around is None and o.start == "carried":
+        told = "goes on from the pass before of the loop around it, and no loop is around"
+        raise UsageError(f'loop: start="carried" {told}: write loop(n, loop(m, ..., start="carried") ...).')
+    if isinstance(o.gradient, tuple) and len(o.gradient) != around:
+        told = "and no loop is around" if around is None else f"which makes {around}"
+        given = f"gradient={literal_text(o.gradient)} is one number for each pass of the loop around it"
+        raise UsageError(f"loop: {given}, {told}.")
 
 
 class _Mean:

@@ -99,6 +99,10 @@ class OfPattern(Mixer):
                 "evaluate": True,
             },
             {"pattern": 'loop(4, gated_deltanet swiglu, inject="add", start="zeros", gradient=2)'},
+            {
+                "pattern": 'loop(2, loop(3, gqa swiglu, inject="add", start="carried", norm="rmsnorm_plain", '
+                'residual=True, gradient=[1, 2]) min_gru, norm="rmsnorm_plain")'
+            },
         ]
 
 
@@ -115,5 +119,5 @@ def is_evaluated(mixer: Mixer) -> str | None:
 
 def cuts_gradients(mixer: Mixer) -> str | None:
     """An exemption: some of what its outputs depend on gets no gradient."""
-    cut = any(isinstance(module, LoopStep) and module.n_cut for module in mixer.modules())
+    cut = any(isinstance(module, LoopStep) and module.truncated for module in mixer.modules())
     return "gradients pass through the last passes of a loop only" if cut else None

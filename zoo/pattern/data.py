@@ -31,7 +31,8 @@ def to_data(pattern: Pattern) -> list[Any]:
         if isinstance(node, Shortcut):
             return {"shortcut": _word_data(node.branch), "body": to_data(node.body)}
         if isinstance(node, Loop):
-            return {"loop": node.count, "body": to_data(node.body), **node.options.given()}
+            options = {k: list(v) if isinstance(v, tuple) else v for k, v in node.options.given().items()}
+            return {"loop": node.count, "body": to_data(node.body), **options}
         return _word_data(node)
 
     return [data(node) for node in pattern.nodes]

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from zoo.core.errors import UsageError, quoted, unknown
-from zoo.core.options import Options
+from zoo.core.options import Options, tuples
 from zoo.pattern.literals import literal_text
 from zoo.pattern.named import read_named
 from zoo.protocol import Mixer, mixers, norms
@@ -52,12 +52,16 @@ class LoopOptions(Options, label="loop"):
             2 D to D (Huginn). "gated": (1 - tanh(F u)) * e + tanh(M u) * h with u = W [norm(e), norm(h)] of
             `inject_rank` numbers (Inkling 2).
         inject_rank: numbers of u, for inject="gated".
-        start: "input": the first pass reads e itself. "zeros": it reads e injected into zeros.
+        start: "input": the first pass reads e itself. "zeros": it reads e injected into zeros. "carried": it reads e
+            injected into what this loop gave in the pass before of the loop around it, in the first pass into zeros
+            (HRM-Text, whose low level goes on in the next cycle of the high level).
         gate: a pass moves the stream by sigmoid(g_i) of the way to what its body gives, with D numbers g_i for each
             pass i.
         norm: a norm at the end of every pass, with one set of weights, as in Ouro and HRM.
+        residual: the loop gives e + h, as a residual step does.
         gradient: number of the last passes that pass gradients, by default all; the stream before the loop then gets
-            its gradient through e alone, so that `inject` is needed.
+            its gradient through e alone, so that `inject` is needed. Several numbers are one for each pass of the loop
+            around it; with `residual` some of them may be 0.
         exit: adds a halting head, which gives each token a probability to leave after each pass. In training the output
             is the mean of all passes under these probabilities. In evaluation a token leaves after the first pass at
             which the sum of its probabilities is at least this number: 1.0 runs every pass, None has no head.
@@ -67,21 +71,42 @@ class LoopOptions(Options, label="loop"):
 
     inject: Literal["none", "add", "concat", "gated"] = "none"
     inject_rank: int = Field(default=64, ge=1)
-    start: Literal["input", "zeros"] = "input"
+    start: Literal["input", "zeros", "carried"] = "input"
     gate: bool = False
     norm: NormText | None = None
-    gradient: int | None = Field(default=None, ge=1)
+    residual: bool = False
+    gradient: int | tuple[int, ...] | None = None
     exit: float | None = Field(default=None, gt=0, le=1)
     entropy_loss: float = Field(default=0.05, ge=0)
     depth_loss: float = Field(default=0.0, ge=0)
 
+    @field_validator("gradient", mode="before")
+    @classmethod
+    def _from_lists(cls, value: Any) -> Any:
+        return tuples(value)
+
+    def gradients(self) -> tuple[int, ...]:
+        """The numbers of `gradient`."""
+        if self.gradient is None:
+            return ()
+        return self.gradient if isinstance(self.gradient, tuple) else (self.gradient,)
+
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> LoopOptions:
-        if self.inject == "none" and self.start == "zeros":
-            raise UsageError('loop: start="zeros" without an inject never reads its input: set inject.')
+        if self.inject == "none" and self.start != "input":
+            raise UsageError(f'loop: start="{self.start}" without an inject never reads its input: set inject.')
         if self.inject == "none" and self.gradient is not None:
             told = "lets no gradient through to the layers before the loop: set inject"
-            raise UsageError(f"loop: gradient={self.gradient} without an inject {told}.")
+            raise UsageError(f"loop: gradient={literal_text(self.gradient)} without an inject {told}.")
+        least = 1 if isinstance(self.gradient, int) else 0
+        if min(self.gradients(), default=least) < least:
+            given = f"loop: gradient={literal_text(self.gradient)} is not allowed"
+            raise UsageError(f"{given}: it should be greater than or equal to {least}.")
+        if 0 in self.gradients() and not self.residual:
+            told = "lets no gradient through in a pass of the loop around: set residual=True"
+            raise UsageError(f"loop: gradient={literal_text(self.gradient)} {told}.")
+        if self.gradient == ():
+            raise UsageError("loop: gradient=[] has no number: give one for each pass of the loop around.")
         if self.inject != "gated" and "inject_rank" in self.changed():
             raise UsageError(f'loop: inject_rank={self.inject_rank} belongs to inject="gated", which is not set.')
         for name in ("entropy_loss", "depth_loss"):
@@ -199,8 +224,8 @@ def make_loop(count: Any, body: Pattern, options: Mapping[str, Any]) -> Loop:
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise UsageError(f"loop runs a whole number of times from 1, as in loop(4, gqa swiglu), not {quoted(count)}.")
     found = LoopOptions(**options)
-    if found.gradient is not None and found.gradient > count:
-        raise UsageError(f"loop: gradient={found.gradient} is more than its passes, which are {count}.")
+    if max(found.gradients(), default=0) > count:
+        raise UsageError(f"loop: gradient={literal_text(found.gradient)} is more than its passes, which are {count}.")
     for name in ("exit", "inject"):
         if count == 1 and name in found.changed() and (name == "exit" or found.start == "input"):
             raise UsageError(f"loop: {name}={quoted(getattr(found, name))} needs at least 2 passes, and there is 1.")
