@@ -45,6 +45,8 @@ CASES = [
             (MQAR, {"block_length": 1, "antithetic": False}),
         ]
     ],
+    ("masked_diffusion", SUDOKU, {"order": "learned", "steps": 5}),
+    ("masked_diffusion", MQAR, {"order": "learned", "block_length": 2, "temperature": 0.7}),
     ("masked_diffusion", SUDOKU, {"temperature": 1.0, "guidance": 0.5, "prompt_dropout": 0.1}),
     ("masked_diffusion", SUDOKU, {"entropy_bound": 0.5, "order": "entropy", "block_length": 4}),
     ("masked_diffusion", SUDOKU, {"order": "random", "remasking": "cap", "remasking_rate": 0.3, "temperature": 1.0}),
@@ -80,7 +82,8 @@ def parts(name, spec, options):
     answers = task.n_outputs or task.n_classes
     ends = {"inputs": task.n_inputs, "outputs": answers} if chosen.series else {"vocab_size": chosen.vocab_size}
     recursion = {"recursion": {"cycles": 1, "updates": 2, "max_steps": 2}} if name == "deep_supervision" else {}
-    model = zoo.create_model("mha(n_heads=2) swiglu", d_model=16, causal=chosen.causal, **ends, **recursion).double()
+    more = recursion | ({"unmasking_policy": {}} if options.get("order") == "learned" else {})
+    model = zoo.create_model("mha(n_heads=2) swiglu", d_model=16, causal=chosen.causal, **ends, **more).double()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p))

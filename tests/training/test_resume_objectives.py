@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+import zoo
 from zoo.training.loading import load
 from zoo.training.loop import Trainer
 from zoo.training.stopping import Interrupted
@@ -68,6 +69,13 @@ EXPERIMENTS = {
         "model": MASKED,
         "objective": {"name": "masked_diffusion", "prompt_dropout": 0.2, "order": "random", "steps": 4},
     },
+    "order": {
+        "task": SUDOKU,
+        "init": "source",
+        "model": MASKED,
+        "objective": {"name": "masked_diffusion", "unmasking_order": {"group": 2, "updates": 2}},
+        "train": {**TRAIN, "weight_decay": 0.1},
+    },
     "blocks": {
         "task": SUDOKU,
         "model": {"pattern": "mamba2 swiglu", "d_model": 16},
@@ -80,6 +88,8 @@ EXPERIMENTS = {
 @pytest.fixture(params=EXPERIMENTS)
 def experiment(request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if request.param == "order":
+        zoo.save(zoo.create_model(MASKED, vocab_size=7), "source")
     return {"train": TRAIN, **EXPERIMENTS[request.param]}
 
 

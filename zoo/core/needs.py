@@ -33,6 +33,7 @@ class Needs(NamedTuple):
         n_puzzles: number of puzzles of each of which the model learns something, where it learns of any.
         timespans: whether the model reads the time between tokens.
         prefix: whether the model has places for what it learns of each puzzle.
+        unmasking_policy: whether the model has a policy of which masked cell is unmasked next.
     """
 
     recursion: Need | None = None
@@ -44,6 +45,7 @@ class Needs(NamedTuple):
     n_puzzles: Need | None = None
     timespans: Need | None = None
     prefix: Need | None = None
+    unmasking_policy: Need | None = None
 
 
 def merge(parts: Iterable[Needs]) -> Needs:

@@ -43,6 +43,34 @@ class Recursion(Options, label="model.recursion"):
     puzzle_width: int | None = Field(default=None, ge=1)
 
 
+def _pattern_text(value: Any) -> str:
+    """A pattern as text; unknown words and options are refused before anything is built."""
+    pattern = from_data(value)
+    return value if isinstance(value, str) else str(pattern)
+
+
+class UnmaskingPolicy(Options, label="model.unmasking_policy"):
+    """A small network that says which masked cell is unmasked next, see `zoo.models.policy.Policy`.
+
+    Attributes:
+        pattern: its layers, which read the model's features of all cells.
+        probabilities: of the most probable tokens of a cell, how many it reads.
+        reference: what it starts from and is held to: the cells in the order of `confidence`, `margin` or `entropy`,
+            as the sampler has them.
+        temperature: of the softmax over the reference's figures of the masked cells.
+    """
+
+    pattern: str = "mha swiglu"
+    probabilities: int = Field(default=8, ge=1)
+    reference: Literal["confidence", "margin", "entropy"] = "confidence"
+    temperature: float = Field(default=0.05, gt=0)
+
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> str:
+        return _pattern_text(value)
+
+
 class ModelConfig(Options, label="model"):
     """A model of tokens, or of real vectors between a linear layer in and one out.
 
@@ -80,6 +108,8 @@ class ModelConfig(Options, label="model"):
         logit_scale: factor on the logits, or on the outputs.
         logit_softcap: c in c * tanh(logits / c), after `logit_scale`.
         recursion: options of a recursive model, which is trained by deep supervision; {} takes the defaults.
+        unmasking_policy: options of a learned order in which masked cells are unmasked, which is trained by the option
+            `unmasking_order` of the objective masked_diffusion; {} takes the defaults.
         published: the published config of a family's model, with its own keys. `zoo.to_hf` writes this config if the
             other options still agree with it.
     """
@@ -111,13 +141,18 @@ class ModelConfig(Options, label="model"):
     logit_scale: float = 1.0
     logit_softcap: float | None = Field(default=None, gt=0)
     recursion: Recursion | None = None
+    unmasking_policy: UnmaskingPolicy | None = None
     published: dict[str, Any] | None = None
 
     @field_validator("pattern", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> str:
-        pattern = from_data(value)  # refuses unknown words and options before anything is built
-        return value if isinstance(value, str) else str(pattern)
+        return _pattern_text(value)
+
+    @field_validator("unmasking_policy", mode="before")
+    @classmethod
+    def _as_policy(cls, value: Any) -> Any:
+        return UnmaskingPolicy.of(value)
 
     @field_validator("recursion", mode="before")
     @classmethod
@@ -160,6 +195,8 @@ class ModelConfig(Options, label="model"):
             raise UsageError("A recursive model takes no decoder.")
         if self.shifted_logits and (self.causal or self.recursion is not None or self.inputs is not None):
             raise UsageError("shifted_logits=True is for a model of tokens with causal=False and no recursion.")
+        if self.unmasking_policy is not None and (self.causal or self.recursion is not None or self.inputs is not None):
+            raise UsageError("unmasking_policy is for a model of tokens with causal=False and no recursion.")
         if self.embedding_norm and self.norm == "none":
             raise UsageError('embedding_norm=True needs a norm, not norm="none".')
         if self.max_len is not None and not self.reads_max_len() and self.recursion is None:
@@ -192,7 +229,8 @@ class ModelConfig(Options, label="model"):
     def reads_max_len(self) -> bool:
         """Whether there are weights for every position, whose number is `max_len`."""
         outer = self.recursion.outer if self.recursion else None
-        words = [word.config for pattern in (self.pattern, outer) if pattern for word in parse(pattern).words()]
+        policy = self.unmasking_policy.pattern if self.unmasking_policy else None
+        words = [word.config for pattern in (self.pattern, outer, policy) if pattern for word in parse(pattern).words()]
         return self.positions == "learned" or any(
             mixer_of(word).traits.takes_length and getattr(word, "length", None) is None for word in words
         )

@@ -7,6 +7,8 @@ from typing import Any, final
 from torch import Tensor
 
 from zoo.door import read_ids
+from zoo.models.config import ModelConfig
+from zoo.models.policy import Policy
 from zoo.models.stack import Stack
 from zoo.protocol import Context, admit
 
@@ -16,7 +18,15 @@ class TokenModel(Stack):
     """Token ids (B, T) to logits (B, T, vocab_size), and the next state.
 
     A model that is not causal takes no state and returns `()`.
+
+    Attributes:
+        unmasking_policy: which masked cell is unmasked next, where the config has one; passes of the model do not run
+            it.
     """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.unmasking_policy = None if config.unmasking_policy is None else Policy(config)
 
     def read(self, inputs: Any, context: Context | None) -> tuple[Tensor, Context]:
         tokens = read_ids("model", "tokens", inputs, "BT", self.config.vocab_size, "vocab_size")

@@ -246,6 +246,9 @@ class Objective(ABC):
     reads_shifted: ClassVar[bool] = False
     """Whether it reads the logits of a model with `shifted_logits` one step earlier."""
 
+    trains: str = ""
+    """What the names of the trained weights begin with; all others stay as they are."""
+
     vocab_size: int
     """Token ids the model needs: the task's and those the objective adds; 0 for series."""
     length: int

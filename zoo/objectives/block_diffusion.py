@@ -87,6 +87,8 @@ class BlockDiffusion(Objective):
 
         @model_validator(mode="after")
         def _ordered(self) -> BlockDiffusion.Config:
+            if self.order == "learned":
+                raise UsageError('order="learned" is of the objective masked_diffusion, and block_diffusion has none.')
             low, high = self.mask_range
             if not 0 <= low <= high <= 1 or high < self.eps:
                 raise UsageError(

@@ -75,6 +75,16 @@ class Diffusion(Objective):
         positions = cells.flatten().nonzero().squeeze(1)
         return Encoded(tokens, positions, tokens.flatten()[positions], timespans, streams=batch.streams)
 
+    def rows_of(self, data: Encoded) -> Batch:
+        """The task's rows that `encode` arranged, for whole answers to be judged."""
+        cells = cells_of(data)
+        targets = data.tokens.masked_fill(~cells, IGNORE)
+        if self.in_place:
+            blank = self.task.blank
+            return Batch(data.tokens if blank is None else data.tokens.masked_fill(cells, blank), targets)
+        length = self.task.seq_len
+        return Batch(data.tokens[:, :length], targets[:, -length:])
+
     def predictions(self, batch: Batch, tokens: Tensor) -> Tensor:
         """(n, L) in the task's coordinates, on the CPU, of tokens (n, T) as `encode` arranges them."""
         return tokens[:, -batch.inputs.shape[1] :].cpu()

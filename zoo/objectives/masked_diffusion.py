@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
+from zoo.core.needs import Need, Needs
+from zoo.models.config import ModelConfig
 from zoo.models.modes import evaluation_mode
 from zoo.objectives.base import (
     Carry,
@@ -39,6 +41,7 @@ from zoo.objectives.diffusion import (
     worth_of,
 )
 from zoo.objectives.draws import RowDraws
+from zoo.objectives.order_training import NOT_LEARNED, OrderTeacher, OrderTraining, Read, policy_of
 from zoo.objectives.unmasking import Unmasking, drawn, plan, remasked_step, step_of
 from zoo.ops.common import widest
 from zoo.pieces import Pieces
@@ -74,6 +77,8 @@ class MaskedDiffusion(Diffusion):
                 every row has its own time.
             random_length: share of batches of a text that are cut to a random length (LLaDA: 0.01).
             prompt_dropout: share of rows whose prompt is masked too, which `guidance` needs.
+            unmasking_order: train nothing but the order of unmasking of a model that is trained already: the policy
+                `model.unmasking_policy`, by rewards. {} takes the defaults; the order is then "learned".
         """
 
         weighting: Literal["llada", "mdlm"] = "llada"
@@ -81,6 +86,14 @@ class MaskedDiffusion(Diffusion):
         antithetic: bool = True
         random_length: float = Field(default=0.0, ge=0, le=1)
         prompt_dropout: float = Field(default=0.0, ge=0, lt=1)
+        unmasking_order: OrderTraining | None = None
+
+        @model_validator(mode="before")
+        @classmethod
+        def _with_its_order(cls, data: dict[str, Any]) -> dict[str, Any]:
+            if data.get("unmasking_order") is None:
+                return data
+            return {"order": "learned", **data, "unmasking_order": OrderTraining.of(data["unmasking_order"])}
 
     reads_shifted = True
     config: Config
@@ -91,6 +104,18 @@ class MaskedDiffusion(Diffusion):
             raise UsageError("masked_diffusion: guidance needs a model trained with prompt_dropout above 0.")
         self.mask_token = task.vocab_size
         self.vocab_size = task.vocab_size + 1
+        if config.unmasking_order is not None:
+            if task.is_language:
+                raise UsageError(f"unmasking_order learns from right answers, and {task.name} is a text without any.")
+            self.trains = "unmasking_policy."
+
+    def needs(self, draft: ModelConfig) -> Needs:
+        found = super().needs(draft)
+        if self.trains:
+            return found._replace(unmasking_policy=Need(True, "unmasking_order trains the model's policy of unmasking"))
+        if self.config.order == "learned" and draft.unmasking_policy is None:
+            raise UsageError(f'order="learned" is not allowed: {NOT_LEARNED}.')
+        return found
 
     def updates(
         self,
@@ -103,6 +128,12 @@ class MaskedDiffusion(Diffusion):
         pieces: Pieces | None = None,
     ) -> Iterator[Update]:
         c = self.config
+        if c.unmasking_order is not None:
+            teacher = OrderTeacher(
+                self.task, policy_of(model), model, self._reader(model), self.mask_token, c.unmasking_order
+            )
+            yield from teacher.updates(data, self.rows_of(data), generator, parts)
+            return
         if self.task.is_language and c.random_length and torch.rand((), generator=generator) < c.random_length:
             data = _cut(data, int(torch.randint(1, data.tokens.shape[1] + 1, (), generator=generator)))
         noisy = self._noise(data, generator)
@@ -123,7 +154,15 @@ class MaskedDiffusion(Diffusion):
             yield Update(loss, logits, part.targets, part.rows, context.metrics, share, here is cut[-1])
 
     def takes_pieces(self) -> bool:
-        return not self.config.random_length  # which may leave fewer steps than pieces
+        return not self.config.random_length and not self.trains  # a cut text may have fewer steps than pieces
+
+    def training_flops(self, model: Any, *, recompute: bool = False) -> int:
+        if (how := self.config.unmasking_order) is None:
+            return super().training_flops(model, recompute=recompute)
+        data = self.encode(self.task.sample(16, split="train", seed=0))
+        passes = -(-len(data.positions) // len(data.tokens))
+        reads = model.unmasking_policy.backbone.flops_per_token(self.length)
+        return how.group * passes * (model.flops_per_token(self.length) + 4 * reads)
 
     def passes(self, model: nn.Module, batch: Batch) -> int:
         if self.task.is_language:
@@ -205,6 +244,13 @@ class MaskedDiffusion(Diffusion):
 
         Those of a model with `shifted_logits` are the ones of the step before, but at a row's first step (Dream).
         """
+        hidden, context = self._features(model, tokens, positions, timespans, pieces)
+        return model.logits(hidden)[:, : self.mask_token], context
+
+    def _features(
+        self, model: Any, tokens: Tensor, positions: Tensor, timespans: Tensor | None, pieces: Pieces | None = None
+    ) -> tuple[Tensor, Context]:
+        """What `_logits` gives to the head, (m, D)."""
         if pieces is not None:
             tokens, positions, timespans = read_piece(pieces, tokens, positions, timespans)
         context = Context(timespans=timespans, pieces=pieces)
@@ -214,8 +260,7 @@ class MaskedDiffusion(Diffusion):
             hidden = torch.cat([before, hidden[:, :-1]], 1)
         elif model.config.shifted_logits:
             positions = positions - (positions % tokens.shape[1] > 0).to(positions.dtype)
-        logits = model.logits(hidden.flatten(0, 1).index_select(0, positions))
-        return logits[:, : self.mask_token], context
+        return hidden.flatten(0, 1).index_select(0, positions), context
 
     # ---- unmasking
 
@@ -246,6 +291,7 @@ class MaskedDiffusion(Diffusion):
             (n, T) tokens after every pass that changed any, with `remasking` after every pass; the last holds no mask.
         """
         how = self.config if how is None else how
+        policy = policy_of(model) if how.order == "learned" else None
         draws = generator if isinstance(generator, RowDraws) else RowDraws.drawn(len(tokens), generator)
         schedule = plan(cells.sum(1), how)
         if how.remasking is not None:
@@ -253,7 +299,7 @@ class MaskedDiffusion(Diffusion):
             return
         block_of = (cells.cumsum(1) - 1) // schedule.size[:, None]
         block, step = torch.full_like(schedule.size, -1), torch.zeros_like(schedule.size)
-        cached: Tensor | None = None  # logits of these very tokens
+        cached: tuple[Tensor, Tensor] | None = None  # logits and features of these very tokens
         while (masked := cells & (tokens == self.mask_token)).any():
             now = block_of.masked_fill(~masked, tokens.shape[1]).amin(1)  # the first block with a masked cell
             block, step = now, torch.where(now == block, step + 1, 0)
@@ -263,8 +309,11 @@ class MaskedDiffusion(Diffusion):
                 continue
             if cached is None:
                 cached = self._guided(model, tokens, cells, timespans, how)
-            count, mask = inside.sum(1), self.mask_token
-            new = step_of(tokens, inside, count, cached, step, schedule.steps, how, own, mask)
+            count, mask, (logits, hidden) = inside.sum(1), self.mask_token, cached
+            score = None
+            if policy is not None:
+                score = policy(policy.see(tokens, hidden, logits, masked & inside), timespans)
+            new = step_of(tokens, inside, count, logits, step, schedule.steps, how, own, mask, score)
             if not torch.equal(new, tokens):
                 tokens, cached = new, None
                 yield tokens
@@ -283,19 +332,28 @@ class MaskedDiffusion(Diffusion):
         steps = steps.masked_fill(~cells.any(1), 1)
         sure = torch.full(tokens.shape, math.inf, dtype=widest(tokens.device), device=tokens.device)
         for step in range(int(steps[cells.any(1)].max()) if cells.any() else 0):
-            logits = self._guided(model, tokens, cells, timespans, how)
+            logits, _ = self._guided(model, tokens, cells, timespans, how)
             own = draws.at(None, step)
             tokens, sure = remasked_step(tokens, cells, logits, sure, step, steps, how, own, self.mask_token)
             yield tokens
 
-    def _guided(self, model: Any, tokens: Tensor, cells: Tensor, timespans: Tensor | None, how: Unmasking) -> Tensor:
-        """Logits (n, T, vocab of the task), with guidance if it is set."""
+    def _reader(self, model: Any) -> Read:
+        def read(tokens: Tensor, timespans: Tensor | None) -> tuple[Tensor, Tensor]:
+            return self._guided(model, tokens, torch.zeros_like(tokens), timespans, Unmasking())
+
+        return read
+
+    def _guided(
+        self, model: Any, tokens: Tensor, cells: Tensor, timespans: Tensor | None, how: Unmasking
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (n, T, vocab of the task), with guidance if it is set, and the features (n, T, D) of the same pass."""
         everywhere = torch.arange(tokens.numel(), device=tokens.device)
-        logits, _ = self._logits(model, tokens, everywhere, timespans)
+        hidden, _ = self._features(model, tokens, everywhere, timespans)
+        logits = model.logits(hidden)[:, : self.mask_token]
         if how.guidance:
             free, _ = self._logits(model, tokens.masked_fill(~cells, self.mask_token), everywhere, timespans)
             logits = free + (how.guidance + 1) * (logits - free)
-        return at_least_float32(logits).unflatten(0, tokens.shape)
+        return at_least_float32(logits).unflatten(0, tokens.shape), hidden.unflatten(0, tokens.shape)
 
 
 def _cut(data: Encoded, length: int) -> Encoded:

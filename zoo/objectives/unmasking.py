@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
+from zoo.models.policy import sureness
 from zoo.objectives.draws import RowDraws
 
 ORDER, NOISE = 3, 4  # purposes of a row's random numbers, beside those of the objectives
@@ -31,6 +32,8 @@ class Order(Options):
             cells whose prediction has the least entropy.
             "low_confidence": MaskGIT's remasking (arXiv 2202.04200), not LLaDA's: as "confidence", but earlier
             predictions compete again, and the least probable are masked again.
+            "learned": the cells that the policy of the model scores highest (Hong et al. 2025, arXiv 2510.05725), which
+            the option `unmasking_order` of masked_diffusion trains.
         entropy_bound: in place of `steps`, as many cells in each pass, in the order above, as keep the sum of their
             entropies without the largest one within this bound in nats (EB-Sampler, arXiv 2505.24857).
         temperature: temperature of Gumbel noise on the logits; 0 takes the most probable token.
@@ -38,7 +41,7 @@ class Order(Options):
 
     steps: int | None = Field(default=None, ge=1)
     remainder: Literal["first", "spread"] = "first"
-    order: Literal["random", "confidence", "margin", "entropy", "low_confidence"] = "margin"
+    order: Literal["random", "confidence", "margin", "entropy", "low_confidence", "learned"] = "margin"
     entropy_bound: float | None = Field(default=None, ge=0)
     temperature: float = Field(default=0.0, ge=0)
 
@@ -140,6 +143,7 @@ def step_of(
     how: Order,
     own: RowDraws | None,
     mask: int,
+    learned: Tensor | None = None,
 ) -> Tensor:
     """Tokens (n, T) after step `step` of `steps` within the cells `inside` (n, T), `count` (n,) of them a row.
 
@@ -147,6 +151,7 @@ def step_of(
         logits: (n, T, vocab of the task).
         own: the rows' random numbers of this step, where an order or a temperature asks for some.
         mask: the mask token.
+        learned: (n, T) scores of the model's policy, where the order is learned.
     """
     masked = inside & (tokens == mask)
     guess = guesses(tokens, masked, logits, how, own)
@@ -155,9 +160,11 @@ def step_of(
         return torch.where(drawn(masked, step, steps, own), guess, tokens)
     p = logits.softmax(-1)
     entropy = -torch.special.xlogy(p, p).sum(-1)
-    if how.order == "margin":
-        two = p.topk(min(2, p.shape[-1]), -1).values
-        score = two[..., 0] - two[..., -1] if two.shape[-1] > 1 else two[..., 0]
+    if how.order == "learned":
+        assert learned is not None
+        score = learned
+    elif how.order == "margin":
+        score = sureness(p, "margin")
     elif how.order == "entropy":
         score = -entropy
     else:

@@ -15,7 +15,7 @@ from zoo.models.ends import Ends
 from zoo.objectives.base import Objective
 from zoo.training import checkpoints, machine
 from zoo.training.fit import Parts
-from zoo.training.optimizer import Optimizer, kept_by
+from zoo.training.optimizer import Optimizer, freeze, kept_by
 from zoo.training.options import Experiment
 from zoo.training.randomness import kept_random_state
 from zoo.training.recipes import read_experiments
@@ -83,10 +83,11 @@ def _first_weights(chosen: Experiment, parts: Parts) -> str | None:
     if init is None or init.source is None or checkpoints.steps(chosen.folder / CHECKPOINTS):
         return None
     source, found = open_model(init.source, init.which)
-    return f"{found}: {planned(init, source, parts.model)}"
+    return f"{found}: {planned(init, source, parts.model, parts.objective.trains)}"
 
 
 def _memory(model: Ends, parts: Parts, train: TrainConfig, device: torch.device) -> dict[str, int | None]:
+    freeze(model, parts.objective.trains)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = Optimizer(model, train)
     moments = 0

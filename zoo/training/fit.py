@@ -44,12 +44,14 @@ class Way(NamedTuple):
             choose.
         concerns: whether the need is about this model at all.
         exact: whether a larger size does not serve.
+        section: whether the option is a section of options, which is filled in with their defaults.
     """
 
     chosen: Callable[[ModelConfig, Mapping[str, Any]], Any]
     option: str | None = None
     concerns: Callable[[ModelConfig, Mapping[str, Any]], bool] = lambda config, given: True
     exact: bool = False
+    section: bool = False
 
 
 def _learns_of_puzzles(config: ModelConfig, given: Mapping[str, Any] = {}) -> bool:
@@ -82,6 +84,9 @@ WAYS: dict[str, Way] = {
     "n_puzzles": Way(_n_puzzles, "recursion.n_puzzles", _learns_of_puzzles),
     "timespans": Way(lambda config, given: None, "time_feature", _wants_time),
     "prefix": Way(_learns_of_puzzles),
+    "unmasking_policy": Way(
+        lambda config, given: None if config.unmasking_policy is None else True, "unmasking_policy", section=True
+    ),
 }
 """By the fields of `Needs`, in the order in which they are looked at."""
 
@@ -164,9 +169,8 @@ def filled(needs: Needs, draft: ModelConfig, given: Mapping[str, Any], grows: bo
                 raise UsageError(f"{need.why}.")
         elif chosen is None:
             section, _, option = way.option.rpartition(".")
-            fill |= (
-                {section: {**getattr(draft, section).given(), option: need.value}} if section else {option: need.value}
-            )
+            value: Any = {} if way.section else need.value
+            fill |= {section: {**getattr(draft, section).given(), option: value}} if section else {option: value}
         elif isinstance(need.value, bool) or way.exact:
             if chosen != need.value:
                 raise UsageError(f"model.{way.option}={chosen} is not allowed: {need.why}.")

@@ -72,7 +72,7 @@ class Trainer:
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         self.baseline_memory = machine.peak_memory(self.device)
-        self.session = Session(self.model_config, self.config, self.device, start, group)
+        self.session = Session(self.model_config, self.config, self.device, start, group, self.objective.trains)
         self.starts = any(group.largest(start is not None))
         carries = functools.partial(self.objective.carries, n=self.config.batch_size)
         group.told(lambda: self.session.resume(run.checkpoints, reporter.say, carries))

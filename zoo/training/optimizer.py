@@ -52,6 +52,13 @@ def parameter_groups(model: nn.Module, *, muon: bool = False, by_row: bool = Fal
     return groups
 
 
+def freeze(model: nn.Module, trains: str) -> None:
+    """Leave only those weights to be trained whose names begin so (`Objective.trains`)."""
+    for name, p in model.named_parameters():
+        if not name.startswith(trains):
+            p.requires_grad_(False)
+
+
 def by_lr_scale(parameters: Sequence[nn.Parameter], rules: Mapping[int, Rule]) -> dict[float, list[nn.Parameter]]:
     """Parameters by the factor on their learning rate."""
     scales: dict[float, list[nn.Parameter]] = {}

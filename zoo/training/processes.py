@@ -279,6 +279,9 @@ def check_shared(size: int, config: TrainConfig, objective: Objective, model: Mo
     if shared > 1 and objective.length < shared:
         told = f"a sequence has {objective.length} tokens, and every process needs one"
         raise UsageError(f"train.sequence_processes={shared} is too large: {told}.")
+    if objective.trains:
+        told = f"{objective.name} trains {objective.trains.removesuffix('.')} alone: start one process"
+        raise UsageError(f"{size} processes cannot share a batch: {told}.")
     if not objective.takes_rows():
         told = f"{objective.name} reads a batch whole: its method updates has no argument rows"
         raise UsageError(f"{size} processes cannot share a batch: the objective {told}.")

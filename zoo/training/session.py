@@ -19,7 +19,7 @@ from zoo.objectives.base import Carry
 from zoo.training import checkpoint, checkpoints
 from zoo.training.extending import Extension
 from zoo.training.group import Group, on_cpu, row_pieces
-from zoo.training.optimizer import Average, Optimizer, averaging
+from zoo.training.optimizer import Average, Optimizer, averaging, freeze
 from zoo.training.pieces import OPTIMIZER, moments, parameter_of, with_moments
 from zoo.training.randomness import seed_device
 from zoo.training.resharding import check_fits, load_rows, own_moments
@@ -97,7 +97,8 @@ class Training(BaseModel):
 class Session:
     """Model, running average, optimizer, random states and position, made anew from a config and its seed.
 
-    With `start`, the model has the weights that it keeps of another one.
+    With `start`, the model has the weights that it keeps of another one. With `trains`, only the weights whose names
+    begin so are trained.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Session:
         device: torch.device,
         start: Start | None = None,
         group: Group = Group(),
+        trains: str = "",
     ):
         seed_device(config.seed, device)
         self.config, self.device, self.group = config, device, group
@@ -121,6 +123,7 @@ class Session:
 
         self.model = create(torch.device("meta") if self.in_pieces else device)
         self.model.recompute = config.recompute
+        freeze(self.model, trains)
         follows = None if config.ema is None or not self.in_pieces else averaging(self.model)
         if self.in_pieces:
             pieces = [self.model] if follows is None else [self.model, follows]

@@ -89,7 +89,7 @@ def digest_of(weights: Mapping[str, Tensor]) -> str:
 
 
 def prepare(
-    experiment: Experiment, config: ModelConfig, model: Ends | None, *, fresh: bool
+    experiment: Experiment, config: ModelConfig, model: Ends | None, *, fresh: bool, trains: str = ""
 ) -> tuple[Experiment, Start | None]:
     """What a training starts from, and its experiment with the digest of these weights.
 
@@ -100,6 +100,7 @@ def prepare(
         config: of the model that is trained.
         model: the object to start from, where there is no folder.
         fresh: whether the run in the folder is about to be deleted.
+        trains: see `planned`.
 
     Raises:
         UsageError: a source that is not there, damaged or changed; weights that do not fit.
@@ -128,14 +129,21 @@ def prepare(
         told = "init.digest=null takes those that are there now"
         raise UsageError(f"The weights of {init.source} are not those that were recorded (init.digest): {told}.")
     source = f"a {type(model).__name__} object" if found is None else str(found)
-    transfer = planned(init, model, config)
+    transfer = planned(init, model, config, trains)
     return experiment.model_copy(update={"init": init.model_copy(update={"digest": digest})}), Start(
         source, weights, transfer
     )
 
 
-def planned(init: Init, source: Ends, config: ModelConfig) -> Transfer:
+def planned(init: Init, source: Ends, config: ModelConfig, trains: str = "") -> Transfer:
     """What becomes of the weights of a source in a model of this config.
+
+    Args:
+        init: the options.
+        source: the model that the weights are from.
+        config: of the model that is trained.
+        trains: what the names of the weights begin with that are trained alone, if they are. Those that the source does
+            not have start as in any training.
 
     Raises:
         UsageError: weights do not fit and are to be refused then, a pattern matches none, or nothing is kept.
@@ -143,6 +151,9 @@ def planned(init: Init, source: Ends, config: ModelConfig) -> Transfer:
     target = outline(config)
     init.check_patterns([*dict.fromkeys([*target.state_dict(), *source.state_dict()])])
     transfer, misfits = plan(source, target, init.takes, resize=init.resize_vocab)
+    if trains:
+        theirs = source.state_dict()
+        misfits = [each for each in misfits if not each.name.startswith(trains) or each.name in theirs]
     what = "the model object" if init.source is None else f"init={init.source}"
     if misfits and init.on_mismatch == "refuse":
         raise UsageError(f"{what} does not fit the model: {_told(misfits, init, config)}.")

@@ -85,6 +85,9 @@ def train(
         chosen = read_experiment(source, given, variant)
         parts = chosen.build(task)
         machine.choose_device(chosen.train.device)
+        if parts.objective.trains and chosen.init is None:
+            part = parts.objective.trains.removesuffix(".")
+            raise UsageError(f"This objective trains {part} alone, in a model that is trained: init=RUN names it.")
         check_shared(group.size, chosen.train, parts.objective, parts.model)
         if resume and fresh:
             raise UsageError("--resume goes on from a run and --fresh deletes it: give one of them.")
@@ -113,7 +116,7 @@ def train(
         def open_folder() -> tuple[dict[str, list[Any]], dict[str, Any] | None]:
             nonlocal chosen, start
             if chosen.init is not None:
-                chosen, start = prepare(chosen, parts.model, start_from, fresh=fresh)
+                chosen, start = prepare(chosen, parts.model, start_from, fresh=fresh, trains=parts.objective.trains)
             held.enter_context(run)
             changed = run.open(chosen.resolved(parts), fresh=fresh)
             if start is not None:
