@@ -37,8 +37,8 @@ class OrderTraining(Options, label="objective.unmasking_order"):
     Every puzzle of a batch is answered `group` times, one cell a pass, each cell drawn from the policy; tokens are the
     most probable ones. A = (reward - mean of the group) / (deviation of the group + 1e-4), where the reward is 1 for a
     right answer (`Task.is_right`) and 0 otherwise; r is the ratio of the probability of the chosen cell to that when it
-    was drawn (GRPO). The divergence from the reference is exact for each pass, while the authors estimate that of whole
-    answers.
+    was drawn (GRPO). Groups whose answers are all right, or all wrong, are left out, unless all groups are. The
+    divergence from the reference is exact for each pass, while the authors estimate that of whole answers.
 
     Attributes:
         group: answers of each puzzle.
@@ -109,7 +109,11 @@ class OrderTeacher:
         right = self.task.is_right(rewarded, answers[:, -batch.targets.shape[1] :])
         advantage = advantages(right.to(passes.log_p).view(n, c.group)).flatten()
         said = _Said.of(data, answers, right, c.group)
-        for these in torch.randperm(len(passes.rows), generator=generator).to(device).chunk(c.updates):
+        telling = (advantage != 0)[passes.rows].nonzero().squeeze(1)
+        if not len(telling):  # nothing but the divergence from the reference is left to learn from
+            telling = torch.arange(len(passes.rows), device=device)
+        for drawn in torch.randperm(len(telling), generator=generator).to(device).chunk(c.updates):
+            these = telling[drawn]
             pieces = these.chunk(parts)
             for i, piece in enumerate(pieces):
                 rows, share = passes.rows[piece], len(piece) / len(these)
