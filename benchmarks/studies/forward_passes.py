@@ -28,13 +28,15 @@ from zoo.ops import causal_conv1d, delta_rule, dplr, linear_attention, selective
 GRID = ((1, 2048, 8, 32), (1, 2048, 8, 64), (1, 2048, 8, 128), (8, 512, 4, 32), (8, 512, 4, 64))
 WIDTHS = ((1, 2048, 512), (8, 512, 256))  # of convolutions and state-space scans
 N, WINDOW = 16, 4
+LARGE = 30 << 20  # bytes: once as much was freed, glibc hands memory out again without asking the system for new pages
 AGREE = 2e-4  # of the largest entry
 HEADER = """# Forward passes beside ggml and onnxruntime
 
 Milliseconds of one forward pass in float32 without gradients, the median of runs in turns in one process. Ratio: our
 time over the peer's, median and quartiles of the turns; below 1 ours is faster. One thread: processor time. Two: wall
 clock. The peers keep no states for a backward pass, and neither do ours here. onnxruntime is called as its users do,
-with new memory for its outputs; ggml writes to the same memory every time. Sizes are B, T, H, K (K = V), or B, T, D.
+with memory for its outputs from its own pool; ours come from torch's allocator, after a larger tensor was freed, as in
+any process that has trained; ggml writes to the same memory every time. Sizes are B, T, H, K (K = V), or B, T, D.
 """
 
 Run = Callable[[], Tensor]
@@ -159,6 +161,7 @@ def measure(args: argparse.Namespace, old: Data) -> Iterator[Data]:
                 if (off := error([run()], [ours()])) > AGREE:
                     raise RuntimeError(f"{name}: {peer} gives other values (by {off:.0e} of the largest)")
                 ready[peer] = run
+            torch.empty(LARGE, dtype=torch.uint8)
             report["rows"][f"{name} | {threads}"] = row = ratios(ours, ready, clock, args.repeats)
             row["missing"] = sorted({*peers} - {*ready})
             shown = ", ".join(f"{p} {' '.join(f'{q:.2f}' for q in f['ratio'])}" for p, f in row["peers"].items())

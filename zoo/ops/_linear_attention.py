@@ -216,7 +216,7 @@ def _accumulate(target: Tensor, source: Tensor, factor: Tensor | None) -> None:
 
 
 SEGMENT = 128  # steps between the states kept for the compiled backward pass, for K or V up to as many
-CACHE = 1 << 19  # bytes that the states of the heads of one task may take
+CACHE = 1 << 19  # bytes that the states of one task may take
 
 
 def _compiled(heads: Heads, scale: float) -> tuple[Tensor, Tensor]:
@@ -251,16 +251,27 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _parts(q: Tensor, v: Tensor) -> int:
-    """Tasks that the heads of a group are cut into: enough for all threads, their states small enough for the cache."""
-    (B, _, G, K), (H, V) = q.shape, v.shape[2:]
-    state = 4 * K * V * (1 + _segment(q, v) // 32)
-    return min(H // G, max(-(-torch.get_num_threads() // (B * G)), -(-(H // G) * state // CACHE)))
+    """Units that the heads of a group are cut into: enough for all threads, their states small enough for the cache."""
+    (B, _, G, _), H = q.shape, v.shape[2]
+    return min(H // G, max(-(-torch.get_num_threads() // (B * G)), -(-(H // G) * _states(q, v) // CACHE)))
+
+
+def _states(q: Tensor, v: Tensor) -> int:
+    """Bytes of the states of one head in a segment of the backward pass."""
+    return 4 * q.shape[3] * v.shape[3] * (1 + _segment(q, v) // 32)
+
+
+def _spans(q: Tensor, v: Tensor, parts: int) -> int:
+    """Tasks that the units of a row are cut into, likewise: the fewer, the more of what lies side by side is read at a
+    time."""
+    (B, _, G, _), H = q.shape, v.shape[2]
+    return min(G * parts, max(-(-torch.get_num_threads() // B), -(-H * _states(q, v) // CACHE)))
 
 
 def _numbers(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, parts: int) -> list[int]:
     strides = (x.stride(axis) for x in (q, k, v) for axis in (0, 1))
     (B, T, G, K), (H, V) = q.shape, v.shape[2:]
-    return [B, T, G, H, K, V, parts, _segment(q, v), *strides, g is not None and g.ndim == 4]
+    return [B, T, G, H, K, V, parts, _spans(q, v, parts), _segment(q, v), *strides, g is not None and g.ndim == 4]
 
 
 def _backward(call: Call, q, k, v, g, state, resets, saved, d_o, d_last, scale) -> tuple[Tensor | None, ...]:

@@ -16,6 +16,7 @@ from zoo.ops.common import Heads, blank
 from zoo.ops.kernel import Call, Kernel
 
 CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: steps from one state kept for the backward pass to the next
+CACHE = 1 << 18  # bytes that the states of one task of the forward pass may take
 LANES = 16  # what the sizes of kept states are multiples of
 
 
@@ -45,7 +46,8 @@ def _forward(call: Call, q, k, v, beta, a, b, g, state, resets, scale, keep) -> 
     o, last = torch.empty_like(v), torch.empty_like(state)
     kept = v.new_empty(B, H, -(-T // chunk), _padded(K), _padded(V)) if keep else None
     reads = (q, k, v, beta, a, b, g, state, resets)
-    call("delta_forward", reads, (o, last, kept), B, T, G, H, K, V, chunk, _per_channel(g), scale)
+    numbers = (B, T, G, H, K, V, chunk, _spans(B, H, 4 * K * V), _per_channel(g), scale)
+    call("delta_forward", reads, (o, last, kept), *numbers)
     return o, last, kept
 
 
@@ -94,6 +96,12 @@ def _parts(groups: int, heads: int) -> int:
     """Into how many parts the heads of a group are cut, so that all threads have some: a divisor of `heads`."""
     wanted = -(-torch.get_num_threads() // groups)
     return next(n for n in range(1, heads + 1) if heads % n == 0 and (n >= wanted or n == heads))
+
+
+def _spans(rows: int, heads: int, state: int) -> int:
+    """Tasks of the forward pass that the heads of a row are cut into: few, so that what lies side by side is read at a
+    time, but enough for all threads, and their states, of `state` bytes, small enough for the cache."""
+    return min(heads, max(-(-torch.get_num_threads() // rows), -(-heads * state // CACHE)))
 
 
 def _chunk(q: Tensor) -> int:

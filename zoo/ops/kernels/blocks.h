@@ -31,12 +31,16 @@ class Scratch {
 // block (steps, padded(width)) = factor * rows of x, `stride` apart; zeros beyond n rows and beyond the width.
 inline void load_block(float* block, int64_t steps, const float* x, int64_t stride, int64_t n, int64_t width,
                        float factor = 1.0f) {
-    const int64_t whole = padded(width);
-    for (int64_t i = 0; i < n; ++i) {
-        for (int64_t d = 0; d < width; ++d) block[i * whole + d] = factor * x[i * stride + d];
-        for (int64_t d = width; d < whole; ++d) block[i * whole + d] = 0;
+    const int64_t whole = width / BLOCK_LANES * BLOCK_LANES, last = padded(width);
+    float* out = block;
+    for (int64_t i = 0; i < n; ++i, x += stride, out += last) {
+        for (int64_t d = 0; d < whole; d += BLOCK_LANES) at(out + d) = factor * at(x + d);
+        if (whole < last) {
+            at(out + whole) = Lanes{};
+            for (int64_t d = whole; d < width; ++d) out[d] = factor * x[d];
+        }
     }
-    std::fill(block + n * whole, block + steps * whole, 0.0f);
+    for (; out < block + steps * last; out += BLOCK_LANES) at(out) = Lanes{};
 }
 
 // Rows that will be read soon: they lie too far apart for the hardware to foresee. Called before some long arithmetic.
@@ -52,9 +56,11 @@ inline void prefetch_output(float* x, int64_t stride, int64_t n, int64_t width) 
 }
 
 inline void store_block(const float* block, float* x, int64_t stride, int64_t n, int64_t width) {
-    const int64_t whole = padded(width);
-    for (int64_t i = 0; i < n; ++i)
-        for (int64_t d = 0; d < width; ++d) x[i * stride + d] = block[i * whole + d];
+    const int64_t whole = width / BLOCK_LANES * BLOCK_LANES, last = padded(width);
+    for (int64_t i = 0; i < n; ++i, block += last, x += stride) {
+        for (int64_t d = 0; d < whole; d += BLOCK_LANES) at(x + d) = at(block + d);
+        for (int64_t d = whole; d < width; ++d) x[d] = block[d];
+    }
 }
 
 // out (16) = sums of the rows of x (16, 16).

@@ -121,7 +121,7 @@ struct Call {
     float *o, *last, *states;
     const float *kept, *d_o, *d_last;  // kept: `states` of the forward pass
     float *d_q, *d_k, *d_v, *d_a, *d_b, *d_beta, *d_g, *d_state;
-    int64_t B, T, G, H, K, V, C, parts;
+    int64_t B, T, G, H, K, V, C, parts, spans;
     float scale;
     int64_t chunks() const { return (T + C - 1) / C; }
 };
@@ -132,8 +132,8 @@ struct Head {
     static constexpr int WRITES = DPLR ? 2 : 1;
     const Call& call;
     const int64_t K, V, C;  // filled up
-    const int64_t ahead;    // steps from a chunk to the next one
     int64_t b = 0, h = 0, from = 0, steps = 0, n = 0;  // the chunk: its first step, its steps, the same filled up
+    int64_t next_from = 0, next_h = 0;                 // the chunk that is entered after it
     zoo::Scratch scratch;
 
     float *q, *r, *c[WRITES], *v, *beta;        // (C, K), (C, V), (C): as given, q scaled
@@ -160,7 +160,6 @@ struct Head {
           K(padded(call.K)),
           V(padded(call.V)),
           C(padded(call.C)),
-          ahead(backward ? -call.C : call.C),
           scratch(size(K, V, C)) {
         zero(scratch.take(0), size(K, V, C));
         for (float** each : {&q, &r, &q_start, &r_start}) *each = scratch.take(C * K);
@@ -190,13 +189,17 @@ struct Head {
     int64_t group() const { return h / (call.H / call.G); }
     int64_t step(int64_t i) const { return b * call.T + from + i; }
 
-    // (steps, width) out of rows `stride` apart, zeros below; the next chunk's are called into the cache.
-    void fetch(const float* in, int64_t stride, int64_t width, float factor, float* out, int64_t ld) const {
+    // (steps, width) of the chunk out of x (B, T, heads, width), times `factor`, zeros below; those that come next are
+    // called into the cache.
+    void fetch(const float* x, int64_t heads, int64_t width, float factor, float* out, int64_t ld) const {
+        const int64_t stride = heads * width, share = call.H / heads;
+        const float* in = x + (step(0) * heads + h / share) * width;
+        const int64_t ahead = (next_from - from) * stride + (next_h / share - h / share) * width;
         const int64_t whole = width / STEPS * STEPS;
         for (int64_t i = 0; i < steps; ++i, in += stride, out += ld) {
             for (int64_t d = 0; d < whole; d += STEPS) {
                 at(out + d) = factor * at(in + d);
-                __builtin_prefetch(in + ahead * stride + d);
+                __builtin_prefetch(in + ahead + d);
             }
             for (int64_t d = whole; d < ld; ++d) out[d] = d < width ? factor * in[d] : 0.0f;
         }
@@ -213,22 +216,19 @@ struct Head {
         }
     }
 
-    const float* of_head(const float* x, int64_t width) const { return x + (step(0) * call.H + h) * width; }
     float* of_head(float* x, int64_t width) const { return x + (step(0) * call.H + h) * width; }
-    const float* of_group(const float* x) const { return x + (step(0) * call.G + group()) * call.K; }
 
     // Everything of a chunk that needs no state.
     void enter(int64_t chunk) {
         from = chunk * call.C;
         steps = call.T - from < call.C ? call.T - from : call.C;
         n = padded(steps);
-        const int64_t grouped = call.G * call.K, headed = call.H * call.K;
-        fetch(of_group(call.q), grouped, call.K, call.scale, q, K);
-        fetch(of_group(call.k), grouped, call.K, 1.0f, c[WRITES - 1], K);
-        fetch(of_head(call.v, call.V), call.H * call.V, call.V, 1.0f, v, V);
+        fetch(call.q, call.G, call.K, call.scale, q, K);
+        fetch(call.k, call.G, call.K, 1.0f, c[WRITES - 1], K);
+        fetch(call.v, call.H, call.V, 1.0f, v, V);
         if (DPLR) {
-            fetch(of_head(call.a, call.K), headed, call.K, 1.0f, r, K);
-            fetch(of_head(call.b, call.K), headed, call.K, 1.0f, c[0], K);
+            fetch(call.a, call.H, call.K, 1.0f, r, K);
+            fetch(call.b, call.H, call.K, 1.0f, c[0], K);
             for (int64_t i = 0; i < n; ++i) beta[i] = 1.0f;
         } else {
             for (int64_t i = 0; i < n * K; i += STEPS) at(r + i) = -at(c[0] + i);
@@ -298,7 +298,7 @@ struct Head {
     // By blocks of STEPS steps: decays since the block's start and until its end are running products; from block to
     // block the writes of all earlier steps are decayed on, so that they always stand at the end of the block before.
     void enter_channels() {
-        fetch(of_head(call.g, call.K), call.H * call.K, call.K, 1.0f, a, K);
+        fetch(call.g, call.H, call.K, 1.0f, a, K);
         for (int64_t d = 0; d < K; ++d) before[d] = 1.0f;
         for (int64_t m = 0; m < blocks(); ++m) {
             float *here = a + m * STEPS * K, *whole = through + m * K;
@@ -344,12 +344,12 @@ struct Head {
         for (int64_t m = 0; m < blocks(); ++m) {
             const int64_t row = m * STEPS, square = row * C;
             float *here = w + row * V, *solved = inverse + row * STEPS;
-            unit_inverse(AR[0] + square + row, C, beta + row, solved);
             if (DPLR)
                 product<true>(STEPS, V, row + STEPS, AR[1] + square, C, v, V, here, V);
             else
                 for (int64_t i = 0; i < STEPS * V; i += STEPS) at(here + i) += at(v + row * V + i);
             product<true>(STEPS, V, row, AR[0] + square, C, u, V, here, V);
+            unit_inverse(AR[0] + square + row, C, beta + row, solved);
             product(STEPS, V, STEPS, solved, STEPS, here, V, right, V);
             for (int64_t i = 0; i < STEPS; ++i)
                 for (int64_t d = 0; d < V; d += STEPS) {
@@ -359,30 +359,39 @@ struct Head {
         }
     }
 
-    void forward(int64_t index) {
-        b = index / call.H, h = index % call.H;
+    // The heads of a span take turns chunk by chunk, so that what lies side by side in memory is read at one time. `all`
+    // (heads, K, V) holds their states.
+    void forward(int64_t batch, int64_t first, int64_t last, float* all) {
+        b = batch;
         decays_known = false;
-        const int64_t mine = index * call.K * call.V;
-        for (int64_t i = 0; i < call.K; ++i)
-            for (int64_t d = 0; d < call.V; ++d) S[i * V + d] = call.state[mine + i * call.V + d];
-        for (int64_t chunk = 0; chunk < call.chunks(); ++chunk) {
-            enter(chunk);
-            if (call.states)
-                std::memcpy(call.states + (index * call.chunks() + chunk) * K * V, S, K * V * sizeof(float));
-            solve();
-            product(n, V, K, q_start, K, S, V, out, V);
-            for (int64_t m = 0; m < n; m += STEPS) {
-                product<true>(STEPS, V, m + STEPS, AQ[0] + m * C, C, u, V, out + m * V, V);
-                if (DPLR) product<true>(STEPS, V, m + STEPS, AQ[1] + m * C, C, v, V, out + m * V, V);
+        for (h = first; h < last; ++h)
+            zoo::load_block(all + (h - first) * K * V, K, call.state + mine(), call.V, call.K, call.V);
+        for (int64_t chunk = 0; chunk < call.chunks(); ++chunk)
+            for (h = first; h < last; ++h) {
+                S = all + (h - first) * K * V;
+                next_h = h + 1 < last ? h + 1 : first;
+                next_from = (h + 1 < last ? chunk : chunk + 1) * call.C;
+                enter(chunk);
+                if (call.states)
+                    std::memcpy(call.states + ((b * call.H + h) * call.chunks() + chunk) * K * V, S,
+                                K * V * sizeof(float));
+                solve();
+                product(n, V, K, q_start, K, S, V, out, V);
+                for (int64_t m = 0; m < n; m += STEPS) {
+                    product<true>(STEPS, V, m + STEPS, AQ[0] + m * C, C, u, V, out + m * V, V);
+                    if (DPLR) product<true>(STEPS, V, m + STEPS, AQ[1] + m * C, C, v, V, out + m * V, V);
+                }
+                put<false>(out, V, 1.0f, of_head(call.o, call.V), call.H * call.V, call.V);
+                decay_state(S);
+                product<true>(K, V, n, ct_end[0], C, u, V, S, V);
+                if (DPLR) product<true>(K, V, n, ct_end[1], C, v, V, S, V);
             }
-            put<false>(out, V, 1.0f, of_head(call.o, call.V), call.H * call.V, call.V);
-            decay_state(S);
-            product<true>(K, V, n, ct_end[0], C, u, V, S, V);
-            if (DPLR) product<true>(K, V, n, ct_end[1], C, v, V, S, V);
-        }
-        for (int64_t i = 0; i < call.K; ++i)
-            for (int64_t d = 0; d < call.V; ++d) call.last[mine + i * call.V + d] = S[i * V + d];
+        for (h = first; h < last; ++h)
+            zoo::store_block(all + (h - first) * K * V, call.last + mine(), call.V, call.K, call.V);
     }
+
+    // Where the head's state is among those of all.
+    int64_t mine() const { return (b * call.H + h) * call.K * call.V; }
 
     void decay_state(float* state) const {
         for (int64_t i = 0; i < K; ++i)
@@ -396,10 +405,12 @@ struct Head {
         const int64_t index = b * call.H + h, mine = index * call.K * call.V;
         for (int64_t i = 0; i < call.K; ++i)
             for (int64_t d = 0; d < call.V; ++d) P[i * V + d] = call.d_last[mine + i * call.V + d];
+        next_h = h;
         for (int64_t chunk = call.chunks() - 1; chunk >= 0; --chunk) {
+            next_from = (chunk - 1) * call.C;
             enter(chunk);
             std::memcpy(S, call.kept + (index * call.chunks() + chunk) * K * V, K * V * sizeof(float));
-            fetch(of_head(call.d_o, call.V), call.H * call.V, call.V, 1.0f, d_o, V);
+            fetch(call.d_o, call.H, call.V, 1.0f, d_o, V);
             solve();
             solve_backward();
             scores_backward();
@@ -603,8 +614,13 @@ void forward(const Call& call) {
     {
         zoo::FlushDenormals flush;
         Head<CHANNEL, DPLR> head(call, false);
+        zoo::Scratch states((call.H + call.spans - 1) / call.spans * head.K * head.V);
+        float* all = states.take(0);
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < call.B * call.H; ++i) head.forward(i);
+        for (int64_t i = 0; i < call.B * call.spans; ++i) {
+            const int64_t span = i % call.spans;
+            head.forward(i / call.spans, span * call.H / call.spans, (span + 1) * call.H / call.spans, all);
+        }
     }
 }
 
@@ -633,12 +649,13 @@ static Call sized(int64_t B, int64_t T, int64_t G, int64_t H, int64_t K, int64_t
     return call;
 }
 
-// C: steps a chunk. With a and b: DPLR, with one decay a channel.
+// C: steps a chunk; spans: tasks that the heads of a row are cut into. With a and b: DPLR, with one decay a channel.
 extern "C" void delta_forward(const float* q, const float* k, const float* v, const float* beta, const float* a,
                               const float* b, const float* g, const float* state, const bool* resets, float* o,
                               float* last, float* states, int64_t B, int64_t T, int64_t G, int64_t H, int64_t K,
-                              int64_t V, int64_t C, int64_t per_channel, double scale) {
+                              int64_t V, int64_t C, int64_t spans, int64_t per_channel, double scale) {
     Call call = sized(B, T, G, H, K, V, C, 1, scale);
+    call.spans = spans;
     call.q = q, call.k = k, call.v = v, call.beta = beta, call.a = a, call.b = b, call.g = g, call.state = state;
     call.resets = resets, call.o = o, call.last = last, call.states = states;
     a ? forward<true, true>(call) : per_channel ? forward<true, false>(call) : forward<false, false>(call);

@@ -7,9 +7,11 @@
 // The gradient of log_decay at step t gathers every product that contains its decay: A_ij dA_ij with j < t <= i, the
 // reads of S at i >= t, the writes to S' at j < t, and <E_C S, dS'>. They are summed as they are, without differences.
 //
-// A task is a share of the heads of one group in one row of the batch: q k^T is formed once for its heads where the
-// decay is one a head, and the gradients of q and k are summed over them. The backward pass goes over segments of
-// blocks, each from its saved state.
+// A unit is a share of the heads of one group: q k^T is formed once for its heads where the decay is one a head, and the
+// gradients of q and k are summed over them. A task is a span of adjacent units in one row of the batch, all of which go
+// through a block of steps before the next one: what lies side by side in memory is read at one time. (Head by head, the
+// rows of a block lie H K numbers apart, and a forward pass with K = 32 and H = 8 took half as long again.) The backward
+// pass goes over segments of blocks, each from its saved state.
 #include "decays.h"
 #include "kernel.h"
 
@@ -19,7 +21,8 @@ using namespace zoo;
 
 struct Shape {
     int64_t B, T, G, H, K, V;
-    int64_t parts;    // tasks a group is cut into
+    int64_t parts;    // units a group is cut into
+    int64_t spans;    // tasks a row is cut into
     int64_t segment;  // steps between saved states, a multiple of a block
     int64_t q_row, q_step, k_row, k_step, v_row, v_step;  // strides of the batch and of time; heads lie close together
     float scale;
@@ -29,13 +32,27 @@ struct Shape {
     int64_t saved() const { return (T - 1) / segment; }
 };
 
-// The heads of one task.
-struct Task {
-    int64_t row, group, part, first, n_heads;
-    Task(const Shape& s, int64_t index) {
-        part = index % s.parts, group = index / s.parts % s.G, row = index / s.parts / s.G;
+// The heads of one unit.
+struct Unit {
+    int64_t group, part, first, n_heads;
+    Unit(const Shape& s, int64_t index) {
+        group = index / s.parts, part = index % s.parts;
         const int64_t R = s.H / s.G, from = part * R / s.parts, to = (part + 1) * R / s.parts;
         first = group * R + from, n_heads = to - from;
+    }
+    int64_t end() const { return first + n_heads; }
+};
+
+// The units of one task, and their heads, from `first` on.
+struct Task {
+    int64_t row, begin, end, first, n_heads;
+    Task(const Shape& s, int64_t index) {
+        const int64_t units = s.G * s.parts, span = index % s.spans;
+        row = index / s.spans, begin = span * units / s.spans, end = (span + 1) * units / s.spans;
+        first = Unit(s, begin).first, n_heads = Unit(s, end - 1).end() - first;
+    }
+    static int64_t most_heads(const Shape& s) {
+        return (s.G * s.parts + s.spans - 1) / s.spans * ((s.H / s.G + s.parts - 1) / s.parts);
     }
 };
 
@@ -55,6 +72,7 @@ struct PerHead : HeadDecays<C> {
         std::fill(whole, whole + width, this->total);
         ones = !g && !resets;
     }
+    void prefetch(const float*, const Shape&, int64_t, int64_t, int64_t) const {}
     const float* since(const float* x, float* out, int64_t width) const { return rows(x, this->since_start, out, width); }
     const float* until(const float* x, float* out, int64_t width) const { return rows(x, this->until_end, out, width); }
     const float* rows(const float* x, const float* factor, float* out, int64_t width) const {
@@ -72,6 +90,9 @@ struct PerChannel : ChannelDecays {
     PerChannel(Scratch& scratch, int64_t width) : ChannelDecays(scratch, width), whole(total) {}
     void read(const float* g, const bool* resets, const Shape& s, int64_t row, int64_t t, int64_t head, int64_t n) {
         fill(g + ((row * s.T + t) * s.H + head) * s.K, s.H * s.K, resets ? resets + row * s.T + t : nullptr, n, s.K);
+    }
+    void prefetch(const float* g, const Shape& s, int64_t row, int64_t t, int64_t head) const {
+        prefetch_block(g + ((row * s.T + t) * s.H + head) * s.K, s.H * s.K, STEPS, s.K);
     }
     const float* since(const float* x, float* out, int64_t width) const { return rows(x, since_start, out, width); }
     const float* until(const float* x, float* out, int64_t width) const { return rows(x, until_end, out, width); }
@@ -95,7 +116,7 @@ template <typename Decays>
 void forward(const Shape& s, const float* q, const float* k, const float* v, const float* g, const float* state,
              const bool* resets, float* o, float* last, float* saved) {
     constexpr int64_t C = Decays::STEPS;
-    const int64_t K = s.wide_k(), V = s.wide_v(), heads = (s.H / s.G + s.parts - 1) / s.parts;
+    const int64_t K = s.wide_k(), V = s.wide_v(), heads = Task::most_heads(s);
 #pragma omp parallel
     {
         FlushDenormals flush;
@@ -107,42 +128,55 @@ void forward(const Shape& s, const float* q, const float* k, const float* v, con
         Decays decays(scratch, K);
         std::fill(P, P + C * C, 0.0f);
 #pragma omp for schedule(dynamic)
-        for (int64_t index = 0; index < s.B * s.G * s.parts; ++index) {
+        for (int64_t index = 0; index < s.B * s.spans; ++index) {
             const Task task(s, index);
-            for (int64_t h = 0; h < task.n_heads; ++h)
-                load_block(S + h * K * V, K, state + (task.row * s.H + task.first + h) * s.K * s.V, s.V, s.K, s.V);
-            for (int64_t t = 0; t < s.T; t += C) {
-                const int64_t n = std::min(C, s.T - t);
-                const float* q_block = q + task.row * s.q_row + t * s.q_step + task.group * s.K;
-                const float* k_block = k + task.row * s.k_row + t * s.k_step + task.group * s.K;
-                load_block(Q, C, q_block, s.q_step, n, s.K, s.scale);
-                load_block(Key, C, k_block, s.k_step, n, s.K);
-                if (!Decays::CHANNEL) {
-                    transposed(C, K, Key, K, KeyT, C);
-                    lower_product(C, K, Q, KeyT, P);
+            const auto state_of = [&](int64_t head) { return S + (head - task.first) * K * V; };
+            const int64_t first = task.row * s.H;  // head of the row
+            for (int64_t h = task.first; h < task.first + task.n_heads; ++h)
+                load_block(state_of(h), K, state + (first + h) * s.K * s.V, s.V, s.K, s.V);
+            for (int64_t t = 0; t < s.T; t += C)
+                for (int64_t u = task.begin; u < task.end; ++u) {
+                    const Unit unit(s, u);
+                    const int64_t n = std::min(C, s.T - t);
+                    // what comes next: another unit of these steps, or the first one of the next
+                    const bool more = u + 1 < task.end;
+                    const int64_t t_next = more ? t : t + C;
+                    const Unit next(s, more ? u + 1 : task.begin);
+                    const float* q_block = q + task.row * s.q_row + t * s.q_step + unit.group * s.K;
+                    const float* k_block = k + task.row * s.k_row + t * s.k_step + unit.group * s.K;
+                    load_block(Q, C, q_block, s.q_step, n, s.K, s.scale);
+                    load_block(Key, C, k_block, s.k_step, n, s.K);
+                    if (!Decays::CHANNEL) {
+                        transposed(C, K, Key, K, KeyT, C);
+                        lower_product(C, K, Q, KeyT, P);
+                    }
+                    for (int64_t head = unit.first; head < unit.end(); ++head) {
+                        float* Sh = state_of(head);
+                        if (saved && t && t % s.segment == 0)
+                            store_block(Sh, saved + ((first + head) * s.saved() + t / s.segment - 1) * s.K * s.V, s.V,
+                                        s.K, s.V);
+                        decays.read(g, resets, s, task.row, t, head, n);
+                        const float* v_head = v + task.row * s.v_row + t * s.v_step + head * s.V;
+                        float* o_head = o + ((task.row * s.T + t) * s.H + head) * s.V;
+                        load_block(Val, C, v_head, s.v_step, n, s.V);
+                        scores(decays, P, Q, Key, K, A);
+                        prefetch_output(o_head, s.H * s.V, n, s.V);
+                        const bool last_head = head + 1 == unit.end();
+                        const int64_t t_ahead = last_head ? t_next : t, ahead = last_head ? next.first : head + 1;
+                        prefetch_block(v + task.row * s.v_row + t_ahead * s.v_step + ahead * s.V, s.v_step, C, s.V);
+                        decays.prefetch(g, s, task.row, t_ahead, ahead);
+                        product(C, V, K, decays.since(Q, Qe, K), K, Sh, V, O, V);
+                        product_lower<true>(C, V, A, Val, O);
+                        if (last_head)
+                            prefetch_block(q + task.row * s.q_row + t_next * s.q_step + next.group * s.K, s.q_step, C, s.K);
+                        store_block(O, o_head, s.H * s.V, n, s.V);
+                        if (last_head)
+                            prefetch_block(k + task.row * s.k_row + t_next * s.k_step + next.group * s.K, s.k_step, C, s.K);
+                        product_tn_kept(K, V, C, decays.until(Key, Kx, K), K, Val, V, Sh, V, decays.whole);
+                    }
                 }
-                for (int64_t h = 0; h < task.n_heads; ++h) {
-                    const int64_t head = task.first + h;
-                    float* Sh = S + h * K * V;
-                    if (saved && t && t % s.segment == 0)
-                        store_block(Sh, saved + ((task.row * s.H + head) * s.saved() + t / s.segment - 1) * s.K * s.V,
-                                    s.V, s.K, s.V);
-                    decays.read(g, resets, s, task.row, t, head, n);
-                    const float* v_head = v + task.row * s.v_row + t * s.v_step + head * s.V;
-                    load_block(Val, C, v_head, s.v_step, n, s.V);
-                    scores(decays, P, Q, Key, K, A);
-                    prefetch_output(o + ((task.row * s.T + t) * s.H + head) * s.V, s.H * s.V, n, s.V);
-                    prefetch_block(v_head + C * s.v_step, s.v_step, C, s.V);
-                    product(C, V, K, decays.since(Q, Qe, K), K, Sh, V, O, V);
-                    product_lower<true>(C, V, A, Val, O);
-                    if (h == 0) prefetch_block(q_block + C * s.q_step, s.q_step, C, s.K);
-                    store_block(O, o + ((task.row * s.T + t) * s.H + head) * s.V, s.H * s.V, n, s.V);
-                    if (h == 0) prefetch_block(k_block + C * s.k_step, s.k_step, C, s.K);
-                    product_tn_kept(K, V, C, decays.until(Key, Kx, K), K, Val, V, Sh, V, decays.whole);
-                }
-            }
-            for (int64_t h = 0; h < task.n_heads; ++h)
-                store_block(S + h * K * V, last + (task.row * s.H + task.first + h) * s.K * s.V, s.V, s.K, s.V);
+            for (int64_t h = task.first; h < task.first + task.n_heads; ++h)
+                store_block(state_of(h), last + (first + h) * s.K * s.V, s.V, s.K, s.V);
         }
     }
 }
@@ -230,7 +264,7 @@ void backward(const Shape& s, const float* q, const float* k, const float* v, co
               const bool* resets, const float* saved, const float* d_o, const float* d_last, float* d_q, float* d_k,
               float* d_v, float* d_g, float* d_state) {
     constexpr int64_t C = Decays::STEPS;
-    const int64_t K = s.wide_k(), V = s.wide_v(), heads = (s.H / s.G + s.parts - 1) / s.parts, blocks = s.segment / C;
+    const int64_t K = s.wide_k(), V = s.wide_v(), heads = Task::most_heads(s), blocks = s.segment / C;
 #pragma omp parallel
     {
         FlushDenormals flush;
@@ -246,99 +280,106 @@ void backward(const Shape& s, const float* q, const float* k, const float* v, co
         Decays decays(scratch, K);
         for (float* x : {P, dA}) std::fill(x, x + C * C, 0.0f);
 #pragma omp for schedule(dynamic)
-        for (int64_t index = 0; index < s.B * s.G * s.parts; ++index) {
+        for (int64_t index = 0; index < s.B * s.spans; ++index) {
             const Task task(s, index);
-            const float* q_task = q + task.row * s.q_row + task.group * s.K;
-            const float* k_task = k + task.row * s.k_row + task.group * s.K;
-            const float* v_task = v + task.row * s.v_row + task.first * s.V;
-            const int64_t first = task.row * s.H + task.first;  // state of the first head
-            const auto read_keys = [&](int64_t t, int64_t n) {
-                load_block(Key, C, k_task + t * s.k_step, s.k_step, n, s.K);
+            const int64_t first = task.row * s.H;  // head of the row
+            const float* v_row = v + task.row * s.v_row;
+            const auto read_keys = [&](const Unit& unit, int64_t t, int64_t n) {
+                load_block(Key, C, k + task.row * s.k_row + t * s.k_step + unit.group * s.K, s.k_step, n, s.K);
             };
-            const auto read_head = [&](int64_t t, int64_t n, int64_t h) {
-                decays.read(g, resets, s, task.row, t, task.first + h, n);
-                load_block(Val, C, v_task + t * s.v_step + h * s.V, s.v_step, n, s.V);
+            const auto read_head = [&](int64_t t, int64_t n, int64_t head) {
+                decays.read(g, resets, s, task.row, t, head, n);
+                load_block(Val, C, v_row + t * s.v_step + head * s.V, s.v_step, n, s.V);
             };
-            const auto state_before = [&](int64_t block, int64_t h) { return before + (block * heads + h) * K * V; };
+            const auto state_before = [&](int64_t block, int64_t head) {
+                return before + (block * heads + head - task.first) * K * V;
+            };
             for (int64_t h = 0; h < task.n_heads; ++h)
-                load_block(d_S + h * K * V, K, d_last + (first + h) * s.K * s.V, s.V, s.K, s.V);
+                load_block(d_S + h * K * V, K, d_last + (first + task.first + h) * s.K * s.V, s.V, s.K, s.V);
             for (int64_t segment = s.saved(); segment >= 0; --segment) {
                 const int64_t start = segment * s.segment, stop = std::min(s.T, start + s.segment);
-                for (int64_t h = 0; h < task.n_heads; ++h) {
+                for (int64_t h = task.first; h < task.first + task.n_heads; ++h) {
                     const float* from = segment ? saved + ((first + h) * s.saved() + segment - 1) * s.K * s.V
                                                 : state + (first + h) * s.K * s.V;
                     load_block(turned, K, from, s.V, s.K, s.V);
                     transposed(K, V, turned, V, state_before(0, h), K);
                 }
-                for (int64_t t = start, block = 0; t + C < stop; t += C, ++block) {
-                    read_keys(t, C);
-                    for (int64_t h = 0; h < task.n_heads; ++h) {
-                        read_head(t, C, h);
-                        next_state(decays, state_before(block, h), decays.until(Key, Kx, K), Val, K, V,
-                                   state_before(block + 1, h));
-                    }
-                }
-                for (int64_t block = (stop - start - 1) / C; block >= 0; --block) {
-                    const int64_t t = start + block * C, n = std::min(C, stop - t);
-                    read_keys(t, n);
-                    load_block(Q, C, q_task + t * s.q_step, s.q_step, n, s.K, s.scale);
-                    if (!Decays::CHANNEL) {
-                        transposed(C, K, Key, K, KeyT, C);
-                        lower_product(C, K, Q, KeyT, P);
-                        std::fill(dP, dP + C * C, 0.0f);
-                    }
-                    std::fill(dQ, dQ + C * K, 0.0f);
-                    std::fill(dK, dK + C * K, 0.0f);
-                    for (int64_t h = 0; h < task.n_heads; ++h) {
-                        const int64_t step = (task.row * s.T + t) * s.H + task.first + h;
-                        const float* S = state_before(block, h);
-                        float* dS = d_S + h * K * V;
-                        read_head(t, n, h);
-                        load_block(dO, C, d_o + step * s.V, s.H * s.V, n, s.V);
-                        const float *q_since = decays.since(Q, Qe, K), *k_until = decays.until(Key, Kx, K);
-                        scores(decays, P, Q, Key, K, A);
-                        transposed(C, V, Val, V, ValT, C);
-                        prefetch_output(d_v + step * s.V, s.H * s.V, n, s.V);
-                        lower_product(C, V, dO, ValT, dA);
-
-                        prefetch_block(v_task + (t - C) * s.v_step + h * s.V, s.v_step, C, s.V);
-                        product(C, V, K, k_until, K, dS, V, dV, V);
-                        product_lower_t<true>(C, V, A, dO, dV);
-                        store_block(dV, d_v + step * s.V, s.H * s.V, n, s.V);
-
-                        if (h == 0) prefetch_block(q_task + (t - C) * s.q_step, s.q_step, C, s.K);
-                        product(C, K, V, dO, V, S, K, reads, K);
-                        add(decays.since(reads, reads, K), dQ, C * K);
-                        transposed(K, V, dS, V, turned, K);
-                        if (h == 0) prefetch_block(k_task + (t - C) * s.k_step, s.k_step, C, s.K);
-                        product(C, K, V, Val, V, turned, K, writes, K);
-                        add(decays.until(writes, writes, K), dK, C * K);
-                        if (d_g) log_gradient(decays, Q, reads, Key, writes, S, turned, K, V, d_log);
-                        scores_backward(decays, Q, Key, K, A, dA, dP, dQ, dK, d_g ? d_log : nullptr);
-                        if (d_g && Decays::CHANNEL) store_block(d_log, d_g + step * s.K, s.H * s.K, n, s.K);
-                        if (d_g && !Decays::CHANNEL) {
-                            float sums[C];
-                            for (int64_t i = 0; i < C; i += 16) row_sums(d_log + i * BLOCK_LANES, sums + i);
-                            for (int64_t i = 0; i < n; ++i) d_g[step + i * s.H] = sums[i];
+                for (int64_t t = start, block = 0; t + C < stop; t += C, ++block)
+                    for (int64_t u = task.begin; u < task.end; ++u) {
+                        const Unit unit(s, u);
+                        read_keys(unit, t, C);
+                        for (int64_t head = unit.first; head < unit.end(); ++head) {
+                            read_head(t, C, head);
+                            next_state(decays, state_before(block, head), decays.until(Key, Kx, K), Val, K, V,
+                                       state_before(block + 1, head));
                         }
+                    }
+                for (int64_t block = (stop - start - 1) / C; block >= 0; --block)
+                    for (int64_t u = task.begin; u < task.end; ++u) {
+                        const Unit unit(s, u);
+                        const int64_t t = start + block * C, n = std::min(C, stop - t);
+                        const float* q_unit = q + task.row * s.q_row + unit.group * s.K;
+                        const float* k_unit = k + task.row * s.k_row + unit.group * s.K;
+                        read_keys(unit, t, n);
+                        load_block(Q, C, q_unit + t * s.q_step, s.q_step, n, s.K, s.scale);
+                        if (!Decays::CHANNEL) {
+                            transposed(C, K, Key, K, KeyT, C);
+                            lower_product(C, K, Q, KeyT, P);
+                            std::fill(dP, dP + C * C, 0.0f);
+                        }
+                        std::fill(dQ, dQ + C * K, 0.0f);
+                        std::fill(dK, dK + C * K, 0.0f);
+                        for (int64_t head = unit.first; head < unit.end(); ++head) {
+                            const int64_t step = (task.row * s.T + t) * s.H + head;
+                            const bool once = head == unit.first;
+                            const float* S = state_before(block, head);
+                            float* dS = d_S + (head - task.first) * K * V;
+                            read_head(t, n, head);
+                            load_block(dO, C, d_o + step * s.V, s.H * s.V, n, s.V);
+                            const float *q_since = decays.since(Q, Qe, K), *k_until = decays.until(Key, Kx, K);
+                            scores(decays, P, Q, Key, K, A);
+                            transposed(C, V, Val, V, ValT, C);
+                            prefetch_output(d_v + step * s.V, s.H * s.V, n, s.V);
+                            lower_product(C, V, dO, ValT, dA);
 
-                        prefetch_block(d_o + (step - C * s.H) * s.V, s.H * s.V, C, s.V);
-                        product_tn_kept(K, V, C, q_since, K, dO, V, dS, V, decays.whole);
+                            prefetch_block(v_row + (t - C) * s.v_step + head * s.V, s.v_step, C, s.V);
+                            product(C, V, K, k_until, K, dS, V, dV, V);
+                            product_lower_t<true>(C, V, A, dO, dV);
+                            store_block(dV, d_v + step * s.V, s.H * s.V, n, s.V);
+
+                            if (once) prefetch_block(q_unit + (t - C) * s.q_step, s.q_step, C, s.K);
+                            product(C, K, V, dO, V, S, K, reads, K);
+                            add(decays.since(reads, reads, K), dQ, C * K);
+                            transposed(K, V, dS, V, turned, K);
+                            if (once) prefetch_block(k_unit + (t - C) * s.k_step, s.k_step, C, s.K);
+                            product(C, K, V, Val, V, turned, K, writes, K);
+                            add(decays.until(writes, writes, K), dK, C * K);
+                            if (d_g) log_gradient(decays, Q, reads, Key, writes, S, turned, K, V, d_log);
+                            scores_backward(decays, Q, Key, K, A, dA, dP, dQ, dK, d_g ? d_log : nullptr);
+                            if (d_g && Decays::CHANNEL) store_block(d_log, d_g + step * s.K, s.H * s.K, n, s.K);
+                            if (d_g && !Decays::CHANNEL) {
+                                float sums[C];
+                                for (int64_t i = 0; i < C; i += 16) row_sums(d_log + i * BLOCK_LANES, sums + i);
+                                for (int64_t i = 0; i < n; ++i) d_g[step + i * s.H] = sums[i];
+                            }
+
+                            prefetch_block(d_o + (step - C * s.H) * s.V, s.H * s.V, C, s.V);
+                            product_tn_kept(K, V, C, q_since, K, dO, V, dS, V, decays.whole);
+                        }
+                        const int64_t at = (((unit.part * s.B + task.row) * s.T + t) * s.G + unit.group) * s.K;
+                        prefetch_output(d_q + at, s.G * s.K, n, s.K);
+                        prefetch_output(d_k + at, s.G * s.K, n, s.K);
+                        if (!Decays::CHANNEL) {
+                            product_lower<true>(C, K, dP, Key, dQ);
+                            product_lower_t<true>(C, K, dP, Q, dK);
+                        }
+                        for (int64_t i = 0; i < C * K; ++i) dQ[i] *= s.scale;
+                        store_block(dQ, d_q + at, s.G * s.K, n, s.K);
+                        store_block(dK, d_k + at, s.G * s.K, n, s.K);
                     }
-                    const int64_t at = (((task.part * s.B + task.row) * s.T + t) * s.G + task.group) * s.K;
-                    prefetch_output(d_q + at, s.G * s.K, n, s.K);
-                    prefetch_output(d_k + at, s.G * s.K, n, s.K);
-                    if (!Decays::CHANNEL) {
-                        product_lower<true>(C, K, dP, Key, dQ);
-                        product_lower_t<true>(C, K, dP, Q, dK);
-                    }
-                    for (int64_t i = 0; i < C * K; ++i) dQ[i] *= s.scale;
-                    store_block(dQ, d_q + at, s.G * s.K, n, s.K);
-                    store_block(dK, d_k + at, s.G * s.K, n, s.K);
-                }
             }
             for (int64_t h = 0; h < task.n_heads; ++h)
-                store_block(d_S + h * K * V, d_state + (first + h) * s.K * s.V, s.V, s.K, s.V);
+                store_block(d_S + h * K * V, d_state + (first + task.first + h) * s.K * s.V, s.V, s.K, s.V);
         }
     }
 }
@@ -401,10 +442,10 @@ using Heads = PerHead<32>;
 extern "C" void linear_attention_forward(const float* q, const float* k, const float* v, const float* g,
                                          const float* state, const bool* resets, float* o, float* last, float* saved,
                                          int64_t B, int64_t T, int64_t G, int64_t H, int64_t K, int64_t V,
-                                         int64_t parts, int64_t segment, int64_t q_row, int64_t q_step, int64_t k_row,
-                                         int64_t k_step, int64_t v_row, int64_t v_step, int64_t per_channel,
+                                         int64_t parts, int64_t spans, int64_t segment, int64_t q_row, int64_t q_step,
+                                         int64_t k_row, int64_t k_step, int64_t v_row, int64_t v_step, int64_t per_channel,
                                          double scale) {
-    const Shape s{B, T, G, H, K, V, parts, segment, q_row, q_step, k_row, k_step, v_row, v_step, float(scale)};
+    const Shape s{B, T, G, H, K, V, parts, spans, segment, q_row, q_step, k_row, k_step, v_row, v_step, float(scale)};
     (per_channel ? forward<PerChannel> : forward<Heads>)(s, q, k, v, g, state, resets, o, last, saved);
 }
 ZOO_EXPORT(linear_attention_forward)
@@ -414,10 +455,10 @@ extern "C" void linear_attention_backward(const float* q, const float* k, const 
                                           const float* state, const bool* resets, const float* saved, const float* d_o,
                                           const float* d_last, float* d_q, float* d_k, float* d_v, float* d_g,
                                           float* d_state, int64_t B, int64_t T, int64_t G, int64_t H, int64_t K,
-                                          int64_t V, int64_t parts, int64_t segment, int64_t q_row, int64_t q_step,
+                                          int64_t V, int64_t parts, int64_t spans, int64_t segment, int64_t q_row, int64_t q_step,
                                           int64_t k_row, int64_t k_step, int64_t v_row, int64_t v_step,
                                           int64_t per_channel, double scale) {
-    const Shape s{B, T, G, H, K, V, parts, segment, q_row, q_step, k_row, k_step, v_row, v_step, float(scale)};
+    const Shape s{B, T, G, H, K, V, parts, spans, segment, q_row, q_step, k_row, k_step, v_row, v_step, float(scale)};
     (per_channel ? backward<PerChannel> : backward<Heads>)(s, q, k, v, g, state, resets, saved, d_o, d_last, d_q, d_k,
                                                            d_v, d_g, d_state);
 }
@@ -427,7 +468,7 @@ ZOO_EXPORT(linear_attention_backward)
 extern "C" void slot_scores_forward(const float* q, const float* k, const float* slots, const float* g,
                                     const float* state, const bool* resets, float* o, float* last, int64_t B, int64_t T,
                                     int64_t H, int64_t K, int64_t V, double scale) {
-    const Shape s{B, T, H, H, K, V, 1, 0, 0, 0, 0, 0, 0, 0, float(scale)};
+    const Shape s{B, T, H, H, K, V, 1, 1, 0, 0, 0, 0, 0, 0, 0, float(scale)};
     slot_scores(s, q, k, slots, g, state, resets, o, last);
 }
 ZOO_EXPORT(slot_scores_forward)
