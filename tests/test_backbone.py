@@ -236,7 +236,7 @@ def test_refusals(pattern, options, message):
 
 
 def test_depth_reaches_inits():
-    assert Place() == (0, 1, True, None)
+    assert Place() == (0, 1, True, None, 1, None)
     deep = zoo.create_mixer("mamba2", D, place=Place(0, 50))
     shallow = zoo.create_mixer("mamba2", D, place=Place(0, 1))
     assert deep.out_proj.weight.std() < 0.5 * shallow.out_proj.weight.std()

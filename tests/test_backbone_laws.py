@@ -1,4 +1,5 @@
-"""Whole backbones under the law book: loops, shortcuts and parallel words, nested, in training and in evaluation."""
+"""Whole backbones under the law book: loops, shared blocks, shortcuts and parallel words, nested, in training and in
+evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import zoo.backbone
 from zoo.laws import LAWS, Check, plan
 from zoo.laws.cases import backbone_cases
 from zoo.loops import LoopStep
-from zoo.pattern import LoopOptions, parse
+from zoo.pattern import LoopOptions, SharedOptions, parse
+from zoo.shared import SharedStep
 
 
 @functools.cache
@@ -29,7 +31,7 @@ def judge(checks: list[Check]) -> None:
 
 @pytest.mark.parametrize("law", LAWS)
 def test_law(law):
-    judge(plan(LAWS[law], cases()[:2]))
+    judge(plan(LAWS[law], cases()[:3]))
 
 
 @pytest.mark.slow
@@ -49,8 +51,10 @@ def test_the_cases_have_every_node_and_every_option():
     loops = [m for case in cases() for m in case.build().modules() if isinstance(m, LoopStep)]
     changed = {name for loop in loops for name in loop.options.changed()}
     assert changed == set(LoopOptions.model_fields)
+    uses = [m for case in cases() for m in case.build().modules() if isinstance(m, SharedStep)]
+    assert {name for use in uses for name in use.options.changed()} == set(SharedOptions.model_fields)
     text = " ".join(case.options["pattern"] for case in cases())
-    assert all(part in text for part in ("loop(", "shortcut(", " | ", "bidirectional("))
+    assert all(part in text for part in ("loop(", "shared(", "shortcut(", " | ", "bidirectional("))
     for case in cases():
         assert str(parse(case.options["pattern"])) == case.options["pattern"]
 

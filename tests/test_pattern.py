@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 from typing import Any, Literal, Union, get_args, get_origin
 
 import annotated_types as at
@@ -19,6 +20,8 @@ from zoo.pattern import (
     Parallel,
     Pattern,
     Repeat,
+    Shared,
+    SharedOptions,
     Shortcut,
     StepOptions,
     Word,
@@ -115,6 +118,17 @@ def loops(draw: st.DrawFn, body: st.SearchStrategy[Pattern]) -> Loop:
         return Loop(count, inside)
 
 
+@st.composite
+def blocks(draw: st.DrawFn, body: st.SearchStrategy[Pattern]) -> Shared:
+    """A shared block whose name no other block has, since the steps and the options are part of it."""
+    inside = draw(body)
+    try:
+        options = SharedOptions(**draw(options_of(SharedOptions)))
+    except zoo.UsageError:
+        options = SharedOptions()
+    return Shared(f"{draw(st.text(max_size=3))} {inside} {options.given()}", inside, options)
+
+
 PLAIN_STEPLESS = [name for name in PLAIN if mixers[name].kind == "sequence"]
 
 
@@ -125,6 +139,7 @@ def nodes(body: st.SearchStrategy[Pattern]) -> st.SearchStrategy[Any]:
         st.builds(Repeat, st.integers(1, 9), body),
         st.builds(Shortcut, words(), body),
         loops(body),
+        blocks(body),
     )
 
 
@@ -132,7 +147,14 @@ def patterns_of(node: st.SearchStrategy[Any]) -> st.SearchStrategy[Pattern]:
     return st.lists(node, min_size=1, max_size=3).map(lambda found: Pattern(tuple(found)))
 
 
-patterns = st.recursive(patterns_of(words()), lambda body: patterns_of(nodes(body)), max_leaves=4)
+def with_uses(pattern: Pattern) -> Pattern:
+    """The pattern, and one more use of each of its shared blocks by the name alone."""
+    found = [step for step in pattern.unrolled() if isinstance(step, Shared)]
+    return Pattern((*pattern.nodes, *(replace(block, short=True) for block in found)))
+
+
+whole = st.recursive(patterns_of(words()), lambda body: patterns_of(nodes(body)), max_leaves=4)
+patterns = whole | whole.map(with_uses)
 
 
 @given(patterns)
@@ -157,6 +179,7 @@ TOKENS = [
     *NAMES[:4],
     "swiglu",
     "shortcut",
+    "shared",
     "(",
     ")",
     "*",
@@ -242,6 +265,8 @@ SWIGLU = make_word("swiglu", {})
         ("2*shortcut(swiglu, swiglu)", "2*(shortcut(swiglu, swiglu))"),
         ("loop( 4,swiglu  swiglu )", "loop(4, swiglu swiglu)"),
         ("3*loop(2, loop(3, swiglu, gate=True))", "3*(loop(2, loop(3, swiglu, gate=True)))"),
+        ("shared( 'a',swiglu  swiglu ) shared('a')", 'shared("a", swiglu swiglu) shared("a")'),
+        ("2*shared('a b', swiglu, enters='next')", '2*(shared("a b", swiglu, enters="next"))'),
         ("loop(2, (swiglu | swiglu), exit=0.5, inject='add')", 'loop(2, (swiglu | swiglu), inject="add", exit=0.5)'),
     ],
 )
@@ -259,6 +284,10 @@ def test_canonical_text(text, canonical):
         ("(swiglu | swiglu(bias=True))", [{"parallel": ["swiglu", {"name": "swiglu", "bias": True}]}]),
         ("shortcut(swiglu, swiglu swiglu)", [{"shortcut": "swiglu", "body": ["swiglu", "swiglu"]}]),
         ("loop(4, swiglu, gate=True)", [{"loop": 4, "body": ["swiglu"], "gate": True}]),
+        (
+            'shared("a", swiglu, inject="add") shared("a")',
+            [{"shared": "a", "body": ["swiglu"], "inject": "add"}, {"shared": "a"}],
+        ),
     ],
 )
 def test_data(text, data):
@@ -314,7 +343,9 @@ def test_step_options_stand_beside_the_words_own():
 # ---- what is refused
 
 LIST = ", ".join(NAMES)
-SWIGLU_OPTIONS = "d_hidden, bias, gate_scale, canon_d, inner_norm, placement, norm, norm_axis, in_scale, out_scale"
+SWIGLU_OPTIONS = (
+    "d_hidden, bias, gate_scale, canon_d, adapter_rank, inner_norm, placement, norm, norm_axis, in_scale, out_scale"
+)
 
 
 @pytest.mark.parametrize(
@@ -393,6 +424,26 @@ SWIGLU_OPTIONS = "d_hidden, bias, gate_scale, canon_d, inner_norm, placement, no
         ("loop(4, swiglu, exit=1.5)", ["exit=1.5 is not allowed", "less than or equal to 1"]),
         ("loop(1, swiglu, exit=0.5)", ["exit=0.5 needs at least 2 passes"]),
         ('loop(1, swiglu, inject="add")', ["inject='add' needs at least 2 passes"]),
+        ("shared", ["'(' is missing after shared"]),
+        ("shared(a, swiglu)", ["the name of the block is missing: shared(\"a\", body), at 'a'"]),
+        ('shared(" ", swiglu)', ["takes a name and steps", "not ' '"]),
+        ('shared("a", )', ["mixer's name is missing"]),
+        ('shared("a", swiglu', ["')' is missing to close shared("]),
+        ('shared("a", swiglu, swiglu)', ["'=' is missing after the option swiglu"]),
+        ('shared("a", swiglu, enter="next")', ["Unknown option of shared 'enter'. Did you mean 'enters'?"]),
+        ('shared("a")', ["shared('a') comes before its steps: write them at its first use."]),
+        ('shared("b", mlp) shared("a")', ["shared('a') comes before its steps", "There are: 'b'."]),
+        ('shared("a", swiglu shared("a"))', ["shared('a') comes before its steps"]),
+        (
+            'shared("a", swiglu) shared("a", mlp)',
+            ['and shared("a", mlp) are two blocks of one name'],
+        ),
+        ('shared("a", swiglu shared("a", swiglu))', ["shared('a') stands within itself: a loop"]),
+        ('shared("a", gqa, inject="wide")', ['inject="wide" gives no stream of its own', 'set enters="next"']),
+        ('shared("a", gqa, out_proj=True)', ['out_proj=True belongs to enters="next"']),
+        ('shared("a", swiglu) | swiglu', ["'|' joins single words, not nodes"]),
+        ('bidirectional(shared("a", gru))', ["shared(...) is a step of its own"]),
+        (f'shared("a", {MAX_STEPS}*swiglu)', [f"at most {MAX_STEPS:,}"]),
         ("(" * 3000 + "swiglu" + ")" * 3000, ["deep"]),
     ],
 )
@@ -427,6 +478,9 @@ def test_refused_texts(text, parts):
         ([{"name": "swiglo"}], ["Did you mean 'swiglu'?"]),
         ([{"name": "swiglu", "d_hiden": 3}], ["Did you mean 'd_hidden'?", SWIGLU_OPTIONS]),
         ([{"name": "swiglu", "d_hidden": "40"}], ["d_hidden='40' is not allowed"]),
+        ([{"shared": "a"}], ["shared('a') comes before its steps"]),
+        ([{"shared": 3, "body": "swiglu"}], ["takes a name and steps", "not 3"]),
+        (['shared("a", swiglu)', {"shared": "a", "inject": "add"}], ["without steps takes no options"]),
     ],
 )
 def test_refused_data(data, parts):
@@ -449,6 +503,28 @@ def test_swap_keeps_the_rest_and_the_step_options():
         'shortcut(swiglu(bias=True, norm="layernorm"), '
         '(swiglu(bias=True, norm="layernorm") | swiglu(bias=True, norm="layernorm")))'
     )
+
+
+def test_swap_changes_a_shared_block_at_all_its_uses():
+    text = 'gqa shared("a", gqa swiglu) 2*(gru shared("a")) gqa'
+    assert zoo.swap(text, {"gqa": "mha"}) == 'mha shared("a", mha swiglu) 2*(gru shared("a")) mha'
+    assert zoo.swap(text, {"gqa": "mha"}, layers=[1]) == 'gqa shared("a", mha swiglu) 2*(gru shared("a")) gqa'
+    assert zoo.swap(text, {"gqa": "mha"}, layers=[-1]) == 'gqa shared("a", gqa swiglu) 2*(gru shared("a")) mha'
+    with pytest.raises(zoo.UsageError, match="layer 3 has no 'gqa'"):
+        zoo.swap(text, {"gqa": "mha"}, layers=[3])
+    again = '2*(gru shared("a", gqa))'
+    assert zoo.swap(again, {"gru": "lstm"}, layers=[0]) == 'lstm shared("a", gqa) gru shared("a", gqa)'
+
+
+def test_the_words_of_a_shared_block_are_read_once():
+    pattern = parse('2*(gru shared("a", gqa 2*swiglu)) shared("a") loop(2, shared("b", mlp) shared("a"))')
+    assert [word.name for word in pattern.words()] == ["gru", "gqa", "swiglu", "swiglu", "gru", "mlp"]
+    assert pattern.depth() == 2 + 3 + 2
+
+
+def test_texts_in_data_know_the_blocks_before_them():
+    given = ['shared("a", gqa)', {"shared": "a"}, {"repeat": 2, "body": 'shared("a")'}]
+    assert str(from_data(given)) == 'shared("a", gqa) shared("a") 2*(shared("a"))'
 
 
 def test_swap_reaches_what_a_word_wraps():

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.canon import Canon, require_causal
-from zoo.core.errors import UsageError
+from zoo.core.errors import UsageError, quoted
 from zoo.door import check_features
 from zoo.loops import Held, LoopStep, hold, stateless
 from zoo.norms import NORM_EPS, make_norm
-from zoo.pattern import Loop, Parallel, Pattern, Shortcut, StepOptions, Word, create_mixer, mixer_of
-from zoo.protocol import Admitted, Context, Mixer, Place, State, admit, check_state
+from zoo.pattern import Loop, Parallel, Pattern, Shared, Shortcut, StepOptions, Word, create_mixer, mixer_of
+from zoo.protocol import Admitted, Context, Mixer, Place, State, admit, check_state, mixers
 from zoo.residual import Connection, Residual
+from zoo.shared import EMBEDDING, Block, Blocks, SharedStep
 from zoo.states import tree_bytes
 
 R = TypeVar("R")
@@ -34,7 +35,8 @@ class Step(nn.Module):
     residual streams, f reads what the connection gives, each stream is one x, and "post" norms them one by one.
 
     With `canon` the mixers read u + conv(u), where u is what they would read without; the state of that convolution
-    then follows those of the mixers.
+    then follows those of the mixers. With `place.d_out` the step reads d_model channels and gives d_out, and so has no
+    stream to add to: norm(f(norm(x))).
     """
 
     def __init__(
@@ -47,7 +49,14 @@ class Step(nn.Module):
         connection: Connection,
     ):
         super().__init__()
-        self.connection = connection
+        self.connection, self.narrows = connection, place.d_out is not None
+        for word in words:
+            if self.narrows and not mixer_of(word.config).traits.narrows:
+                able = ", ".join(name for name in mixers.names() if mixers[name].traits.narrows)
+                raise UsageError(
+                    f'{word.name} cannot be the first word of a shared block with inject="wide": write one of {able}, '
+                    f'or inject="concat".'
+                )
         options = [StepOptions(**{**defaults.changed(), **word.step.changed()}) for word in words]
         if len({tuple(getattr(o, name) for name in OF_THE_STEP) for o in options}) > 1:
             names = " | ".join(w.name for w in words)
@@ -68,17 +77,21 @@ class Step(nn.Module):
         self.norms_time = axis == "time" and kind != "none"
         before, after = self.placement in ("pre", "sandwich"), self.placement != "pre"
         self.norm_in = make_norm(kind if before else "none", d_model, norm_eps, axis)
-        self.norm_out = make_norm(kind if after else "none", d_model, norm_eps, axis)
+        self.norm_out = make_norm(kind if after else "none", place.d_out or d_model, norm_eps, axis)
 
     def forward(
-        self, x: Tensor, states: tuple[State, ...] | None, context: Context
+        self, x: Tensor, states: tuple[State, ...] | None, context: Context, *, beside: Tensor | None = None
     ) -> tuple[Tensor, tuple[State, ...]]:
+        """The next stream and the states of the mixers, which read what is `beside` (B, T, D) the stream too."""
         if self.norms_time and (context.lengths is not None or context.resets is not None):
             raise UsageError('norm_axis="time" norms whole rows: give neither lengths nor resets.')
         if self.norms_time and context.pieces is not None:
             raise UsageError('norm_axis="time" norms whole rows: they cannot be cut over processes.')
+        if self.narrows:
+            y, new_states = self.mix(self.norm_in(x), states, context)
+            return self.norm_out(y), new_states
         h, x, weights = self.connection(x)
-        y, new_states = self.mix(self.norm_in(h), states, context)
+        y, new_states = self.mix(self.norm_in(h if beside is None else h + beside), states, context)
         x = x if self.residual_scale is None else x * self.residual_scale
         if self.placement == "post":
             return self.norm_out(self.connection.write(x, y, weights)), new_states
@@ -171,12 +184,16 @@ class Backbone(nn.Module):
         stream: the residual kind of the stream, where this is the body of a node.
         within: the numbers of the steps that this is within, where it is the body of a node.
         around: number of passes of the innermost loop around, where this is in the body of one.
+        blocks: the shared blocks of the network, where this is the body of a node.
+        wide: the first step reads 2 D channels and gives D.
 
     Raises:
         UsageError: a mixer that cannot keep `causal`, with the word that can.
 
     Attributes:
         config: of a backbone that `zoo.create_backbone` made, the options that make it again.
+        shared: the shared blocks, which the outermost backbone owns, in the order of their first uses; None where there
+            are none.
     """
 
     config: Any = None
@@ -196,18 +213,24 @@ class Backbone(nn.Module):
         stream: Residual | None = None,
         within: tuple[int, ...] = (),
         around: int | None = None,
+        blocks: Blocks | None = None,
+        wide: bool = False,
     ):
         super().__init__()
         self.d_model, self.causal, self.residual = d_model, causal, Residual.of(residual)
         stream = self.residual if stream is None else stream
         connecting = self.residual.connections(d_model, norm_eps) if connections is None else connections
         layer = place.layer if place else 0
-        total = place.n_layers if place else max(pattern.depth(), 1)
+        here = place or Place(0, max(pattern.depth(), 1), causal, length)
+        shared = Blocks.of(pattern) if blocks is None else blocks
 
         def step(words: tuple[Word, ...], layer: int) -> Step:
-            return Step(words, d_model, defaults, Place(layer, total, causal, length), norm_eps, next(connecting))
+            first = wide and not self.steps
+            at = here._replace(layer=layer, d_out=d_model if first else None)
+            return Step(words, 2 * d_model if first else d_model, defaults, at, norm_eps, next(connecting))
 
-        def inside(pattern: Pattern, layer: int, around: int | None) -> Backbone:
+        def inside(pattern: Pattern, layer: int, uses: int = here.uses, alone: bool = False, **more: Any) -> Backbone:
+            plain = Residual.of("plain")
             return Backbone(
                 pattern,
                 d_model,
@@ -215,23 +238,46 @@ class Backbone(nn.Module):
                 defaults=defaults,
                 norm_eps=norm_eps,
                 length=length,
-                place=Place(layer, total, causal, length),
-                connections=connecting,  # the stream is widened outside
-                stream=stream,
+                place=here._replace(layer=layer, uses=uses),
+                connections=plain.connections(d_model, norm_eps) if alone else connecting,  # it is widened outside
+                stream=plain if alone else stream,
                 within=(*within, len(self.steps)),
-                around=around,
+                blocks=shared,
+                **more,
             )
+
+        def block(node: Shared, layer: int) -> Block:
+            if node.label not in shared.made:
+                apart, broad = node.options.enters == "next", node.options.inject == "wide"
+                body = inside(node.body, layer, shared.uses[node.label], apart, wide=broad)
+                shared.made[node.label] = Block(node, body, d_model, norm_eps)
+            return shared.made[node.label]
 
         seen = 0  # sequence mixers so far; a channel mixer belongs to the block before it
         self.steps = nn.ModuleList()
-        for node in pattern.steps():
+        nodes = list(pattern.steps())
+        if wide and not isinstance(nodes[0], Word | Parallel):
+            raise UsageError('The body of a shared block with inject="wide" begins with a word, such as gqa.')
+        for node, following in zip(nodes, [*nodes[1:], None], strict=True):
+            if isinstance(node, Shared):
+                if node.options.enters == "next" and not isinstance(following, Word | Parallel):
+                    name = quoted(node.label)
+                    raise UsageError(
+                        f'shared({name}) with enters="next" needs a word after it, which reads its result.'
+                    )
+                made, use = block(node, layer + seen), shared.used[node.label]
+                shared.used[node.label] += 1
+                uses = shared.uses[node.label]
+                self.steps.append(SharedStep(node, made, use, uses, d_model, widen=stream.widen, narrow=stream.narrow))
+                seen += node.body.depth()
+                continue
             if isinstance(node, Loop):
                 # Inits that depend on depth take that of the passes written out, and words of the body the place of
                 # the first pass, as Huginn's (arXiv 2502.05171; `recpre/raven_modeling_minimal.py`).
                 self.steps.append(
                     LoopStep(
                         node,
-                        inside(node.body, layer + seen, node.count),
+                        inside(node.body, layer + seen, around=node.count),
                         d_model,
                         norm_eps=norm_eps,
                         streams=stream.widen(torch.empty(1, 1, d_model, device="meta")).numel() // d_model,
@@ -244,7 +290,7 @@ class Backbone(nn.Module):
                 continue
             if isinstance(node, Shortcut):
                 branch = step((node.branch,), max(layer + seen - (not _is_sequence(node.branch)), 0))
-                body = inside(node.body, layer + seen, around)
+                body = inside(node.body, layer + seen, around=around)
                 given = set(node.branch.step.changed())
                 if "residual_scale" in given:
                     raise UsageError(
@@ -258,6 +304,8 @@ class Backbone(nn.Module):
             n_sequence = sum(map(_is_sequence, words))
             self.steps.append(step(words, layer + seen if n_sequence else max(layer + seen - 1, 0)))
             seen += n_sequence
+        own = blocks is None and shared.made
+        self.shared = nn.ModuleList(shared.made.values()) if own else None
 
     def forward(
         self,
@@ -280,21 +328,31 @@ class Backbone(nn.Module):
                     check_state("backbone", self, state, len(x), x.dtype)
             context = admit("backbone", context, len(x), x.shape[1], x.device)
         new_states = []
+        if self.shared is not None:
+            context.shared[EMBEDDING] = x
         x = kept = self.residual.widen(x)
+        beside: Tensor | None = None
         for i, step in enumerate(self.steps):
             before = None if state is None else state[i]
-            if held is not None and held.all and stateless(step):
+            enters = isinstance(step, SharedStep) and step.enters_next  # the next one may have a state
+            if held is not None and held.all and stateless(step) and not enters:
                 new_states.append(_init_state(step, len(x), {}))
+                beside = None
                 continue
-            if isinstance(step, LoopStep):
+            more: dict[str, Any] = {} if beside is None else {"beside": beside}
+            beside = None
+            if isinstance(step, SharedStep):
+                y, new_state = step(x, before, context, recompute=recompute)
+                x, beside = (x, y) if enters else (y, None)
+            elif isinstance(step, LoopStep):
                 x, new_state = step(x, before, context, recompute=recompute)
             elif recompute and torch.is_grad_enabled():
-                (x, new_state), own = recomputed(step, step, x, before, context=context)
+                (x, new_state), own = recomputed(functools.partial(step, **more), step, x, before, context=context)
                 context.losses.extend(own.losses)
                 context.metrics.update(own.metrics)
                 context.shared.update(own.shared)
             else:
-                x, new_state = step(x, before, context)
+                x, new_state = step(x, before, context, **more)
             new_states.append(new_state)
             x = x if held is None else hold(held, kept, x)
         return self.residual.narrow(x), tuple(new_states)
@@ -313,8 +371,8 @@ class Backbone(nn.Module):
         return tuple(_init_state(step, batch_size, options) for step in self.steps)
 
     def mixers(self) -> list[Mixer]:
-        """All mixers, in order."""
-        return [m for m in self.modules() if isinstance(m, Mixer) and not _inside_mixer(self, m)]
+        """All mixers, in reading order; those of a shared block at its first use."""
+        return list(dict.fromkeys(_mixers_in(self)))
 
     def n_parameters(self) -> int:
         """Number of parameters, shared ones once."""
@@ -329,10 +387,14 @@ class Backbone(nn.Module):
         return sum(step.flops_per_token(context_length) for step in self._steps())
 
     def recomputed_parts(self) -> list[nn.Module]:
-        """The modules that `recompute` computes again, one by one: steps, and those of a loop's body."""
+        """The modules that `recompute` computes again, one by one: steps, those of a loop's body, and those of a shared
+        block, at every use."""
         parts: list[nn.Module] = []
         for step in self.steps:
-            parts += step.body.recomputed_parts() if isinstance(step, LoopStep) else [step]
+            body = (
+                step.block.body if isinstance(step, SharedStep) else step.body if isinstance(step, LoopStep) else None
+            )
+            parts += [step] if body is None else body.recomputed_parts()
         return parts
 
     def _steps(self) -> Iterator[Any]:
@@ -382,8 +444,15 @@ def _init_state(module: Any, batch_size: int, options: dict[str, Any]) -> Any:
     return module.init_state(batch_size, **options)
 
 
-def _inside_mixer(root: nn.Module, mixer: Mixer) -> bool:
-    return any(m is not mixer and any(c is mixer for c in m.modules()) for m in root.modules() if isinstance(m, Mixer))
+def _mixers_in(module: nn.Module) -> Iterator[Mixer]:
+    """The mixers of a network, those within others left out; those of a shared block at every use."""
+    if isinstance(module, Mixer):
+        yield module
+        return
+    for child in module.children():
+        yield from _mixers_in(child)
+    if isinstance(module, SharedStep):
+        yield from _mixers_in(module.block)
 
 
 def _is_sequence(word: Word) -> bool:

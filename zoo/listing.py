@@ -13,7 +13,17 @@ from zoo.models.budget import ABOUT_BUDGETS
 from zoo.models.config import ModelConfig
 from zoo.models.families import families
 from zoo.objectives.base import objectives
-from zoo.pattern import Loop, LoopOptions, Parallel, Repeat, Shortcut, list_mixers, parse
+from zoo.pattern import (
+    Loop,
+    LoopOptions,
+    Parallel,
+    Repeat,
+    Shared,
+    SharedOptions,
+    Shortcut,
+    list_mixers,
+    parse,
+)
 from zoo.protocol import mixers, norms
 from zoo.recipes import headline, list_recipes, list_sweeps, recipe_text, sweep_text
 from zoo.report.benchmark import in_order
@@ -43,6 +53,7 @@ NODES: dict[str, type] = {
     "a | b": Parallel,
     "shortcut(branch, body)": Shortcut,
     "loop(n, body)": Loop,
+    "shared(name, body)": Shared,
 }
 PLAIN: dict[str, Registry[Any]] = {"objectives": objectives, "norms": norms, "residuals": residuals}
 
@@ -62,7 +73,8 @@ def listing(what: str, pattern: str = "*") -> list[dict[str, Any]]:
         return [*own, *(_preset(n) for n in fnmatch.filter(PRESETS, pattern) if n not in tasks)]
     if what == "nodes":
         nodes = [{"name": name, "about": _about(cls)} for name, cls in NODES.items()]
-        nodes += [each._replace(name=f"loop(..., {each.name}=)")._asdict() for each in described(LoopOptions)]
+        for node, options in (("loop", LoopOptions), ("shared", SharedOptions)):
+            nodes += [each._replace(name=f"{node}(..., {each.name}=)")._asdict() for each in described(options)]
         return [node for node in nodes if fnmatch.fnmatchcase(str(node["name"]), pattern)]
     if what in PLAIN:
         registry = PLAIN[what]

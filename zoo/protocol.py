@@ -50,16 +50,21 @@ class Place(NamedTuple):
 
     Attributes:
         layer: number of sequence mixers that the stream passes before this one's block (a channel mixer belongs to the
-            block before it); in a loop, before its first pass.
-        n_layers: number of sequence mixers that the stream passes in the model, those of a loop as often as it runs.
+            block before it); in a loop, before its first pass, and in a shared block, at its first use.
+        n_layers: number of sequence mixers that the stream passes in the model, those of a loop as often as it runs,
+            and those of a shared block at every use.
         causal: whether the model reads left to right only.
         length: number of steps that the model is made for, or None: for words with weights for every step.
+        uses: number of places that use the mixer's weights, as part of a shared block.
+        d_out: number of channels that the mixer gives, where it reads more: see `Traits.narrows`.
     """
 
     layer: int = 0
     n_layers: int = 1
     causal: bool = True
     length: int | None = None
+    uses: int = 1
+    d_out: int | None = None
 
 
 class Traits(NamedTuple):
@@ -80,6 +85,8 @@ class Traits(NamedTuple):
             what they need, and all processes compute at the same time. Otherwise the processes take turns: each waits
             for the whole state of the one before.
         not_cuttable: why a sequence cannot be cut over processes, or None if it can.
+        narrows: whether the mixer can give `place.d_out` channels, as the first word of a shared block that reads the
+            embedding beside the stream.
     """
 
     not_compilable: str | None = None
@@ -90,6 +97,7 @@ class Traits(NamedTuple):
     takes_length: bool = False
     cuts_in_ops: bool = False
     not_cuttable: str | None = None
+    narrows: bool = False
 
 
 _OLD_TRAITS = {"compiles": "not_compilable"}  # what a trait was called as an attribute of its own
@@ -109,6 +117,7 @@ class Context:
         shared: named tensors, or tuples of them, that one layer stores for later ones.
         losses: auxiliary losses, each a scalar tensor, which are added to the loss of the objective.
         metrics: figures to log, each a scalar tensor.
+        use: number of the use, of all uses of the shared block that the layer belongs to, for what each has of its own.
     """
 
     lengths: Tensor | None = None
@@ -119,6 +128,7 @@ class Context:
     metrics: dict[str, Tensor] = field(default_factory=dict)
     pieces: Pieces | None = None
     tokens: Tensor | None = None
+    use: int = 0
 
 
 def packing(context: Context | None) -> dict[str, Any]:
@@ -162,7 +172,9 @@ def admit(who: str, context: Context | None, batch_size: int, n_steps: int, devi
         if n_steps != pieces.sizes[pieces.rank]:
             told = f"{n_steps} steps, and piece {pieces.rank} has {pieces.sizes[pieces.rank]}"
             raise UsageError(f"{who}: {told} of the {sum(pieces.sizes)} steps that are cut into {pieces.n} pieces.")
-    return Admitted(lengths, resets, timespans, context.shared, context.losses, context.metrics, pieces, tokens)
+    return Admitted(
+        lengths, resets, timespans, context.shared, context.losses, context.metrics, pieces, tokens, context.use
+    )
 
 
 def check_state(who: str, module: Any, state: State, batch_size: int, dtype: torch.dtype) -> None:
@@ -339,7 +351,11 @@ def _wrong_mixer(cls: type[Mixer]) -> str | None:
     return unfrozen(cls.Config)
 
 
-NODES = {"loop": "a node of patterns, loop(n, body)", "shortcut": "a node of patterns, shortcut(branch, body)"}
+NODES = {
+    "loop": "a node of patterns, loop(n, body)",
+    "shared": "a node of patterns, shared(name, body)",
+    "shortcut": "a node of patterns, shortcut(branch, body)",
+}
 """Names that no mixer may have: those of the nodes of patterns."""
 mixers: Registry[type[Mixer]] = Registry(
     "mixer",

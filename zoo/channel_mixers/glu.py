@@ -15,6 +15,7 @@ from zoo.core.options import Options
 from zoo.ops import gated_mlp, normed_product
 from zoo.ops.modules import bare
 from zoo.protocol import Context, Mixer, Place, State, Traits, register
+from zoo.use_adapters import UseAdapters
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -51,12 +52,15 @@ class GLUOptions(Options):
         bias: biases of all three projections.
         gate_scale: factor on W_gate x, within the activation (Falcon-H1).
         canon_d: W, taps of a Canon layer on W_gate x and W_up x together (Canon-D); published: 4.
+        adapter_rank: r, rank of an adapter on W_gate and W_up together, one for each use of the `shared` block that
+            the word belongs to (Zamba2).
     """
 
     d_hidden: int | None = Field(default=None, ge=1)
     bias: bool = False
     gate_scale: float = 1.0
     canon_d: int | None = Field(default=None, ge=2, le=1024)
+    adapter_rank: int | None = Field(default=None, ge=1)
 
 
 class GatedState(NamedTuple):
@@ -68,18 +72,22 @@ class GatedLayer(Mixer):
 
     kind = "channel"
     inner_norm = False
+    traits = Traits(narrows=True)
 
     def __init__(self, d_model: int, config: Any, *, place: Place = Place()):
         super().__init__(d_model, config, place=place)
         self.d_hidden = config.d_hidden or hidden_width(d_model)
         self.gate_proj = nn.Linear(d_model, self.d_hidden, bias=config.bias)
         self.up_proj = nn.Linear(d_model, self.d_hidden, bias=config.bias)
-        self.down_proj = nn.Linear(self.d_hidden, d_model, bias=config.bias)
+        self.down_proj = nn.Linear(self.d_hidden, place.d_out or d_model, bias=config.bias)
+        self.adapters = None
+        if config.adapter_rank is not None:
+            self.adapters = UseAdapters(d_model, [2 * self.d_hidden], config.adapter_rank, place.uses)
         self.canon = None
         if config.canon_d is not None:
             require_causal("canon_d", config.canon_d, place)
             self.canon = Canon(2 * self.d_hidden, config.canon_d)
-            self.traits = Traits(cuts_in_ops=True)
+            self.traits = Traits(cuts_in_ops=True, narrows=True)
         nn.init.normal_(self.gate_proj.weight, std=d_model**-0.5)
         nn.init.normal_(self.up_proj.weight, std=d_model**-0.5)
         nn.init.normal_(self.down_proj.weight, std=(2 * place.n_layers * self.d_hidden) ** -0.5)
@@ -97,10 +105,14 @@ class GatedLayer(Mixer):
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         scale = self.config.gate_scale
         plain = self.activation == "silu" and scale == 1.0 and not self.config.bias and self.canon is None
+        plain = plain and self.adapters is None
         if plain and bare(self.gate_proj, self.up_proj, self.down_proj):
             weights = self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
             return gated_mlp(x, *weights, inner_norm=self.inner_norm), ()
         gate, up = self.gate_proj(x), self.up_proj(x)
+        if self.adapters is not None:
+            of_gate, of_up = self.adapters(x, context).chunk(2, -1)
+            gate, up = gate + of_gate, up + of_up
         after: State = ()
         if self.canon is not None:
             both, last = self.canon(
@@ -113,7 +125,8 @@ class GatedLayer(Mixer):
         return self.down_proj(hidden), after
 
     def flops_per_token(self, context_length: int) -> int:
-        return 6 * self.d_model * self.d_hidden
+        adapted = 0 if self.adapters is None else self.adapters.flops_per_token()
+        return 2 * (2 * self.d_model + (self.place.d_out or self.d_model)) * self.d_hidden + adapted
 
 
 @register("glu")
@@ -138,6 +151,8 @@ class GLU(GatedLayer):
             bias: biases of all three projections.
             gate_scale: factor on W_gate x, within the activation (Falcon-H1).
             canon_d: W, taps of a Canon layer on W_gate x and W_up x together (Canon-D); published: 4.
+            adapter_rank: r, rank of an adapter on W_gate and W_up together, one for each use of the `shared` block that
+                the word belongs to (Zamba2).
             activation: activation of the gate.
         """
 
@@ -148,7 +163,7 @@ class GLU(GatedLayer):
         others = ("gelu", "gelu_tanh", "identity", "relu", "relu_squared", "silu")
         return [
             {},
-            {"d_hidden": 40, "bias": True, "gate_scale": 1.3, "activation": "gpt_oss"},
+            {"d_hidden": 40, "bias": True, "gate_scale": 1.3, "activation": "gpt_oss", "adapter_rank": 3},
             *({"activation": activation} for activation in others),
             {"d_hidden": 24, "canon_d": 2},
         ]
@@ -173,6 +188,8 @@ class GEGLU(GatedLayer):
             bias: biases of all three projections.
             gate_scale: factor on W_gate x, within the activation (Falcon-H1).
             canon_d: W, taps of a Canon layer on W_gate x and W_up x together (Canon-D); published: 4.
+            adapter_rank: r, rank of an adapter on W_gate and W_up together, one for each use of the `shared` block that
+                the word belongs to (Zamba2).
             approximate: GPT-2's approximation of GELU by a hyperbolic tangent.
         """
 
@@ -186,7 +203,7 @@ class GEGLU(GatedLayer):
     def law_cases(cls) -> list[dict[str, Any]]:
         return [
             {},
-            {"d_hidden": 40, "bias": True, "gate_scale": 0.7, "approximate": True},
+            {"d_hidden": 40, "bias": True, "gate_scale": 0.7, "approximate": True, "adapter_rank": 3},
             {"d_hidden": 24, "canon_d": 3},
         ]
 
@@ -214,6 +231,8 @@ class SwiGLU(GatedLayer):
             bias: biases of all three projections.
             gate_scale: factor on W_gate x, within the activation (Falcon-H1).
             canon_d: W, taps of a Canon layer on W_gate x and W_up x together (Canon-D); published: 4.
+            adapter_rank: r, rank of an adapter on W_gate and W_up together, one for each use of the `shared` block that
+                the word belongs to (Zamba2).
             inner_norm: an RMS norm of the product of W_gate x and W_up x, before the sigmoid of W_gate x gates it.
         """
 
@@ -229,6 +248,6 @@ class SwiGLU(GatedLayer):
     def law_cases(cls) -> list[dict[str, Any]]:
         return [
             {},
-            {"d_hidden": 40, "bias": True, "gate_scale": 0.7, "inner_norm": True},
+            {"d_hidden": 40, "bias": True, "gate_scale": 0.7, "inner_norm": True, "adapter_rank": 3},
             {"d_hidden": 24, "canon_d": 4},
         ]

@@ -80,14 +80,25 @@ class OfPattern(Mixer):
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
-        """Every node, nested, with every option of a loop off its default at least once."""
+        """Every node, nested, with every option of a loop and a shared block off its default at least once."""
         nested = 'loop(2, loop(2, min_gru swiglu, exit=0.4) (short_conv | gqa), inject="add", exit=0.6)'
+        zamba = 'shared("a", gqa(adapter_rank=2) geglu(adapter_rank=3, residual_scale=0.0), '
+        inner = 'shared("b", gru shared("c", gqa swiglu, inject="add", enters="next") swiglu, inject="concat")'
         return [
             {
                 "pattern": "short_conv loop(2, (swa(window=4) | gru) shortcut(swiglu(canon=3), short_conv swiglu), "
                 'inject="concat", gate=True, exit=0.7, depth_loss=0.1) swiglu'
             },
             {"pattern": nested, "evaluate": True},
+            {
+                "pattern": f'2*(short_conv {zamba}inject="wide", enters="next", out_proj=True) min_gru) '
+                'shared("d", mlp) swiglu shared("d")'
+            },
+            {
+                "pattern": f'short_conv loop(2, {inner} short_conv, exit=0.6) shared("c") swiglu shared("b")',
+                "residual": "mhc(streams=2)",
+                "evaluate": True,
+            },
             {
                 "pattern": "min_gru shortcut(rwkv_channel_mix, loop(3, gqa swiglu(canon=4)))",
                 "residual": "mhc(streams=2)",

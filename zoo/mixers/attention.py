@@ -21,6 +21,7 @@ from zoo.mixers.parts import CausalConv
 from zoo.norms import rms_norm
 from zoo.ops import attention, init_cache, rotary_width, rotate
 from zoo.protocol import Context, Place, State, Traits, derive_heads, first_parameter_like, recurrent_dtype, register
+from zoo.use_adapters import UseAdapters
 
 
 class AttentionOptions(RopeOptions):
@@ -49,6 +50,8 @@ class AttentionOptions(RopeOptions):
             (Canon-B); published: 4.
         conv_size: W, taps of a causal depthwise convolution with a bias in the same place, without the sum of a Canon
             layer (`mamba_ssm`'s attention, as in mamba2attn-2.7b, where it is 4).
+        adapter_rank: r, rank of an adapter on each of the projections of queries, keys and values, one set of them for
+            each use of the `shared` block that the word belongs to (Zamba2).
         backend: form of the op, see `zoo.ops.attention`.
     """
 
@@ -69,6 +72,7 @@ class AttentionOptions(RopeOptions):
     sinks: bool = False
     canon_b: int | None = Field(default=None, ge=2, le=1024)
     conv_size: int | None = Field(default=None, ge=2, le=1024)
+    adapter_rank: int | None = Field(default=None, ge=1)
     backend: Literal["auto", "reference", "chunked", "sdpa"] = "auto"
 
 
@@ -87,7 +91,7 @@ class Attention(AttentionWord):
     residual stream's scale at any depth (Radford et al. 2019, section 2.3); biases and sinks zero, norms one.
     """
 
-    traits = Traits(cuts_in_ops=True)
+    traits = Traits(cuts_in_ops=True, narrows=True)
     config: AttentionOptions
 
     def __init__(self, d_model: int, config: AttentionOptions, *, place: Place = Place()):
@@ -116,7 +120,10 @@ class Attention(AttentionWord):
         gates = {None: 0, "head": H, "channel": H * K}[config.gate]
         self.in_width = (H + 2 * G) * K + gates
         self.in_proj = nn.Linear(d_model, self.in_width, bias=config.bias)
-        self.out_proj = nn.Linear(H * K, d_model, bias=out_bias)
+        self.out_proj = nn.Linear(H * K, place.d_out or d_model, bias=out_bias)
+        self.adapters = None
+        if config.adapter_rank is not None:
+            self.adapters = UseAdapters(d_model, [H * K, G * K, G * K], config.adapter_rank, place.uses)
         centre = 0.0 if config.norm_zero_centred else 1.0
         widths = (K, K) if config.qk_norm_over == "head" else (H * K, G * K)
         self.q_norm, self.k_norm = (
@@ -182,6 +189,7 @@ class Attention(AttentionWord):
         H, G, K = self.n_heads, self.n_kv_heads, self.head_dim
         heads = (H + 2 * G) * K
         qkv, gate = self.in_proj(x).split([heads, self.in_width - heads], -1)
+        qkv = qkv if self.adapters is None else qkv + self.adapters(x, context)
         qk, v = qkv.unflatten(-1, (-1, K)).split([H + G, G], 2)
         if self.q_norm is not None and self.k_norm is not None:
             qk = self._normed(qk, self.q_norm, self.k_norm)
@@ -228,8 +236,9 @@ class Attention(AttentionWord):
 
     def flops_per_token(self, context_length: int) -> int:
         seen = min(context_length, self.window or context_length)
-        projections = self.d_model * (self.in_width + self.n_heads * self.head_dim)
-        return 2 * projections + 4 * self.n_heads * self.head_dim * seen
+        out = self.n_heads * self.head_dim * (self.place.d_out or self.d_model)
+        adapted = 0 if self.adapters is None else self.adapters.flops_per_token()
+        return 2 * (self.d_model * self.in_width + out) + adapted + 4 * self.n_heads * self.head_dim * seen
 
     @classmethod
     def law_cases(cls) -> list[dict[str, Any]]:
@@ -255,6 +264,7 @@ class Attention(AttentionWord):
                 "softcap": 2.0,
                 "sinks": True,
                 "conv_size": 4,
+                "adapter_rank": 3,
                 "backend": "chunked",
             },
             {

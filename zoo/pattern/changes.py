@@ -9,7 +9,7 @@ from typing import Any
 
 from zoo.core.errors import UsageError, quoted, unknown
 from zoo.pattern.grammar import parse_word
-from zoo.pattern.tree import Loop, Parallel, Pattern, Repeat, Shortcut, StepOptions, Word, mixer_of
+from zoo.pattern.tree import Loop, Parallel, Pattern, Repeat, Shared, Shortcut, StepOptions, Word, mixer_of
 
 
 def swap(pattern: Pattern, words: Mapping[str, str], layers: Iterable[int] | None = None) -> Pattern:
@@ -20,7 +20,8 @@ def swap(pattern: Pattern, words: Mapping[str, str], layers: Iterable[int] | Non
         words: names of words, and for each its replacement.
         layers: numbers of the layers to change, by default all. A layer is a residual step with a sequence mixer and
             the channel mixers that follow it; layers are numbered from 0 in reading order with repeats written out,
-            and -1 is the last, as in Python.
+            and -1 is the last, as in Python. Those of a shared block have the numbers of its first use, and later uses
+            none.
 
     Raises:
         UsageError: a name that is not in the pattern or not in these layers, a layer that is not there or has none of
@@ -84,6 +85,7 @@ def replaced(pattern: Pattern, change: Callable[[Word, int], Word], first: int =
     Repeats are kept where their copies stay the same, and cut into runs of equal copies elsewhere.
     """
     seen = 0  # sequence mixers so far; those side by side are one
+    blocks: dict[str, Pattern] = {}  # the bodies of shared blocks, changed at their first use
 
     def word(old: Word, layer: int) -> Word:
         held = {k: word(v, layer) for k, v in old.held().items()}
@@ -109,6 +111,10 @@ def replaced(pattern: Pattern, change: Callable[[Word, int], Word], first: int =
             return [Shortcut(step((node.branch,))[0], body(node.body))]
         if isinstance(node, Loop):
             return [replace(node, body=body(node.body))]
+        if isinstance(node, Shared):
+            if node.label not in blocks:
+                blocks[node.label] = body(node.body)
+            return [replace(node, body=blocks[node.label])]
         return [step((node,))[0]]
 
     def body(part: Pattern) -> Pattern:

@@ -6,8 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from zoo.core.errors import UsageError
-from zoo.pattern.grammar import limited, parse, parse_word
-from zoo.pattern.tree import Loop, Node, Parallel, Pattern, Repeat, Shortcut, Word, make_loop, make_word
+from zoo.pattern.grammar import limited, parse_part, parse_word
+from zoo.pattern.tree import (
+    Loop,
+    Node,
+    Parallel,
+    Pattern,
+    Repeat,
+    Shared,
+    Shortcut,
+    Word,
+    make_loop,
+    make_shared,
+    make_word,
+)
 from zoo.protocol import mixers
 
 
@@ -33,6 +45,9 @@ def to_data(pattern: Pattern) -> list[Any]:
         if isinstance(node, Loop):
             options = {k: list(v) if isinstance(v, tuple) else v for k, v in node.options.given().items()}
             return {"loop": node.count, "body": to_data(node.body), **options}
+        if isinstance(node, Shared):
+            rest = {} if node.short else {"body": to_data(node.body), **node.options.given()}
+            return {"shared": node.label, **rest}
         return _word_data(node)
 
     return [data(node) for node in pattern.nodes]
@@ -44,38 +59,49 @@ def from_data(data: Any) -> Pattern:
     Raises:
         UsageError: as `parse`, or a mapping that is none of the known forms.
     """
+    return _part(data, {})
+
+
+def _part(data: Any, known: dict[str, Shared]) -> Pattern:
+    """As `from_data`, after parts that have the shared blocks `known`."""
     if isinstance(data, str):
-        return parse(data)
+        return parse_part(data, known)
     if isinstance(data, Pattern):
         return data
     if isinstance(data, Mapping):
-        return limited(Pattern((_node(data),)), data)
+        return limited(Pattern((_node(data, known),)), data)
     if not isinstance(data, list | tuple) or not data:
         raise UsageError(f"A pattern is a text or a list of steps, not {data!r}.")
     nodes: list[Node] = []
     for item in data:
-        nodes.extend(parse(item).nodes if isinstance(item, str) else (_node(item),))
+        nodes.extend(parse_part(item, known).nodes if isinstance(item, str) else (_node(item, known),))
     return limited(Pattern(tuple(nodes)), data)
 
 
-def _node(item: Any) -> Node:
+def _node(item: Any, known: dict[str, Shared]) -> Node:
+    def body() -> Pattern:
+        return _part(item["body"], known)
+
     forms: dict[frozenset[str], Callable[[], Node]] = {
-        frozenset({"repeat", "body"}): lambda: Repeat(_positive(item["repeat"]), from_data(item["body"])),
+        frozenset({"repeat", "body"}): lambda: Repeat(_positive(item["repeat"]), body()),
         frozenset({"parallel"}): lambda: _parallel(item["parallel"]),
-        frozenset({"shortcut", "body"}): lambda: Shortcut(_word(item["shortcut"]), from_data(item["body"])),
+        frozenset({"shortcut", "body"}): lambda: Shortcut(_word(item["shortcut"]), body()),
     }
     if not isinstance(item, Mapping):
         raise UsageError(f"A step is a word or a mapping, not {item!r}.")
     if "name" in item:
         return _word(item)
     if {"loop", "body"} <= item.keys():
-        options = {str(k): v for k, v in item.items() if k not in ("loop", "body")}
-        return make_loop(item["loop"], from_data(item["body"]), options)
+        return make_loop(item["loop"], body(), {str(k): v for k, v in item.items() if k not in ("loop", "body")})
+    if "shared" in item:
+        options = {str(k): v for k, v in item.items() if k not in ("shared", "body")}
+        return make_shared(item["shared"], body() if "body" in item else None, options, known)
     if make := forms.get(frozenset(item)):
         return make()
-    allowed = "{name, options...}, {repeat, body}, {parallel}, {shortcut, body} or {loop, body, options...}"
+    allowed = "{name, options...}, {repeat, body}, {parallel}, {shortcut, body}, {loop, body, options...}"
     raise UsageError(
-        f"A step given as a mapping is {allowed}, not one with the keys {', '.join(map(str, item)) or 'none'}."
+        f"A step given as a mapping is {allowed} or {{shared, body, options...}}, not one with the keys "
+        f"{', '.join(map(str, item)) or 'none'}."
     )
 
 

@@ -6,6 +6,7 @@ Grammar (a space is a residual step):
     item     = [N "*"] "(" pattern ")" | N "*" word | N "*" node | step
     step     = word { "|" word } | "(" word { "|" word } ")" | node
     node     = "shortcut" "(" word "," pattern ")" | "loop" "(" N "," pattern { "," NAME "=" literal } ")"
+             | "shared" "(" TEXT [ "," pattern { "," NAME "=" literal } ] ")"
     word     = NAME [ "(" [ argument { "," argument } ] ")" ]      (no space after NAME: `a (b | c)` is two steps)
     argument = word (wrappers only) | NAME "=" literal
     literal  = number | "text" | True | False | None | [ literal, ... ]
@@ -20,13 +21,29 @@ from typing import Any
 
 from zoo.core.errors import UsageError
 from zoo.pattern.literals import Reader
-from zoo.pattern.tree import Loop, Node, Parallel, Pattern, Repeat, Shortcut, Word, make_loop, make_word
+from zoo.pattern.tree import (
+    Loop,
+    Node,
+    Parallel,
+    Pattern,
+    Repeat,
+    Shared,
+    Shortcut,
+    Word,
+    make_loop,
+    make_shared,
+    make_word,
+)
 from zoo.protocol import NODES, mixers
 
 MAX_STEPS = 10_000
 
 
 class _Parser(Reader):
+    def __init__(self, text: str, known: dict[str, Shared]):
+        super().__init__(text, "Pattern")
+        self.known = known
+
     def pattern(self) -> Pattern:
         nodes: list[Node] = []
         while self.peek()[0] != "end" and self.peek() not in (("mark", ")"), ("mark", ",")):
@@ -67,8 +84,8 @@ class _Parser(Reader):
             words.append(self.word())
         return words[0] if len(words) == 1 else Parallel(tuple(words))
 
-    def node(self) -> Shortcut | Loop | None:
-        """The shortcut or the loop that begins here, if one does."""
+    def node(self) -> Shortcut | Loop | Shared | None:
+        """The shortcut, the loop or the shared block that begins here, if one does."""
         if self.peek() == ("name", "shortcut"):
             self.at += 1
             self.expect("(", "after shortcut")
@@ -85,15 +102,27 @@ class _Parser(Reader):
             count = self.literal()
             self.expect(",", "between the number of passes and the body of loop(n, body)")
             body = self.pattern()
-            options: dict[str, Any] = {}
-            while self.accept(","):
-                key, value = self.option("loop")
-                if key in options:
-                    raise self.error(f"option {key!r} of loop is given twice")
-                options[key] = value
-            self.expect(")", "to close loop(")
-            return make_loop(count, body, options)
+            return make_loop(count, body, self.rest("loop"))
+        if self.peek() == ("name", "shared"):
+            self.at += 1
+            self.expect("(", "after shared")
+            if self.peek()[0] != "text":
+                raise self.error('the name of the block is missing: shared("a", body)')
+            label = self.literal()
+            steps = self.pattern() if self.accept(",") else None
+            return make_shared(label, steps, self.rest("shared"), self.known)
         return None
+
+    def rest(self, node: str) -> dict[str, Any]:
+        """The options of a node after its body, up to the bracket that closes it."""
+        options: dict[str, Any] = {}
+        while self.accept(","):
+            key, value = self.option(node)
+            if key in options:
+                raise self.error(f"option {key!r} of {node} is given twice")
+            options[key] = value
+        self.expect(")", f"to close {node}(")
+        return options
 
     def word(self) -> Word:
         kind, name = self.peek()
@@ -124,7 +153,17 @@ def parse(text: str) -> Pattern:
     Raises:
         UsageError: what is wrong and where, in one line.
     """
-    parser = _Parser(text, "Pattern")
+    return parse_part(text, {})
+
+
+def parse_part(text: str, known: dict[str, Shared]) -> Pattern:
+    """As `parse`, for a text that comes after others.
+
+    Args:
+        text: the text.
+        known: the shared blocks of those, by name; new ones are added.
+    """
+    parser = _Parser(text, known)
     pattern = parser.pattern()
     if parser.peek()[0] != "end":
         raise parser.error("nothing is open that this could close")
@@ -141,7 +180,7 @@ def _count(pattern: Pattern) -> int:
     def steps(node: Node) -> int:
         if isinstance(node, Repeat | Loop):
             return node.count * _count(node.body)
-        return 1 + _count(node.body) if isinstance(node, Shortcut) else 1
+        return 1 + _count(node.body) if isinstance(node, Shortcut | Shared) else 1
 
     return sum(map(steps, pattern.nodes))
 

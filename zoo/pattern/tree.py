@@ -1,4 +1,5 @@
-"""The layer pattern as a tree: words in order, side by side, repeated, looped, or along a shortcut; and its text."""
+"""The layer pattern as a tree: words in order, side by side, repeated, looped, shared or along a shortcut; and its
+text."""
 
 from __future__ import annotations
 
@@ -115,6 +116,32 @@ class LoopOptions(Options, label="loop"):
         return self
 
 
+class SharedOptions(Options, label="shared"):
+    """What a shared block reads and where its result goes; h is the stream at a use, and e the embedding, which is what
+    the first layer of the network reads.
+
+    Attributes:
+        inject: what the block reads of e beside h. "none": h alone. "add": h + e. "concat": W [h, e], with W from 2 D
+            to D. "wide": [h, e] itself: the first word of the body norms and reads these 2 D numbers and gives D, to
+            which no stream is added (Zamba).
+        enters: where the result goes. "stream": what the body gives is the stream from there on, as in a loop. "next":
+            it is added to what the next word reads, before its norm, and the stream stays h (Zamba).
+        out_proj: a linear layer of each use on the result, for enters="next" (Zamba).
+    """
+
+    inject: Literal["none", "add", "concat", "wide"] = "none"
+    enters: Literal["stream", "next"] = "stream"
+    out_proj: bool = False
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> SharedOptions:
+        if self.enters == "stream" and self.inject == "wide":
+            raise UsageError('shared: inject="wide" gives no stream of its own to go on with: set enters="next".')
+        if self.enters == "stream" and self.out_proj:
+            raise UsageError('shared: out_proj=True belongs to enters="next", which is not set.')
+        return self
+
+
 @dataclass(frozen=True)
 class Word:
     """One mixer with its options."""
@@ -163,7 +190,20 @@ class Loop:
     options: LoopOptions = field(default_factory=LoopOptions)
 
 
-Node = Word | Parallel | Repeat | Shortcut | Loop
+@dataclass(frozen=True)
+class Shared:
+    """A block with a name: all its uses have one set of weights, and each a state of its own.
+
+    The body and the options stand at the first use, or at all of them; a use that is `short` has the name alone.
+    """
+
+    label: str
+    body: Pattern
+    options: SharedOptions = field(default_factory=SharedOptions)
+    short: bool = False
+
+
+Node = Word | Parallel | Repeat | Shortcut | Loop | Shared
 
 
 @dataclass(frozen=True)
@@ -175,8 +215,8 @@ class Pattern:
     def __str__(self) -> str:
         return to_text(self)
 
-    def steps(self) -> Iterator[Word | Parallel | Shortcut | Loop]:
-        """The steps with repeats unrolled; a loop is one."""
+    def steps(self) -> Iterator[Word | Parallel | Shortcut | Loop | Shared]:
+        """The steps with repeats unrolled; a loop is one, and so is each use of a shared block."""
         for node in self.nodes:
             if isinstance(node, Repeat):
                 for _ in range(node.count):
@@ -190,19 +230,34 @@ class Pattern:
         return {w.name for w in words} | {held.name for w in words for held in w.held().values()}
 
     def words(self) -> Iterator[Word]:
-        """Every word with repeats unrolled, in reading order; those of a loop once."""
-        for step in self.steps():
+        """Every word with repeats unrolled, in reading order; those of a loop once, and those of a shared block."""
+        for step in self.unrolled():
             if isinstance(step, Word):
                 yield step
             elif isinstance(step, Parallel):
                 yield from step.words
-            else:
-                if isinstance(step, Shortcut):
-                    yield step.branch
-                yield from step.body.words()
+            elif isinstance(step, Shortcut):
+                yield step.branch
+
+    def unrolled(self, read: set[str] | None = None) -> Iterator[Word | Parallel | Shortcut | Loop | Shared]:
+        """Every step in reading order, those within nodes after the nodes; the body of a shared block once.
+
+        Args:
+            read: names of the shared blocks that have been read; those read here are added.
+        """
+        read = set() if read is None else read
+        for step in self.steps():
+            yield step
+            if isinstance(step, Shared):
+                if step.label in read:
+                    continue
+                read.add(step.label)
+            if isinstance(step, Shortcut | Loop | Shared):
+                yield from step.body.unrolled(read)
 
     def depth(self) -> int:
-        """Number of sequence mixers that the stream passes, those of a loop as often as it runs."""
+        """Number of sequence mixers that the stream passes, those of a loop as often as it runs, and those of a shared
+        block at every use."""
         return sum(map(_depth, self.nodes))
 
 
@@ -211,6 +266,8 @@ def _depth(node: Node) -> int:
         return node.count * node.body.depth()
     if isinstance(node, Shortcut):
         return _depth(node.branch) + node.body.depth()
+    if isinstance(node, Shared):
+        return node.body.depth()
     words = node.words if isinstance(node, Parallel) else (node,)
     return sum(mixer_of(word.config).kind == "sequence" for word in words)
 
@@ -230,6 +287,38 @@ def make_loop(count: Any, body: Pattern, options: Mapping[str, Any]) -> Loop:
         if count == 1 and name in found.changed() and (name == "exit" or found.start == "input"):
             raise UsageError(f"loop: {name}={quoted(getattr(found, name))} needs at least 2 passes, and there is 1.")
     return Loop(count, body, found)
+
+
+def make_shared(label: Any, body: Pattern | None, options: Mapping[str, Any], known: dict[str, Shared]) -> Shared:
+    """A use of a shared block.
+
+    Args:
+        label: its name.
+        body: its steps; None where the name stands alone.
+        options: as of `SharedOptions`.
+        known: the blocks that have been read, by name; a new one is added.
+
+    Raises:
+        UsageError: no name, a name alone that stands for nothing yet, an unknown option, or the name of another block.
+    """
+    if not isinstance(label, str) or not label.strip():
+        raise UsageError(f'shared takes a name and steps, as in shared("a", gqa swiglu), not {quoted(label)}.')
+    first = known.get(label)
+    if body is None:
+        if options:
+            raise UsageError(f"shared({quoted(label)}) without steps takes no options: they stand beside the steps.")
+        if first is None:
+            of = f" There are: {', '.join(map(quoted, known))}." if known else ""
+            raise UsageError(f"shared({quoted(label)}) comes before its steps: write them at its first use.{of}")
+        return Shared(label, first.body, first.options, short=True)
+    found = Shared(label, body, SharedOptions(**options))
+    if any(isinstance(step, Shared) and step.label == label for step in body.unrolled()):
+        raise UsageError(f"shared({quoted(label)}) stands within itself: a loop applies the same steps again.")
+    if first is not None and (first.body, first.options) != (found.body, found.options):
+        one, other = to_text(first), to_text(found)
+        raise UsageError(f"{one} and {other} are two blocks of one name: use two, or the same steps and options.")
+    known.setdefault(label, found)
+    return found
 
 
 def make_word(name: str, options: Mapping[str, Any]) -> Word:
@@ -277,4 +366,8 @@ def to_text(pattern: Pattern | Node) -> str:
     if isinstance(pattern, Loop):
         options = [f"{k}={literal_text(v)}" for k, v in pattern.options.given().items()]
         return f"loop({', '.join([str(pattern.count), to_text(pattern.body), *options])})"
+    if isinstance(pattern, Shared):
+        options = [f"{k}={literal_text(v)}" for k, v in pattern.options.given().items()]
+        rest = [] if pattern.short else [to_text(pattern.body), *options]
+        return f"shared({', '.join([literal_text(pattern.label), *rest])})"
     return _word_text(pattern)
