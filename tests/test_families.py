@@ -58,6 +58,9 @@ PARAMETERS = {  # of the published checkpoints, or of the authors' code
     "trm-maze-mlp": 18_795_522 + 512,
     "trm-sudoku": 5_028_866 + 512,
     "xlstm-7b": 6_865_424_896,
+    "zamba2-1.2b": 1_215_064_704,
+    "zamba2-2.7b": 2_662_214_560,
+    "zamba2-7b": 7_356_749_648,
 }
 
 ROUNDED = {  # where no more digits are told
