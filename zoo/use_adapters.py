@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.core.errors import UsageError
+from zoo.core.errors import UsageError, quoted
 from zoo.protocol import Context
 
 
@@ -39,8 +39,8 @@ class UseAdapters(nn.Module):
 
     def forward(self, x: Tensor, context: Context | None) -> Tensor:
         use = 0 if context is None else context.use
-        if not 0 <= use < len(self.down):
-            raise UsageError(f"context.use={use} is no use of a shared block with {len(self.down)} uses.")
+        if use not in range(len(self.down)):
+            raise UsageError(f"context.use={quoted(use)} is no use of a shared block with {len(self.down)} uses.")
         up: Any = self.up[use]
         parts = self.down[use](x).split(self.rank, -1)
         return torch.cat([layer(part) for layer, part in zip(up, parts, strict=True)], -1)
