@@ -99,6 +99,9 @@ class Step(nn.Module):
 
     def mix(self, h: Tensor, states: tuple[State, ...] | None, context: Context) -> tuple[Tensor, tuple[State, ...]]:
         """The sum of the mixers' outputs, each with its scales, for a normed stream h (B, T, D)."""
+        if len(self.mixers) == 1 and self.canon is None and self.scales[0] == (None, None):
+            y, state = self.mixers[0](h, None if states is None else states[0], context)
+            return y, (state,)
         outputs, new_states = [], []
         canon_state: tuple[State, ...] = ()
         if self.canon is not None:

@@ -29,7 +29,7 @@ class Canon(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, size).uniform_(-(size**-0.5), size**-0.5))
 
     def forward(self, u: Tensor, state: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
-        y, state = causal_conv1d(u, self.weight.to(u.dtype), None, state, **packing(context))
+        y, state = causal_conv1d(u, self.weight.to(u.dtype), None, state, in_place=True, **packing(context))
         return u + y, state
 
     def init_state(self, batch_size: int, device: Any, dtype: torch.dtype | None) -> Tensor:

@@ -139,6 +139,15 @@ def packing(context: Context | None) -> dict[str, Any]:
     return {"lengths": context.lengths, "resets": context.resets, **pieces}
 
 
+def single(x: Tensor, state: State | None, context: Context | None) -> bool:
+    """Whether a pass over x (B, T, D) is a decoder's step: one step from a state, without gradients, rows complete."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or state is None or x.shape[1] != 1:
+        return False
+    if torch.is_autocast_enabled(x.device.type):
+        return False
+    return context is None or (context.lengths is context.resets is context.pieces is None)
+
+
 class Admitted(Context):
     """A context whose fields have been checked; inner layers do not check them again."""
 

@@ -22,7 +22,7 @@ def test_every_form_that_ran_is_logged() -> None:
     }
     with torch.no_grad(), logged_forms() as forms:
         model(torch.zeros(1, 1, dtype=torch.int64), state)
-    assert forms["delta_rule"] == {"reference"}
+    assert forms["delta_rule"] == {"reference" if native.why_not() else "compiled"}
 
 
 def test_a_form_asked_for_by_name_is_the_one_logged() -> None:

@@ -12,7 +12,19 @@ from torch import Tensor, nn
 
 from zoo.core.options import Options
 from zoo.ops import token_shift
-from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, packing, recurrent_dtype, register
+from zoo.ops.cells import shift_step
+from zoo.protocol import (
+    Context,
+    Mixer,
+    Place,
+    State,
+    Traits,
+    first_parameter_like,
+    packing,
+    recurrent_dtype,
+    register,
+    single,
+)
 
 
 class RWKVChannelMixState(NamedTuple):
@@ -77,6 +89,11 @@ class RWKVChannelMix(Mixer):
         return RWKVChannelMixState(shift)
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
+        if state is not None and single(x, state, context) and not self.config.gate:
+            mixed = shift_step(x, state.shift, self.x_k)
+            if mixed is not None:
+                state.shift.copy_(x)
+                return self.value(F.relu(self.key(mixed[0])).square()), state
         before, shift = token_shift(x, None if state is None else state.shift, **packing(context))
         mixed = torch.lerp(x, before, self.x_k.to(x.dtype))
         y = self.value(F.relu(self.key(mixed)).square())

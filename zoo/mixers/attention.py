@@ -8,7 +8,7 @@ their keys and values, and in how far back they look; everything else is one imp
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, cast, final
 
 import torch
 from pydantic import Field
@@ -16,11 +16,22 @@ from torch import Tensor, nn
 
 from zoo.canon import Canon, require_causal
 from zoo.core.errors import UsageError
-from zoo.mixers.attention_parts import AttentionWord, RopeOptions, angles
+from zoo.mixers.attention_parts import AttentionWord, RopeOptions, turn
 from zoo.mixers.parts import CausalConv
 from zoo.norms import rms_norm
-from zoo.ops import attention, init_cache, rotary_width, rotate
-from zoo.protocol import Context, Place, State, Traits, derive_heads, first_parameter_like, recurrent_dtype, register
+from zoo.ops import KVCache, attention, init_cache, rotary_width
+from zoo.ops.cells import AttentionCell, attention_cell_step
+from zoo.protocol import (
+    Context,
+    Place,
+    State,
+    Traits,
+    derive_heads,
+    first_parameter_like,
+    recurrent_dtype,
+    register,
+    single,
+)
 from zoo.use_adapters import UseAdapters
 
 
@@ -139,6 +150,11 @@ class Attention(AttentionWord):
         if config.conv_size is not None:
             require_causal("conv_size", config.conv_size, place._replace(causal=self.causal))
             self.conv = CausalConv((H + 2 * G) * K, config.conv_size, bias=True, activation=None, backend="auto")
+        self.cell: AttentionCell | None = None
+        if self.causal and self._mixes is None and config.backend == "auto" and config.qk_norm_over == "head":
+            scale = K**-0.5 if config.scale is None else config.scale
+            rope = self.rotated, config.rope_base, self.scaling, config.rope_interleaved
+            self.cell = AttentionCell(H, G, K, config.window, *rope, gates // H, config.norm_eps, scale, config.softcap)
         nn.init.normal_(self.in_proj.weight, std=d_model**-0.5)
         nn.init.normal_(self.out_proj.weight, std=(H * K * 2 * place.n_layers) ** -0.5)
         for layer in (self.in_proj, self.out_proj):
@@ -188,8 +204,13 @@ class Attention(AttentionWord):
         state = state or None  # `()` is the state of attention that is not causal
         H, G, K = self.n_heads, self.n_kv_heads, self.head_dim
         heads = (H + 2 * G) * K
-        qkv, gate = self.in_proj(x).split([heads, self.in_width - heads], -1)
-        qkv = qkv if self.adapters is None else qkv + self.adapters(x, context)
+        rows = self.in_proj(x)
+        rows = rows if self.adapters is None else rows + self.adapters(x, context)
+        if self.cell is not None and single(x, state, context):
+            done = attention_cell_step(self.cell, rows, *self._norm_weights(), self.sinks, cast(KVCache, state))
+            if done is not None:
+                return self.out_proj(done[0]), done[1]
+        qkv, gate = rows.split([heads, self.in_width - heads], -1)
         qk, v = qkv.unflatten(-1, (-1, K)).split([H + G, G], 2)
         if self.q_norm is not None and self.k_norm is not None:
             qk = self._normed(qk, self.q_norm, self.k_norm)
@@ -200,8 +221,7 @@ class Attention(AttentionWord):
             qk, v = mixed.unflatten(-1, (-1, K)).split([H + G, G], 2)
         if self.rotated:
             length = None if state is None else state.length
-            cos, sin = angles(x, length, context, self.rotated, c.rope_base, self.scaling)
-            qk = rotate(qk, cos, sin, interleaved=c.rope_interleaved)
+            (qk,) = turn([qk], length, context, self.rotated, c.rope_base, self.scaling, c.rope_interleaved)
         q, k = qk.split([H, G], 2)
         o, state = attention(
             q,
@@ -221,6 +241,12 @@ class Attention(AttentionWord):
         if c.gate:
             o = o * torch.sigmoid(gate).unflatten(-1, (H, -1))
         return self.out_proj(o.flatten(2)), state if last is None else CanonAttentionState(state, last)
+
+    def _norm_weights(self) -> tuple[Tensor | None, Tensor | None]:
+        """The factors of the norms of queries and keys."""
+        if self.q_norm is None or self.k_norm is None or not self.config.norm_zero_centred:
+            return self.q_norm, self.k_norm
+        return self.q_norm + 1, self.k_norm + 1
 
     def _normed(self, qk: Tensor, q_weight: Tensor, k_weight: Tensor) -> Tensor:
         """Queries and keys (B, T, H + G, K) normed."""

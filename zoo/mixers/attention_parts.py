@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.ops import RopeScaling, rotary_table
+from zoo.ops import RopeScaling, rotary_table, rotate
+from zoo.ops.single_step import rotate_step
 from zoo.protocol import Context, Mixer, State, derive_heads
 from zoo.states import document_positions
 
@@ -117,6 +118,24 @@ def angles(
     start = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     positions = document_positions(start, x.shape[1], context.resets)
     return cos[0, positions], sin[0, positions]
+
+
+def turn(
+    xs: Sequence[Tensor],
+    length: Tensor | None,
+    context: Context,
+    width: int,
+    base: float,
+    scaling: RopeScaling | None,
+    interleaved: bool,
+) -> tuple[Tensor, ...]:
+    """Each of xs (B, T, heads, K) rotated to its positions, arguments as of `angles` and `rotate`."""
+    if length is not None and context.resets is context.pieces is None:
+        done = [rotate_step(x, length, width, base, scaling, interleaved) for x in xs]
+        if all(y is not None for y in done):
+            return tuple(done)  # type: ignore[arg-type]
+    cos, sin = angles(xs[0], length, context, width, base, scaling)
+    return tuple(rotate(x, cos, sin, interleaved=interleaved) for x in xs)
 
 
 class AttentionWord(Mixer):

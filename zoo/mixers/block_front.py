@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zoo.mixers.attention_parts import RopeOptions, angles, count_heads
+from zoo.mixers.attention_parts import RopeOptions, count_heads, turn
 from zoo.mixers.parts import init_projections, project
 from zoo.norms import rms_norm
-from zoo.ops import BlockCache, block_attention, rotary_width, rotate
+from zoo.ops import BlockCache, block_attention, rotary_width
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, packing
 
 
@@ -89,8 +89,7 @@ class BlockAttention(Mixer):
             q, k = rms_norm(q, self.q_norm, c.norm_eps), rms_norm(k, self.k_norm, c.norm_eps)
         if self.rotated:
             length = None if state is None else state.length
-            cos, sin = angles(x, length, context, self.rotated, c.rope_base, self.scaling)
-            q, k = (rotate(y, cos, sin, interleaved=c.rope_interleaved) for y in (q, k))
+            q, k = turn([q, k], length, context, self.rotated, c.rope_base, self.scaling, c.rope_interleaved)
         return block_attention(
             q,
             k,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,10 @@ from zoo.core.errors import UsageError
 from zoo.mixers.parts import CausalConv, conv_backend, init_projections, main_backend, precise, project, whole
 from zoo.norms import GatedRMSNorm
 from zoo.ops import delta_rule, dplr
-from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype
+from zoo.ops.cells import HeadsCell, heads_cell_step
+from zoo.ops.modules import bare
+from zoo.ops.single_step import STEPPING
+from zoo.protocol import Context, Mixer, Place, State, Traits, first_parameter_like, recurrent_dtype, single
 
 
 class DeltaState(NamedTuple):
@@ -44,6 +47,9 @@ class DeltaMixer(Mixer):
     qkv_parts: list[int]
     parts: list[int]
     n_writes: int = 1
+    A_log: nn.Parameter
+    dt_bias: nn.Parameter
+    cell: HeadsCell | None = None  # how a single step is computed in one call, where the word can be
 
     def make_front(
         self,
@@ -80,13 +86,65 @@ class DeltaMixer(Mixer):
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
-    def front(self, x: Tensor, state: State | None, context: Context | None) -> tuple[list[Tensor], DeltaState]:
+    def make_cell(self, others: dict[str, int]) -> None:
+        """Let single steps run in one call: q, k, v with silu, l2 norms of q and k, and the norm with its silu gate.
+
+        `others` are the places "dt_at" and "gate_at" in a row, of those that it has.
+        """
+        keys, c = self.n_key_heads * self.d_key, self.config
+        self.cell = HeadsCell(
+            width=sum(self.parts),
+            conv_at=0,
+            channels=self.parts[0],
+            conv_size=c.conv_size,
+            silu=True,
+            q_at=0,
+            k_at=keys,
+            v_at=2 * keys,
+            beta_at=self.parts[0],
+            **{"dt_at": -1, "gate_at": -1, **others},
+            n_key_heads=self.n_key_heads,
+            n_heads=self.n_heads,
+            d_key=self.d_key,
+            d_value=self.d_value,
+            v_times_dt=False,
+            n_parts=0,
+            gate_first=False,
+            q_norm=1e-6,
+            beta_range=self.beta_range,
+            scale=self.d_key**-0.5,
+            norm_eps=self.norm.eps,
+        )
+
+    def one_step(self, x: Tensor, state: State | None, context: Context | None) -> tuple[Tensor | None, Tensor | None]:
+        """What the heads give at a single step, normed and gated, (B, 1, H V), where one call computes it.
+
+        Otherwise None, and second what `in_proj` gave of x, or None where it was not called.
+        """
+        if self.cell is None or not single(x, state, context) or self.config.backend not in STEPPING:
+            return None, None
+        conv = self.conv
+        if not bare(self.norm, cls=GatedRMSNorm) or not (conv is None or bare(conv, cls=CausalConv)):
+            return None, None
+        rows = self.in_proj(x)
+        weight, bias = (None, None) if conv is None else (conv.weight, conv.bias)
+        A_log, dt_bias = (self.A_log, self.dt_bias) if self.cell.dt_at >= 0 else (None, None)
+        ops = ("delta_rule",) if conv is None else ("causal_conv1d", "delta_rule")
+        scales = weight, bias, A_log, dt_bias, None, self.norm.weight
+        o = heads_cell_step(self.cell, rows, *scales, cast(DeltaState, state), ops)
+        return o, rows
+
+    def front(
+        self, x: Tensor, state: State | None, context: Context | None, rows: Tensor | None = None
+    ) -> tuple[list[Tensor], DeltaState]:
         """[q, k, v, beta, *others], each (B, T, its width), and the state with the convolution's next one in it.
 
-        beta has its sigmoid; q, k and v their activation, if `activation` says so.
+        beta has its sigmoid; q, k and v their activation, if `activation` says so. `rows` are what `in_proj` gave of x,
+        where that is known.
         """
         state = self.init_state(len(x), device=x.device, dtype=x.dtype) if state is None else state
-        qkv, beta, *others = project(x, self.in_proj, self.parts)
+        projected = project(x, self.in_proj, self.parts) if rows is None else rows.split(self.parts, -1)
+        qkv, beta, *others = projected
         if self.conv:
             qkv, conv = self.conv(qkv, state.conv, context)
         else:
@@ -97,7 +155,7 @@ class DeltaMixer(Mixer):
     def write(self, q, k, v, beta, log_decay, state: DeltaState, packing: dict[str, Any]) -> tuple[Tensor, DeltaState]:
         """The delta rule over all steps, arguments as in `zoo.ops`: what q reads (B, T, H, V), and the next state."""
         backend = main_backend(self.config.backend)
-        o, memory = delta_rule(q, k, v, beta, log_decay, state.memory, backend=backend, **packing)
+        o, memory = delta_rule(q, k, v, beta, log_decay, state.memory, backend=backend, in_place=True, **packing)
         return o, DeltaState(state.conv, memory)
 
     def write_dplr(
@@ -106,7 +164,7 @@ class DeltaMixer(Mixer):
         """As `write`, where the key that is read is not the key that is written: a step adds k (a^T S), see `dplr`."""
         backend = main_backend(self.config.backend)
         b = k.repeat_interleave(self.n_heads // k.shape[2], 2)
-        o, memory = dplr(q, k, v, a, b, log_decay, state.memory, backend=backend, **packing)
+        o, memory = dplr(q, k, v, a, b, log_decay, state.memory, backend=backend, in_place=True, **packing)
         return o, DeltaState(state.conv, memory)
 
     def back(self, o: Tensor, gate: Tensor | None, dtype: torch.dtype) -> Tensor:

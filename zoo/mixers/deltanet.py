@@ -79,10 +79,15 @@ class DeltaNet(DeltaMixer):
         activation: Literal["silu"] | None = "silu" if c.conv_size and c.qk_activation == "silu" else None
         self.make_front([keys, keys, values], [values] if c.gate else [], activation)
         self.make_back(place, c.norm_eps)
+        if c.qk_activation == "silu" and c.qk_norm == "l2":
+            self.make_cell({"gate_at": sum(self.parts[:2])} if c.gate else {})
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         c = self.config
-        (q, k, v, beta, *gate), state = self.front(x, state, context)
+        done, rows = self.one_step(x, state, context)
+        if done is not None:
+            return self.out_proj(done), state
+        (q, k, v, beta, *gate), state = self.front(x, state, context, rows)
         q, k, v = (m.unflatten(-1, (self.n_heads, -1)) for m in (q, k, v))
         if not self.activation:
             q, k, v = _ACTIVATIONS[c.qk_activation](q), _ACTIVATIONS[c.qk_activation](k), F.silu(v)

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from zoo.mixers.attention_parts import RopeOptions, angles, count_heads
+from zoo.mixers.attention_parts import RopeOptions, count_heads, turn
 from zoo.mixers.parts import init_projections, precise, project
 from zoo.norms import rms_norm
-from zoo.ops import DecayingCache, attention, init_decaying_cache, rotary_width, rotate, token_shift
+from zoo.ops import DecayingCache, attention, init_decaying_cache, rotary_width, token_shift
 from zoo.protocol import Context, Mixer, Place, State, first_parameter_like, packing, recurrent_dtype, register
 
 
@@ -121,8 +121,7 @@ class ForgettingAttention(Mixer):
             q, k = rms_norm(q, self.q_norm, c.norm_eps), rms_norm(k, self.k_norm, c.norm_eps)
         if self.rotated:
             length = None if state is None else state.cache.length
-            cos, sin = angles(x, length, context, self.rotated, c.rope_base, self.scaling)
-            q, k = (rotate(y, cos, sin, interleaved=c.rope_interleaved) for y in (q, k))
+            q, k = turn([q, k], length, context, self.rotated, c.rope_base, self.scaling, c.rope_interleaved)
         o, cache = attention(
             q,
             k,

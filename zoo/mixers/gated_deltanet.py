@@ -81,9 +81,14 @@ class GatedDeltaNet(DeltaMixer):
         self.A_log = nn.Parameter(log_rates(self.n_heads, *c.A_init_range))
         self.dt_bias = nn.Parameter(step_bias(self.n_heads, *c.dt_init_range))
         self.make_back(place, c.norm_eps)
+        dt_at = sum(self.parts[:2])
+        self.make_cell({"dt_at": dt_at, **({"gate_at": dt_at + self.n_heads} if c.gate else {})})
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
-        (q, k, v, beta, a, *gate), state = self.front(x, state, context)
+        done, rows = self.one_step(x, state, context)
+        if done is not None:
+            return self.out_proj(done), state
+        (q, k, v, beta, a, *gate), state = self.front(x, state, context, rows)
         q, k = (l2_norm(m.unflatten(-1, (self.n_key_heads, -1))) for m in (q, k))
         v = v.unflatten(-1, (self.n_heads, -1))
         log_decay = -precise(self.A_log).exp() * F.softplus(precise(a) + self.dt_bias)

@@ -92,7 +92,7 @@ class GatedLinearAttention(Mixer):
         log_decay = F.logsigmoid(precise(self.decay_up(decay))) / c.gate_temperature
         q, k, v, log_decay = (m.unflatten(-1, (H, -1)) for m in (q, k, v, log_decay))
         memory = None if state is None else state.memory
-        o, memory = linear_attention(q, k, v, log_decay, memory, backend=c.backend, **packing(context))
+        o, memory = linear_attention(q, k, v, log_decay, memory, backend=c.backend, in_place=True, **packing(context))
         o = self.norm(o, gate.unflatten(-1, (H, -1)) if c.gate else None)
         return self.out_proj(o.flatten(-2).to(x.dtype)), GLAState(memory)
 

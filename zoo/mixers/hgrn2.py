@@ -125,7 +125,14 @@ class HGRN2(Mixer):
             k = k * (1 - bound)
         q, k, v, log_decay = (m.unflatten(-1, (self.n_heads, -1)) for m in (F.silu(q), k, v, log_decay))
         o, memory = linear_attention(
-            q, k, v, log_decay, state.memory, backend=main_backend(self.config.backend), **packing(context)
+            q,
+            k,
+            v,
+            log_decay,
+            state.memory,
+            backend=main_backend(self.config.backend),
+            in_place=True,
+            **packing(context),
         )
         return self.out_proj(self.norm(o.flatten(-2)).to(x.dtype)), HGRN2State(conv, memory)
 

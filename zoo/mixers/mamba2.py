@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ from zoo.mixers.parts import (
 )
 from zoo.norms import GatedRMSNorm
 from zoo.ops import linear_attention
+from zoo.ops.cells import HeadsCell, heads_cell_step
+from zoo.ops.modules import bare
+from zoo.ops.single_step import STEPPING
 from zoo.protocol import (
     Context,
     Mixer,
@@ -37,7 +40,10 @@ from zoo.protocol import (
     packing,
     recurrent_dtype,
     register,
+    single,
 )
+
+OPS = ("causal_conv1d", "linear_attention")
 
 
 class Mamba2State(NamedTuple):
@@ -140,6 +146,7 @@ class Mamba2(Mixer):
                 self.d_inner, n_groups=c.n_groups, eps=c.norm_eps, norm_before_gate=c.norm_before_gate
             )
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=c.bias if c.out_bias is None else c.out_bias)
+        self.cell = self._cell()
         with torch.no_grad():
             self.out_proj.weight /= math.sqrt(place.n_layers)
             for layer in (self.in_proj, self.out_proj):
@@ -157,7 +164,17 @@ class Mamba2(Mixer):
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
         conv_state, ssm_state = (None, None) if state is None else state
-        z, u, dt = project(x, self.in_proj, self.parts)
+        rows: Tensor | None = None
+        if self.cell is not None and single(x, state, context):
+            norm = self.norm if self.config.rms_norm else None
+            if bare(self.conv, cls=CausalConv) and (norm is None or bare(norm, cls=GatedRMSNorm)):
+                rows = self.in_proj(x)
+                scales = self.conv.weight, self.conv.bias, self.A_log, self.dt_bias, self.D
+                weight = None if norm is None else norm.weight
+                done = heads_cell_step(self.cell, rows, *scales, weight, cast(Mamba2State, state), OPS)
+                if done is not None:
+                    return self.out_proj(done), state
+        z, u, dt = project(x, self.in_proj, self.parts) if rows is None else rows.split(self.parts, -1)
         if self.config.part_scales:
             z, u, dt = self._scaled(z, u, dt, *self.config.part_scales)
         u, conv_state = self.conv(u, conv_state, context)
@@ -189,6 +206,37 @@ class Mamba2(Mixer):
         """What W_in gives, u with B and C, times a factor for each of the five."""
         scaled = [part * f for part, f in zip(u.split(self.conv_parts, -1), (of_u, of_b, of_c), strict=True)]
         return z * of_z, torch.cat(scaled, -1), dt * of_dt
+
+    def _cell(self) -> HeadsCell | None:
+        """How a single step is computed in one call, None where it is not."""
+        c = self.config
+        if c.backend not in STEPPING or c.dt_limit or c.part_scales:
+            return None
+        keys = c.n_groups * c.d_state
+        return HeadsCell(
+            width=sum(self.parts),
+            conv_at=self.d_inner,
+            channels=sum(self.conv_parts),
+            conv_size=c.conv_size,
+            silu=True,
+            q_at=self.d_inner + keys,
+            k_at=self.d_inner,
+            v_at=0,
+            beta_at=-1,
+            dt_at=sum(self.parts[:2]),
+            gate_at=0,
+            n_key_heads=c.n_groups,
+            n_heads=self.n_heads,
+            d_key=c.d_state,
+            d_value=self.d_inner // self.n_heads,
+            v_times_dt=True,
+            n_parts=c.n_groups,
+            gate_first=not c.norm_before_gate,
+            q_norm=-1.0,
+            beta_range=1.0,
+            scale=1.0,
+            norm_eps=c.norm_eps,
+        )
 
     def flops_per_token(self, context_length: int) -> int:
         projections = 2 * self.d_model * (sum(self.parts) + self.d_inner)

@@ -113,9 +113,8 @@ class CausalConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(width).uniform_(-(size**-0.5), size**-0.5)) if bias else None
 
     def forward(self, x: Tensor, state: Tensor | None, context: Context | None) -> tuple[Tensor, Tensor]:
-        return causal_conv1d(
-            x, self.weight, self.bias, state, activation=self.activation, backend=self.backend, **packing(context)
-        )
+        how = {"activation": self.activation, "backend": self.backend, "in_place": True, **packing(context)}
+        return causal_conv1d(x, self.weight, self.bias, state, **how)
 
     def state_shape(self, batch_size: int) -> tuple[int, int, int]:
         width, size = self.weight.shape

@@ -115,7 +115,9 @@ class Retention(Mixer):
         angles = rotary_table(positions[:1] if in_step else positions, rotary_width(self.d_key), base=c.rope_base)
         q, k = (rotate(m, *angles, interleaved=c.rope_interleaved) for m in (q, k))
         log_decay = self.log_decay(x.device, state.memory.dtype).expand(*x.shape[:2], -1)
-        o, memory = linear_attention(q, k, v, log_decay, state.memory, backend=c.backend, **packing(context))
+        o, memory = linear_attention(
+            q, k, v, log_decay, state.memory, backend=c.backend, in_place=True, **packing(context)
+        )
         o = self._normed(precise(o)).flatten(-2)
         o = o * F.silu(precise(gate)) if c.gate else o
         position = next_position(positions, start, context.lengths)

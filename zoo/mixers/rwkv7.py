@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,10 @@ from zoo.core.options import Options
 from zoo.mixers.parts import Backend, precise
 from zoo.norms import l2_norm
 from zoo.ops import dplr, token_shift
-from zoo.ops.modules import widely
+from zoo.ops.bridge import steps_alone
+from zoo.ops.cells import KERNEL, rwkv7_step, shift_step
+from zoo.ops.modules import bare, widely
+from zoo.ops.single_step import STEPPING
 from zoo.parameters import set_rule
 from zoo.protocol import (
     Context,
@@ -28,6 +31,7 @@ from zoo.protocol import (
     packing,
     recurrent_dtype,
     register,
+    single,
 )
 
 FIRST_VALUES = "rwkv7.first_values"  # (B, T, D) in the context: the values of the first layer that ran
@@ -155,6 +159,10 @@ class RWKV7(Mixer):
         return (batch_size, 1, self.d_model), (batch_size, self.n_heads, self.head_dim, self.head_dim)
 
     def forward(self, x: Tensor, state: State | None = None, context: Context | None = None) -> tuple[Tensor, State]:
+        if single(x, state, context) and self.config.backend in STEPPING and bare(self.ln_x, cls=nn.GroupNorm):
+            done = self._one_step(x, cast(RWKV7State, state), context)
+            if done is not None:
+                return self.output(done), state
         shift, memory = (None, None) if state is None else state
         before, shift = token_shift(x, shift, **packing(context))
         shifts = (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
@@ -178,6 +186,29 @@ class RWKV7(Mixer):
         norm = widely(self.ln_x, o.reshape(-1, self.d_model))
         y = (norm.view(x.shape) + bonus.flatten(-2)) * gate
         return self.output(y.to(x.dtype)), RWKV7State(shift, memory)
+
+    def _one_step(self, x: Tensor, state: RWKV7State, context: Context | None) -> Tensor | None:
+        """What a single step gives before the last projection, computed in two calls; the state moves on in place."""
+        (shift, memory), c = state, self.config
+        mixing = (self.v0, self.v1, self.v2) if c.value_residual and not self.first else (None, None, None)
+        ranks = self.w0, self.w1, self.w2, self.a0, self.a1, self.a2, *mixing, self.g1, self.g2
+        weights = *ranks, self.k_k, self.k_a, self.r_k, self.ln_x.weight, self.ln_x.bias
+        if not steps_alone(KERNEL, x, *weights, shift, memory):
+            return None
+        mixed = shift_step(x, shift, self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
+        if mixed is None:
+            return None
+        products = self.receptance(mixed[0]), self.key(mixed[2]), self.value(mixed[3])
+        r, k, v = (product.to(x.dtype).contiguous() for product in products)
+        first = None
+        if c.value_residual and context is not None:
+            first = None if self.first else context.shared.get(FIRST_VALUES)
+            if first is None:
+                context.shared[FIRST_VALUES] = v if self.first else v.clone()
+        y = rwkv7_step(mixed, r, k, v, first, weights, memory, c.kappa_eps, c.norm_eps)
+        if y is not None:
+            shift.copy_(x)
+        return y
 
     def _mix_first_values(self, v: Tensor, x_v: Tensor, context: Context | None) -> Tensor:
         """v moved towards the first layer's; the first layer that runs leaves its own in the context."""

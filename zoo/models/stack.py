@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zoo.core.errors import UsageError
 from zoo.models.ends import Ends, sinusoidal
+from zoo.ops.modules import bare
 from zoo.protocol import Context, Mixer, State, check_state, first_parameter_like
 from zoo.states import document_positions, next_position, tree_bytes
 
@@ -67,6 +68,21 @@ class Stack(Ends):
             return x, ()
         return x, ModelState(next_position(positions, start, context.lengths), layers)
 
+    def step(self, inputs: Tensor, state: State, context: Context | None = None) -> tuple[Tensor, State]:
+        if context is not None or not self._decodes(inputs, state):
+            return super().step(inputs, state, context)
+        inputs, context = self.read(inputs[:, None], None)
+        check_state("model", self, state, len(inputs), self.compute_dtype())
+        position, layers = state
+        x, layers = self.backbone(self.embed(inputs, position[:, None]), layers, context)
+        return self.logits(self.norm(x)).squeeze(1), ModelState(position + 1, layers)
+
+    def _decodes(self, inputs: Tensor, state: State) -> bool:
+        """Whether a step is a decoder's: without gradients, of a model to which nothing is attached."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not isinstance(state, ModelState):
+            return False
+        return inputs.ndim == (1 if self.config.inputs is None else 2) and bare(self, cls=type(self))
+
     def embed(self, inputs: Tensor, positions: Tensor, timespans: Tensor | None = None) -> Tensor:
         """Inputs, positions and timespans (B, T; 1 by default) to (B, T, D)."""
         x = self.embedding(inputs).to(self.compute_dtype())  # autocast leaves a linear layer's output in half precision
@@ -85,7 +101,7 @@ class Stack(Ends):
         elif self.config.positions == "sinusoidal":
             x = x + sinusoidal(positions, self.config.d_model).to(x.dtype)
         x = self.embedding_norm(x)
-        return F.dropout(x, self.config.dropout, self.training)
+        return F.dropout(x, self.config.dropout) if self.training else x
 
     def init_state(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from zoo.core.options import Options
 from zoo.norms.make import register
 from zoo.ops import plain_norm
+from zoo.ops.single_step import norm_step
 from zoo.protocol import Norm, recurrent_dtype
 
 
@@ -28,7 +29,8 @@ class RMSNorm(Norm):
     def forward(self, x: Tensor) -> Tensor:
         if self.weight is None:
             return plain_norm(x, dim=1, eps=self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        done = norm_step(x, self.weight, self.d_model, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps) if done is None else done
 
 
 @final

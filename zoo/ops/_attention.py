@@ -17,9 +17,10 @@ from zoo.ops import attention_forms as forms
 from zoo.ops import common
 from zoo.ops.attention_forms import Settings
 from zoo.ops.common import blank, state_dtype, valid_steps, widest
-from zoo.ops.derivatives import traced
-from zoo.ops.kv_cache import DecayingCache, KVCache, append, first_cache
+from zoo.ops.derivatives import traced, transformed
+from zoo.ops.kv_cache import DecayingCache, KVCache, append, first_cache, room_for_step
 from zoo.ops.ring import plan_of, ring_attention
+from zoo.ops.single_step import attention_step
 from zoo.ops.visibility import visibility_of
 from zoo.pieces import Pieces
 
@@ -81,6 +82,10 @@ def attention(
     Raises:
         UsageError: shapes or options that do not go together.
     """
+    if state is not None and backend == "auto" and log_decay is lengths is resets is pieces is None and causal:
+        done = _one_step(q, k, v, state, window, sinks, softcap, scale)
+        if done is not None:
+            return done
     lengths = _check(q, k, v, state, causal, window, sinks, softcap, log_decay, lengths, resets, chunk_size, backend)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if lengths is not None:
@@ -108,6 +113,36 @@ def attention(
         else:
             after = append(state, *new, window=window, lengths=lengths, resets=resets)
     return (o if lengths is None else blank(o, padding)), after
+
+
+def _one_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: KVCache | DecayingCache,
+    window: int | None,
+    sinks: Tensor | None,
+    softcap: float | None,
+    scale: float | None,
+) -> tuple[Tensor, KVCache] | None:
+    """A single step in one call, None where it is not; what does not fit is left to the checks."""
+    if torch.compiler.is_compiling() or not isinstance(state, KVCache) or q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
+        return None
+    (B, T, H, K), (_, _, G, V), N = q.shape, v.shape, state.k.shape[1]
+    if T != 1 or not G or H % G or k.shape != (B, 1, G, K) or v.shape != (B, 1, G, V) or state.length.shape != (B,):
+        return None
+    if state.k.shape != (B, N, G, K) or state.v.shape != (B, N, G, V) or (sinks is not None and sinks.shape != (H,)):
+        return None
+    if (window is not None and (type(window) is not int or window < max(N, 1))) or (
+        softcap is not None and softcap <= 0
+    ):
+        return None
+    if transformed() or not state.length.is_cpu or torch._C._len_torch_dispatch_stack():
+        return None
+    state = room_for_step(state, window)
+    scale = K**-0.5 if scale is None else scale
+    o = attention_step(q, k, v, *state, sinks, scale, softcap)
+    return None if o is None else (o, state)
 
 
 def attend(

@@ -21,6 +21,7 @@ from zoo.ops.common import blank
 from zoo.ops.cut import edge_before
 from zoo.ops.derivatives import gradients_of, guarded, once
 from zoo.ops.kernel import Call, Kernel, Strided
+from zoo.ops.single_step import STEPPING, conv_step
 from zoo.pieces import Pieces
 
 KERNEL = Kernel("causal_conv1d")
@@ -42,6 +43,7 @@ def causal_conv1d(
     pieces: Pieces | None = None,
     chunk_size: int | None = None,
     backend: str = "auto",
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """y_t = activation(bias + sum_w weight[:, w] * x_{t - W + 1 + w}), the window reaching back into the state.
 
@@ -50,7 +52,7 @@ def causal_conv1d(
         weight: (D, W), the last column for the present step.
         bias: (D,).
         state: (B, W - 1, D), the W - 1 inputs before x in time order, float32 (float64 for float64 inputs); None for
-            zeros. Not changed.
+            zeros.
         activation: None or "silu".
         lengths: (B,) valid steps of a right-padded batch; later steps stay out of the state and give zeros.
         resets: (B, T) bool; the window is forgotten before a step where it is true.
@@ -60,9 +62,15 @@ def causal_conv1d(
             `scale` is not taken: it would be a factor on the weight.)
         backend: "auto", "reference" (one step at a time), "chunked" (all steps at once), or "compiled" (C++, float32
             on a CPU).
+        in_place: the state given is not read again, so that a single step without gradients may write the next one over
+            it.
     Returns:
         y (B, T, D) in x's dtype, state (B, W - 1, D): the last W - 1 inputs, zeros where forgotten.
     """
+    if lengths is resets is pieces is None and backend in STEPPING and activation in ACTIVATIONS:
+        done = conv_step(x, weight, bias, state, activation == "silu", in_place)
+        if done is not None:
+            return done
     if x.ndim != 3 or weight.ndim != 2 or 0 in x.shape or 0 in weight.shape:
         raise UsageError(f"causal_conv1d: x {tuple(x.shape)}, weight {tuple(weight.shape)}. Expected shapes: {LEGEND}")
     (B, T, D), W = x.shape, weight.shape[1]

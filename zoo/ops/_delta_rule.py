@@ -19,6 +19,7 @@ from zoo.ops.cut import by_transition
 from zoo.ops.decay import even_odd, join_squares, pair_decays, pair_scores
 from zoo.ops.delta_kernel import KERNEL, compiled_delta
 from zoo.ops.derivatives import gradients_of, guarded, once
+from zoo.ops.single_step import STEPPING, heads_step
 from zoo.pieces import Pieces
 
 CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: the work between chunks grows with K, that inside with C
@@ -40,6 +41,7 @@ def delta_rule(
     scale: float | None = None,
     chunk_size: int | None = None,
     backend: str = "auto",
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """S_t = (I - beta_t k_t k_t^T) diag(exp g_t) S_{t-1} + beta_t k_t v_t^T ; o_t = scale * S_t^T q_t.
 
@@ -49,7 +51,7 @@ def delta_rule(
         v: (B, T, H, V).
         beta: (B, T, H), how much of the old value a step replaces.
         log_decay: g <= 0, (B, T, H) for one decay a head, (B, T, H, K) for one a channel; None for none.
-        state: S_0 (B, H, K, V), float32 (float64 for float64 inputs); None for zeros. Not changed.
+        state: S_0 (B, H, K, V), float32 (float64 for float64 inputs); None for zeros.
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
         resets: (B, T) bool; the state is forgotten before a step where it is true.
         pieces: of a sequence that is cut over processes, of which the other arguments are one piece; `state` is then
@@ -57,10 +59,16 @@ def delta_rule(
         scale: K ** -0.5 by default.
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
         backend: "auto", "reference" (one step at a time), "chunked", or "compiled" (C++, float32 on a CPU).
+        in_place: the state given is not read again, so that a single step without gradients may write the next one over
+            it.
     Returns:
         o (B, T, H, V) in v's dtype, S_T (B, H, K, V).
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if lengths is resets is pieces is None and backend in STEPPING:
+        done = heads_step("delta_rule", q, k, v, log_decay, beta, None, None, state, scale, in_place)
+        if done is not None:
+            return done
     if pieces is not None:
         how: Any = {"resets": resets, "scale": scale, "chunk_size": chunk_size, "backend": backend}
         run = lambda v, state: delta_rule(q, k, v, beta, log_decay, state, **how)  # noqa: E731

@@ -19,6 +19,7 @@ from zoo.ops.common import LEGEND, Heads, blank, from_chunks, to_chunks, valid_s
 from zoo.ops.cut import by_transition
 from zoo.ops.delta_kernel import KERNEL, compiled_delta
 from zoo.ops.derivatives import gradients_of, guarded, once
+from zoo.ops.single_step import STEPPING, heads_step
 from zoo.pieces import Pieces
 
 CHUNK = 32
@@ -42,6 +43,7 @@ def dplr(
     scale: float | None = None,
     chunk_size: int | None = None,
     backend: str = "auto",
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """S_t = diag(exp g_t) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T ; o_t = scale * S_t^T q_t.
 
@@ -51,7 +53,7 @@ def dplr(
         a, b: (B, T, H, K): what a step reads of the state before it decays, and where it writes that. Used as given:
             for |a| = |b| = 1, a = -b and g = 0 a step takes one direction out of the state.
         log_decay: g <= 0, (B, T, H) for one decay a head, (B, T, H, K) for one a channel; None for none.
-        state: S_0 (B, H, K, V), float32 (float64 for float64 inputs); None for zeros. Not changed.
+        state: S_0 (B, H, K, V), float32 (float64 for float64 inputs); None for zeros.
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
         resets: (B, T) bool; the state is forgotten before a step where it is true.
         pieces: of a sequence that is cut over processes, of which the other arguments are one piece; `state` is then
@@ -60,9 +62,16 @@ def dplr(
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
         backend: "auto", "reference" (one step at a time), "chunked", "compiled" (C++, float32 on a CPU), or "fla"
             (flash-linear-attention, on GPUs).
+        in_place: the state given is not read again, so that a single step without gradients may write the next one over
+            it.
     Returns:
         o (B, T, H, V) in v's dtype, S_T (B, H, K, V).
     """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if lengths is resets is pieces is None and backend in STEPPING:
+        done = heads_step("dplr", q, k, v, log_decay, None, a, b, state, scale, in_place)
+        if done is not None:
+            return done
     if pieces is not None:
         how: Any = {"resets": resets, "scale": scale, "chunk_size": chunk_size, "backend": backend}
         run = lambda v, state: dplr(q, k, v, a, b, log_decay, state, **how)  # noqa: E731
@@ -71,7 +80,6 @@ def dplr(
     a, b = (_prepare(name, x, heads, lengths) for name, x in (("a", a), ("b", b)))
     if heads.resets is not None:  # nothing is read of a state that was just forgotten
         a = blank(a, heads.resets)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     chunk = common.chunk_length(chunk_size, CHUNK, v.shape[1])
     offers = {
         "fla": lambda: flash_linear_attention.why_not(v, q.shape[-1], chosen=backend == "fla"),

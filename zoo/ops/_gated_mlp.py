@@ -26,6 +26,7 @@ from zoo.ops.bridge import Operator
 from zoo.ops.common import log_form
 from zoo.ops.derivatives import constant_in_graphs
 from zoo.ops.kernel import Call, Kernel, suffix
+from zoo.ops.single_step import gated_mlp_step
 
 LANES, ROWS = 16, 96  # of the kernel: what widths are padded to, and rows of a block
 KERNEL = Kernel("gated_mlp", sizes={"WIDEST": LANES, "ROWS": ROWS}, dtypes=(torch.float32, torch.bfloat16))
@@ -70,6 +71,9 @@ def gated_mlp(
     x = x.to(torch.get_autocast_dtype(x.device.type)) if autocast else x
     weights, width = (gate, up, down), x.shape[-2 if along_time else -1]
     fits = gate.shape == up.shape == (len(gate), width) and down.shape == (width, len(gate))
+    if fits and not along_time and x.ndim and (done := gated_mlp_step(x, *weights)) is not None:
+        log_form("gated_mlp", "compiled")
+        return done
     if (
         fits
         and why_not(x, *weights, along_time=along_time) is None

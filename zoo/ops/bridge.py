@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
+from zoo.ops import native
 from zoo.ops.common import without_autocast
 from zoo.ops.derivatives import gradients_of, once, transformed
 from zoo.ops.kernel import Kernel
@@ -239,6 +240,25 @@ def _whole(outputs: Any, inputs: tuple[Any, ...]) -> Any:
         return outputs
     like = next(x for x in inputs if isinstance(x, Tensor))
     return tuple(like.new_empty(0) if x is None else x for x in outputs)
+
+
+def steps_alone(kernel: Kernel, *tensors: Tensor | None) -> bool:
+    """Whether a single step may pass the addresses of these tensors to a kernel as they lie, with no operator between.
+
+    It may in eager mode, where no gradient is asked for, of contiguous float32 numbers in a CPU's memory, and where
+    nothing has to see an operator.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
+        return False
+    learns = torch.is_grad_enabled()
+    for x in tensors:
+        if x is None:
+            continue
+        if type(x) not in EAGER or x.dtype is not torch.float32 or not x.is_cpu or not x.is_contiguous():
+            return False
+        if learns and x.requires_grad:
+            return False
+    return native.why_not(kernel.source) is None
 
 
 def _watched(inputs: Any) -> bool:

@@ -55,6 +55,7 @@ class Kernel:
         self.source = str(source)
         self.dtypes = tuple(dtypes)
         self._functions: dict[str, Call] = {}
+        self._bare: dict[str, Any] = {}
         native.SIZES[self.source] = dict(sizes or {})
         if self.source.endswith(".cpp"):
             add_source(self.source)
@@ -76,6 +77,16 @@ class Kernel:
             library = native.load(self.source)
             call = self._functions[function] = typed(function, library.function(function), library.signature(function))
         call(reads, writes, *numbers)
+
+    def bare(self, function: str) -> Any:
+        """The C function alone: called with addresses and numbers, in its order, it checks nothing."""
+        found = self._bare.get(function)
+        if found is None:
+            library = native.load(self.source)
+            found = library.function(function)
+            typed(function, found, library.signature(function))  # its parameters' types
+            self._bare[function] = found
+        return found
 
 
 SUFFIXES = {

@@ -133,7 +133,7 @@ def append(
     positions = document_positions(before, T, resets)
     length = next_position(positions, before, lengths)
     if not torch.compiler.is_compiling():
-        cache = _with_room(cache, T, length, window)
+        cache = with_room(cache, T, length, window)
     N = cache[0].shape[1]
     # the newest n steps of each row lie in different rows of the cache, whatever was padded or reset
     newest = torch.arange(-min(T, N), 0, device=length.device)
@@ -165,7 +165,7 @@ def _along(mask: Tensor, x: Tensor) -> Tensor:
     return mask.view(mask.shape + (1,) * (x.ndim - mask.ndim))
 
 
-def _with_room(cache: Cache, n_steps: int, length: Tensor, window: int | None) -> Cache:
+def with_room(cache: Cache, n_steps: int, length: Tensor, window: int | None) -> Cache:
     rows = cache[0].shape[1]
     if rows == window:
         return cache
@@ -177,6 +177,14 @@ def _with_room(cache: Cache, n_steps: int, length: Tensor, window: int | None) -
         rows = max(2 * rows, needed)
     rows = rows if window is None else min(rows, window)
     return type(cache)._make([*(grow(x, rows) for x in cache[:-1]), cache[-1]])
+
+
+def room_for_step(cache: Cache, window: int | None) -> Cache:
+    """The cache with a row for one more step."""
+    rows = cache[0].shape[1]
+    if rows == window or int(cache[-1].max()) < rows:
+        return cache
+    return with_room(cache, 1, cache[-1] + 1, window)
 
 
 def first_cache(

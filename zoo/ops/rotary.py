@@ -99,9 +99,15 @@ def rotary_table(
     cos, sin = angle.cos(), angle.sin()
     if scaling is None:
         return cos, sin
-    amplitude = yarn_amplitude(scaling.factor) if scaling.kind == "yarn" else 1.0
-    amplitude = amplitude if scaling.amplitude is None else scaling.amplitude
-    return cos * amplitude, sin * amplitude
+    factor = amplitude(scaling)
+    return cos * factor, sin * factor
+
+
+def amplitude(scaling: RopeScaling | None) -> float:
+    """The factor on cosines and sines."""
+    if scaling is None or scaling.amplitude is not None:
+        return 1.0 if scaling is None or scaling.amplitude is None else scaling.amplitude
+    return yarn_amplitude(scaling.factor) if scaling.kind == "yarn" else 1.0
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = True) -> Tensor:
