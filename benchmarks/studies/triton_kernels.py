@@ -9,6 +9,7 @@ documents and lengths and without. Registers and spilled bytes are a thread's, s
 from __future__ import annotations
 
 import argparse
+import functools
 import subprocess
 import tempfile
 import time
@@ -38,11 +39,40 @@ def _scan(B: int, T: int, D: int, dtype: torch.dtype, *, varying: bool) -> Leave
     return {"a": a / (1 + a.abs()), "b": _normal(B, T, D, dtype=dtype), "state": _normal(B, D, dtype=dtype)}
 
 
+def _slstm(B: int, T: int, D: int) -> Leaves:
+    width = max(D // 2, 3)
+    names = "h", "c", "n", "m"
+    return {
+        "gates": _normal(B, T, 4, 2, width),
+        "weight": 0.3 * _normal(2, 4, width, width),
+        **{name: _normal(B, 2, width) + 3 * (name == "n") for name in names},
+    }
+
+
+def _m2rnn(B: int, T: int, D: int) -> Leaves:
+    heads, K, V = 4, max(D // 4, 3), max(D // 4, 5)
+    return {
+        "q": _normal(B, T, 2, K),
+        "k": _normal(B, T, 2, K),
+        "v": _normal(B, T, heads, V),
+        "weight": 0.3 * _normal(heads, V, V),
+        "log_decay": -_normal(B, T, heads).abs(),
+        "state": _normal(B, heads, K, V),
+    }
+
+
+def _of_slstm(gates: Tensor, weight: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor, **how: Any) -> Any:
+    return ops.slstm(gates, weight, ops.SLSTMState(h, c, n, m), **how)
+
+
 CASES: dict[str, tuple[Callable[..., Any], Callable[[int, int, int], Leaves]]] = {
     "scan": (ops.scan, lambda B, T, D: _scan(B, T, D, torch.float64, varying=True)),
     "scan, one decay": (ops.scan, lambda B, T, D: _scan(B, T, D, torch.float64, varying=False)),
     "scan, complex": (ops.scan, lambda B, T, D: _scan(B, T, D, torch.complex128, varying=True)),
     "scan, complex, one decay": (ops.scan, lambda B, T, D: _scan(B, T, D, torch.complex128, varying=False)),
+    "slstm": (_of_slstm, _slstm),
+    "m2rnn": (ops.m2rnn, _m2rnn),
+    "m2rnn, cut gradients": (functools.partial(ops.m2rnn, gradient_clipping=0.5), _m2rnn),
 }
 """By the name of an operator, and of a variant of it: the op, and its inputs in float64 for B rows, T steps and about D
 channels in all."""

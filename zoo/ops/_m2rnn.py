@@ -17,8 +17,9 @@ from zoo.ops.bridge import Operator
 from zoo.ops.common import blank
 from zoo.ops.derivatives import TRANSFORMS, once_only, transformed
 from zoo.ops.kernel import Call, Kernel
+from zoo.ops.triton_kernel import TritonKernel
 
-KERNEL = Kernel("m2rnn")
+KERNEL, TRITON = Kernel("m2rnn"), TritonKernel("m2rnn")
 CHUNK = 16  # steps between the states that are kept for the backward pass
 FEW_STEPS = 0
 CUT = "m2rnn: gradient_clipping= cuts gradients: they are not those of the function, and have no second derivatives."
@@ -55,7 +56,7 @@ def m2rnn(
             torch.func are refused.
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
         resets: (B, T) bool; the state is forgotten before a step where it is true.
-        backend: "auto", "reference" (one step at a time) or "compiled" (float32 on the CPU).
+        backend: "auto", "reference" (one step at a time), "compiled" (float32 on the CPU) or "triton" (float32 on a GPU).
     Returns:
         y (B, T, H, V) in v's dtype, the last state (B, H, K, V).
     """
@@ -83,11 +84,11 @@ def m2rnn(
     kept, written = decay.exp(), -decay.expm1()  # f and 1 - f, the latter exact where f is nearly 1
     state = v.new_zeros(B, H, K, V) if state is None else state
     limit = math.inf if gradient_clipping is None else float(gradient_clipping)
-    offers = {"compiled": lambda: KERNEL.why_not(v)}
-    if common.choose_form("m2rnn", backend, T, FEW_STEPS, offers, ("reference",)) == "reference":
+    form = common.choose_form("m2rnn", backend, T, FEW_STEPS, _m2rnn.offers(v), ("reference",))
+    if form == "reference":
         y, state = _reference(q, k, v, weight, kept, written, state, resets, limit)
     else:
-        y, state, _ = _m2rnn(q, k, v, weight, kept, written, state, resets, limit)
+        y, state, _ = _m2rnn.forms[form](q, k, v, weight, kept, written, state, resets, limit)
     if gradient_clipping is not None:
         y, state = once_only(y, CUT), once_only(state, CUT)
     return y.to(v_dtype), state
@@ -148,7 +149,7 @@ def _backward(
     call: Call, q, k, v, weight, kept, written, resets, limit, saved, d_outputs, d_last
 ) -> tuple[Tensor, ...]:
     (B, T, H, V), (G, K) = v.shape, q.shape[2:]
-    parts = min(H // G, -(-torch.get_num_threads() // (B * G)))
+    parts = min(H // G, -(-torch.get_num_threads() // (B * G)) if v.is_cpu else H // G)
     d_state, d_v, d_kept, d_written = (
         d_last.clone(),
         torch.empty_like(v),
@@ -171,4 +172,5 @@ _m2rnn = Operator(
     _backward,
     gradients="q k v weight kept written state",
     plain=_reference,
+    triton=TRITON,
 )

@@ -18,8 +18,9 @@ from zoo.ops import common
 from zoo.ops.bridge import Operator
 from zoo.ops.common import blank
 from zoo.ops.kernel import Call, Kernel
+from zoo.ops.triton_kernel import TritonKernel
 
-KERNEL = Kernel("slstm")
+KERNEL, TRITON = Kernel("slstm"), TritonKernel("slstm")
 FEW_STEPS = 1  # decoding
 LEGEND = "gates (B, T, 4, H, D); weight (H, 4, D, D); state 4 times (B, H, D); lengths (B,); resets (B, T) bool."
 
@@ -54,7 +55,7 @@ def slstm(
         state: (h, c, n, m), each (B, H, D), float32 (float64 for float64 inputs); None for zeros. Not changed.
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
         resets: (B, T) bool; the state is forgotten before a step where it is true.
-        backend: "auto", "reference" (one step at a time) or "compiled" (float32 on the CPU).
+        backend: "auto", "reference" (one step at a time), "compiled" (float32 on the CPU) or "triton" (float32 on a GPU).
     Returns:
         h (B, T, H, D) in gates' dtype, the state after the last step.
     """
@@ -71,11 +72,11 @@ def slstm(
     inputs, weight = gates.to(dtype), weight.to(dtype)
     if state is None:
         state = SLSTMState(*(inputs.new_zeros(B, H, D) for _ in SLSTMState._fields))
-    offers = {"compiled": lambda: KERNEL.why_not(inputs)}
-    if common.choose_form("slstm", backend, T, FEW_STEPS, offers, ("reference",)) == "reference":
+    form = common.choose_form("slstm", backend, T, FEW_STEPS, _slstm.offers(inputs), ("reference",))
+    if form == "reference":
         h, state = _reference(inputs, weight, state, lengths, resets)
     else:
-        h, *last, _ = _slstm(inputs, weight, *state, lengths, resets)
+        h, *last, _ = _slstm.forms[form](inputs, weight, *state, lengths, resets)
         state = SLSTMState(*last)
     return h.to(gates.dtype), state
 
@@ -163,4 +164,5 @@ _slstm = Operator(
     _backward,
     gradients="gates weight h c n m",
     plain=_plain,
+    triton=TRITON,
 )
