@@ -61,6 +61,25 @@ def _m2rnn(B: int, T: int, D: int) -> Leaves:
     }
 
 
+def _cfc(B: int, T: int, D: int, heads: int, *, timespans: bool = False, tau: bool = False) -> Leaves:
+    H, M = max(D // 4, 3), max(D // 4, 5)
+    leaves = {
+        "inputs": _normal(B, T, M),
+        "recurrent": 0.3 * _normal(M, H),
+        "w1": 0.3 * _normal(M + 1, M),
+        "b1": _normal(M + 1),
+        "w2": 0.3 * _normal(heads * H, M + 1),
+        "b2": _normal(heads * H),
+        "state": _normal(B, H),
+    }
+    leaves |= {"timespans": _normal(B, T).abs()} if timespans else {}
+    return leaves | ({"tau": _normal(H), "level": _normal(H)} if tau else {})
+
+
+def _of_cfc(inputs: Tensor, recurrent: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, **how: Any) -> Any:
+    return ops.cfc(inputs, recurrent, [(w1, b1), (w2, b2)], **how)
+
+
 def _of_slstm(gates: Tensor, weight: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor, **how: Any) -> Any:
     return ops.slstm(gates, weight, ops.SLSTMState(h, c, n, m), **how)
 
@@ -70,6 +89,12 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[int, int, int], Leaves]]] =
     "scan, one decay": (ops.scan, lambda B, T, D: _scan(B, T, D, torch.float64, varying=False)),
     "scan, complex": (ops.scan, lambda B, T, D: _scan(B, T, D, torch.complex128, varying=True)),
     "scan, complex, one decay": (ops.scan, lambda B, T, D: _scan(B, T, D, torch.complex128, varying=False)),
+    "cfc": (_of_cfc, lambda B, T, D: _cfc(B, T, D, 4, timespans=True)),
+    "cfc, no gate": (functools.partial(_of_cfc, mode="no_gate", activation="silu"), lambda B, T, D: _cfc(B, T, D, 3)),
+    "cfc, pure": (
+        functools.partial(_of_cfc, mode="pure", activation="gelu"),
+        lambda B, T, D: _cfc(B, T, D, 1, timespans=True, tau=True),
+    ),
     "slstm": (_of_slstm, _slstm),
     "m2rnn": (ops.m2rnn, _m2rnn),
     "m2rnn, cut gradients": (functools.partial(ops.m2rnn, gradient_clipping=0.5), _m2rnn),

@@ -22,8 +22,9 @@ from zoo.ops import common
 from zoo.ops.bridge import Operator
 from zoo.ops.common import blank
 from zoo.ops.kernel import Call, Kernel
+from zoo.ops.triton_kernel import TritonKernel
 
-KERNEL = Kernel("cfc")
+KERNEL, TRITON = Kernel("cfc"), TritonKernel("cfc")
 MODES = ("default", "no_gate", "pure")
 FEW_STEPS = 1  # decoding
 LEGEND = (
@@ -76,7 +77,7 @@ def cfc(
         tau, level: (H,), of the pure mode: the rate at f = 0, and where the state is drawn to.
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state as it is and give zeros.
         resets: (B, T) bool; the state is zero before a step where it is true.
-        backend: "auto", "reference" (one step at a time) or "compiled".
+        backend: "auto", "reference" (one step at a time), "compiled" (float32 on the CPU) or "triton" (float32 on a GPU).
     Returns:
         h (B, T, H) in the inputs' dtype, and the last state (B, H).
     """
@@ -111,15 +112,15 @@ def cfc(
         padding = ~common.valid_steps(lengths, T)
         x, resets = blank(x, padding), None if resets is None else resets & ~padding
         spans = None if spans is None else blank(spans, padding)
-    offers = {"compiled": lambda: KERNEL.why_not(x, state)}
-    if common.choose_form("cfc", backend, T, FEW_STEPS, offers, ("reference",)) == "reference":
+    form = common.choose_form("cfc", backend, T, FEW_STEPS, _cfc.offers(x, state), ("reference",))
+    if form == "reference":
         h, state = _reference(x, state, matrices, biases, constants, spans, lengths, resets, mode, activation)
     else:
         weights = torch.cat([matrix.flatten() for matrix in matrices])
         rows = torch.cat(biases) if biases else None
         widths = [H, *(len(matrix) for matrix in matrices)]
         tau, level = constants or (None, None)
-        h, state, _ = _cfc(x, state, weights, rows, tau, level, spans, lengths, resets, widths, mode, activation)
+        h, state, _ = _cfc.forms[form](x, state, weights, rows, tau, level, spans, lengths, resets, widths, mode, activation)
     return h.to(inputs.dtype), state
 
 
@@ -250,4 +251,5 @@ _cfc = Operator(
     _backward,
     gradients="x state weights biases tau level spans",
     plain=_plain,
+    triton=TRITON,
 )
