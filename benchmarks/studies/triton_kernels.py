@@ -80,6 +80,25 @@ def _of_cfc(inputs: Tensor, recurrent: Tensor, w1: Tensor, b1: Tensor, w2: Tenso
     return ops.cfc(inputs, recurrent, [(w1, b1), (w2, b2)], **how)
 
 
+def _ltc(B: int, T: int, D: int) -> Leaves:
+    N, P = max(D // 4, 5), max(D // 4, 3)
+    synapses = {
+        f"{what}_{part}": scale * _normal(width, N)
+        for what, width in (("sensory", P), ("inner", N))
+        for part, scale in (("mu", 0.3), ("sigma", 2.0), ("weight", 0.5), ("reversal", 1.0))
+    }
+    cell = {name: 0.5 + _normal(N).abs() for name in ("leak", "rest", "capacity")}
+    series = {"x": _normal(B, T, P), "state": _normal(B, N), "timespans": _normal(B, T).abs()}
+    return series | {name: x.abs() if "weight" in name else x for name, x in synapses.items()} | cell
+
+
+def _of_ltc(**given: Any) -> Any:
+    sides = [
+        ops.Synapses(*(given.pop(f"{what}_{part}") for part in ops.Synapses._fields)) for what in ("sensory", "inner")
+    ]
+    return ops.ltc(given.pop("x"), *sides, **given, unfolds=3)
+
+
 def _of_slstm(gates: Tensor, weight: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor, **how: Any) -> Any:
     return ops.slstm(gates, weight, ops.SLSTMState(h, c, n, m), **how)
 
@@ -95,6 +114,7 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[int, int, int], Leaves]]] =
         functools.partial(_of_cfc, mode="pure", activation="gelu"),
         lambda B, T, D: _cfc(B, T, D, 1, timespans=True, tau=True),
     ),
+    "ltc": (_of_ltc, _ltc),
     "slstm": (_of_slstm, _slstm),
     "m2rnn": (ops.m2rnn, _m2rnn),
     "m2rnn, cut gradients": (functools.partial(ops.m2rnn, gradient_clipping=0.5), _m2rnn),

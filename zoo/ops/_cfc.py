@@ -120,7 +120,9 @@ def cfc(
         rows = torch.cat(biases) if biases else None
         widths = [H, *(len(matrix) for matrix in matrices)]
         tau, level = constants or (None, None)
-        h, state, _ = _cfc.forms[form](x, state, weights, rows, tau, level, spans, lengths, resets, widths, mode, activation)
+        h, state, _ = _cfc.forms[form](
+            x, state, weights, rows, tau, level, spans, lengths, resets, widths, mode, activation
+        )
     return h.to(inputs.dtype), state
 
 

@@ -25,8 +25,9 @@ from zoo.ops import common
 from zoo.ops.bridge import Operator
 from zoo.ops.common import blank
 from zoo.ops.kernel import Call, Kernel
+from zoo.ops.triton_kernel import TritonKernel
 
-KERNEL = Kernel("ltc")
+KERNEL, TRITON = Kernel("ltc"), TritonKernel("ltc")
 FEW_STEPS = 1  # decoding
 AT_ONCE = 1 << 22  # synapses of inputs that the step form computes at a time
 LEGEND = (
@@ -74,7 +75,7 @@ def ltc(
         timespans: (B, T), time since the step before; None for 1 everywhere.
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state as it is and give zeros.
         resets: (B, T) bool; the state is zero before a step where it is true.
-        backend: "auto", "reference" (one step at a time) or "compiled".
+        backend: "auto", "reference" (one step at a time), "compiled" (float32 on the CPU) or "triton" (float32 on a GPU).
     Returns:
         v (B, T, N) in x's dtype, and the last state (B, N).
     """
@@ -104,11 +105,11 @@ def ltc(
         padding = ~common.valid_steps(lengths, T)
         inputs, resets = blank(inputs, padding), None if resets is None else resets & ~padding
         spans = None if spans is None else blank(spans, padding)
-    offers = {"compiled": lambda: KERNEL.why_not(inputs, state)}
-    if common.choose_form("ltc", backend, T, FEW_STEPS, offers, ("reference",)) == "reference":
+    form = common.choose_form("ltc", backend, T, FEW_STEPS, _ltc.offers(inputs, state), ("reference",))
+    if form == "reference":
         v, state = _reference(inputs, state, outer, between, cell, spans, lengths, resets, unfolds, epsilon)
     else:
-        v, state, _ = _ltc(inputs, state, outer, between, cell, spans, lengths, resets, unfolds, epsilon)
+        v, state, _ = _ltc.forms[form](inputs, state, outer, between, cell, spans, lengths, resets, unfolds, epsilon)
     return v.to(x.dtype), state
 
 
@@ -174,7 +175,8 @@ def _forward(call: Call, x, state, sensory, inner, cell, spans, lengths, resets,
 def _backward(
     call: Call, x, sensory, inner, cell, spans, lengths, resets, epsilon, saved, d_v, d_last
 ) -> tuple[Tensor | None, ...]:
-    unfolds, N, n_blocks = saved.shape[2], saved.shape[4], min(len(x), torch.get_num_threads())
+    unfolds, N = saved.shape[2], saved.shape[4]
+    n_blocks = min(len(x), torch.get_num_threads()) if x.is_cpu else len(x)
     d_x, d_cell = torch.zeros_like(x), cell.new_zeros(n_blocks, *cell.shape)
     d_sensory, d_inner = (s.new_zeros(n_blocks, *s.shape) for s in (sensory, inner))
     d_state, d_spans = d_last.clone(), None if spans is None else torch.zeros_like(spans)
@@ -192,4 +194,5 @@ _ltc = Operator(
     _backward,
     gradients="x state sensory inner cell spans",
     plain=_reference,
+    triton=TRITON,
 )

@@ -318,6 +318,4 @@ def cfc_backward(d_h, weights, widths, *arguments) -> None:
     *tensors, n_levels, B, T, mode, activation, n_blocks = arguments
     table, sizes = _table(widths, d_h.device)
     numbered = B, T, sizes[0], sum(sizes[1:]), n_levels
-    _backward[(triton.cdiv(B, ROWS),)](
-        d_h, weights, table, *tensors, *numbered, **_how(mode, activation, sizes)
-    )
+    _backward[(triton.cdiv(B, ROWS),)](d_h, weights, table, *tensors, *numbered, **_how(mode, activation, sizes))

@@ -176,9 +176,7 @@ def _backward(
                         mask=known,
                         other=0.0,
                     )
-                    w = tl.load(
-                        turned + ((head * 4 + gate) * D + k[:, None]) * D + j[None, :], mask=whole, other=0.0
-                    )
+                    w = tl.load(turned + ((head * 4 + gate) * D + k[:, None]) * D + j[None, :], mask=whole, other=0.0)
                     total = tl.dot(x, w, total, input_precision="ieee")
             going = goes_on[:, None] & there[:, None] & (j < D)[None, :]
             tl.store(d_h0 + states + j[None, :], tl.where(kept, total, 0.0), mask=going)
