@@ -241,7 +241,7 @@ def test_a_gate_that_hardly_opens_still_writes(backend):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backend": "chunked"}, "Unknown backend 'chunked'. .*Available: auto, reference, compiled"),
+        ({"backend": "chunked"}, "Unknown backend 'chunked'. .*Available: auto, reference, triton, compiled"),
         ({"backend": "compiled"}, "cannot run here: it computes in float32, the inputs are torch.float64"),
         ({"q": torch.zeros(3, 5, 5)}, r"m2rnn: q \(3, 5, 5\) and v \(3, 5, 2, 7\) do not go together"),
         ({"q": torch.zeros(3, 5, 3, 5)}, "do not go together"),

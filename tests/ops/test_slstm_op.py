@@ -186,7 +186,7 @@ def test_many_steps_do_not_drift(backend):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backend": "chunked"}, "Unknown backend 'chunked'. .*Available: auto, reference, compiled"),
+        ({"backend": "chunked"}, "Unknown backend 'chunked'. .*Available: auto, reference, triton, compiled"),
         ({"backend": "compiled"}, "cannot run here: it computes in float32, the inputs are torch.float64"),
         ({"gates": torch.zeros(3, 5, 14)}, "gates has shape"),
         (

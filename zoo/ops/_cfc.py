@@ -77,7 +77,7 @@ def cfc(
         tau, level: (H,), of the pure mode: the rate at f = 0, and where the state is drawn to.
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state as it is and give zeros.
         resets: (B, T) bool; the state is zero before a step where it is true.
-        backend: "auto", "reference" (one step at a time), "compiled" (float32 on the CPU) or "triton" (float32 on a GPU).
+        backend: "auto", "reference" (one step at a time), "compiled" (float32, CPU) or "triton" (float32, GPU).
     Returns:
         h (B, T, H) in the inputs' dtype, and the last state (B, H).
     """

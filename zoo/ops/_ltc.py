@@ -75,7 +75,7 @@ def ltc(
         timespans: (B, T), time since the step before; None for 1 everywhere.
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state as it is and give zeros.
         resets: (B, T) bool; the state is zero before a step where it is true.
-        backend: "auto", "reference" (one step at a time), "compiled" (float32 on the CPU) or "triton" (float32 on a GPU).
+        backend: "auto", "reference" (one step at a time), "compiled" (float32, CPU) or "triton" (float32, GPU).
     Returns:
         v (B, T, N) in x's dtype, and the last state (B, N).
     """

@@ -56,7 +56,7 @@ def m2rnn(
             torch.func are refused.
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
         resets: (B, T) bool; the state is forgotten before a step where it is true.
-        backend: "auto", "reference" (one step at a time), "compiled" (float32 on the CPU) or "triton" (float32 on a GPU).
+        backend: "auto", "reference" (one step at a time), "compiled" (float32, CPU) or "triton" (float32, GPU).
     Returns:
         y (B, T, H, V) in v's dtype, the last state (B, H, K, V).
     """

@@ -55,7 +55,7 @@ def slstm(
         state: (h, c, n, m), each (B, H, D), float32 (float64 for float64 inputs); None for zeros. Not changed.
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
         resets: (B, T) bool; the state is forgotten before a step where it is true.
-        backend: "auto", "reference" (one step at a time), "compiled" (float32 on the CPU) or "triton" (float32 on a GPU).
+        backend: "auto", "reference" (one step at a time), "compiled" (float32, CPU) or "triton" (float32, GPU).
     Returns:
         h (B, T, H, D) in gates' dtype, the state after the last step.
     """

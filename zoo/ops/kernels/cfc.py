@@ -7,6 +7,8 @@ float32.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import triton
 import triton.language as tl
@@ -272,7 +274,7 @@ def _table(widths: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, li
     """The fields of every level, on the device, and the widths."""
     sizes, rows = widths.tolist(), []
     at = weights = biases = 0
-    for number, (below, width) in enumerate(zip(sizes, sizes[1:])):
+    for number, (below, width) in enumerate(itertools.pairwise(sizes)):
         rows.append([below, width, weights, biases, at])
         at, weights, biases = at + width, weights + below * width, biases + width * (number > 0)
     return torch.tensor(rows, dtype=torch.int64, device=device), sizes
@@ -315,7 +317,7 @@ def cfc_forward(
 
 
 def cfc_backward(d_h, weights, widths, *arguments) -> None:
-    *tensors, n_levels, B, T, mode, activation, n_blocks = arguments
+    *tensors, n_levels, B, T, mode, activation, _ = arguments
     table, sizes = _table(widths, d_h.device)
     numbered = B, T, sizes[0], sum(sizes[1:]), n_levels
     _backward[(triton.cdiv(B, ROWS),)](d_h, weights, table, *tensors, *numbered, **_how(mode, activation, sizes))

@@ -295,5 +295,5 @@ def ltc_backward(
     tensors = d_out, x, sensory, inner, leak, rest, capacity, spans, lengths, resets, saved, d_state, d_x, d_spans
     scratch = x.new_empty(n_blocks, 5, N)
     _backward[(n_blocks,)](*tensors, *wide, scratch, B, T, P, N, unfolds, epsilon, **_how(N))
-    for d, sums in zip((d_sensory, d_inner, d_cell), wide):
+    for d, sums in zip((d_sensory, d_inner, d_cell), wide, strict=True):
         d.copy_(sums)

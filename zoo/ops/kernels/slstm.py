@@ -198,5 +198,5 @@ def slstm_forward(gates, weights, lengths, resets, h0, c, n, m, h, saved, B, T, 
 
 
 def slstm_backward(*arguments) -> None:
-    *tensors, B, T, H, D, threads = arguments
+    *tensors, B, T, H, D, _ = arguments
     _launch(_backward, tensors, B, T, H, D)
