@@ -93,10 +93,10 @@ def _ltc(B: int, T: int, D: int) -> Leaves:
 
 
 def _of_ltc(**given: Any) -> Any:
-    sides = [
+    sensory, inner = (
         ops.Synapses(*(given.pop(f"{what}_{part}") for part in ops.Synapses._fields)) for what in ("sensory", "inner")
-    ]
-    return ops.ltc(given.pop("x"), *sides, **given, unfolds=3)
+    )
+    return ops.ltc(given.pop("x"), sensory, inner, **given, unfolds=3)
 
 
 def _of_slstm(gates: Tensor, weight: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor, **how: Any) -> Any:
