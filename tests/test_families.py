@@ -107,8 +107,8 @@ def test_every_family_has_a_tiny_size():
     }
 
 
-# that a size learns takes a second or two: every eighth in `make test`, all of them in `make check-all`
-LEARNING = [pytest.param(name, marks=[pytest.mark.slow] if i % 8 else []) for i, name in enumerate(TINY)]
+# that a size learns takes a second or two: every twelfth in `make test`, all of them in `make check-all`
+LEARNING = [pytest.param(name, marks=[pytest.mark.slow] if i % 12 else []) for i, name in enumerate(TINY)]
 
 
 @pytest.mark.parametrize("name", LEARNING)

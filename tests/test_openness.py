@@ -30,6 +30,22 @@ MODELS = [*FAMILIES, *HYBRIDS]
 over_models = pytest.mark.parametrize("name", MODELS)
 
 
+def of_new_words(families: list[str]) -> list[Any]:
+    """Families; those whose words are all in ones before are slow, as the laws of the words hold them too."""
+    seen: set[str] = set()
+    found = []
+    for name in families:
+        config = model_config(name)
+        words = {word for word in zoo.list_mixers() if re.search(rf"\b{word}\b", config.pattern)}
+        words |= {"recursion"} if config.recursion is not None else set()
+        found.append(pytest.param(name, marks=[pytest.mark.slow] if words <= seen else []))
+        seen |= words
+    return found
+
+
+over_new_words = pytest.mark.parametrize("name", [*of_new_words(FAMILIES), *HYBRIDS])
+
+
 def build(name: str) -> nn.Module:
     torch.manual_seed(1)
     pattern, options = HYBRIDS.get(name, (name, {}))
@@ -59,7 +75,7 @@ def test_hooks_fire(name):
     assert set(owners) - set(called) == unread
 
 
-@over_models
+@over_new_words
 def test_adapters(name):
     """An adapter around every linear layer and embedding, those of a tied head too, is a change of its weight."""
     model, expected = build(name), build(name)
@@ -87,7 +103,7 @@ def test_adapters(name):
 
 @pytest.mark.crossed("name", "use_reentrant")
 @pytest.mark.parametrize("use_reentrant", [False, True], ids=["not reentrant", "reentrant"])
-@over_models
+@over_new_words
 def test_checkpointing(name, use_reentrant):
     model = build(name).float()
     x = noise(2, 70, model.config.d_model).float().requires_grad_()
@@ -125,19 +141,6 @@ def test_a_recursive_model_recomputes_every_word(word):
         grads.append([p.grad for p in model.parameters() if p.grad is not None])
         names = [n for n, p in model.named_parameters() if p.grad is not None]
     assert_close_gradients(grads[1], grads[0], 2e-5, word, names)
-
-
-def of_new_words(families: list[str]) -> list[Any]:
-    """Families; those whose words are all in ones before are slow, as the laws of the words hold them too."""
-    seen: set[str] = set()
-    found = []
-    for name in families:
-        config = model_config(name)
-        words = {word for word in zoo.list_mixers() if re.search(rf"\b{word}\b", config.pattern)}
-        words |= {"recursion"} if config.recursion is not None else set()
-        found.append(pytest.param(name, marks=[pytest.mark.slow] if words <= seen else []))
-        seen |= words
-    return found
 
 
 @pytest.mark.parametrize("name", of_new_words(FAMILIES))

@@ -185,7 +185,7 @@ def test_on_the_page(run, tmp_path):
 
 
 def test_files(recorded, tmp_path):
-    named = [Named("a <name> with $signs$", read(recorded))]
+    named = [Named("a <name> with $signs$", read(recorded).shortened(4))]
     save(named, tmp_path / "strip.png")
     assert Image.open(tmp_path / "strip.png").n_frames == 1
     save(named, tmp_path / "strip.svg")

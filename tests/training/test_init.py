@@ -34,10 +34,10 @@ MODEL = {"pattern": "2*(gqa swiglu)", "d_model": 16}
 
 
 @pytest.fixture
-def base(tmp_path, monkeypatch):
+def base(tmp_path, monkeypatch, made_once):
     """A trained run `x`, a recipe `small.yaml` of another model, and a published folder `hf`."""
     monkeypatch.chdir(tmp_path)
-    train({**SMALL, "model": MODEL, "out": "x"}, quiet=True)
+    made_once("base", Path("x"), lambda: train({**SMALL, "model": MODEL, "out": "x"}, quiet=True))
     Path("small.yaml").write_text(yaml.safe_dump({**SMALL, "model": {"pattern": "lstm", "d_model": 32}}))
     return Path("x")
 

@@ -23,10 +23,10 @@ TRAIN = {
     "optimizer": "adam_atan2",
     "beta2": 0.95,
     "ema": 0.9,
-    "eval_every": 8,
+    "eval_every": 12,
     "log_every": 4,
-    "eval_rows": 8,
-    "test_rows": 8,
+    "eval_rows": 4,
+    "test_rows": 4,
     "checkpoint_every": 5,
     "threads": 1,
 }
