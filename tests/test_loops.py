@@ -362,7 +362,7 @@ def test_streams_pass_through_a_loop(x):
     stream = stack.residual.widen(x)
     (step,) = stack.steps
     context = admit("backbone", None, 2, 9, x.device)
-    first = step._pass(0, stream, stream, None, context, None, False)[0]
+    first = step._pass(0, stream, stream, None, context, None, False, stream)[0]
     second = step._pass(1, first, stream, None, context, None, False)[0]
     p = torch.sigmoid(first.mean(2) @ step.halting.weight[0] + step.halting.bias)[..., None, None]
     close(stack(x)[0], (p * first + (1 - p) * second).mean(2))

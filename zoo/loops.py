@@ -38,15 +38,17 @@ class Held(NamedTuple):
 
 
 class Carried(NamedTuple):
-    """What a loop gave in the pass before of the loop around it.
+    """What a loop gave before, from which it goes on: in the pass before of the loop around it, or in another call.
 
     Attributes:
         runs: passes of the loop around in which it has run.
         h: (B, T, D), or with the residual streams.
+        begun: (B,) bool, the rows that go on; the others start anew. By default all go on.
     """
 
     runs: int
     h: Tensor
+    begun: Tensor | None = None
 
 
 class Inject(nn.Module):
@@ -134,6 +136,7 @@ class LoopStep(nn.Module):
     ):
         super().__init__()
         o = self.options = node.options
+        self.around = around
         _check_around(node, around)
         self.count, self.streams, self.narrow, self.name = node.count, streams, narrow, name
         self.d_model, self.body = d_model, body
@@ -169,14 +172,15 @@ class LoopStep(nn.Module):
     def forward(
         self, x: Tensor, states: tuple[State, ...] | None, context: Context, *, recompute: bool = False
     ) -> tuple[Tensor, tuple[State, ...]]:
+        carried: Carried | None = context.shared.get(self.key)
         for key in self.inner:  # of another call, or of another run of this loop
-            context.shared.pop(key, None)
+            if carried is None or self.around is not None:
+                context.shared.pop(key, None)
         own = replace(context, losses=[])  # which the passes leave
         exits = None if self.halting is None else (_Mean if self.training else _First)(self, x, context)
-        carried: Carried | None = context.shared.get(self.key) if self.remembers else None
         learning = self.options.gradients() or (self.count,)
         n_cut = self.count - learning[0 if carried is None or len(learning) == 1 else carried.runs]
-        h = self._start(x, carried)
+        h, first = self._start(x, carried)
         after = []
         for i in range(self.count):
             before = None if states is None else states[i]
@@ -185,31 +189,49 @@ class LoopStep(nn.Module):
                 aside = replace(own, losses=[])
                 with torch.no_grad():
                     before = None if before is None else fork(before)  # without gradients it would be written to
-                    h, state = self._pass(i, h, x, before, aside, held, False)
+                    h, state = self._pass(i, h, x, before, aside, held, False, first)
             else:
-                h, state = self._pass(i, h, x, before, own, held, recompute)
+                h, state = self._pass(i, h, x, before, own, held, recompute, first)
             after.append(state)
             if exits is not None:
                 exits.see(i, h)
         y = h if exits is None else exits.leave(h)
         context.losses.extend(loss / (self.count - n_cut) for loss in own.losses)
-        if self.remembers:
+        if self.remembers or carried is not None:
             context.shared[self.key] = Carried(1 if carried is None else carried.runs + 1, y)
         y = x + y if self.options.residual else y
         return (once_only(y, TRUNCATED) if n_cut else y), tuple(after)
 
-    def _start(self, x: Tensor, carried: Carried | None) -> Tensor:
-        """h_0."""
-        if self.initial is None:
-            return torch.zeros_like(x) if self.options.start == "zeros" else x
-        return self.initial.to(x.dtype).expand_as(x) if carried is None else carried.h
+    def _start(self, x: Tensor, carried: Carried | None) -> tuple[Tensor, Tensor | None]:
+        """h_0, and what the first pass reads where that is not h_0 injected into e."""
+        first = None
+        if self.initial is not None:
+            h = self.initial.to(x.dtype).expand_as(x)
+        elif self.options.start == "zeros":
+            h = torch.zeros_like(x)
+        else:
+            h = first = x
+        if carried is None or (self.initial is None and self.around is not None):
+            return h, first
+        before = carried.h.to(x.dtype)
+        if carried.begun is None:
+            return before, None
+        start = _where(carried.begun[:, None], before, h)
+        return start, None if first is None else _where(carried.begun[:, None], self.inject(before, x), x)
 
     def _pass(
-        self, i: int, h: Tensor, e: Tensor, state: State | None, context: Context, held: Held | None, recompute: bool
+        self,
+        i: int,
+        h: Tensor,
+        e: Tensor,
+        state: State | None,
+        context: Context,
+        held: Held | None,
+        recompute: bool,
+        first: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """h_i and the state of pass i, from h_{i-1}."""
-        first = i == 0 and self.options.start == "input"
-        u = e if first else self.inject(h, e)
+        """h_i and the state of pass i, from h_{i-1}; `first` is read by the first pass where it is given."""
+        u = self.inject(h, e) if i or first is None else first
         y, state = self.body(u, state, context, recompute=recompute, held=held)
         y = self.norm(y)
         if self.gates is not None:

@@ -34,6 +34,7 @@ class Needs(NamedTuple):
         timespans: whether the model reads the time between tokens.
         prefix: whether the model has places for what it learns of each puzzle.
         unmasking_policy: whether the model has a policy of which masked cell is unmasked next.
+        halting: whether a token model has a halting head.
     """
 
     recursion: Need | None = None
@@ -46,6 +47,7 @@ class Needs(NamedTuple):
     timespans: Need | None = None
     prefix: Need | None = None
     unmasking_policy: Need | None = None
+    halting: Need | None = None
 
 
 def merge(parts: Iterable[Needs]) -> Needs:

@@ -108,6 +108,8 @@ class ModelConfig(Options, label="model"):
         head_bias: a bias on the head; a model of real vectors always has one.
         logit_scale: factor on the logits, or on the outputs.
         logit_softcap: c in c * tanh(logits / c), after `logit_scale`.
+        halting: a halting head, which says whether a whole answer is right, of a token model whose loop is trained by
+            deep supervision; filled in there. A recursive model always has one.
         recursion: options of a recursive model, which is trained by deep supervision; {} takes the defaults.
         unmasking_policy: options of a learned order in which masked cells are unmasked, which is trained by the option
             `unmasking_order` of the objective masked_diffusion; {} takes the defaults.
@@ -141,6 +143,7 @@ class ModelConfig(Options, label="model"):
     head_bias: bool = False
     logit_scale: float = 1.0
     logit_softcap: float | None = Field(default=None, gt=0)
+    halting: bool = False
     recursion: Recursion | None = None
     unmasking_policy: UnmaskingPolicy | None = None
     published: dict[str, Any] | None = None
@@ -194,6 +197,8 @@ class ModelConfig(Options, label="model"):
         self._has_ends()
         if self.decoder and self.recursion is not None:
             raise UsageError("A recursive model takes no decoder.")
+        if self.halting and (self.recursion is not None or self.inputs is not None):
+            raise UsageError("halting=true is for a model of tokens without recursion: leave model.halting out.")
         if self.shifted_logits and (self.causal or self.recursion is not None or self.inputs is not None):
             raise UsageError("shifted_logits=True is for a model of tokens with causal=False and no recursion.")
         if self.unmasking_policy is not None and (self.causal or self.recursion is not None or self.inputs is not None):

@@ -12,7 +12,10 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from zoo.core.errors import UsageError
+from zoo.core.needs import Need, Needs
 from zoo.core.options import Options, tuples
+from zoo.models.config import ModelConfig
+from zoo.models.looped import LoopedModel, LoopedState, require_loop, thinker
 from zoo.models.recursive import RecursiveState
 from zoo.objectives.base import (
     Carry,
@@ -28,7 +31,7 @@ from zoo.objectives.base import (
 )
 from zoo.objectives.paths import Vote
 from zoo.objectives.supervision import Stage, depth_at, step_weights, winner
-from zoo.objectives.thinking import Thinking
+from zoo.objectives.thinking import State, Thinking
 from zoo.protocol import Context
 from zoo.tasks.protocol import IGNORE, Batch, Task
 
@@ -48,6 +51,9 @@ class DeepSupervision(Thinking):
     If the halting head of a place says "right", or the place has used `max_steps` steps, the place takes its row of the
     next batch; the other rows of that batch are not used. With the probability `exploration` a puzzle stays for at
     least a random number of steps from 2 to `max_steps`.
+
+    A token model with a loop learns so too: `zoo.models.looped.LoopedModel` says what its supervision step is. If it is
+    causal, it learns `next_token` tasks as they are read, each scored position from the steps before it.
 
     A `fill_in` task is answered in place. A task whose answers are a text within the row (`Task.continues`) is answered
     where the text is. For other tasks the row is read with blanks appended for its scored cells.
@@ -74,7 +80,9 @@ class DeepSupervision(Thinking):
             curriculum: stages of a shallower start, each (batches, cycles, updates); after the last one the recursion
                 has its own depth (CGAR; published: 30 % of the training with 1 cycle of 2 updates, 30 % with 2 of 4,
                 the rest with 3 of 6).
-            eval_steps: supervision steps in evaluation, by default the model's `max_steps`.
+            steps: largest number of supervision steps of a puzzle in training, by default the `max_steps` of a
+                recursive model, and 4 of a token model with a loop.
+            eval_steps: supervision steps in evaluation, by default those of training.
             starts: number of paths of thinking in evaluation; `vote` chooses one of the answers. They start at random,
                 or where `candidates` start; with `noise`, and unless `random_start`, all start at the model's own y
                 and z.
@@ -98,6 +106,7 @@ class DeepSupervision(Thinking):
         candidates: int = Field(default=1, ge=1, le=1024)
         decay: float = Field(default=1.0, gt=0)
         curriculum: tuple[Stage, ...] = ()
+        steps: int | None = Field(default=None, ge=1)
         eval_steps: int | None = Field(default=None, ge=1)
         starts: int = Field(default=1, ge=1)
         noise: float = Field(default=0.0, ge=0)
@@ -114,9 +123,9 @@ class DeepSupervision(Thinking):
 
     def __init__(self, config: Config, task: Task, *, causal: bool):
         super().__init__(config, task, causal=causal)
-        if causal:
+        if causal and task.layout == "fill_in":
             raise UsageError("deep_supervision answers all cells at once: set model.causal=false.")
-        if task.layout not in ("next_token", "fill_in") or task.is_language:
+        if task.layout not in ("next_token", "fill_in") or (task.is_language and not causal):
             told = "is a text" if task.is_language else f"has the layout {task.layout}"
             raise UsageError(f"The objective deep_supervision asks for questions with an answer; {task.name} {told}.")
         if task.irregular_times:
@@ -133,10 +142,25 @@ class DeepSupervision(Thinking):
             raise UsageError(f"deep_supervision: votes={config.votes} is too large: {told}.")
         if config.vote == "settled" and config.eval_steps == 1:
             raise UsageError('deep_supervision: vote="settled" compares steps: it needs eval_steps above 1.')
-        self.in_place = task.layout == "fill_in"
+        self.in_place = causal or task.layout == "fill_in"
         self.blank = task.vocab_size
         self.vocab_size = task.vocab_size + (not self.in_place)
         self.length = task.seq_len if self.in_place else answered_length(task, self.name)
+
+    def needs(self, draft: ModelConfig) -> Needs:
+        found = super().needs(draft)
+        if draft.recursion is not None:
+            return found
+        loop, c = require_loop(draft.pattern), self.config
+        alone = {"random_start": c.random_start, "candidates": c.candidates > 1, "curriculum": bool(c.curriculum)}
+        alone["starts"] = c.starts > 1 and not c.noise
+        for option, is_set in alone.items():
+            if is_set:
+                fix = "set objective.noise" if option == "starts" else "leave it out"
+                told = f"is for a recursive model, and loop({loop.count}, ...) starts from its own input: {fix}"
+                raise UsageError(f"deep_supervision: {option} {told}.")
+        halting = Need(True, "deep_supervision of a loop learns when an answer is right, by a halting head")
+        return found._replace(recursion=None, halting=halting)
 
     def encode(self, batch: Batch) -> Encoded:
         if self.in_place:
@@ -156,6 +180,7 @@ class DeepSupervision(Thinking):
         parts: int = 1,
         rows: slice | None = None,
     ) -> Iterator[Update]:
+        model = thinker(model)
         targets = torch.full_like(data.tokens, IGNORE)
         targets.view(-1)[data.positions] = data.targets
         new = {"tokens": data.tokens, "targets": targets, **self._fresh(model, data.tokens.shape, generator)}
@@ -192,11 +217,11 @@ class DeepSupervision(Thinking):
 
         n = len(data.tokens)
         explore = torch.rand(n, generator=generator) < self.config.exploration
-        most = model.recursion.max_steps
+        most = self._max_steps(model)
         least = explore * torch.randint(2, max(most, 2) + 1, (n,), generator=generator)
         carry["halted"] = (steps >= most) | (torch.cat(stops) & (steps >= least[own].to(steps.device)))
         carry["steps"] = steps
-        carry["answer"], carry["latents"] = (torch.cat(each) for each in zip(*states, strict=True))
+        carry.update(zip(states[0]._fields, map(torch.cat, zip(*states, strict=True)), strict=True))
         if self.config.curriculum:
             carry["batches"] = carry["batches"] + 1
 
@@ -204,13 +229,13 @@ class DeepSupervision(Thinking):
         """The y and z that new puzzles start from: z is (n, K, ...) where K candidates are."""
         drawn = generator if self.config.random_start else None
         if self.config.candidates == 1:
-            return model.init_state(*shape, generator=drawn)._asdict()
+            return model.init_state(*shape, **({} if drawn is None else {"generator": drawn}))._asdict()
         starts = [model.init_state(*shape, generator=drawn, start=k) for k in range(self.config.candidates)]
         return {"answer": starts[0].answer, "latents": torch.stack([start.latents for start in starts], 1)}
 
     def _learn(
         self, model: Any, carry: Carry, steps: Tensor, depth: tuple[int, int] | None
-    ) -> tuple[RecursiveState, Tensor, Update]:
+    ) -> tuple[State, Tensor, Update]:
         """One supervision step of some places: their next state, which of them may stop, and the mean of their losses.
 
         Args:
@@ -223,7 +248,8 @@ class DeepSupervision(Thinking):
         context = Context()
         rows, cells = (targets != IGNORE).nonzero(as_tuple=True)
         expected = targets[rows, cells]
-        state, others = RecursiveState(carry["answer"], carry["latents"]), None
+        kind = LoopedState if isinstance(model, LoopedModel) else RecursiveState
+        state, others = kind(*(carry[name] for name in kind._fields)), None
         if self.config.candidates > 1:
             state, others = winner(model, carry, self._nats, depth)
         thought = model.think(tokens, state, context, puzzles=puzzles, depth=depth)
@@ -231,14 +257,14 @@ class DeepSupervision(Thinking):
         n_cells = torch.bincount(rows, minlength=len(tokens)).clamp(min=1)
         nats = self._nats(logits, expected, self.config.label_smoothing)
         if self.config.decay != 1:
-            nats = nats * step_weights(self.config.decay, model.recursion.max_steps).to(nats)[steps - 1][rows]
+            nats = nats * step_weights(self.config.decay, self._max_steps(model)).to(nats)[steps - 1][rows]
         answers = (nats / n_cells[rows]).sum() / len(tokens)
         said = tokens.clone()
         said[rows, cells] = logits.detach().argmax(-1)
         batch = self._batch(tokens, targets)
         right = self.task.is_right(batch, said[:, -batch.inputs.shape[1] :]).to(tokens.device)
         halting = F.binary_cross_entropy_with_logits(thought.halt, right.to(thought.halt))
-        last = steps >= model.recursion.max_steps
+        last = steps >= self._max_steps(model)
         stop = self._stops(thought)
         if self.config.halting == "q":
             with torch.no_grad():
@@ -271,6 +297,9 @@ class DeepSupervision(Thinking):
 
         Those of the recursion's own depth, to which a `curriculum` comes at last.
         """
+        if model.config.recursion is None:
+            further = model.flops_per_token(self.length) if self.config.halting == "q" else 0
+            return super().training_flops(model, recompute=recompute) + further
         r, forward = model.recursion, model.flops_per_token(self.length)
         learning = 2 if r.gradient == "step" else r.updates + 1
         backward = (3 if recompute else 2) * forward * learning // (r.cycles * (r.updates + 1))
@@ -280,18 +309,21 @@ class DeepSupervision(Thinking):
     def carries(self, carry: Carry, model: Any, n: int) -> bool:
         if not carry:
             return True
-        names = {"halted", "steps", "tokens", "targets", "answer", "latents"} | {"puzzles"} & carry.keys()
+        model = thinker(model)
+        fresh = self._fresh(model, carry["tokens"].shape) if "tokens" in carry and carry["tokens"].ndim == 2 else {}
+        names = {"halted", "steps", "tokens", "targets", *fresh} | {"puzzles"} & carry.keys()
         names |= {"batches"} if self.config.curriculum else set()
         if carry.keys() != names or carry["tokens"].ndim != 2 or len(carry["tokens"]) != n:
             return False
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("halted", "steps", "puzzles", "batches"), (n,))
         shapes |= dict.fromkeys(("tokens", "targets"), carry["tokens"].shape)
-        shapes |= {name: leaf.shape for name, leaf in self._fresh(model, carry["tokens"].shape).items()}
+        shapes |= {name: leaf.shape for name, leaf in fresh.items()}
+        flags = {"halted"} | {name for name, leaf in fresh.items() if leaf.dtype == torch.bool}
         tokens, targets = carry["tokens"], carry["targets"]
         return (
             all(carry[name].shape == shapes[name] for name in names)
-            and carry["halted"].dtype == torch.bool
-            and all(carry[name].dtype == torch.int64 for name in names - {"halted", "answer", "latents"})
+            and all(carry[name].dtype == torch.bool for name in flags)
+            and all(carry[name].dtype == torch.int64 for name in names - flags - {"answer", "latents"})
             and 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size
             and bool(((targets == IGNORE) | ((targets >= 0) & (targets < self.vocab_size))).all())
         )

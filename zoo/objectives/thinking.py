@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.models.looped import LoopedState, thinker
 from zoo.models.modes import evaluation_mode
 from zoo.models.recursive import RecursiveState, Thought
 from zoo.objectives.base import Encoded, Frame, Objective, at_least_float32
@@ -17,6 +18,8 @@ from zoo.objectives.draws import RowDraws
 from zoo.objectives.paths import Attempt, Path, chosen, taken
 from zoo.tasks.protocol import IGNORE, Batch
 
+State = RecursiveState | LoopedState
+STEPS = 4  # supervision steps of a token model with a loop, by default
 WINDOW = 3  # steps over which `vote="settled"` looks, as EqR's authors have it
 
 
@@ -51,7 +54,7 @@ class Thinking(Objective):
     @torch.no_grad()
     def evaluate(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Answers after the last supervision step, and their mean loss by cell."""
-        data = self.encode(batch).to(model.answer_init.device)
+        data = self.encode(batch).to(next(model.parameters()).device)
         logits = taken(self.paths(model, batch), self.config.vote, "logits")
         loss = self._nats(logits.flatten(0, 1)[data.positions], data.targets).mean()
         return self.answer(logits, batch).cpu(), loss
@@ -74,7 +77,8 @@ class Thinking(Objective):
             batch: of the task.
             every_step: keep the answers after every step too.
         """
-        data = self.encode(batch).to(model.answer_init.device)
+        model = thinker(model)
+        data = self.encode(batch).to(next(model.parameters()).device)
         most = torch.full_like(data.tokens[:, 0], self._n_steps(model) + 1) if self.config.vote == "first" else None
         found: list[Path] = []
         with evaluation_mode(model):
@@ -105,6 +109,7 @@ class Thinking(Objective):
             most: (n,) steps by which a row has to halt, so that it ends when it has, or cannot; by default all rows
                 take all steps.
         """
+        model = thinker(model)
         tokens = data.tokens if attempt.symmetry is None else attempt.symmetry.turn(data.tokens)
         draws = RowDraws.of(data).at(None, attempt.number) if self._is_random() or self.config.noise else None
         state = self._start(model, tokens, attempt, draws)
@@ -121,15 +126,16 @@ class Thinking(Objective):
                 if not stay.any():
                     return
                 rows, tokens, puzzles = rows[stay], tokens[stay], None if puzzles is None else puzzles[stay]
-                state = RecursiveState(*(leaf[stay] for leaf in state))
+                state = type(state)(*(leaf[stay] for leaf in state))
 
     def _is_random(self) -> bool:
         """Whether paths start at random: where training does, or where nothing else would tell them apart."""
         c = self.config
         return c.random_start or (c.starts > 1 and not c.noise and c.candidates == 1)
 
-    def _start(self, model: Any, tokens: Tensor, attempt: Attempt, draws: RowDraws | None) -> RecursiveState:
-        start = model.init_state(*tokens.shape, start=attempt.start if self.config.candidates > 1 else 0)
+    def _start(self, model: Any, tokens: Tensor, attempt: Attempt, draws: RowDraws | None) -> State:
+        number = {"start": attempt.start} if self.config.candidates > 1 else {}
+        start = model.init_state(*tokens.shape, **number)
         if draws is None or not self._is_random():
             return start
         return RecursiveState(*(draws.normal(i, *leaf.shape[1:]).to(leaf) for i, leaf in enumerate(start)))
@@ -170,7 +176,12 @@ class Thinking(Objective):
         return logits.diff(dim=0).norm(dim=-1).mean((0, 2))
 
     def _n_steps(self, model: Any) -> int:
-        return self.config.eval_steps or model.recursion.max_steps
+        return self.config.eval_steps or self._max_steps(model)
+
+    def _max_steps(self, model: Any) -> int:
+        """The largest number of supervision steps of a puzzle in training."""
+        recursion = model.config.recursion
+        return self.config.steps or (STEPS if recursion is None else recursion.max_steps)
 
     def _stops(self, thought: Thought) -> Tensor:
         """(n,) bool: whether the halting head says that the answer is right."""
@@ -185,9 +196,10 @@ def _frames(answers: Tensor | None, halts: Tensor | None) -> Iterator[Frame]:
         yield Frame(answer, torch.zeros_like(answer, dtype=torch.bool), halt.sigmoid())
 
 
-def _moved(state: RecursiveState, draws: RowDraws, noise: float) -> RecursiveState:
+def _moved(state: State, draws: RowDraws, noise: float) -> State:
     """A state with normal noise of this deviation."""
-    return RecursiveState(*(leaf + noise * draws.normal(i, *leaf.shape[1:]).to(leaf) for i, leaf in enumerate(state)))
+    moved = (leaf + noise * draws.normal(i, *leaf.shape[1:]).to(leaf) for i, leaf in enumerate(state[:2]))
+    return type(state)(*moved, *state[2:])
 
 
 __all__ = ["WINDOW", "Thinking"]

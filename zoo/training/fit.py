@@ -87,6 +87,9 @@ WAYS: dict[str, Way] = {
     "unmasking_policy": Way(
         lambda config, given: None if config.unmasking_policy is None else True, "unmasking_policy", section=True
     ),
+    "halting": Way(
+        lambda config, given: given.get("halting"), "halting", lambda config, given: config.recursion is None
+    ),
 }
 """By the fields of `Needs`, in the order in which they are looked at."""
 
