@@ -364,16 +364,15 @@ def test_a_shared_indexer_is_that_of_the_layer_before(backend):
     torch.testing.assert_close(own(seen["x"])[0], seen["y"], rtol=0, atol=1e-12)
 
 
-def test_laws_of_a_shared_indexer():
+QUICK = ("chunk consistency", "packing", "raggedness", "states of rows", "compilation", "checkpointing")
+
+
+@pytest.mark.parametrize("law", [law if law in QUICK else pytest.param(law, marks=pytest.mark.slow) for law in LAWS])
+def test_laws_of_a_shared_indexer(law):
     """Cut anywhere, packed, ragged, compiled and checkpointed, as a pattern of both layers."""
-    for check in plan_of(SHARED.format("").replace(" swiglu", "")):
+    for check in plan(LAWS[law], cases_of_word(SHARED.format("").replace(" swiglu", ""))):
         finding = check.find()
         assert not finding.broken, str(finding)
-
-
-def plan_of(pattern):
-    cases = cases_of_word(pattern)
-    return [check for law in LAWS.values() for check in plan(law, cases)]
 
 
 @torch.no_grad()

@@ -171,7 +171,7 @@ def test_inputs_are_left_alone_and_no_memory_is_read_unwritten(constant, backend
     assert all(torch.equal(x, y) for x, y in zip(leaves, before, strict=True))
 
 
-@FAST
+@pytest.mark.parametrize("backend", [pytest.param("chunked", marks=pytest.mark.slow), COMPILED])  # it takes a second
 @pytest.mark.parametrize("constant", [False, True])
 def test_compiles_to_one_graph(constant, backend):
     leaves = make(2, 6, 3, constant=constant)

@@ -21,6 +21,7 @@ COMPILED = pytest.param(
 )
 FAST = pytest.mark.parametrize("backend", ["chunked", COMPILED])
 FORMS = pytest.mark.parametrize("backend", ["reference", "chunked", COMPILED])
+TRACED = [pytest.param("chunked", marks=pytest.mark.slow), COMPILED]  # the plain form takes seconds
 BOTH = pytest.mark.parametrize("op", OPS)
 
 
@@ -291,7 +292,7 @@ def test_autocast_does_not_reach_inside(op):
     torch.testing.assert_close(list(got), expected[:2])
 
 
-@FAST
+@pytest.mark.parametrize("backend", TRACED)
 @BOTH
 def test_compiles_to_one_graph(op, backend):
     inputs = make(op, 6, packed=True, ragged=True)

@@ -140,10 +140,10 @@ def wait_for_checkpoint(process, folder: Path) -> None:
         time.sleep(0.002)
 
 
-LONG = ("train.steps=400", "train.eval_every=50", "train.checkpoint_every=20")
+LONG = ("train.steps=250", "train.eval_every=50", "train.checkpoint_every=20")
 
 
-FOUR_HUNDRED = {"train.steps": 400, "train.eval_every": 50, "train.checkpoint_every": 20}
+AS_LONG = {"train.steps": 250, "train.eval_every": 50, "train.checkpoint_every": 20}
 
 
 def test_ctrl_c_and_a_second_process(recipe, zoo_command, outcome_of, uncut):
@@ -153,7 +153,7 @@ def test_ctrl_c_and_a_second_process(recipe, zoo_command, outcome_of, uncut):
     process = zoo_command("train", recipe, *LONG)
     wait_for_checkpoint(process, Path("runs/small"))
     with pytest.raises(zoo.UsageError, match="in use by another process"):
-        train(recipe, FOUR_HUNDRED, quiet=True)
+        train(recipe, AS_LONG, quiet=True)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -163,7 +163,7 @@ def test_ctrl_c_and_a_second_process(recipe, zoo_command, outcome_of, uncut):
     with pytest.raises(SystemExit) as ended:
         main(["train", "runs/small", "--resume", "--quiet"])
     assert ended.value.code == 0
-    assert outcome_of("runs/small") == uncut(FOUR_HUNDRED)["outcome"]
+    assert outcome_of("runs/small") == uncut(AS_LONG)["outcome"]
 
 
 def test_killed_run_resumes_to_the_same_bits(recipe, zoo_command, outcome_of, uncut):
@@ -188,6 +188,6 @@ def kill_and_resume(recipe, zoo_command, outcome_of, uncut, chance, *, kills=1, 
         process.communicate()
         if list(Path("runs/small/checkpoints").glob("step_*")):
             load("runs/small", "last")  # the last good checkpoint always loads
-    train(recipe, FOUR_HUNDRED, quiet=True)
-    assert outcome_of("runs/small") == uncut(FOUR_HUNDRED)["outcome"]
+    train(recipe, AS_LONG, quiet=True)
+    assert outcome_of("runs/small") == uncut(AS_LONG)["outcome"]
     assert not list(Path("runs/small").glob("**/*.tmp"))
