@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.mixers.parts import Backend, at_last_step, precise, whole
+from zoo.mixers.parts import Backend, precise, whole
 from zoo.ops import linear_attention, token_shift
 from zoo.ops.common import blank
 from zoo.ops.modules import widely
@@ -143,42 +143,39 @@ class RWKV6(Mixer):
         log_decay = -torch.exp(precise(self.time_decay) + decay)
         r, k, v, log_decay = (precise(m).unflatten(-1, (self.n_heads, -1)) for m in (r, k, v, log_decay))
         o, memory = self._attend(r, k, v, log_decay, state.memory, context)
-        o = o + (r * precise(self.time_faaaa) * k).sum(-1, keepdim=True) * v
         norm = widely(self.ln_x, o.flatten(0, 1).flatten(1))
         return self.output((norm.view_as(gate) * gate).to(x.dtype)), RWKV6State(shift, memory)
 
     def _mixed(self, x: Tensor, before: Tensor) -> list[Tensor]:
         """x moved towards the previous step, each channel by a share that depends on both: for w, k, v, r and g."""
-        step, shares = before - x, {i: getattr(self, f"time_maa_{i}").to(x.dtype) for i in ("x", *MIXED)}
-        low = torch.tanh(torch.addcmul(x, step, shares["x"]) @ self.time_maa_w1)
-        moves = torch.einsum("btir,ird->ibtd", low.unflatten(-1, (5, -1)), self.time_maa_w2)
-        return [torch.addcmul(x, step, shares[i] + move) for i, move in zip(MIXED, moves.to(x.dtype), strict=True)]
+        step, fixed = before - x, torch.stack([getattr(self, f"time_maa_{i}") for i in MIXED])
+        low = torch.tanh(torch.addcmul(x, step, self.time_maa_x.to(x.dtype)) @ self.time_maa_w1)
+        low = low.flatten(0, 1).unflatten(-1, (5, -1)).transpose(0, 1)  # (5, B T, rank)
+        shares = torch.baddbmm(fixed[:, None].to(low.dtype), low, self.time_maa_w2.to(low.dtype))
+        return [torch.addcmul(x, step, share.view_as(x).to(x.dtype)) for share in shares.unbind()]
 
     def _attend(self, r, k, v, log_decay, memory: Tensor, context: Context | None) -> tuple[Tensor, Tensor]:
-        """S_{t-1}^T r_t of every step (B, T, H, V), and the last S.
+        """(S_{t-1} + diag(u) k_t v_t^T)^T r_t of every step (B, T, H, V), and the last S.
 
-        The op reads after it has decayed and written. So each step gets the decay, key and value of the step before,
-        and the last step's are added here.
+        The op reads after it has decayed and written. So each step there reads for the next one, and what the first one
+        reads is added here.
         """
         lengths, resets = (None, None) if context is None else (context.lengths, context.resets)
-
-        def earlier(m: Tensor) -> Tensor:
-            m = F.pad(m[:, :-1], (0, 0, 0, 0, 1, 0))
-            return m if resets is None else blank(m, resets)
-
+        bonus = (r * precise(self.time_faaaa) * k).sum(-1, keepdim=True)
+        r = r if resets is None else blank(r, resets)
+        first = (r[:, :1, ..., None] * memory[:, None]).sum(-2)
         o, memory = linear_attention(
-            r,
-            earlier(k),
-            earlier(v),
-            earlier(log_decay),
+            F.pad(r[:, 1:], (0, 0, 0, 0, 0, 1)),
+            k,
+            v,
+            log_decay,
             memory,
             scale=1.0,
             backend=self.config.backend,
             lengths=lengths,
             resets=resets,
         )
-        k, v, log_decay = (at_last_step(m, torch.zeros_like(m[:, 0]), lengths) for m in (k, v, log_decay))
-        return o, torch.addcmul(k[..., None] * v[..., None, :], log_decay.exp()[..., None], memory)
+        return torch.addcmul(torch.cat([first, o[:, :-1]], 1), bonus, v), memory
 
     def flops_per_token(self, context_length: int) -> int:
         D, keys, values = self.d_model, self.n_heads * self.d_key, self.n_heads * self.d_value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
@@ -49,10 +50,18 @@ def widely(layer: Any, x: Tensor) -> Tensor:
     return WIDE[type(layer)](layer, x.to(dtype), weight, bias).to(dtype)
 
 
+def _group_norm(layer: nn.GroupNorm, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Of rows (N, C) by `layer_norm`, which is a third of `group_norm`'s time on a CPU."""
+    if x.ndim != 2 or weight is None or bias is None:
+        return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
+    groups = x.unflatten(1, (layer.num_groups, -1))
+    return torch.addcmul(bias, F.layer_norm(groups, groups.shape[2:], eps=layer.eps).flatten(1), weight)
+
+
 WIDE: dict[type, Callable[..., Tensor]] = {
     nn.Linear: lambda layer, x, weight, bias: F.linear(x, weight, bias),
     nn.LayerNorm: lambda layer, x, weight, bias: F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps),
-    nn.GroupNorm: lambda layer, x, weight, bias: F.group_norm(x, layer.num_groups, weight, bias, layer.eps),
+    nn.GroupNorm: _group_norm,
 }
 
 
