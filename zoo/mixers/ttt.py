@@ -138,7 +138,8 @@ class TTT(Mixer):
         conv, inner = (None, None) if state is None else state
         q, *rest = self.in_proj(x).chunk(self.n_parts, -1)
         if c.share_qk:
-            (q, conv), (k, _) = self.conv_q(q, conv, context), self.conv_k(q, conv, context)
+            again = None if conv is None else conv.clone()  # the first one consumes what both read
+            (q, conv), (k, _) = self.conv_q(q, conv, context), self.conv_k(q, again, context)
         else:
             k, *rest = rest
             conv = x.new_zeros(len(x), 0, self.d_model, dtype=recurrent_dtype(x.dtype)) if conv is None else conv
