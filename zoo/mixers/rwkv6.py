@@ -148,10 +148,10 @@ class RWKV6(Mixer):
 
     def _mixed(self, x: Tensor, before: Tensor) -> list[Tensor]:
         """x moved towards the previous step, each channel by a share that depends on both: for w, k, v, r and g."""
-        step, fixed = before - x, torch.stack([getattr(self, f"time_maa_{i}") for i in MIXED])
-        low = torch.tanh(torch.addcmul(x, step, self.time_maa_x.to(x.dtype)) @ self.time_maa_w1)
+        step, (first, *fixed) = before - x, [getattr(self, f"time_maa_{i}") for i in ("x", *MIXED)]
+        low = torch.tanh(torch.addcmul(x, step, first.to(x.dtype)) @ self.time_maa_w1)
         low = low.flatten(0, 1).unflatten(-1, (5, -1)).transpose(0, 1)  # (5, B T, rank)
-        shares = torch.baddbmm(fixed[:, None].to(low.dtype), low, self.time_maa_w2.to(low.dtype))
+        shares = torch.baddbmm(torch.stack(fixed)[:, None].to(low.dtype), low, self.time_maa_w2.to(low.dtype))
         return [torch.addcmul(x, step, share.view_as(x).to(x.dtype)) for share in shares.unbind()]
 
     def _attend(self, r, k, v, log_decay, memory: Tensor, context: Context | None) -> tuple[Tensor, Tensor]:

@@ -226,17 +226,25 @@ def _chunked(steps: Steps, model: Model, state: InnerState, cut: bool) -> tuple[
         cut: mini-batches may start within the n steps: at most one where the one before is complete, and any number
             where documents start.
     """
-    moved, sums, n = state.moved, state.gradients, len(model.spread)
+    moved, n = state.moved, len(model.spread)
+    sums: Layers | None = state.gradients
     outputs = []
     for first in range(0, steps.q.shape[2], n):
         o, moved, sums = _window(steps.cut(slice(first, first + n)), model, moved, sums, cut)
         outputs.append(o)
-    return torch.cat(outputs, 2), moved, sums
+    return torch.cat(outputs, 2), moved, tuple(map(torch.zeros_like, moved)) if sums is None else sums
 
 
-def _window(steps: Steps, model: Model, moved: Layers, sums: Layers, cut: bool) -> tuple[Tensor, Layers, Layers]:
-    """At most n steps. Each belongs to the mini-batch that goes on, to the next one, or to one of a new document."""
+def _window(
+    steps: Steps, model: Model, moved: Layers, sums: Layers | None, cut: bool
+) -> tuple[Tensor, Layers, Layers | None]:
+    """At most n steps. Each belongs to the mini-batch that goes on, to the next one, or to one of a new document.
+
+    `sums` is None where it is known to be zero, as after a whole mini-batch of all rows.
+    """
     n, C = len(model.spread), steps.q.shape[2]
+    whole = not cut and steps.valid is None and n == C
+    known = tuple(map(torch.zeros_like, moved)) if sums is None and not whole else sums or ()
     weights = tuple(w + m for w, m in zip(model.weights, moved, strict=True))
     inputs, slopes = _slopes(steps, weights, model)
     together = torch.ones(C, C, dtype=torch.bool, device=steps.q.device).tril()[None]  # of one mini-batch, s <= t
@@ -256,7 +264,7 @@ def _window(steps: Steps, model: Model, moved: Layers, sums: Layers, cut: bool) 
         before = _sums(steps.rate * goes_on[:, None], inputs, slopes)
         next_moved = tuple(
             torch.where(ended, m - model.spread[-1] * (s + more), m)
-            for m, s, more in zip(moved, sums, before, strict=True)
+            for m, s, more in zip(moved, known, before, strict=True)
         )
         next_weights = tuple(w + m for w, m in zip(model.weights, next_moved, strict=True))
         bases.append((next_weights, follows))
@@ -271,9 +279,14 @@ def _window(steps: Steps, model: Model, moved: Layers, sums: Layers, cut: bool) 
         for other, where in bases[1:]:
             o = torch.where(where[:, None, :, None], x @ other[i], o)  # type: ignore[index]
         o = o - share * ((x @ a.mT * reach) @ d)
-        x = o - carried * (x @ sums[i])
+        x = o if sums is None else o - carried * (x @ sums[i])
         if i + 1 < len(inputs):
             x = _with_one(F.gelu(x, approximate="tanh"))
+
+    if not cut and steps.valid is None and n == C:
+        more = _sums(steps.rate, inputs, slopes)
+        total = more if sums is None else tuple(s + m for s, m in zip(sums, more, strict=True))
+        return x, tuple(m - model.spread[-1] * s for m, s in zip(moved, total, strict=True)), None
 
     # the mini-batch of the last valid step
     if steps.valid is None:
@@ -291,10 +304,10 @@ def _window(steps: Steps, model: Model, moved: Layers, sums: Layers, cut: bool) 
         if fresh is not None:
             new = _per_row(fresh.gather(1, last))
             moved = tuple(m.masked_fill(new, 0) for m in moved)
-        sums = tuple(s.masked_fill(~stays, 0) for s in sums)
+        known = tuple(s.masked_fill(~stays, 0) for s in known)
     more = _sums(steps.rate * rest if cut else steps.rate, inputs, slopes)
-    sums = tuple(s + m for s, m in zip(sums, more, strict=True))
-    return x, *_completed(moved, sums, complete, model.spread)
+    known = tuple(s + m for s, m in zip(known, more, strict=True))
+    return x, *_completed(moved, known, complete, model.spread)
 
 
 def _sums(rate: Tensor, inputs: list[Tensor], slopes: list[Tensor]) -> Layers:
