@@ -54,6 +54,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "objective": HALTS,
         "train": {"accumulate": 2},
     },
+    "shared": {
+        "task": MQAR,
+        "model": 'gru shared("a", gqa(adapter_rank=2) geglu(residual_scale=0.0), inject="wide", enters="next", '
+        'out_proj=True) gru shared("a") swiglu shared("b", swiglu) gru shared("b")',
+        "train": {"clip": 0.1},
+    },
     "recompute": {"task": MQAR, "model": "gqa swiglu", "train": {"recompute": True, "rows": 20}},
 }
 PARTS: dict[str, dict[str, Any]] = {
