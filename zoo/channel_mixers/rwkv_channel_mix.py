@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from zoo.core.options import Options
 from zoo.ops import token_shift
 from zoo.ops.cells import shift_step
+from zoo.ops.modules import bare
+from zoo.ops.single_step import squared_relu_step
 from zoo.protocol import (
     Context,
     Mixer,
@@ -93,7 +95,10 @@ class RWKVChannelMix(Mixer):
             mixed = shift_step(x, state.shift, self.x_k)
             if mixed is not None:
                 state.shift.copy_(x)
-                return self.value(F.relu(self.key(mixed[0])).square()), state
+                done = None
+                if bare(self.key, self.value):
+                    done = squared_relu_step(mixed[0], self.key.weight, self.value.weight)
+                return self.value(F.relu(self.key(mixed[0])).square()) if done is None else done, state
         before, shift = token_shift(x, None if state is None else state.shift, **packing(context))
         mixed = torch.lerp(x, before, self.x_k.to(x.dtype))
         y = self.value(F.relu(self.key(mixed)).square())

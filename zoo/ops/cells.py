@@ -221,9 +221,10 @@ def rwkv7_step(
     Args:
         first: the values of the first layer, None for zeros.
         weights: w0, w1, w2, a0, a1, a2, v0, v1, v2, g1, g2, k_k, k_a, r_k, and weight and bias of the group norm.
+            The caller has asked `steps_alone` about them.
         memory: (B, H, K, K), which moves on.
     """
-    if not _movable(memory) or not steps_alone(KERNEL, mixed, r, k, v, first, *weights, memory):
+    if not _movable(memory) or not steps_alone(KERNEL, mixed, r, k, v, first, memory):
         return None
     (B, H, K, _), (_, w1, _, _, a1, _, _, v1, _, g1, *_) = memory.shape, weights
     y = torch.empty_like(v)

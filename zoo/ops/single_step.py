@@ -143,6 +143,18 @@ def gated_mlp_step(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor 
     return y
 
 
+def squared_relu_step(x: Tensor, up: Tensor, down: Tensor) -> Tensor | None:
+    """relu(x W_up^T)^2 W_down^T of few rows (..., K); up (H, K), down (K, H)."""
+    H, K = up.shape
+    rows = x.numel() // K
+    if not rows or rows > FEW_ROWS or H * K > FEW_WEIGHTS or not steps_alone(KERNEL, x, up, down):
+        return None
+    y = torch.empty_like(x)
+    numbers = rows, K, H, torch.get_num_threads()
+    KERNEL.bare("squared_relu_step")(x.data_ptr(), up.data_ptr(), down.data_ptr(), y.data_ptr(), *numbers)
+    return y
+
+
 def rotate_step(
     x: Tensor, length: Tensor, width: int, base: float, scaling: RopeScaling | None, interleaved: bool
 ) -> Tensor | None:

@@ -93,6 +93,23 @@ extern "C" void gated_mlp_step(const float* x, const float* gate, const float* u
 }
 ZOO_EXPORT(gated_mlp_step)
 
+// y = W_down relu(W_up x)^2 for each row; x, y (rows, K); up (H, K); down (K, H).
+extern "C" void squared_relu_step(const float* x, const float* up, const float* down, float* y, int64_t rows, int64_t K,
+                                  int64_t H, int64_t threads) {
+    std::vector<float> kept(H);
+    float* hidden = kept.data();
+    for (int64_t row = 0; row < rows; ++row, x += K, y += K) {
+        share(H, H * K, threads, [&](int64_t first, int64_t end) {
+            times(up + first * K, end - first, x, K, hidden + first);
+        });
+        for (int64_t h = 0; h < H; ++h) hidden[h] = hidden[h] < 0 ? 0 : hidden[h] * hidden[h];
+        share(K, H * K, threads, [&](int64_t first, int64_t end) {
+            times(down + first * H, end - first, hidden, H, y + first);
+        });
+    }
+}
+ZOO_EXPORT(squared_relu_step)
+
 // x (B, H, K) with its first 2 n channels turned by the angles length * frequencies, times `amplitude`; the others as
 // they are. Pairs are neighbours where `interleaved`, else channels i and i + n.
 extern "C" void rotate_step(const float* x, const int64_t* length, const double* frequencies, float* y, int64_t B,
