@@ -336,6 +336,9 @@ def generate(
     ] = None,
     which: Annotated[str | None, WHICH] = None,
     device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or mps.")] = "auto",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the step first: slow to start, then faster a token.")
+    ] = False,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print only the complete result.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -360,6 +363,7 @@ def generate(
         top_p=top_p,
         min_p=min_p,
         prefill_chunk=prefill_chunk,
+        compile=compile or None,
         stream=not no_stream,
         as_json=as_json,
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from zoo.core.errors import UsageError
+from zoo.models.compiled_step import capacity_of, compiled_step, laid_out, refuse_uncompilable
 from zoo.models.modes import evaluation_mode
 from zoo.models.sampling import Choice, Generators, NotFinite, Streams, integer, read_choice, whole
 from zoo.models.uninitialised import require_numbers
@@ -67,10 +68,11 @@ def _begin(
     stop: int | Sequence[int] = (),
     generator: Generators | None = None,
     prefill_chunk: int | None = PREFILL_CHUNK,
+    compile: bool = False,
 ) -> tuple[_Request, Iterator[NewTokens]]:
     """A request of `generate` or `stream`, checked, and the steps that are its answer."""
     choice = read_choice(temperature, top_k, top_p, min_p)
-    request = _request(model, prompts, timespans, max_new_tokens, stop, prefill_chunk)
+    request = _request(model, prompts, timespans, max_new_tokens, stop, prefill_chunk, compile)
     return request, _steps(model, request, choice, generator)
 
 
@@ -103,6 +105,9 @@ def generate(*given: Any, **options: Any) -> Tensor | list[Tensor]:
             A list of generators, one a row, makes each row's samples those of its prompt run alone with its generator.
         prefill_chunk: tokens of the prompts read at a time, None for all at once; the memory needed is that of the
             state, the prompts and one chunk. Outputs agree up to rounding.
+        compile: steps run as one graph of `torch.compile`, which is made at the first step (10 s to a minute, less
+            where an earlier process made it) and serves later calls with as many rows and a cache of the same
+            capacity: the next power of two of all tokens, 256 at least. Rows that have ended are computed on.
 
     Returns:
         (B, T + max_new_tokens) for prompts (B, T) where there are no stop tokens, otherwise a list of 1-D tensors:
@@ -110,7 +115,8 @@ def generate(*given: Any, **options: Any) -> Tensor | list[Tensor]:
 
     Raises:
         UsageError: a model that is not causal, an empty prompt, an unknown token, timespans of other lengths, a number
-            out of its range, more tokens than the model has positions, or logits that are not finite.
+            out of its range, more tokens than the model has positions, logits that are not finite, or with `compile` a
+            word or a machine that cannot compile.
     """
     request, steps = _begin(*given, **options)
     pieces = _by_row(list(steps), request.tokens)
@@ -144,6 +150,7 @@ class _Request:
     n: int
     stop: Tensor | None  # (m,)
     chunk: int
+    compile: bool
 
 
 def _request(
@@ -153,12 +160,17 @@ def _request(
     n: int,
     stop: int | Sequence[int],
     chunk: int | None,
+    compile: bool,
 ) -> _Request:
     if not model.causal:
         raise UsageError("generate reads left to right and needs a model with causal=True.")
     if not model.config.vocab_size:
         raise UsageError("generate writes tokens, and this model reads real vectors: call it, or its step.")
     require_numbers(model, "generate")
+    if not isinstance(compile, bool):
+        raise UsageError(f"compile={compile!r:.60} is not allowed: it should be True or False.")
+    if compile:
+        refuse_uncompilable(cast(nn.Module, model))
     n = whole("max_new_tokens", n, 0)
     chunk = None if chunk is None else whole("prefill_chunk", chunk, 1)
     vocab_size, max_len = model.config.vocab_size, model.config.max_len
@@ -180,7 +192,7 @@ def _request(
             raise UsageError("timespans should be one for every token of every prompt.")
         spans = pad_sequence(given, batch_first=True, padding_value=1.0)
     stops = torch.tensor(ends, device=device) if ends else None
-    return _Request(tokens, isinstance(prompts, Tensor), lengths, spans, n, stops, chunk or longest)
+    return _Request(tokens, isinstance(prompts, Tensor), lengths, spans, n, stops, chunk or longest, compile)
 
 
 def _padded(prompts: Tensor | Sequence[Any], device: torch.device) -> tuple[Tensor, list[int]]:
@@ -232,14 +244,25 @@ def _steps(model: Continues, request: _Request, choice: Choice, generator: Gener
         return
     with evaluation_mode(model):
         logits, state = _prefill(model, request)
+        step: Callable[[Tensor, Any], tuple[Tensor, Any]] = model.step
+        running = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         for t in range(request.n):
             try:
                 tokens = choice.take(logits, None if streams is None else streams.draw())
             except NotFinite as error:
                 raise NotFinite(error.row, f" for new token {t} of prompt {int(rows[error.row])}") from None
-            yield NewTokens(rows, tokens)
+            yield NewTokens(rows[running], tokens[running]) if request.compile else NewTokens(rows, tokens)
             if t + 1 == request.n:
                 return
+            if request.compile:  # a graph serves one number of rows
+                if request.stop is not None:
+                    running = running & ~torch.isin(tokens, request.stop)
+                    if not running.any():
+                        return
+                if t == 0:  # after the first token, which waits for no compiler
+                    step, state = compiled_step(model), laid_out(state)
+                logits, state = step(tokens.clone(), state)
+                continue
             if request.stop is not None and (ends := torch.isin(tokens, request.stop)).any():
                 left = (~ends).nonzero().squeeze(1)
                 if not len(left):
@@ -247,7 +270,7 @@ def _steps(model: Continues, request: _Request, choice: Choice, generator: Gener
                 rows, tokens, state = rows[left], tokens[left], select(state, left)
                 if streams is not None:
                     streams.keep(left)
-            logits, state = model.step(tokens, state)
+            logits, state = step(tokens, state)
 
 
 def _prefill(model: Continues, request: _Request) -> tuple[Tensor, Any]:
@@ -256,7 +279,8 @@ def _prefill(model: Continues, request: _Request) -> tuple[Tensor, Any]:
     lengths = torch.tensor(request.lengths, device=tokens.device)
     shortest, longest = min(request.lengths), tokens.shape[1]
     room = request.n if request.stop is None else min(request.n, ROOM)
-    state: Any = model.init_state(len(tokens), capacity=longest + room)
+    capacity = capacity_of(longest + request.n) if request.compile else longest + room
+    state: Any = model.init_state(len(tokens), capacity=capacity)
     last: Tensor | None = None
     for a in range(0, longest, chunk):
         b = min(a + chunk, longest)

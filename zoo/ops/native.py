@@ -316,16 +316,39 @@ def _private(root: pathlib.Path) -> pathlib.Path:
     """`root/kernels`, made where it is not there."""
     kernels = root / "kernels"
     for path in (root, kernels):
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.stat()
-        if not hasattr(os, "geteuid"):
-            continue
-        if found.st_uid not in (os.geteuid(), 0):
-            raise Unavailable(f"{path} belongs to another user; name a folder of your own in ZOO_CACHE")
-        # In a sticky folder such as /tmp nobody can replace what is ours.
-        if found.st_mode & 0o022 and not (path is root and found.st_mode & stat.S_ISVTX):
-            raise Unavailable(f"others may write to {path}: chmod go-w it, or name another folder in ZOO_CACHE")
+        _own(path, sticky=path is root)
     return kernels
+
+
+def _own(path: pathlib.Path, *, sticky: bool = False, named: str = "ZOO_CACHE") -> None:
+    """Make a folder where it is not there; refuse one of another user, or that others may write to."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.stat()
+    if not hasattr(os, "geteuid"):
+        return
+    if found.st_uid not in (os.geteuid(), 0):
+        raise Unavailable(f"{path} belongs to another user; name a folder of your own in {named}")
+    # In a sticky folder such as /tmp nobody can replace what is ours.
+    if found.st_mode & 0o022 and not (sticky and found.st_mode & stat.S_ISVTX):
+        raise Unavailable(f"others may write to {path}: chmod go-w it, or name another folder in {named}")
+
+
+def compiled_graphs() -> pathlib.Path:
+    """The folder of what `torch.compile` makes, beside the kernels; TORCHINDUCTOR_CACHE_DIR names another one.
+
+    Torch's own choice is a folder for temporary files that anybody on the machine can make first.
+
+    Raises:
+        Unavailable: the folder is another user's, or others may write to it: their code would be run.
+        OSError: it cannot be made.
+    """
+    if chosen := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        _own(pathlib.Path(chosen), named="TORCHINDUCTOR_CACHE_DIR")
+        return pathlib.Path(chosen)
+    graphs = folder() / "graphs"
+    _own(graphs)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(graphs)
+    return graphs
 
 
 def _cpu() -> str:
