@@ -205,6 +205,19 @@ def read_ids(who: str, what: str, ids: Any, form: str, n: int, why: str) -> Tens
     return ids
 
 
+def read_weights(who: str, weights: Tensor, n: int) -> Tensor:
+    """Real weights (B, T, n) of tokens.
+
+    Args:
+        who: for the message.
+        weights: what was given, (B, T, any).
+        n: how many tokens there are.
+    """
+    if weights.shape[-1] != n or not weights.numel():
+        raise UsageError(f"{who}: weights of tokens are {tuple(weights.shape)}, expected (B, T, {n}) (vocab_size={n}).")
+    return weights
+
+
 def read_lengths(who: str, lengths: Any, batch_size: int, n_steps: int, device: torch.device) -> Tensor:
     """Lengths (B,) of any whole-number type as int64 from 0 to T."""
     if not (_is_whole(lengths) and lengths.shape == (batch_size,) and lengths.device == device):

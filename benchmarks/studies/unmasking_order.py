@@ -141,8 +141,8 @@ def _section(data: Data) -> list[str]:
         lines += [
             "",
             f"The learned order: {learned['batches']:,} batches of {learned['batch_size']} puzzles with",
-            f"{learned['group']} answers each (1 seed: {learned['seed']}), {learned['seconds'] / 60:.0f} minutes on a busy",
-            f"machine, the model frozen; the policy has {learned['n_parameters']:,} parameters. Hong et al. 2025 (arXiv",
+            f"{learned['group']} answers each (1 seed: {learned['seed']}), in {learned['seconds'] / 60:.0f} minutes on",
+            f"a busy machine; the policy has {learned['n_parameters']:,} parameters. Hong et al. 2025 (arXiv",
             "2510.05725) publish 11.2 points over confidence on 4x4 puzzles with LLaDA-8B.",
         ]
     return lines

@@ -45,6 +45,11 @@ CASES = [
             (MQAR, {"block_length": 1, "antithetic": False}),
         ]
     ],
+    ("masked_diffusion", SUDOKU, {"self_conditioning": True, "order": "random", "steps": 7, "temperature": 0.7}),
+    ("masked_diffusion", SUDOKU, {"self_conditioning": True, "order": "random", "remasking": "cap", "steps": 4}),
+    ("masked_diffusion", TEXT, {"self_conditioning": True}),
+    ("uniform_diffusion", SUDOKU, {"self_conditioning": True, "steps": 3}),
+    ("uniform_diffusion", TEXT, {"self_conditioning": True}),
     ("masked_diffusion", SUDOKU, {"order": "learned", "steps": 5}),
     ("masked_diffusion", MQAR, {"order": "learned", "block_length": 2, "temperature": 0.7}),
     ("masked_diffusion", SUDOKU, {"temperature": 1.0, "guidance": 0.5, "prompt_dropout": 0.1}),

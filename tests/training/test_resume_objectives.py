@@ -86,7 +86,11 @@ EXPERIMENTS = {
         "model": {"pattern": 'loop(2, gqa swiglu, inject="add")', "d_model": 16},
         "objective": {"name": "deep_supervision", "exploration": 0.5, "steps": 5, "training_noise": 0.1},
     },
-    "correcting": {"task": SUDOKU, "model": MASKED, "objective": {"name": "uniform_diffusion", "steps": 4}},
+    "correcting": {
+        "task": SUDOKU,
+        "model": MASKED,
+        "objective": {"name": "uniform_diffusion", "steps": 4, "self_conditioning": True},
+    },
 }
 
 

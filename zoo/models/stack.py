@@ -85,7 +85,9 @@ class Stack(Ends):
 
     def embed(self, inputs: Tensor, positions: Tensor, timespans: Tensor | None = None) -> Tensor:
         """Inputs, positions and timespans (B, T; 1 by default) to (B, T, D)."""
-        x = self.embedding(inputs).to(self.compute_dtype())  # autocast leaves a linear layer's output in half precision
+        soft = inputs.ndim == 3 and self.config.inputs is None
+        x = self._weighted(inputs) if soft else self.embedding(inputs)
+        x = x.to(self.compute_dtype())  # autocast leaves a linear layer's output in half precision
         x = x if self.config.embedding_scale == 1.0 else x * self.config.embedding_scale
         if self.time_feature is not None:
             timespans = x.new_ones(positions.shape) if timespans is None else timespans
@@ -102,6 +104,12 @@ class Stack(Ends):
             x = x + sinusoidal(positions, self.config.d_model).to(x.dtype)
         x = self.embedding_norm(x)
         return F.dropout(x, self.config.dropout) if self.training else x
+
+    def _weighted(self, weights: Tensor) -> Tensor:
+        """The embeddings of all tokens by their weights (B, T, vocab_size), summed, (B, T, D)."""
+        every = torch.arange(weights.shape[-1], device=weights.device)
+        table = self.embedding.weight if bare(self.embedding) else self.embedding(every)
+        return weights.to(table.dtype) @ table
 
     def init_state(
         self,

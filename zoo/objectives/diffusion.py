@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from zoo.ops.common import widest
 from zoo.pieces import Pieces
 from zoo.tasks.protocol import IGNORE, Batch, Task
 
+T = TypeVar("T")
+
 TIME, CELL, HALF = range(3)  # purposes of a row's random numbers, see `zoo.objectives.unmasking` for further ones
 
 
@@ -30,6 +32,47 @@ class Estimate(Options):
     """
 
     loss_draws: int = Field(default=1, ge=1)
+
+
+class Conditioning(Options):
+    """Options of what a model reads beside the noisy row.
+
+    Attributes:
+        self_conditioning: the model reads its own predictions of the pass before too: at noisy cells, the embeddings of
+            all tokens by their probabilities are added to that of the noisy token (Chen et al. 2022, arXiv 2208.04202;
+            Strudel et al. 2022, arXiv 2211.04236, who append them). In training half of the rows, drawn at random, have
+            predictions of a first pass, through which no gradient goes; the loss of an evaluation is that of the second
+            of two passes.
+    """
+
+    self_conditioning: bool = False
+
+
+def one_hot_with(tokens: Tensor, predictions: Tensor, vocab_size: int) -> Tensor:
+    """Weights (n, T, vocab_size) of tokens for a model: 1 for those (n, T) of the row, and the predictions (n, T, K) of
+    the first K tokens."""
+    weights = F.one_hot(tokens, vocab_size).to(predictions.dtype)
+    return weights + F.pad(predictions, (0, vocab_size - predictions.shape[-1]))
+
+
+def predictions_at(logits: Tensor, positions: Tensor, shape: torch.Size) -> Tensor:
+    """Probabilities (n, T, K) of logits (m, K) at positions of the flattened (n * T); 0 elsewhere. Without gradient."""
+    found = logits.new_zeros(shape.numel(), logits.shape[-1])
+    found[positions] = logits.detach().softmax(-1)
+    return found.unflatten(0, shape)
+
+
+def conditioned(rows: Tensor | None, predict: Callable[[Tensor | None], T], at: Callable[[T], Tensor]) -> T:
+    """What a model predicts with its own predictions of a first pass.
+
+    Args:
+        rows: (n,) bool, which rows have them.
+        predict: from predictions (n, T, K) to a pass of the model.
+        at: from the result of a pass to its predictions (n, T, K).
+    """
+    with torch.no_grad():
+        first = at(predict(None))
+    return predict(first if rows is None else first * rows[:, None, None])
 
 
 def drawn_losses(data: Encoded, n: int, loss: Callable[[RowDraws], Tensor]) -> Tensor:
@@ -226,14 +269,18 @@ def read_piece(
 
 
 __all__ = [
+    "Conditioning",
     "Diffusion",
     "Estimate",
     "Noisy",
     "cells_of",
+    "conditioned",
     "drawn_losses",
     "guessed_halves",
     "halves_of",
     "hit",
+    "one_hot_with",
+    "predictions_at",
     "read_piece",
     "shares",
     "times_of",

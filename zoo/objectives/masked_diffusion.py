@@ -26,13 +26,17 @@ from zoo.objectives.base import (
     with_losses,
 )
 from zoo.objectives.diffusion import (
+    Conditioning,
     Diffusion,
     Estimate,
     Noisy,
     cells_of,
+    conditioned,
     drawn_losses,
     guessed_halves,
     hit,
+    one_hot_with,
+    predictions_at,
     read_piece,
     shares,
     times_of,
@@ -66,7 +70,7 @@ class MaskedDiffusion(Diffusion):
     `Diffusion` says which the cells of the answer are. The model needs `causal=False` and one token more than the task.
     """
 
-    class Config(Unmasking, Estimate):
+    class Config(Unmasking, Estimate, Conditioning):
         """The options; those of `Unmasking` belong to the sampler.
 
         Attributes:
@@ -107,6 +111,8 @@ class MaskedDiffusion(Diffusion):
         if config.unmasking_order is not None:
             if task.is_language:
                 raise UsageError(f"unmasking_order learns from right answers, and {task.name} is a text without any.")
+            if config.self_conditioning:
+                raise UsageError("unmasking_order trains on a model without self_conditioning: leave one of them out.")
             self.trains = "unmasking_policy."
 
     def needs(self, draft: ModelConfig) -> Needs:
@@ -142,6 +148,9 @@ class MaskedDiffusion(Diffusion):
             prompt = torch.ones_like(data.tokens, dtype=torch.bool)
             prompt.view(-1)[data.positions] = False
             noisy = noisy._replace(tokens=noisy.tokens.masked_fill(prompt & dropped[:, None], self.mask_token))
+        informed = None
+        if c.self_conditioning:
+            informed = (torch.rand(len(data.tokens), generator=generator) < 0.5).to(data.tokens.device)
         if pieces is not None:
             pieces = pieces.of_length(data.tokens.shape[1])
             noisy = noisy.cells_in(pieces.steps)
@@ -149,16 +158,19 @@ class MaskedDiffusion(Diffusion):
             part, share = noisy.of(here), (here.stop - here.start) / len(data.tokens)
             share *= 1.0 if pieces is None else pieces.share
             timespans = None if data.timespans is None else data.timespans[here]
-            logits, context = self._logits(model, part.tokens, part.positions, timespans, pieces)
+            rows_informed = None if informed is None else informed[here]
+            logits, context = self._noisy_logits(model, part, timespans, pieces, rows_informed)
             loss = with_losses(weighted_nats(logits, part), context, share)
             yield Update(loss, logits, part.targets, part.rows, context.metrics, share, here is cut[-1])
 
     def takes_pieces(self) -> bool:
-        return not self.config.random_length and not self.trains  # a cut text may have fewer steps than pieces
+        c = self.config  # a text of random length may have fewer steps than pieces
+        return not (c.random_length or self.trains or c.self_conditioning)
 
     def training_flops(self, model: Any, *, recompute: bool = False) -> int:
         if (how := self.config.unmasking_order) is None:
-            return super().training_flops(model, recompute=recompute)
+            first = model.flops_per_token(self.length) if self.config.self_conditioning else 0
+            return super().training_flops(model, recompute=recompute) + first
         data = self.encode(self.task.sample(16, split="train", seed=0))
         passes = -(-len(data.positions) // len(data.tokens))
         reads = model.unmasking_policy.backbone.flops_per_token(self.length)
@@ -166,7 +178,7 @@ class MaskedDiffusion(Diffusion):
 
     def passes(self, model: nn.Module, batch: Batch) -> int:
         if self.task.is_language:
-            return 2
+            return 4 if self.config.self_conditioning else 2
         data, how = self.encode(batch), self.config
         schedule = plan(torch.bincount(data.rows, minlength=len(data.tokens)), how)
         return schedule.passes(how) * (2 if how.guidance else 1)
@@ -191,7 +203,7 @@ class MaskedDiffusion(Diffusion):
 
             def loss(draws: RowDraws) -> Tensor:
                 noisy = self._noise(data, draws, worth_of(batch))
-                return weighted_nats(self._logits(model, noisy.tokens, noisy.positions, data.timespans)[0], noisy)
+                return weighted_nats(self._noisy_logits(model, noisy, data.timespans)[0], noisy)
 
             return self.predictions(batch, answer), drawn_losses(data, self.config.loss_draws, loss)
 
@@ -200,7 +212,11 @@ class MaskedDiffusion(Diffusion):
         draws = RowDraws.of(data)
         cells = cells_of(data)
         if self.task.is_language:
-            predict = lambda tokens, positions: self._logits(model, tokens, positions, data.timespans)[0]  # noqa: E731
+
+            def predict(tokens: Tensor, positions: Tensor) -> Tensor:
+                empty = positions[:0]
+                return self._noisy_logits(model, Noisy(tokens, positions, empty, empty, empty), data.timespans)[0]
+
             yield from guessed_halves(predict, data, cells, draws, self.mask_token)
             return
         tokens = data.tokens.masked_fill(cells, self.mask_token)
@@ -232,6 +248,28 @@ class MaskedDiffusion(Diffusion):
         share = shares(data, weight, worth)[rows]
         return Noisy(tokens, data.positions[masked], data.targets[masked], rows, share)
 
+    def _noisy_logits(
+        self,
+        model: Any,
+        noisy: Noisy,
+        timespans: Tensor | None,
+        pieces: Pieces | None = None,
+        informed: Tensor | None = None,
+    ) -> tuple[Tensor, Context]:
+        """Logits (m, vocab of the task) of noisy cells, with `self_conditioning` those of a second pass.
+
+        Args:
+            informed: (n,) bool, which rows then have the predictions of the first; by default all.
+        """
+
+        def predict(before: Tensor | None) -> tuple[Tensor, Context]:
+            return self._logits(model, noisy.tokens, noisy.positions, timespans, pieces, before)
+
+        if not self.config.self_conditioning:
+            return predict(None)
+        shape = noisy.tokens.shape
+        return conditioned(informed, predict, lambda found: predictions_at(found[0], noisy.positions, shape))
+
     def _logits(
         self,
         model: Any,
@@ -239,22 +277,38 @@ class MaskedDiffusion(Diffusion):
         positions: Tensor,
         timespans: Tensor | None,
         pieces: Pieces | None = None,
+        before: Tensor | None = None,
     ) -> tuple[Tensor, Context]:
         """Logits (m, vocab of the task) of the cells at `positions` of the flattened tokens.
 
         Those of a model with `shifted_logits` are the ones of the step before, but at a row's first step (Dream).
         """
-        hidden, context = self._features(model, tokens, positions, timespans, pieces)
+        hidden, context = self._features(model, tokens, positions, timespans, pieces, before)
         return model.logits(hidden)[:, : self.mask_token], context
 
     def _features(
-        self, model: Any, tokens: Tensor, positions: Tensor, timespans: Tensor | None, pieces: Pieces | None = None
+        self,
+        model: Any,
+        tokens: Tensor,
+        positions: Tensor,
+        timespans: Tensor | None,
+        pieces: Pieces | None = None,
+        before: Tensor | None = None,
     ) -> tuple[Tensor, Context]:
-        """What `_logits` gives to the head, (m, D)."""
+        """What `_logits` gives to the head, (m, D).
+
+        Args:
+            before: (n, T, vocab of the task) what was predicted before, with `self_conditioning`; by default nothing.
+        """
         if pieces is not None:
             tokens, positions, timespans = read_piece(pieces, tokens, positions, timespans)
         context = Context(timespans=timespans, pieces=pieces)
-        hidden, _ = model.features(tokens, None, context)
+        inputs = tokens
+        if self.config.self_conditioning:
+            nothing = torch.zeros(*tokens.shape, self.mask_token, device=tokens.device)
+            inputs = one_hot_with(tokens, nothing if before is None else before, model.config.vocab_size)
+            context.tokens = tokens
+        hidden, _ = model.features(inputs, None, context)
         if model.config.shifted_logits and pieces is not None:
             before = pieces.shift(hidden[:, -1:], hidden[:, :1])
             hidden = torch.cat([before, hidden[:, :-1]], 1)
@@ -300,6 +354,7 @@ class MaskedDiffusion(Diffusion):
         block_of = (cells.cumsum(1) - 1) // schedule.size[:, None]
         block, step = torch.full_like(schedule.size, -1), torch.zeros_like(schedule.size)
         cached: tuple[Tensor, Tensor] | None = None  # logits and features of these very tokens
+        before: Tensor | None = None
         while (masked := cells & (tokens == self.mask_token)).any():
             now = block_of.masked_fill(~masked, tokens.shape[1]).amin(1)  # the first block with a masked cell
             block, step = now, torch.where(now == block, step + 1, 0)
@@ -308,15 +363,26 @@ class MaskedDiffusion(Diffusion):
             if how.order == "random" and not drawn(masked & inside, step, schedule.steps, own).any():
                 continue
             if cached is None:
-                cached = self._guided(model, tokens, cells, timespans, how)
+                cached = self._guided(model, tokens, cells, timespans, how, before)
             count, mask, (logits, hidden) = inside.sum(1), self.mask_token, cached
             score = None
             if policy is not None:
                 score = policy(policy.see(tokens, hidden, logits, masked & inside), timespans)
             new = step_of(tokens, inside, count, logits, step, schedule.steps, how, own, mask, score)
             if not torch.equal(new, tokens):
+                before = self._known(before, logits, new, (new != tokens).any(1))
                 tokens, cached = new, None
                 yield tokens
+
+    def _known(self, before: Tensor | None, logits: Tensor, tokens: Tensor, rows: Tensor) -> Tensor | None:
+        """The predictions of a pass at the cells that are still masked in its rows (n,), for the next pass.
+
+        Other rows keep those that they had, so that a pass of the others changes nothing for them.
+        """
+        if not self.config.self_conditioning:
+            return None
+        p = logits.softmax(-1) * (tokens == self.mask_token)[..., None]
+        return torch.where(rows[:, None, None], p, torch.zeros_like(p) if before is None else before)
 
     def _remask(
         self,
@@ -330,11 +396,13 @@ class MaskedDiffusion(Diffusion):
     ) -> Iterator[Tensor]:
         """As `unmask`, with cells that are masked again; every row takes all of its steps."""
         steps = steps.masked_fill(~cells.any(1), 1)
+        before: Tensor | None = None
         sure = torch.full(tokens.shape, math.inf, dtype=widest(tokens.device), device=tokens.device)
         for step in range(int(steps[cells.any(1)].max()) if cells.any() else 0):
-            logits, _ = self._guided(model, tokens, cells, timespans, how)
+            logits, _ = self._guided(model, tokens, cells, timespans, how, before)
             own = draws.at(None, step)
             tokens, sure = remasked_step(tokens, cells, logits, sure, step, steps, how, own, self.mask_token)
+            before = self._known(before, logits, tokens, steps > step)
             yield tokens
 
     def _reader(self, model: Any) -> Read:
@@ -344,14 +412,21 @@ class MaskedDiffusion(Diffusion):
         return read
 
     def _guided(
-        self, model: Any, tokens: Tensor, cells: Tensor, timespans: Tensor | None, how: Unmasking
+        self,
+        model: Any,
+        tokens: Tensor,
+        cells: Tensor,
+        timespans: Tensor | None,
+        how: Unmasking,
+        before: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits (n, T, vocab of the task), with guidance if it is set, and the features (n, T, D) of the same pass."""
         everywhere = torch.arange(tokens.numel(), device=tokens.device)
-        hidden, _ = self._features(model, tokens, everywhere, timespans)
+        hidden, _ = self._features(model, tokens, everywhere, timespans, None, before)
         logits = model.logits(hidden)[:, : self.mask_token]
         if how.guidance:
-            free, _ = self._logits(model, tokens.masked_fill(~cells, self.mask_token), everywhere, timespans)
+            without = tokens.masked_fill(~cells, self.mask_token)
+            free, _ = self._logits(model, without, everywhere, timespans, None, before)
             logits = free + (how.guidance + 1) * (logits - free)
         return at_least_float32(logits).unflatten(0, tokens.shape), hidden.unflatten(0, tokens.shape)
 

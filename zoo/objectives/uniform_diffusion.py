@@ -22,13 +22,17 @@ from zoo.objectives.base import (
     with_losses,
 )
 from zoo.objectives.diffusion import (
+    Conditioning,
     Diffusion,
     Estimate,
     Noisy,
     cells_of,
+    conditioned,
     drawn_losses,
     halves_of,
     hit,
+    one_hot_with,
+    predictions_at,
     read_piece,
     shares,
     times_of,
@@ -62,7 +66,7 @@ class UniformDiffusion(Diffusion):
     guess is not taken for a given. The model needs `causal=False`.
     """
 
-    class Config(Estimate):
+    class Config(Estimate, Conditioning):
         """The options; from `steps` on they belong to the sampler.
 
         Attributes:
@@ -104,7 +108,9 @@ class UniformDiffusion(Diffusion):
         rows: slice | None = None,
         pieces: Pieces | None = None,
     ) -> Iterator[Update]:
-        noisy = self._noise(data, generator)
+        noisy, informed = self._noise(data, generator), None
+        if self.config.self_conditioning:
+            informed = (torch.rand(len(data.tokens), generator=generator) < 0.5).to(data.tokens.device)
         if pieces is not None:
             before = int(self.config.time_bins > 0)
             pieces = pieces.of_length(data.tokens.shape[1] + before)
@@ -113,13 +119,21 @@ class UniformDiffusion(Diffusion):
             part, share = noisy.of(here), (here.stop - here.start) / len(data.tokens)
             share *= 1.0 if pieces is None else pieces.share
             timespans = None if data.timespans is None else data.timespans[here]
-            logits, context = self._logits(model, part, timespans, pieces)
+            rows_informed = None if informed is None else informed[here]
+            logits, context = self._noisy_logits(model, part, timespans, pieces, rows_informed)
             loss = with_losses(self._bound(logits, part), context, share)
             yield Update(loss, logits, part.targets, part.rows, context.metrics, share, here is cut[-1])
 
+    def takes_pieces(self) -> bool:
+        return not self.config.self_conditioning
+
+    def training_flops(self, model: Any, *, recompute: bool = False) -> int:
+        first = model.flops_per_token(self.length) if self.config.self_conditioning else 0
+        return super().training_flops(model, recompute=recompute) + first
+
     def passes(self, model: nn.Module, batch: Batch) -> int:
         if self.task.is_language:
-            return 2
+            return 4 if self.config.self_conditioning else 2
         data = self.encode(batch)
         return int(self._steps(data).max()) + 1 if len(data.positions) else 0
 
@@ -145,7 +159,7 @@ class UniformDiffusion(Diffusion):
 
             def loss(draws: RowDraws) -> Tensor:
                 noisy = self._noise(data, draws, worth_of(batch))
-                return self._bound(self._logits(model, noisy, data.timespans)[0], noisy)
+                return self._bound(self._noisy_logits(model, noisy, data.timespans)[0], noisy)
 
             return self.predictions(batch, answer), drawn_losses(data, self.config.loss_draws, loss)
 
@@ -177,10 +191,41 @@ class UniformDiffusion(Diffusion):
         nats = bound_of(logits.to(widest(logits.device)), found, noisy.targets, noisy.signal[noisy.rows])
         return ((1 - self.config.eps) * nats * noisy.weight).sum().to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _logits(
-        self, model: Any, noisy: Noisy, timespans: Tensor | None, pieces: Pieces | None = None
+    def _noisy_logits(
+        self,
+        model: Any,
+        noisy: Noisy,
+        timespans: Tensor | None,
+        pieces: Pieces | None = None,
+        informed: Tensor | None = None,
     ) -> tuple[Tensor, Context]:
-        """Logits (m, vocab of the task) at the cells of noisy rows."""
+        """Logits (m, vocab of the task) at the cells of noisy rows, with `self_conditioning` those of a second pass.
+
+        Args:
+            informed: (n,) bool, which rows then have the predictions of the first; by default all.
+        """
+
+        def predict(before: Tensor | None) -> tuple[Tensor, Context]:
+            return self._logits(model, noisy, timespans, pieces, before)
+
+        if not self.config.self_conditioning:
+            return predict(None)
+        shape = noisy.tokens.shape
+        return conditioned(informed, predict, lambda found: predictions_at(found[0], noisy.positions, shape))
+
+    def _logits(
+        self,
+        model: Any,
+        noisy: Noisy,
+        timespans: Tensor | None,
+        pieces: Pieces | None = None,
+        before: Tensor | None = None,
+    ) -> tuple[Tensor, Context]:
+        """Logits (m, vocab of the task) at the cells of noisy rows.
+
+        Args:
+            before: (n, T, vocab of the task) what was predicted before, with `self_conditioning`; by default nothing.
+        """
         tokens, positions = noisy.tokens, noisy.positions
         length = tokens.shape[1]
         if self.marked:
@@ -194,8 +239,12 @@ class UniformDiffusion(Diffusion):
             timespans = None if timespans is None else F.pad(timespans, (1, 0), value=1.0)
         if pieces is not None:
             tokens, positions, timespans = read_piece(pieces, tokens, positions, timespans)
-        context = Context(timespans=timespans, pieces=pieces)
-        hidden, _ = model.features(tokens, None, context)
+        context, inputs = Context(timespans=timespans, pieces=pieces), tokens
+        if self.config.self_conditioning:
+            nothing = torch.zeros(*noisy.tokens.shape, self.n_values, device=tokens.device)
+            known = F.pad(nothing if before is None else before, (0, 0, tokens.shape[1] - length, 0))
+            inputs, context.tokens = one_hot_with(tokens, known, model.config.vocab_size), tokens
+        hidden, _ = model.features(inputs, None, context)
         logits = model.logits(hidden.flatten(0, 1).index_select(0, positions))
         return logits[:, : self.n_values], context
 
@@ -211,7 +260,10 @@ class UniformDiffusion(Diffusion):
             answer = data.tokens
             signal = torch.full((len(answer),), 0.5, device=answer.device)
             for half in halves_of(cells, draws):
-                logits = self._all_logits(model, torch.where(half, noise, data.tokens), data, signal)
+                noisy = torch.where(half, noise, data.tokens)
+                logits = self._all_logits(model, noisy, data, signal)
+                if self.config.self_conditioning:
+                    logits = self._all_logits(model, noisy, data, signal, self._known(logits, cells))
                 answer = torch.where(half, logits.argmax(-1), answer)
                 yield answer
         else:
@@ -224,13 +276,14 @@ class UniformDiffusion(Diffusion):
 
     def _ancestral(self, model: Any, tokens: Tensor, data: Encoded, cells: Tensor, draws: RowDraws) -> Iterator[Tensor]:
         """Each pass samples every cell from time t to s; each row has its own number of passes."""
-        c, steps = self.config, self._steps(data)
+        c, steps, before = self.config, self._steps(data), None
         for i in range(int(steps.max()) + 1):
             # The i-th of `steps` equal steps from 1 to eps; the one after them ends at 0.
             t = 1 - (1 - c.eps) * (i / steps.clamp(min=1)).clamp(max=1)
             s = torch.where(steps > i, 1 - (1 - c.eps) * ((i + 1) / steps.clamp(min=1)), 0.0)
             kept_t, kept_s = 1 - (1 - c.eps) * t, 1 - (1 - c.eps) * s
-            logits = self._all_logits(model, tokens, data, kept_t)
+            logits = self._all_logits(model, tokens, data, kept_t, before)
+            before = self._known(logits, cells)
             p = posterior((logits / c.temperature).softmax(-1), tokens, kept_s[:, None, None], kept_t[:, None, None])
             u = draws.at(None, i).uniform(_SAMPLE, tokens.shape[1]).to(p)
             below = p.cumsum(-1)
@@ -240,10 +293,16 @@ class UniformDiffusion(Diffusion):
             tokens = torch.where(cells & (steps >= i)[:, None], new, tokens)
             yield tokens
 
-    def _all_logits(self, model: Any, tokens: Tensor, data: Encoded, signal: Tensor) -> Tensor:
+    def _known(self, logits: Tensor, cells: Tensor) -> Tensor | None:
+        """The predictions of a pass at the cells, for the next one."""
+        return logits.softmax(-1) * cells[..., None] if self.config.self_conditioning else None
+
+    def _all_logits(
+        self, model: Any, tokens: Tensor, data: Encoded, signal: Tensor, before: Tensor | None = None
+    ) -> Tensor:
         """Logits (n, T, vocab of the task), of any value where no answer is."""
         noisy = Noisy(tokens, data.positions, data.targets, data.rows, torch.ones(()), signal)
-        found, _ = self._logits(model, noisy, data.timespans)
+        found, _ = self._logits(model, noisy, data.timespans, None, before)
         logits = found.new_zeros(tokens.numel(), self.n_values)
         logits[data.positions] = found
         return logits.to(widest(logits.device)).unflatten(0, tokens.shape)
