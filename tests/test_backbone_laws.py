@@ -37,7 +37,8 @@ def test_law(law):
 @pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_law_in_every_case(law):
-    judge(plan(LAWS[law], cases(), thorough=True))
+    done = plan(LAWS[law], cases()[:2])
+    judge([check for check in plan(LAWS[law], cases(), thorough=True) if check not in done])
 
 
 @pytest.mark.gpu

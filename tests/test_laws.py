@@ -64,7 +64,7 @@ def test_law(name, law):
 @pytest.mark.slow
 @over_all
 def test_law_in_every_case(name, law):
-    """But for the checks that are the same in `test_law`; most differ in their routes, or in where tensors are made."""
+    """But for those checks that `test_law` has already made."""
     done = plan(LAWS[law], cases(name))
     judge([check for check in plan(LAWS[law], cases(name), thorough=True) if check not in done])
 

@@ -151,7 +151,7 @@ def _gradients_alone(mixer: Mixer, x: Tensor, i: int, length: int) -> Sequence[T
     return torch.autograd.grad((y * weights).sum(), list(mixer.parameters()), allow_unused=True, materialize_grads=True)
 
 
-@law(3, "states of rows", dtypes=EVERY, brief=True, elsewhere="first", unless=(looks_ahead, couples_rows))
+@law(3, "states of rows", dtypes=EVERY, brief=True, unless=(looks_ahead, couples_rows))
 @torch.no_grad()
 def states_of_rows(mixer: Mixer, brief: bool = False) -> None:
     """fork branches, select picks rows, join undoes select, also where capacities differ."""

@@ -7,12 +7,15 @@ which says in which precisions, with which settings and of which mixers it is ch
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from unittest import mock
 
 import torch
+from torch.utils._device import _device_constructors
 
 from zoo.core.errors import UsageWarning, unknown
 from zoo.ops.choices import fixed_choices
@@ -47,8 +50,6 @@ class Law:
         cases: "every" case of a mixer; the "first" one, and the others where all is checked; or that "alone".
         unless: why it does not bind a mixer.
         traced: whether it traces graphs.
-        elsewhere: in which cases what is made without a device comes out on another one where not all is checked: it
-            doubles what the check of a small layer takes.
         by_score: whether routing ops choose by their scores in bfloat16 too.
     """
 
@@ -64,19 +65,11 @@ class Law:
     cases: Literal["every", "first", "alone"] = "every"
     unless: tuple[Exemption, ...] = ()
     traced: bool = False
-    elsewhere: Literal["every", "first", "none"] = "none"
     by_score: bool = False
 
     def exempts(self, mixer: Mixer) -> str | None:
         """Why the law does not bind a mixer, or None where it does."""
         return next((why for exemption in self.unless if (why := exemption(mixer))), None)
-
-    def leaves_device(self, dtype: torch.dtype) -> bool:
-        """Whether what is made without a device can come out on another one, in float32 or the law's one precision.
-
-        Not where a graph is traced: dynamo does not trace `Tensor.unflatten` under a default device.
-        """
-        return not self.traced and (dtype == F32 or F32 not in self.dtypes)
 
 
 LAWS: dict[str, Law] = {}
@@ -116,25 +109,57 @@ def not_compilable(mixer: Mixer) -> str | None:
 
 
 @contextlib.contextmanager
-def conditions(law: Law, dtype: torch.dtype, elsewhere: bool = True) -> Iterator[None]:
+def conditions(law: Law, dtype: torch.dtype) -> Iterator[None]:
     """Under which a law is checked, so that what is wrong elsewhere is wrong here.
 
     Uninitialised memory holds NaN, or the largest integer. What is made without a device, where it should be made on
     that of the mixer, comes out on one that holds no numbers: so a law on a CPU fails at what would fail on a GPU. (In
-    float32, or in the one precision of a law; not where a graph is traced, since dynamo does not trace
-    `Tensor.unflatten` under a default device.) In bfloat16 routing ops choose by place.
+    float32, or in the one precision of a law; not where a graph is traced, which would trace that too.) In bfloat16
+    routing ops choose by place.
     """
-    elsewhere = elsewhere and not law.traced and (dtype == F32 or F32 not in law.dtypes)
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UsageWarning)  # such as of a kernel that cannot be built
         stack.enter_context(poisoned_memory())
-        if elsewhere and law.leaves_device(dtype):
-            stack.enter_context(torch.device("meta"))
+        if not law.traced and (dtype == F32 or F32 not in law.dtypes):
+            stack.enter_context(made_elsewhere())
         if dtype == BF16 and not law.by_score:
             stack.enter_context(fixed_choices())
         yield
+
+
+@contextlib.contextmanager
+def made_elsewhere() -> Iterator[None]:
+    """What is made without a device comes out on the meta device, but under a `torch.device` that is entered within.
+
+    As under `torch.device("meta")`, which passes every operation through Python, and not only those that make tensors:
+    that takes a third of what the check of a small layer takes.
+    """
+    depth = torch._C._len_torch_function_stack()
+
+    def elsewhere(make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("device") is None and torch._C._len_torch_function_stack() <= depth:
+                kwargs["device"] = "meta"
+            return make(*args, **kwargs)
+
+        return made
+
+    with contextlib.ExitStack() as stack:
+        for module, name in _makers():
+            stack.enter_context(mock.patch.object(module, name, elsewhere(getattr(module, name))))
+        yield
+
+
+@functools.cache
+def _makers() -> list[tuple[Any, str]]:
+    """Where torch's functions stand that make tensors on the default device: modules and names."""
+    from torch._decomp import decompositions_for_jvp  # noqa: F401 - forward mode imports it, which scripts some of them
+
+    modules = (torch, torch.fft, torch.nested, torch.sparse)
+    makers = [(make, make.__name__.removeprefix("fft_")) for make in _device_constructors()]
+    return [(module, name) for make, name in makers for module in modules if getattr(module, name, None) is make]
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from zoo.protocol import Context, Mixer, State, recurrent_dtype
 from zoo.states import tree_bytes
 
 
-@law(5, "purity", dtypes=EVERY, elsewhere="every")
+@law(5, "purity", dtypes=EVERY)
 def purity(mixer: Mixer) -> None:
     """Inputs, parameters and (with gradients on) the state stay as they are; the same call gives the same bits."""
     n, D, device, dtype = 18, mixer.d_model, device_of(mixer), dtype_of(mixer)
@@ -97,7 +97,7 @@ def layout(mixer: Mixer, brief: bool = False) -> None:
                 check(f"of a step after a pass {what}", state)
 
 
-@law(6, "cost", dtypes=EVERY, elsewhere="first")
+@law(6, "cost", dtypes=EVERY)
 @torch.no_grad()
 def cost(mixer: Mixer) -> None:
     """Bytes of the state and number of parameters are what they are said to be."""

@@ -64,7 +64,6 @@ class Check(NamedTuple):
     case: Case
     dtype: torch.dtype
     setting: Mapping[str, Any]
-    elsewhere: bool = True
 
     def find(self) -> Finding:
         """What comes of it."""
@@ -73,7 +72,7 @@ class Check(NamedTuple):
         except Exception as error:
             how, broken = str(self.dtype).removeprefix("torch."), f"it cannot be built: {_told(error, self.case.mixer)}"
             return Finding(self.law, str(self.case), how, broken)
-        return _find(self.law, str(self.case), mixer, self.setting, self.elsewhere)
+        return _find(self.law, str(self.case), mixer, self.setting)
 
 
 def plan(law: Law, cases: Sequence[Case], *, thorough: bool = False) -> list[Check]:
@@ -100,19 +99,18 @@ def plan(law: Law, cases: Sequence[Case], *, thorough: bool = False) -> list[Che
             if first:
                 pairs += [(dtype, brief) for dtype in law.dtypes[1:]]
                 pairs += [(law.dtypes[0], setting) for setting in law.settings[1 : law.tried]]
-        elsewhere = thorough or law.elsewhere == "every" or (law.elsewhere == "first" and first)
-        checks += [Check(law, case, dtype, how, elsewhere and law.leaves_device(dtype)) for dtype, how in pairs]
+        checks += [Check(law, case, dtype, setting) for dtype, setting in pairs]
     return checks
 
 
-def _find(law: Law, subject: str, mixer: Mixer, setting: Mapping[str, Any], elsewhere: bool = True) -> Finding:
+def _find(law: Law, subject: str, mixer: Mixer, setting: Mapping[str, Any]) -> Finding:
     dtype = dtype_of(mixer)
     how = ", ".join([str(dtype).removeprefix("torch."), *(f"{key}={value}" for key, value in setting.items())])
     began = time.process_time()
     broken, note = None, law.exempts(mixer)
     if note is None:
         try:
-            with conditions(law, dtype, elsewhere):
+            with conditions(law, dtype):
                 note = law.check(mixer, **setting)
         except LawBroken as error:
             broken = str(error)

@@ -42,7 +42,6 @@ from zoo.states import canonical
     settings=({"n": 21}, {"n": 37}),
     tried=1,
     brief=True,
-    elsewhere="first",
     unless=(looks_ahead,),
 )
 def chunk_consistency(mixer: Mixer, n: int, tolerance: float | None = None, brief: bool = False) -> None:

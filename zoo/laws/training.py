@@ -83,7 +83,7 @@ def forms(mixer: Mixer, steps: int, brief: bool = False) -> None:
                 break
 
 
-@law(7, "gradients", elsewhere="first", unless=(is_evaluated,))
+@law(7, "gradients", unless=(is_evaluated,))
 def training_gradients(mixer: Mixer) -> None:
     """Gradients of y.sum() + sum(context.losses) reach every parameter and the input, and are finite."""
     x = random_like(mixer, 2, 19, mixer.d_model).requires_grad_()
