@@ -99,6 +99,11 @@ def _of_ltc(**given: Any) -> Any:
     return ops.ltc(given.pop("x"), sensory, inner, **given, unfolds=3)
 
 
+def _conv(B: int, T: int, D: int, W: int) -> Leaves:
+    leaves = {"x": _normal(B, T, D), "weight": _normal(D, W), "bias": _normal(D)}
+    return leaves | ({"state": _normal(B, W - 1, D)} if W > 1 else {})
+
+
 def _of_slstm(gates: Tensor, weight: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor, **how: Any) -> Any:
     return ops.slstm(gates, weight, ops.SLSTMState(h, c, n, m), **how)
 
@@ -114,6 +119,8 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[int, int, int], Leaves]]] =
         functools.partial(_of_cfc, mode="pure", activation="gelu"),
         lambda B, T, D: _cfc(B, T, D, 1, timespans=True, tau=True),
     ),
+    "causal_conv1d": (functools.partial(ops.causal_conv1d, activation="silu"), lambda B, T, D: _conv(B, T, D, 4)),
+    "causal_conv1d, 1 tap": (ops.causal_conv1d, lambda B, T, D: _conv(B, T, D, 1)),
     "ltc": (_of_ltc, _ltc),
     "slstm": (_of_slstm, _slstm),
     "m2rnn": (ops.m2rnn, _m2rnn),

@@ -22,9 +22,10 @@ from zoo.ops.cut import edge_before
 from zoo.ops.derivatives import gradients_of, guarded, once
 from zoo.ops.kernel import Call, Kernel, Strided
 from zoo.ops.single_step import STEPPING, conv_step
+from zoo.ops.triton_kernel import TritonKernel
 from zoo.pieces import Pieces
 
-KERNEL = Kernel("causal_conv1d")
+KERNEL, TRITON = Kernel("causal_conv1d"), TritonKernel("causal_conv1d")
 ACTIVATIONS = (None, "silu")
 FEW_STEPS = 1  # decoding
 LEGEND = "x (B, T, D); weight (D, W); bias (D,); state (B, W - 1, D); lengths (B,) whole numbers; resets (B, T) bool."
@@ -60,8 +61,8 @@ def causal_conv1d(
             that before the first one.
         chunk_size: taken for the sake of one signature for all ops, and without effect: nothing is cut here. (A
             `scale` is not taken: it would be a factor on the weight.)
-        backend: "auto", "reference" (one step at a time), "chunked" (all steps at once), or "compiled" (C++, float32
-            on a CPU).
+        backend: "auto", "reference" (one step at a time), "chunked" (all steps at once), "compiled" (C++, float32 on a
+            CPU), "triton" (float32 on a GPU), or "causal_conv1d" (that library).
         in_place: the state given is not read again, so that a single step without gradients may write the next one over
             it.
     Returns:
@@ -92,11 +93,11 @@ def causal_conv1d(
     bias = None if bias is None else bias.to(dtype)
     offers = {
         "causal_conv1d": lambda: adapter.why_not(x, weight, lengths, resets),
-        "compiled": lambda: KERNEL.why_not(inputs),
+        **compiled_conv.offers(inputs),
     }
     chosen = common.choose_form("causal_conv1d", backend, T, FEW_STEPS, offers)
-    if chosen == "compiled":
-        y, state = compiled_conv(inputs, weight, bias, state, resets, lengths, activation == "silu")
+    if chosen in compiled_conv.forms:
+        y, state = compiled_conv.forms[chosen](inputs, weight, bias, state, resets, lengths, activation == "silu")
         return y.to(x.dtype), state
     if chosen == "causal_conv1d":
         plain = functools.partial(_plain, resets=None, lengths=None, silu=activation == "silu")  # it serves no others
@@ -237,4 +238,5 @@ compiled_conv = Operator(
     gradients="x weight bias state",
     plain=_plain,
     strided="x",
+    triton=TRITON,
 )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from zoo.ops.derivatives import constant_in_graphs, transformed
+from zoo.ops.kernel import Given, Strided
 
 
 @constant_in_graphs
@@ -60,9 +61,10 @@ class TritonKernel:
         return _missing(self.source)
 
     def __call__(
-        self, function: str, reads: Sequence[Tensor | None], writes: Sequence[Tensor | None], *numbers: int | float
+        self, function: str, reads: Sequence[Given], writes: Sequence[Tensor | None], *numbers: int | float
     ) -> None:
         first = next(x for x in writes if x is not None)
+        reads = [x.tensor if isinstance(x, Strided) else x for x in reads]
         with torch.cuda.device(first.device) if first.is_cuda else contextlib.nullcontext():
             getattr(_module(self.source), function)(*reads, *writes, *numbers)
 

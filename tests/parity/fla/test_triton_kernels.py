@@ -48,7 +48,8 @@ def test_a_kernel_is_its_definition(name, T, packed):
     wide = {name: x.to(torch.promote_types(x.dtype, torch.float64)) for name, x in leaves.items()}
     for i, (a, e) in enumerate(zip(found, outcome(op, wide, backend="reference", **how), strict=True)):
         assert a.shape == e.shape
-        assert (a - e).abs().max() <= 2e-5 * e.abs().max() + 1e-30, i
+        if a.numel() > 0:
+            assert (a - e).abs().max() <= 2e-5 * e.abs().max() + 1e-30, i
 
 
 @pytest.mark.parametrize("name", sorted(KERNELS))
