@@ -104,6 +104,15 @@ def _conv(B: int, T: int, D: int, W: int) -> Leaves:
     return leaves | ({"state": _normal(B, W - 1, D)} if W > 1 else {})
 
 
+def _selective(B: int, T: int, D: int, *, whole: bool) -> Leaves:
+    N = 16 if D >= 16 else 5
+    leaves = {"u": _normal(B, T, D), "delta": 0.3 * _normal(B, T, D + 1)[..., :D], "A": -_normal(D, N).abs()}
+    leaves |= {"B": _normal(B, T, N), "C": _normal(B, T, N + 1)[..., :N], "state": _normal(B, D, N)}
+    leaves["delta"] = leaves["delta"] if whole else leaves["delta"].abs()
+    more = {"D": _normal(D), "z": _normal(B, T, D), "delta_bias": 0.1 * _normal(D)}
+    return leaves | more if whole else leaves
+
+
 def _of_slstm(gates: Tensor, weight: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor, **how: Any) -> Any:
     return ops.slstm(gates, weight, ops.SLSTMState(h, c, n, m), **how)
 
@@ -122,6 +131,11 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[int, int, int], Leaves]]] =
     "causal_conv1d": (functools.partial(ops.causal_conv1d, activation="silu"), lambda B, T, D: _conv(B, T, D, 4)),
     "causal_conv1d, 1 tap": (ops.causal_conv1d, lambda B, T, D: _conv(B, T, D, 1)),
     "ltc": (_of_ltc, _ltc),
+    "selective_scan": (
+        functools.partial(ops.selective_scan, delta_softplus=True),
+        lambda B, T, D: _selective(B, T, D, whole=True),
+    ),
+    "selective_scan, plain": (ops.selective_scan, lambda B, T, D: _selective(B, T, D, whole=False)),
     "slstm": (_of_slstm, _slstm),
     "m2rnn": (ops.m2rnn, _m2rnn),
     "m2rnn, cut gradients": (functools.partial(ops.m2rnn, gradient_clipping=0.5), _m2rnn),

@@ -22,6 +22,7 @@ from zoo.ops.bridge import Operator
 from zoo.ops.common import blank
 from zoo.ops.derivatives import gradients_of, guarded, once
 from zoo.ops.kernel import Call, Kernel, suffix
+from zoo.ops.triton_kernel import TritonKernel
 from zoo.pieces import Pieces
 
 CHUNK, INNER_CHUNK = 32, 8
@@ -29,6 +30,7 @@ KERNEL_CHUNK, KERNEL_GROUP = 32, 128  # those of the kernel: steps between kept 
 KERNEL = Kernel(
     "selective_scan", sizes={"CHUNK": KERNEL_CHUNK, "GROUP": KERNEL_GROUP}, dtypes=(torch.float32, torch.float64)
 )
+TRITON = TritonKernel("selective_scan")
 FEW_STEPS = 1  # decoding
 LEGEND = (
     "u, delta, z (B, T, D); A (D, N); B, C (B, T, N); D, delta_bias (D,); state (B, D, N); lengths (B,) whole "
@@ -71,8 +73,8 @@ def selective_scan(
         pieces: of a sequence that is cut over processes, of which the other arguments are one piece; `state` is then
             that before the first one.
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
-        backend: "auto", "reference" (one step at a time), "chunked", "compiled" (C++, on a CPU), or "mamba_ssm" (CUDA,
-            from rest, without documents).
+        backend: "auto", "reference" (one step at a time), "chunked", "compiled" (C++, CPU), "triton" (float32, GPU),
+            or "mamba_ssm" (CUDA, from rest, without documents).
     Returns:
         y (B, T, D) in u's dtype, h_T (B, D, N).
     """
@@ -100,7 +102,7 @@ def selective_scan(
     }
     offers = {
         "mamba_ssm": lambda: mamba_ssm.why_not_scan(u, state, resets),
-        "compiled": lambda: KERNEL.why_not(*inputs.values()),
+        **compiled_selective_scan.offers(*inputs.values()),
     }
     form = common.choose_form("selective_scan", backend, n_steps, FEW_STEPS, offers)
     if lengths is not None:  # a padded step has dt = 0: it leaves the state as it is
@@ -120,8 +122,8 @@ def selective_scan(
         )
         return (y if lengths is None else blank(y, padding)).to(u.dtype), state
     state = u.new_zeros(batch, width, n_states, dtype=dtype) if state is None else state
-    if form == "compiled":
-        y, state, _ = compiled_selective_scan(*inputs.values(), state, resets, delta_softplus)
+    if form in compiled_selective_scan.forms:
+        y, state, _ = compiled_selective_scan.forms[form](*inputs.values(), state, resets, delta_softplus)
     else:
         y, state = _plain(**inputs, state=state, resets=resets, softplus=delta_softplus, form=form, chunk=chunk)
     return (y if lengths is None else blank(y, padding)).to(u.dtype), state
@@ -249,4 +251,5 @@ compiled_selective_scan = Operator(
     _backward,
     gradients="u delta A B C D z delta_bias state",
     plain=_plain,
+    triton=TRITON,
 )

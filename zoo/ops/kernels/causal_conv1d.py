@@ -128,7 +128,7 @@ def _taps(
     STEPS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Gradients of the sums (B, T, D), and of the taps and the bias (B, tiles, WIDTH + 1, D), the present step first."""
+    """Gradients of the sums (B, T, D), and of taps and bias (B, tiles, WIDTH + 1, D), the present step first."""
     row = tl.program_id(2).to(tl.int64)
     t = tl.program_id(1) * STEPS + tl.arange(0, STEPS)
     d = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
