@@ -136,6 +136,7 @@ def same(a, b, dtype):
     torch.testing.assert_close(a, b, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
+@pytest.mark.crossed("dtype", "pattern, options")
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @torch.no_grad()
 def test_laws_of_thinking(pattern, options, tokens, dtype):

@@ -97,7 +97,8 @@ def taught(kind: str, parts: int, batches: int = 3):
     return found, scored
 
 
-@pytest.mark.parametrize("parts", [2, 3, 7])
+@pytest.mark.crossed("parts", "kind")
+@pytest.mark.parametrize("parts", [3, 2, 7])
 @pytest.mark.parametrize("kind", TEACHES)
 def test_parts_have_the_gradient_of_the_whole_batch(kind, parts, float64):
     """Parts with unequal numbers of scored positions; what is carried belongs to its row."""
