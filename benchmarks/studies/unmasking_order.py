@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo.benchmarks.studies.harness import Data, Study
-from zoo.core.run_files import read_whole_config
+from zoo.core.run_files import read_whole_config, run_of
+from zoo.training import checkpoint
 from zoo.training.evaluation import evaluate_run
 from zoo.training.machine import cpu_name
 from zoo.training.train import train
@@ -36,10 +37,11 @@ SETS: dict[int, dict[str, Any]] = {
         "task": {"minimal": True},
         "model": {"pattern": "2*(mha(n_heads=4, rope=False) swiglu)", "d_model": 64},
         "steps": 300,
-        "train": {"schedule": "constant"},
+        "schedule": 1000,
     },
 }
-"""By the size of the puzzles: which, the model, and steps that are too few to solve every puzzle in every order."""
+"""By the size of the puzzles: which, the model, and steps that are too few to solve every puzzle in every order, with
+the length of the schedule that they are the first of, where it is longer."""
 PUBLISHED = {"random": 6.88, "confidence": 18.51, "margin": 89.49}
 """Per cent of the puzzles of Kim et al. 2025, by a model that was taught for longer on larger ones."""
 
@@ -52,7 +54,7 @@ def experiment(size: int, steps: int) -> dict[str, Any]:
         "model": {**SETS[size]["model"], "causal": False, "positions": "learned"},
         "objective": "masked_diffusion",
         "train": {
-            "steps": steps,
+            "steps": max(steps, SETS[size].get("schedule", steps)),
             "batch_size": 128,
             "optimizer": "muon",
             "lr": 2e-3,
@@ -60,17 +62,18 @@ def experiment(size: int, steps: int) -> dict[str, Any]:
             "precision": "bfloat16",
             "ema": 0.99,
             "eval_every": steps,
+            "checkpoint_every": steps,
+            "keep": 20,
             "eval_rows": 100,
             "test_rows": 100,
             "metric": "exact",
-            **SETS[size].get("train", {}),
         },
     }
 
 
 def order_training(run: pathlib.Path, batches: int) -> dict[str, Any]:
     """The training of a policy for the model of a run, which stays as it is."""
-    config = read_whole_config(run)
+    config = read_whole_config(run_of(run))
     return {
         "name": "learned-order",
         "task": config["task"],
@@ -120,14 +123,17 @@ def _section(data: Data) -> list[str]:
     )
     titles = ["one cell a pass" if p == 0 else f"{p} passes" for p in passes]
     size = data["task"]["size"]
+    longer = data.get("schedule", data["steps"]) > data["steps"]
+    schedule = f" (the first of a schedule of {data['schedule']:,})" if longer else ""
     lines = [
         f"## {size}x{size}",
         "",
         f"Exact answers of one model (1 seed: {data['seed']}) to the same {n:,} test rows of `{data['task']['name']}`",
         f"({task}), unmasked in every order. The rows are {problems:,} problems up to the task's symmetry.",
         f"`{data['pattern']}`, {data['n_parameters']:,} parameters, {data['steps']:,} steps of {data['batch_size']}",
-        "rows, too few to solve every puzzle in every order. In brackets, the 95 % interval over the problems,",
-        "clustered where several rows are one; it does not cover what another seed of the training would change.",
+        f"rows{schedule}, too few to solve every puzzle in every order. In brackets,",
+        "the 95 % interval over the problems, clustered where several rows are one; it does not cover what another",
+        "seed of the training would change.",
         f"Made by `{data['command']}`.",
         "",
         "| order | " + " | ".join(titles) + " | published, of 9x9 and a model of 6 M (arXiv 2502.06768, table 2) |",
@@ -142,10 +148,17 @@ def _section(data: Data) -> list[str]:
             "",
             f"The learned order: {learned['batches']:,} batches of {learned['batch_size']} puzzles with",
             f"{learned['group']} answers each (1 seed: {learned['seed']}), in {learned['seconds'] / 60:.0f} minutes on",
-            f"a busy machine; the policy has {learned['n_parameters']:,} parameters. Hong et al. 2025 (arXiv",
-            "2510.05725) publish 11.2 points over confidence on 4x4 puzzles with LLaDA-8B.",
+            f"a busy machine; the policy has {learned['n_parameters']:,} parameters. {_gain(by)}",
+            "Hong et al. 2025 (arXiv 2510.05725) publish 11.2 points more than confidence, with LLaDA-8B on puzzles.",
         ]
     return lines
+
+
+def _gain(by: dict[tuple[str, int], dict[str, Any]]) -> str:
+    learned, start = by["learned", 0], by["confidence", 0]
+    points, inside = 100 * (learned["exact"] - start["exact"]), learned["exact_low"] <= start["exact"]
+    said = "within the interval, so no gain is seen" if inside else "above the interval"
+    return f"It began as confidence, and ended {points:+.1f} points from it: {said}."
 
 
 def _share(row: dict[str, Any]) -> str:
@@ -170,15 +183,17 @@ def measure(args: argparse.Namespace, old: Data) -> Iterator[Data]:
     how += f" --learned {args.learned}" if args.learned else ""
     how += f" --bounds {' '.join(map(str, args.bounds))}" if args.bounds else ""
     with tempfile.TemporaryDirectory() as scratch:
-        run = args.run or train(experiment(args.size, steps) | {"out": f"{scratch}/run"}).path
-        result = json.loads((run / "result.json").read_text())
+        made = experiment(args.size, steps) | {"out": f"{scratch}/run"}
+        run = args.run or train(made).path / "checkpoints" / f"step_{steps}"
+        result = json.loads((run_of(run) / "result.json").read_text())
         rows = [measured(run, order, passes, args.rows) for passes in args.passes for order in ORDERS]
         rows += [measured(run, "entropy", 0, args.rows, bound) for bound in args.bounds]
         found = {
-            "task": read_whole_config(run)["task"],
+            "task": read_whole_config(run_of(run))["task"],
             "pattern": result["model"]["pattern"],
             "n_parameters": result["n_parameters"],
-            "steps": result["steps"],
+            "steps": checkpoint.step_of(run) or result["steps"],
+            "schedule": result["train"]["steps"],
             "batch_size": result["train"]["batch_size"],
             "seed": result["seed"],
             "seconds": result["seconds"],
