@@ -203,7 +203,7 @@ def test_a_low_level_in_a_shortcut(x):
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        (f"loop(2, gru, {LOW})", "goes on from the pass before of the loop around it, and no loop is around: write"),
+        (f"loop(2, gru, {LOW})", "continues from the pass before of the loop around it, and no loop is around: write"),
         ('loop(2, gru, inject="add", gradient=[1])', "one number for each pass of the loop around it, and no loop is"),
         ('loop(3, loop(2, gru, inject="add", gradient=[1, 2]))', r"gradient=\[1, 2\] .* around it, which makes 3"),
     ],

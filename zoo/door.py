@@ -218,19 +218,21 @@ def read_weights(who: str, weights: Tensor, n: int) -> Tensor:
     return weights
 
 
-def read_lengths(who: str, lengths: Any, batch_size: int, n_steps: int, device: torch.device) -> Tensor:
-    """Lengths (B,) of any whole-number type as int64 from 0 to T."""
+def read_lengths(
+    who: str, lengths: Any, batch_size: int, n_steps: int, device: torch.device, name: str = "lengths"
+) -> Tensor:
+    """Lengths (B,) of any whole-number type as int64 from 0 to T; `name` is that of the field that holds them."""
     if not (_is_whole(lengths) and lengths.shape == (batch_size,) and lengths.device == device):
-        wanted = f"({batch_size},) whole numbers on {device}, the valid steps of each row"
-        raise UsageError(f"{who}: lengths are {_placed(lengths)}, expected {wanted}.")
+        what = "valid steps" if name == "lengths" else "prompt's steps"
+        wanted = f"({batch_size},) whole numbers on {device}, the {what} of each row"
+        raise UsageError(f"{who}: {name} {'are' if name == 'lengths' else 'is'} {_placed(lengths)}, expected {wanted}.")
     lengths = lengths.long()
     if (bounds := _bounds(lengths)) is None:
         return lengths.clamp(0, n_steps)
     if bounds[0] < 0 or bounds[1] > n_steps:
         wrong = bounds[0] if bounds[0] < 0 else bounds[1]
-        raise UsageError(
-            f"{who}: a length of {wrong} is not allowed: it should be from 0 to the {n_steps} steps given."
-        )
+        given = f"a {name.removesuffix('s')} of {wrong} is not allowed"
+        raise UsageError(f"{who}: {given}: it should be from 0 to the {n_steps} steps given.")
     return lengths
 
 

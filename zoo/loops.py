@@ -91,7 +91,7 @@ class LoopStep(nn.Module):
     Ouro (Zhu et al. 2025, arXiv 2510.25741), HRM-Text (arXiv 2605.20613). What a pass reads of e, and what it does
     besides, is said by `LoopOptions`. The state is a tuple of the body's, one for each pass.
 
-    A loop in the body of another one may go on from what it gave in the pass before of that one. Two levels are
+    A loop in the body of another one may continue from what it gave in the pass before of that one. Two levels are
 
         loop(H, loop(L, low, inject="add", start="carried", norm=..., residual=True) high, norm=...)
 
@@ -257,7 +257,7 @@ def _check_around(node: Loop, around: int | None) -> None:
     """Refuse options that speak of a loop around where there is none, or one of another number of passes."""
     o = node.options
     if around is None and o.start == "carried":
-        told = "goes on from the pass before of the loop around it, and no loop is around"
+        told = "continues from the pass before of the loop around it, and no loop is around"
         raise UsageError(f'loop: start="carried" {told}: write loop(n, loop(m, ..., start="carried") ...).')
     if isinstance(o.gradient, tuple) and len(o.gradient) != around:
         told = "and no loop is around" if around is None else f"which makes {around}"

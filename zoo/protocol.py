@@ -84,6 +84,8 @@ class Traits(NamedTuple):
         cuts_in_ops: how a sequence is cut over processes. The mixer passes `context.pieces` to its ops, which exchange
             what they need, and all processes compute at the same time. Otherwise the processes take turns: each waits
             for the whole state of the one before.
+        reads_prefix: whether the mixer reads a prompt in both directions (`context.prefix`). Another sequence mixer is
+            refused there.
         not_cuttable: why a sequence cannot be cut over processes, or None if it can.
         narrows: whether the mixer can give `place.d_out` channels, as the first word of a shared block that reads the
             embedding beside the stream.
@@ -97,6 +99,7 @@ class Traits(NamedTuple):
     takes_length: bool = False
     cuts_in_ops: bool = False
     not_cuttable: str | None = None
+    reads_prefix: bool = False
     narrows: bool = False
 
 
@@ -114,6 +117,8 @@ class Context:
         pieces: of a sequence that is cut over processes, of which the pass reads one piece; None where it is not cut.
         tokens: (B, T) whole numbers, the tokens that the pass reads, for words that look them up; negative where a
             place has none. A model of tokens sets them.
+        prefix: (B,) whole numbers, the first steps of each row that see each other, as the prompt of a prefix-LM does;
+            the steps behind them read left to right. It counts the steps of this pass, so a prompt is not cut.
         shared: named tensors, or tuples of them, that one layer stores for later ones.
         losses: auxiliary losses, each a scalar tensor, which are added to the loss of the objective.
         metrics: figures to log, each a scalar tensor.
@@ -129,6 +134,7 @@ class Context:
     pieces: Pieces | None = None
     tokens: Tensor | None = None
     use: int = 0
+    prefix: Tensor | None = None
 
 
 def packing(context: Context | None) -> dict[str, Any]:
@@ -181,9 +187,14 @@ def admit(who: str, context: Context | None, batch_size: int, n_steps: int, devi
         if n_steps != pieces.sizes[pieces.rank]:
             told = f"{n_steps} steps, and piece {pieces.rank} has {pieces.sizes[pieces.rank]}"
             raise UsageError(f"{who}: {told} of the {sum(pieces.sizes)} steps that are cut into {pieces.n} pieces.")
-    return Admitted(
-        lengths, resets, timespans, context.shared, context.losses, context.metrics, pieces, tokens, context.use
-    )
+    prefix = context.prefix
+    if prefix is not None:
+        prefix = read_lengths(who, prefix, batch_size, n_steps, device, "prefix")
+        if resets is not None or pieces is not None:
+            given = "packed documents" if resets is not None else "sequences that are cut over processes"
+            raise UsageError(f"{who}: a prefix is the prompt of a whole row: it does not go with {given}.")
+    own = context.shared, context.losses, context.metrics
+    return Admitted(lengths, resets, timespans, *own, pieces, tokens, context.use, prefix)
 
 
 def check_state(who: str, module: Any, state: State, batch_size: int, dtype: torch.dtype) -> None:
@@ -241,6 +252,11 @@ def _through_the_door(forward: Callable[..., Any]) -> Callable[..., Any]:
             raise UsageError(
                 f"{self.name} looks up tokens, and the pass has none: give Context(tokens=...), (B, T) whole "
                 "numbers, as a model of tokens does."
+            )
+        if context.prefix is not None and self.kind == "sequence" and self.causal and not self.traits.reads_prefix:
+            raise UsageError(
+                f"{self.name} reads left to right only, and the pass has a prefix that is read in both directions: "
+                "leave Context(prefix=...) out, or write mha, mqa, gqa or swa."
             )
         if context.pieces is not None:
             return _piece(self, forward, x, state, context, **more)

@@ -102,7 +102,7 @@ class Attention(AttentionWord):
     residual stream's scale at any depth (Radford et al. 2019, section 2.3); biases and sinks zero, norms one.
     """
 
-    traits = Traits(cuts_in_ops=True, narrows=True)
+    traits = Traits(reads_prefix=True, cuts_in_ops=True, narrows=True)
     config: AttentionOptions
 
     def __init__(self, d_model: int, config: AttentionOptions, *, place: Place = Place()):
@@ -235,6 +235,7 @@ class Attention(AttentionWord):
             lengths=context.lengths,
             resets=context.resets,
             pieces=context.pieces,
+            prefix=context.prefix if self.causal else None,
             scale=c.scale,
             backend=c.backend,
         )

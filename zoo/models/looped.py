@@ -34,8 +34,8 @@ class LoopedState(NamedTuple):
 class LoopedModel:
     """One pass of a token model as one supervision step, with the interface of `RecursiveModel`.
 
-    The loop of a later step goes on from what it gave in the step before: h_0 is that h_n, detached, and its first pass
-    reads h_0 injected into e as every later pass does. S steps of a `loop(n, ...)` give the logits of one pass of
+    The loop of a later step continues from what it gave in the step before: h_0 is that h_n, detached, and its first
+    pass reads h_0 injected into e as every later pass does. S steps of a `loop(n, ...)` give the logits of one pass of
     `loop(S * n, ...)`, and gradients pass through the n passes of one step.
 
     Args:

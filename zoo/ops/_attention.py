@@ -27,7 +27,8 @@ from zoo.pieces import Pieces
 BACKENDS = ("auto", "reference", "chunked", "sdpa")
 LEGEND = (
     "q (B, T, H, K); k (B, T, G, K) and v (B, T, G, V) with G dividing H; sinks (H,); log_decay (B, T, H); "
-    "lengths (B,) whole numbers; resets (B, T) bool; state KVCache of k (B, N, G, K), v (B, N, G, V), length (B,); "
+    "lengths and prefix (B,) whole numbers; resets (B, T) bool; "
+    "state KVCache of k (B, N, G, K), v (B, N, G, V), length (B,); "
     "of attention with log_decay a DecayingCache, which has log_decay (B, N, H) too."
 )
 MASK_LIMIT = 1 << 22  # rows x queries x keys up to which torch's kernel with an explicit mask is the faster form
@@ -48,6 +49,7 @@ def attention(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
     pieces: Pieces | None = None,
+    prefix: Tensor | None = None,
     scale: float | None = None,
     chunk_size: int | None = None,
     backend: str = "auto",
@@ -70,6 +72,8 @@ def attention(
         resets: (B, T) bool, true where a packed document starts; a step sees its own document only.
         pieces: of a sequence that is cut over processes, of which the other arguments are one piece, see
             `zoo.ops.ring`. Then there is no state.
+        prefix: (B,) whole numbers from 0 to T: the first steps of each row that see each other, as a prompt does
+            (prefix-LM); the later steps are causal. Not beside resets, pieces or log_decay.
         scale: K ** -0.5 by default.
         chunk_size: queries a block of the chunked form; by default 128 (half a window), fewer for large batches.
         backend: "reference" forms all T x S scores. "chunked" goes through blocks of queries, and recomputes
@@ -82,11 +86,17 @@ def attention(
     Raises:
         UsageError: shapes or options that do not go together.
     """
-    if state is not None and backend == "auto" and log_decay is lengths is resets is pieces is None and causal:
+    if (
+        state is not None
+        and backend == "auto"
+        and log_decay is lengths is resets is pieces is prefix is None
+        and causal
+    ):
         done = _one_step(q, k, v, state, window, sinks, softcap, scale)
         if done is not None:
             return done
     lengths = _check(q, k, v, state, causal, window, sinks, softcap, log_decay, lengths, resets, chunk_size, backend)
+    prefix = _check_prefix(prefix, q, causal and log_decay is None and resets is None and pieces is None)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if lengths is not None:
         padding = ~valid_steps(lengths, q.shape[1])
@@ -104,7 +114,7 @@ def attention(
         o = forms.decode(q, after, options)
     else:
         decay = None if log_decay is None else new[-1]
-        o = attend(q, k, v, state, causal, window, lengths, resets, options, decay)
+        o = attend(q, k, v, state, causal, window, lengths, resets, options, decay, prefix)
         if not causal:
             return (o if lengths is None else blank(o, padding)), ()
         if state is None:
@@ -156,6 +166,7 @@ def attend(
     resets: Tensor | None,
     options: Settings,
     log_decay: Tensor | None = None,
+    prefix: Tensor | None = None,
 ) -> Tensor:
     """T queries against the cache (left as it is) and the T new keys."""
     T, n_past = q.shape[1], 0
@@ -174,19 +185,31 @@ def attend(
         k, v = (torch.cat([old[:, :n_past].to(q.dtype), x], 1) for old, x in ((past.k, k), (past.v, v)))
     window = window if window is not None and window < T + n_past else None
     ragged = lengths is not None and not causal
-    masked = past is not None or window is not None or resets is not None or ragged
+    masked = past is not None or window is not None or resets is not None or ragged or prefix is not None
     small = sums is None and len(q) * T * k.shape[1] <= MASK_LIMIT and (window is None or window + 64 >= T / 3)
     precise = q.dtype == state_dtype(q) and options.scale != 0
     form = options.form(sdpa=small or not (masked or sums is not None), sinks=not masked and precise)
     if form == "sdpa" and not masked:
         return forms.sdpa(q, k, v, None, options, causal=causal)
-    visibility = visibility_of(T, past, n_past, causal, window, lengths, resets, q.device)
+    visibility = visibility_of(T, past, n_past, causal, window, lengths, resets, q.device, prefix)
     if form == "chunked":
-        return forms.chunked(q, k, v, visibility, n_past, causal, window, options, sums)
+        return forms.chunked(q, k, v, visibility, n_past, causal and prefix is None, window, options, sums)
     if form == "sdpa":
         return forms.sdpa(q, k, v, visibility.mask(), options)
     fade = None if sums is None else (sums[:, -T:, None] - sums[:, None]).movedim(3, 1)
     return forms.reference(q, k, v, visibility.mask(), options, fade)
+
+
+def _check_prefix(prefix: Tensor | None, q: Tensor, alone: bool) -> Tensor | None:
+    """The prefix as int64 from 0 to T; None for a single step, which is no prompt."""
+    if prefix is None:
+        return None
+    common.check("attention", LEGEND, "prefix", prefix, q, tuple(q.shape[:1]))
+    if not alone:
+        raise UsageError("attention: a prefix goes with causal=True, and not with resets, pieces or log_decay.")
+    if prefix.is_floating_point() or prefix.dtype == torch.bool:
+        raise UsageError(f"attention: prefix is {prefix.dtype}, expected the whole number of steps of each prompt.")
+    return None if q.shape[1] == 1 else prefix.long().clamp(0, q.shape[1])
 
 
 def _check(

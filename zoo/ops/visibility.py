@@ -43,6 +43,7 @@ def visibility_of(
     lengths: Tensor | None,
     resets: Tensor | None,
     device: torch.device,
+    prefix: Tensor | None = None,
 ) -> Visibility:
     t = torch.arange(n_steps, device=device)[None]
     number, first = t.clone(), torch.zeros_like(t)  # a clone: the compiler takes no tensor twice
@@ -55,8 +56,13 @@ def visibility_of(
         first = t - document_positions(start, n_steps, resets)
     if window is not None:
         first = torch.maximum(first, t - window + 1)
-    if causal:
+    if causal and prefix is None:
         return Visibility(number, first, t)
+    if prefix is not None:  # its steps see each other, within the window
+        end = prefix[:, None] if lengths is None else torch.minimum(prefix, lengths)[:, None]
+        last = torch.where(t < end, end - 1, t)
+        last = last if window is None else torch.minimum(last, t + window - 1)
+        return Visibility(number, first, torch.maximum(last, t))
     last = torch.full_like(t, n_steps - 1)
     if resets is not None:
         starts = torch.where(resets, t, n_steps).flip(1).cummin(1).values.flip(1)

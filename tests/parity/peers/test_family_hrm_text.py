@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from published import check, check_config, perturbed, refusal
+from published import LOGITS, check, check_config, perturbed, refusal
 from transformers import HrmTextConfig, HrmTextForCausalLM
 
 import zoo
@@ -83,6 +83,25 @@ def test_configs_as_published(changes, tmp_path):
 )
 def test_refused(changes, message):
     assert message in refusal({**FOUND, **changes})
+
+
+def test_prompts_in_both_directions():
+    """Their `token_type_ids`, and their cache behind a prompt; ours is `Context(prefix=...)`."""
+    theirs = perturbed(HrmTextForCausalLM(HrmTextConfig(**SIZES)))
+    ours = zoo.from_hf(theirs)
+    tokens = torch.randint(61, (3, 17), generator=torch.Generator().manual_seed(1))
+    prefix = torch.tensor([11, 5, 0])
+    types = (torch.arange(11) < prefix[:, None]).long()
+    with torch.no_grad():
+        expected = theirs(tokens[:, :11], token_type_ids=types, use_cache=True)
+        plain = theirs(tokens[:, :11]).logits
+        found, state = ours(tokens[:, :11], ours.init_state(3), zoo.Context(prefix=prefix))
+        assert (expected.logits - plain).abs().amax((1, 2))[:2].min() > 0.01
+        assert (found - expected.logits).abs().max() < LOGITS
+        for t in range(11, 17):
+            expected = theirs(tokens[:, [t]], past_key_values=expected.past_key_values, use_cache=True)
+            found, state = ours.step(tokens[:, t], state)
+            assert (found - expected.logits[:, 0]).abs().max() < LOGITS
 
 
 def test_size():
