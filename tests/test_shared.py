@@ -211,6 +211,21 @@ def test_adapters_start_at_zero_and_the_uses_differ_once_they_have_learned(x):
         body(x, None, Context(use=2))
 
 
+@pytest.mark.parametrize("gate", ["channel", "head"])
+def test_adapters_leave_the_gate_of_attention_alone(gate, x):
+    word = zoo.create_mixer("gqa", d_model=D, gate=gate, adapter_rank=2, n_heads=2).double()
+    for part in word.adapters.up[0]:
+        torch.nn.init.normal_(part.weight)
+    plain = zoo.create_mixer("gqa", d_model=D, gate=gate, n_heads=2).double()
+    plain.load_state_dict({k: v for k, v in word.state_dict().items() if "adapters" not in k})
+    pairs = zip(word.adapters.up[0], word.adapters.down[0].weight.split(2), strict=True)
+    rows = torch.cat([up.weight @ down for up, down in pairs])
+    plain.in_proj.weight.data[: len(rows)] += rows
+    close(word(x)[0], plain(x)[0])
+    with torch.no_grad():
+        close(word.step(x[:, 0], word.init_state(2))[0], plain.step(x[:, 0], plain.init_state(2))[0])
+
+
 @pytest.mark.parametrize(
     ("pattern", "told"),
     [

@@ -11,6 +11,7 @@ from abc import abstractmethod
 from typing import Any, Literal, NamedTuple, cast, final
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -205,7 +206,8 @@ class Attention(AttentionWord):
         H, G, K = self.n_heads, self.n_kv_heads, self.head_dim
         heads = (H + 2 * G) * K
         rows = self.in_proj(x)
-        rows = rows if self.adapters is None else rows + self.adapters(x, context)
+        if self.adapters is not None:  # not on the gate
+            rows = rows + F.pad(self.adapters(x, context), (0, self.in_width - heads))
         if self.cell is not None and single(x, state, context):
             done = attention_cell_step(self.cell, rows, *self._norm_weights(), self.sinks, cast(KVCache, state))
             if done is not None:
@@ -291,7 +293,6 @@ class Attention(AttentionWord):
                 "softcap": 2.0,
                 "sinks": True,
                 "conv_size": 4,
-                "adapter_rank": 3,
                 "backend": "chunked",
             },
             {
@@ -300,6 +301,7 @@ class Attention(AttentionWord):
                 "qk_norm": True,
                 "norm_zero_centred": True,
                 "gate": "channel",
+                "adapter_rank": 3,
                 "backend": "sdpa",
             },
             {"n_heads": 2, "causal": False, "scale": 0.2},
