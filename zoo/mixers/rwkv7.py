@@ -36,6 +36,10 @@ from zoo.protocol import (
 
 FIRST_VALUES = "rwkv7.first_values"  # (B, T, D) in the context: the values of the first layer that ran
 
+SHARES = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g")
+LOW_RANKS, VALUE_RANKS = ("w0", "w1", "w2", "a0", "a1", "a2"), ("v0", "v1", "v2")
+OTHERS = ("g1", "g2", "k_k", "k_a", "r_k")
+
 
 class RWKV7State(NamedTuple):
     shift: Tensor  # (B, 1, D): the last input
@@ -190,15 +194,20 @@ class RWKV7(Mixer):
     def _one_step(self, x: Tensor, state: RWKV7State, context: Context | None) -> Tensor | None:
         """What a single step gives before the last projection, computed in two calls; the state moves on in place."""
         (shift, memory), c = state, self.config
-        mixing = (self.v0, self.v1, self.v2) if c.value_residual and not self.first else (None, None, None)
-        ranks = self.w0, self.w1, self.w2, self.a0, self.a1, self.a2, *mixing, self.g1, self.g2
-        weights = *ranks, self.k_k, self.k_a, self.r_k, self.ln_x.weight, self.ln_x.bias
+        own = self._parameters  # by name at once: torch looks up each attribute in 2 microseconds
+        shares, before, after = ([own.get(name) for name in names] for names in (SHARES, LOW_RANKS, OTHERS))
+        mixes = c.value_residual and not self.first
+        mixing = [own.get(name) for name in VALUE_RANKS] if mixes else [None] * 3
+        if any(x is None for x in (*shares, *before, *after, *(mixing if mixes else ()))):
+            return None  # something stands in its place
+        weights = [*before, *mixing, *after, self.ln_x.weight, self.ln_x.bias]
         if not steps_alone(KERNEL, x, *weights, shift, memory):
             return None
-        mixed = shift_step(x, shift, self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
+        mixed = shift_step(x, shift, *cast(list[Tensor], shares))
         if mixed is None:
             return None
-        products = self.receptance(mixed[0]), self.key(mixed[2]), self.value(mixed[3])
+        x_r, _, x_k, x_v, _, _ = mixed.unbind()
+        products = self.receptance(x_r), self.key(x_k), self.value(x_v)
         r, k, v = (product.to(x.dtype).contiguous() for product in products)
         first = None
         if c.value_residual and context is not None:

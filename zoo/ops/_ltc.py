@@ -105,7 +105,9 @@ def ltc(
         padding = ~common.valid_steps(lengths, T)
         inputs, resets = blank(inputs, padding), None if resets is None else resets & ~padding
         spans = None if spans is None else blank(spans, padding)
-    form = common.choose_form("ltc", backend, T, FEW_STEPS, _ltc.offers(inputs, state), ("reference",))
+    form = common.choose_form(
+        "ltc", backend, T, FEW_STEPS, _ltc.offers(inputs, state), ("reference",), decode="compiled"
+    )
     if form == "reference":
         v, state = _reference(inputs, state, outer, between, cell, spans, lengths, resets, unfolds, epsilon)
     else:

@@ -99,7 +99,7 @@ def mlstm(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     chunk = common.chunk_length(chunk_size, CHUNK if q.shape[-1] <= 64 else WIDE_CHUNK, v.shape[1])
     offers = {"compiled": lambda: KERNEL.why_not(heads.v)}
-    form = common.choose_form("mlstm", backend, v.shape[1], FEW_STEPS, offers)
+    form = common.choose_form("mlstm", backend, v.shape[1], FEW_STEPS, offers, decode="compiled")
     if form == "compiled":
         h, last = _compiled(heads, gates, scale, eps)
     elif form == "reference":

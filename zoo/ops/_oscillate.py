@@ -69,7 +69,7 @@ def oscillate(
     chunk = common.chunk_length(chunk_size, CHUNK, n_steps)
     given = [x.to(dtype) for x in (b, p, q, r)]
     offers = {"compiled": lambda: KERNEL.why_not(given[0])}
-    form = common.choose_form("oscillate", backend, n_steps, FEW_STEPS, offers)
+    form = common.choose_form("oscillate", backend, n_steps, FEW_STEPS, offers, decode="compiled")
 
     state = given[0].new_zeros(b.shape[0], 2, *b.shape[2:]) if state is None else state
     if form == "compiled":

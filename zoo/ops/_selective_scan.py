@@ -104,7 +104,7 @@ def selective_scan(
         "mamba_ssm": lambda: mamba_ssm.why_not_scan(u, state, resets),
         **compiled_selective_scan.offers(*inputs.values()),
     }
-    form = common.choose_form("selective_scan", backend, n_steps, FEW_STEPS, offers)
+    form = common.choose_form("selective_scan", backend, n_steps, FEW_STEPS, offers, decode="compiled")
     if lengths is not None:  # a padded step has dt = 0: it leaves the state as it is
         padding = ~common.valid_steps(lengths, n_steps)
         inputs |= {name: None if inputs[name] is None else blank(inputs[name], padding) for name in "uBCz"}

@@ -75,7 +75,7 @@ def slot_scores(
     q = q.to(heads.v.dtype)
     refused = KERNEL.why_not(heads.v)
     few_steps = FEW_STEPS if refused else COMPILED_FEW_STEPS
-    form = common.choose_form("slot_scores", backend, T, few_steps, {"compiled": lambda: refused})
+    form = common.choose_form("slot_scores", backend, T, few_steps, {"compiled": lambda: refused}, decode="compiled")
     if form == "compiled":
         g, state = heads.g.squeeze(3), heads.state.squeeze(2)  # type: ignore[union-attr]
         o, last = compiled_slot_scores(q, heads.v.squeeze(3), heads.k, g, state, heads.resets, scale)

@@ -72,7 +72,7 @@ def slstm(
     inputs, weight = gates.to(dtype), weight.to(dtype)
     if state is None:
         state = SLSTMState(*(inputs.new_zeros(B, H, D) for _ in SLSTMState._fields))
-    form = common.choose_form("slstm", backend, T, FEW_STEPS, _slstm.offers(inputs), ("reference",))
+    form = common.choose_form("slstm", backend, T, FEW_STEPS, _slstm.offers(inputs), ("reference",), decode="compiled")
     if form == "reference":
         h, state = _reference(inputs, weight, state, lengths, resets)
     else:

@@ -58,6 +58,14 @@ def log_form(op: str, form: str) -> str:
     return form
 
 
+def _decodes() -> bool:
+    """Whether a single step may be a decoder's: in eager mode, without gradients, and with nothing that sees operators.
+
+    Then one call of a kernel takes less time than the operators of a step in plain PyTorch.
+    """
+    return not (torch.compiler.is_compiling() or torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack())
+
+
 def choose_form(
     op: str,
     backend: str,
@@ -65,6 +73,8 @@ def choose_form(
     few_steps: int,
     offers: Mapping[str, Callable[[], str | None]] = MappingProxyType({}),
     plain: Sequence[str] = PLAIN,
+    *,
+    decode: str | None = None,
 ) -> str:
     """The name of the form that runs: the chosen one, or the best available one.
 
@@ -76,6 +86,7 @@ def choose_form(
         offers: fused forms, the preferred first, each with a function that says why it cannot serve this call, in one
             line, or None where it can.
         plain: forms in plain PyTorch, slowest first.
+        decode: which of `offers` is faster than the step form in a decoder's step, None for none.
 
     Raises:
         UsageError: no such form, or it cannot serve this call: nothing else is run in its place.
@@ -85,6 +96,8 @@ def choose_form(
     if backend == "auto":
         if transformed():
             return log_form(op, plain[0])
+        if decode is not None and n_steps == 1 and _decodes() and offers[decode]() is None:
+            return log_form(op, decode)
         served = (name for name, why_not in offers.items() if why_not() is None)
         return log_form(op, plain[0] if n_steps <= few_steps else next(served, plain[-1]))
     if backend in offers and (why_not := offers[backend]()) is not None:
