@@ -31,9 +31,9 @@ for name in {OF_LINUX}:
 import zoo
 from zoo.training import doctor, machine
 machine.STATUS = pathlib.Path("nowhere")
-own = ("zoo.__main__", "zoo.tasks.code_trace.child")  # commands
+own = ("zoo.__main__", "zoo.tasks.code_trace.child")  # commands; and kernels for GPUs, which need Triton
 for module in pkgutil.walk_packages(zoo.__path__, "zoo."):
-    if module.name not in own and ".studies" not in module.name:
+    if module.name not in own and ".studies" not in module.name and not module.name.startswith("zoo.ops.kernels."):
         __import__(module.name)
 experiment = {{
     "task": {{"name": "mqar", "vocab_size": 64, "seq_len": 16}},
