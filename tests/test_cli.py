@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import pytest
@@ -152,8 +153,16 @@ def test_train_eval_compare(zoo):
     assert err.count("\n") == 1
 
 
-def test_every_variant_is_trained_in_a_process_of_its_own(zoo):
-    """One that fails fails the command, and keeps none of the others from being trained."""
+def test_every_variant_is_trained_in_a_process_of_its_own(zoo, monkeypatch):
+    """One that fails fails the command, and keeps none of the others from being trained.
+
+    Without the pipe by which a process ends with the command: `test_a_child_does_not_outlive_its_parent` has it.
+    """
+
+    def start(command, pass_fds):
+        return forked.start([command[0], *command[2:4], "-1", *command[5:]])
+
+    monkeypatch.setattr("zoo.training.launch.subprocess", SimpleNamespace(Popen=start))
     blocked = Path("runs/both/convolution/notes.txt")
     blocked.parent.mkdir(parents=True)
     blocked.write_text("mine")
