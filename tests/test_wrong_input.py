@@ -6,12 +6,12 @@ import errno
 import io
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forked
 import pytest
 import torch
 
@@ -234,5 +234,5 @@ def test_a_full_device_is_one_line_to_the_very_end():
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "zoo", "list", "mixers"]
         env = {**os.environ, "PYTHONPATH": root}
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
+        done = forked.run(command, stdout=full, env=env)
     assert (done.returncode, done.stderr) == (1, "zoo: Cannot write the output: No space left on device.\n")
