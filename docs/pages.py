@@ -420,6 +420,7 @@ def start_page() -> Iterator[tuple[str, str]]:
             "continuous",
             "tracking",
             "adding",
+            "install-gpu",
             "limits",
             "contributing",
         ],

@@ -245,7 +245,7 @@ def _whole(outputs: Any, inputs: tuple[Any, ...]) -> Any:
 def steps_alone(kernel: Kernel, *tensors: Tensor | None) -> bool:
     """Whether a single step may pass the addresses of these tensors to a kernel as they lie, with no operator between.
 
-    It may in eager mode, where no gradient is asked for, of contiguous float32 numbers in a CPU's memory, and where
+    It may in eager mode, where no gradient is recorded, of contiguous float32 numbers in a CPU's memory, and where
     nothing has to see an operator.
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():

@@ -221,7 +221,7 @@ def rwkv7_step(
     Args:
         first: the values of the first layer, None for zeros.
         weights: w0, w1, w2, a0, a1, a2, v0, v1, v2, g1, g2, k_k, k_a, r_k, and weight and bias of the group norm.
-            The caller has asked `steps_alone` about them.
+            The caller has checked them by `steps_alone`.
         memory: (B, H, K, K), which moves on.
     """
     if not _movable(memory) or not steps_alone(KERNEL, mixed, r, k, v, first, memory):
