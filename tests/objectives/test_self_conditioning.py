@@ -8,6 +8,8 @@ import torch
 import zoo
 from zoo.objectives import create_objective
 from zoo.tasks import create_task
+from zoo.tasks.protocol import take
+from zoo.training.evaluation import held_out
 
 SUDOKU = create_task("sudoku", size=4, max_givens=8)
 OBJECTIVES = ("masked_diffusion", "uniform_diffusion")
@@ -146,3 +148,14 @@ def test_training_by_the_command_with_every_end(tmp_path, monkeypatch):
 def test_an_order_is_learned_without_it():
     with pytest.raises(zoo.UsageError, match="a model without self_conditioning: leave one of them out"):
         made("masked_diffusion", unmasking_order={})
+
+
+def test_a_row_keeps_its_predictions_while_only_others_change():
+    """In a random order of few cells, most passes leave some rows as they are."""
+    chosen, model = made("masked_diffusion", order="random", steps=12)
+    with torch.no_grad():
+        model.double().embedding.weight.mul_(4)
+    rows = held_out(SUDOKU, "test", 12)
+    together = chosen.predict(model, rows)
+    for i in range(12):
+        assert torch.equal(chosen.predict(model, take(rows, slice(i, i + 1))), together[i : i + 1])
