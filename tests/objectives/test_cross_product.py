@@ -112,7 +112,7 @@ def test_every_mixer_under_every_objective(word, objective):
         ),
         ("deep_supervision", {"causal": True, "recursion": None}, r"all cells at once: set model.causal=false\."),
         ("deep_supervision", {"causal": True}, r"all cells at once: set model.causal=false\."),
-        ("deep_supervision", {"recursion": None}, r"thinks in steps: set model.recursion=\{\}\."),
+        ("deep_supervision", {"recursion": None}, r"or set model.recursion=\{\}\."),
         ("masked_diffusion", {"recursion": RECURSION}, r"not teach recursive models: set objective=deep_supervision\."),
         ("next_token", {"causal": False, "recursion": {}}, r"recursive models: set objective=deep_supervision\."),
         ("next_token", {"recursion": {}}, r"recursive models: set objective=deep_supervision\."),
