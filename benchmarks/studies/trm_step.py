@@ -1,22 +1,29 @@
-"""A training step of TRM in the authors' Sudoku configuration, beside the authors' own code.
+"""A training step of recursive models beside its matrix products alone, and beside the authors' code.
 
-    python -m zoo.benchmarks.studies.trm_step REPOSITORY [--threads 2] [--repeats 7]
+    python -m zoo.benchmarks.studies.trm_step [REPOSITORY] [--threads 1] [--repeats 7]
 
-REPOSITORY is a checkout of SamsungSAILMontreal/TinyRecursiveModels. One supervision step, loss and backward pass (no
-optimizer) of the MLP form: width 512, 81 cells behind 16 places, 3 cycles of 6 updates, 32 puzzles, bfloat16, the same
-weights and puzzles on both sides. All take turns in one process; the least and the median of their times are kept.
-The floor is the step's matrix products at the rate of a large bfloat16 product.
+One supervision step, loss and backward pass (no optimizer), in bfloat16: TRM's MLP form in the authors' Sudoku
+configuration (width 512, 81 cells behind 16 places, 3 cycles of 6 updates, 8 puzzles), also recomputing, and the
+recipes of Sudoku. REPOSITORY is a checkout of SamsungSAILMontreal/TinyRecursiveModels: then the authors' step too, with
+the same weights and puzzles.
+
+The floor of a step is its matrix products: the same shapes, the same number, forward and backward, each in the fastest
+form that torch has for it (either order of memory, the transposed product). Steps and floors take turns in one process.
+Times are those of the processor; ratios are of neighbours in a turn, with quartiles.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import pathlib
 import statistics
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -24,12 +31,17 @@ import torch
 from torch import Tensor
 
 from zoo import tasks
-from zoo.benchmarks.studies.harness import Data, Study, facts
+from zoo.benchmarks.studies.harness import Data, Study, facts, table
 from zoo.interop.trm import from_authors
+from zoo.models import create_model
 from zoo.models.recursive import RecursiveModel
-from zoo.objectives import create_objective
+from zoo.objectives import Objective, create_objective
+from zoo.training.fit import fit
+from zoo.training.recipes import read_experiment
 
-ROWS, SIDE = 32, 2048
+RECIPES = {"sudoku-6x6-trm": 64, "sudoku-6x6-fast": 64, "sudoku-9x9-fast": 4}  # puzzles
+PATTERN = '2*(token_mlp(length=97, d_hidden=512, norm_axis="time") swiglu(d_hidden=1536))'
+ROWS, SIDE = 8, 2048
 CONFIG: dict[str, Any] = {
     "batch_size": ROWS,
     "seq_len": 81,
@@ -54,6 +66,8 @@ CONFIG: dict[str, Any] = {
 class Theirs:
     """The authors' model and loss; every call is one step and gives the loss of a puzzle."""
 
+    rows = ROWS
+
     def __init__(self, repository: pathlib.Path, inputs: Tensor, targets: Tensor):
         sys.path.insert(0, str(repository))
         kind = import_module("models.recursive_reasoning.trm").TinyRecursiveReasoningModel_ACTV1
@@ -72,88 +86,193 @@ class Theirs:
 class Ours:
     """The same step here."""
 
-    def __init__(self, weights: Mapping[str, Tensor], task: tasks.Task, batch: tasks.Batch, *, recompute: bool = False):
-        self.model: RecursiveModel = from_authors(weights, CONFIG).train()
-        self.model.recompute = recompute
-        self.objective = create_objective("deep_supervision", task, causal=False, exploration=0.0)
-        self.data, self.generator = self.objective.encode(batch), torch.Generator()
+    def __init__(
+        self,
+        model: RecursiveModel,
+        objective: Objective,
+        batch: tasks.Batch,
+        *,
+        recompute: bool = False,
+        autocast: bool = True,
+    ):
+        self.model, self.objective, self.autocast = model.train(), objective, autocast
+        self.recompute, self.rows = recompute, len(batch.inputs)
+        self.data, self.generator = objective.encode(batch), torch.Generator()
 
     def __call__(self) -> float:
-        with torch.autocast("cpu", torch.bfloat16):
+        self.model.recompute = self.recompute
+        with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
             (update,) = self.objective.updates(self.model, self.data, {}, self.generator)
         update.loss.backward()
         self.model.zero_grad()
         return update.loss.item()
 
-    def flops(self) -> float:
-        """Of the matrix products of one step: all cycles forward, the last backward too, which is twice the work."""
-        forward = ROWS * CONFIG["seq_len"] * self.model.flops_per_token(CONFIG["seq_len"])
-        return forward * (1 + 2 / CONFIG["H_cycles"])
+    def applications(self) -> tuple[int, int]:
+        """How often the network is applied, and how often its backward pass is."""
+        r = self.model.recursion
+        return (r.cycles + self.recompute) * (r.updates + 1), r.updates + 1
 
 
-def measured(repository: pathlib.Path, repeats: int) -> Data:
+class Floor:
+    """The matrix products of the layers in a step of ours, alone."""
+
+    def __init__(self, step: Ours):
+        n, length = step.rows, step.model.recursion.prefix + step.data.tokens.shape[1]
+        forward, backward = step.applications()
+        self.products: list[tuple[Callable[[], Tensor], int]] = []
+        self.flops = 0
+        mixer: Any
+        for mixer in step.model.mixers():
+            width, rows = step.model.config.d_model, n * length
+            if mixer.name == "token_mlp":
+                width, rows = length, n * width
+            hidden = mixer.d_hidden
+            both = [(rows, width, 2 * hidden), (rows, hidden, width)]
+            slopes = [(rows, width, hidden), (rows, 2 * hidden, width)]
+            weights = [(width, rows, hidden), (2 * hidden, rows, width)]
+            for sizes, count in [(both, forward), (slopes, backward), (weights, backward)]:
+                for size in sizes:
+                    self.products.append((fastest(*size), count))
+                    self.flops += 2 * size[0] * size[1] * size[2] * count
+
+    def __call__(self) -> None:
+        for product, count in self.products:
+            for _ in range(count):
+                product()
+
+
+@functools.cache
+def fastest(m: int, k: int, n: int) -> Callable[[], Tensor]:
+    """A product of (m, k) and (k, n) in bfloat16, with its factors in the order of memory that is the fastest."""
+    forms: list[Callable[[], Tensor]] = []
+    for swapped, *across in itertools.product((False, True), repeat=3):
+        a, b = (
+            torch.randn(shape[::-1] if turned else shape).bfloat16()
+            for shape, turned in zip([(n, k), (k, m)] if swapped else [(m, k), (k, n)], across, strict=True)
+        )
+        a, b = a.t() if across[0] else a, b.t() if across[1] else b
+        forms.append(functools.partial(torch.mm, a, b, out=torch.empty(len(a), b.shape[1], dtype=torch.bfloat16)))
+    return min(forms, key=lambda form: min(seconds(form) for _ in range(4)))
+
+
+def seconds(form: Callable[[], object]) -> float:
+    """Of the processor."""
+    start = time.process_time()
+    form()
+    return time.process_time() - start
+
+
+def steps_of(repository: pathlib.Path | None) -> dict[str, Theirs | Ours]:
     torch.manual_seed(0)
     task = tasks.create_task("sudoku", size=9)
     batch = task.sample(ROWS, split="train", seed=0)
-    theirs = Theirs(repository, batch.inputs, batch.targets)
-    ours = Ours(theirs.model.state_dict(), task, batch)
+    steps: dict[str, Theirs | Ours] = {}
+    if repository is not None:
+        steps["theirs"] = theirs = Theirs(repository, batch.inputs, batch.targets)
+        model = from_authors(theirs.model.state_dict(), CONFIG)
+    else:
+        model = _published()
+    objective = create_objective("deep_supervision", task, causal=False, exploration=0.0)
+    steps["ours"] = Ours(model, objective, batch)
+    steps["ours, recomputing"] = Ours(model, objective, batch, recompute=True)
+    for recipe, rows in RECIPES.items():
+        experiment = read_experiment(recipe)
+        parts = fit(experiment.task, experiment.objective, experiment.model)
+        made = create_model(parts.model)
+        assert isinstance(made, RecursiveModel)
+        made = made.bfloat16() if experiment.train.parameters == "bfloat16" else made
+        batch = parts.task.sample(rows, split="train", seed=0)
+        steps[recipe] = Ours(made, parts.objective, batch, autocast=experiment.train.precision == "bfloat16")
+    return steps
+
+
+def _published() -> RecursiveModel:
+    recursion = {"cycles": CONFIG["H_cycles"], "updates": CONFIG["L_cycles"], "prefix": CONFIG["puzzle_emb_len"]}
+    options = {"causal": False, "placement": "post", "norm": "rmsnorm_plain", "max_len": 97, "recursion": recursion}
+    model = create_model(PATTERN, d_model=CONFIG["hidden_size"], vocab_size=CONFIG["vocab_size"], **options)
+    assert isinstance(model, RecursiveModel)
+    return model
+
+
+def measured(repository: pathlib.Path | None, repeats: int) -> Data:
+    steps = steps_of(repository)
+    floors = {name: Floor(step) for name, step in steps.items() if isinstance(step, Ours)}
     a, b = torch.randn(2, SIDE, SIDE).bfloat16()
-    forms: dict[str, Callable[[], object]] = {
-        "theirs": theirs,
-        "ours": ours,
-        "ours, recomputing": Ours(theirs.model.state_dict(), task, batch, recompute=True),
-        "large product": lambda: a @ b,
-    }
-    losses = {name: form() for name, form in forms.items() if name != "large product"}
-    seconds: dict[str, list[float]] = {name: [] for name in forms}
+    losses = {name: step() for name, step in steps.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    alone: dict[str, list[float]] = {name: [] for name in floors}
+    large: list[float] = []
     for _ in range(repeats):
-        for name, form in forms.items():
-            start = time.perf_counter()
-            form()
-            seconds[name].append(time.perf_counter() - start)
-    rate = 2 * SIDE**3 / statistics.median(seconds.pop("large product"))
-    steps = {
-        name: {
-            "median_s": statistics.median(times),
-            "least_s": min(times),
-            "loss": losses[name],
-            "share_of_matmul_rate": ours.flops() / statistics.median(times) / rate,
-        }
-        for name, times in seconds.items()
-    }
-    return {"steps": steps, "flops": ours.flops(), "matmul_rate": rate, "floor_s": ours.flops() / rate}
+        large.append(seconds(lambda: a @ b))
+        for name, step in steps.items():
+            times[name].append(seconds(step))
+            if name in floors:
+                alone[name].append(seconds(floors[name]))
+    rate = 2 * SIDE**3 / statistics.median(large)
+    found: dict[str, Data] = {}
+    for name, step in steps.items():
+        found[name] = {"median_s": statistics.median(times[name]), "rows": step.rows, "loss": losses[name]}
+        if name in floors:
+            found[name] |= {
+                "flops": floors[name].flops,
+                "products_s": statistics.median(alone[name]),
+                "over_products": ratio(times[name], alone[name]),
+                "share_of_matmul_rate": floors[name].flops / statistics.median(times[name]) / rate,
+            }
+        if "theirs" in times and name in ("ours", "ours, recomputing"):
+            found[name]["over_theirs"] = ratio(times[name], times["theirs"])
+    return {"steps": found, "matmul_rate": rate}
+
+
+def ratio(times: list[float], others: list[float]) -> list[float]:
+    """The median of the ratios of neighbours, and the quartiles on its sides."""
+    ratios = [a / b for a, b in zip(times, others, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return [middle, low, high]
+
+
+def shown(found: list[float] | None) -> str:
+    return "" if found is None else "{:.2f} [{:.2f}, {:.2f}]".format(*found)
 
 
 def markdown(report: Data) -> str:
     at, steps = report["machine"], report["steps"]
     lines = [
-        "# A training step of TRM beside the authors' code",
+        "# A training step of recursive models beside its matrix products",
         "",
         textwrap.fill(
-            f"{at['cpu']}, {at['threads']} threads, torch {at['versions']['torch']}, bfloat16, {ROWS} puzzles "
-            "of 9x9 Sudoku, width 512, 3 cycles of 6 updates, MLP form; forward and backward pass of one supervision "
-            f"step. The step's matrix products are {report['flops'] / 1e12:.2f} TFLOP; a product of {SIDE} x {SIDE} "
-            f"matrices runs at {report['matmul_rate'] / 1e12:.2f} TFLOP/s in the same process. At that rate they alone "
-            f"take {report['floor_s']:.2f} s, {report['floor_s'] / steps['theirs']['median_s']:.2f} of the authors' "
-            "time.",
+            f"{at['cpu']}, threads: {at['threads']}, torch {at['versions']['torch']}, bfloat16; forward and backward "
+            "pass of one supervision step, without the optimizer, in seconds of processor time. `ours` is TRM's MLP "
+            f"form in the authors' Sudoku configuration ({ROWS} puzzles of 9x9, width 512, 3 cycles of 6 updates), "
+            "`theirs` the authors' code with the same weights. The products of a step are those of its layers: same "
+            "shapes, same number, forward and backward, each in torch's fastest form. Steps and products took turns in "
+            f"one process ({report['repeats']} turns); ratios are medians with quartiles. A product of {SIDE} x {SIDE} "
+            f"matrices runs at {report['matmul_rate'] / 1e12:.2f} TFLOP/s in the same process.",
             width=120,
         ),
         "",
-        "| code | s, median | s, least | over theirs | share of the matmul rate | loss |",
-        "|---|---:|---:|---:|---:|---:|",
     ]
-    for name, m in steps.items():
-        ratio = m["median_s"] / steps["theirs"]["median_s"]
-        lines.append(
-            f"| {name} | {m['median_s']:.2f} | {m['least_s']:.2f} | {ratio:.2f} | {m['share_of_matmul_rate']:.0%} | "
-            f"{m['loss']:.4f} |"
-        )
-    return "\n".join(lines) + "\n"
+    head = ["step", "puzzles", "products, TFLOP", "products, s", "step, s", "over the products", "share of that rate"]
+    rows = [
+        [
+            name,
+            str(m["rows"]),
+            f"{m['flops'] / 1e12:.3f}" if "flops" in m else "",
+            f"{m['products_s']:.3f}" if "products_s" in m else "",
+            f"{m['median_s']:.3f}",
+            shown(m.get("over_products")),
+            f"{m['share_of_matmul_rate']:.0%}" if "share_of_matmul_rate" in m else "",
+            shown(m.get("over_theirs")),
+            f"{m['loss']:.4f}",
+        ]
+        for name, m in steps.items()
+    ]
+    return "\n".join([*lines, *table([*head, "over theirs", "loss"], rows)]) + "\n"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("repository", type=pathlib.Path, help="a checkout of the authors' repository")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("repository", type=pathlib.Path, nargs="?", help="a checkout of the authors' repository")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)
 
 
