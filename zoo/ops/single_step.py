@@ -113,10 +113,15 @@ def conv_step(
     return y, last
 
 
+def _is_step(x: Tensor) -> bool:
+    """Whether x is of one step: whole sequences, short ones too, have the bits of any number of rows beside them."""
+    return x.ndim > 2 and x.shape[1] == 1
+
+
 def norm_step(x: Tensor, weight: Tensor | None, divisor: float, eps: float) -> Tensor | None:
-    """weight * x / sqrt(sum of x^2 / divisor + eps) along the last axis, of few numbers."""
+    """weight * x / sqrt(sum of x^2 / divisor + eps) along the last axis, of few numbers of one step (B, 1, ...)."""
     n = x.shape[-1]
-    if x.numel() > FEW_NUMBERS or not x.numel() or (weight is not None and weight.shape != (n,)):
+    if not _is_step(x) or x.numel() > FEW_NUMBERS or not x.numel() or (weight is not None and weight.shape != (n,)):
         return None
     if not steps_alone(KERNEL, x, weight):
         return None
@@ -126,10 +131,10 @@ def norm_step(x: Tensor, weight: Tensor | None, divisor: float, eps: float) -> T
 
 
 def gated_mlp_step(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor | None:
-    """`gated_mlp` of few rows (..., K), whose shapes have been compared."""
+    """`gated_mlp` of few rows (B, 1, K), whose shapes have been compared."""
     H, K = gate.shape
     rows = x.numel() // K
-    if not rows or rows > FEW_ROWS or H * K > FEW_WEIGHTS or not steps_alone(KERNEL, x, gate, up, down):
+    if not rows or not _is_step(x) or rows > FEW_ROWS or H * K > FEW_WEIGHTS or not steps_alone(KERNEL, x, gate, up, down):
         return None
     y = torch.empty_like(x)
     KERNEL.bare("gated_mlp_step")(
@@ -144,10 +149,10 @@ def gated_mlp_step(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor 
 
 
 def squared_relu_step(x: Tensor, up: Tensor, down: Tensor) -> Tensor | None:
-    """relu(x W_up^T)^2 W_down^T of few rows (..., K); up (H, K), down (K, H)."""
+    """relu(x W_up^T)^2 W_down^T of few rows (B, 1, K); up (H, K), down (K, H)."""
     H, K = up.shape
     rows = x.numel() // K
-    if not rows or rows > FEW_ROWS or H * K > FEW_WEIGHTS or not steps_alone(KERNEL, x, up, down):
+    if not rows or not _is_step(x) or rows > FEW_ROWS or H * K > FEW_WEIGHTS or not steps_alone(KERNEL, x, up, down):
         return None
     y = torch.empty_like(x)
     numbers = rows, K, H, torch.get_num_threads()
