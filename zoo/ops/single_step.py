@@ -133,8 +133,8 @@ def norm_step(x: Tensor, weight: Tensor | None, divisor: float, eps: float) -> T
 def gated_mlp_step(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor | None:
     """`gated_mlp` of few rows (B, 1, K), whose shapes have been compared."""
     H, K = gate.shape
-    rows = x.numel() // K
-    if not rows or not _is_step(x) or rows > FEW_ROWS or H * K > FEW_WEIGHTS or not steps_alone(KERNEL, x, gate, up, down):
+    rows = x.numel() // K if _is_step(x) else 0
+    if not rows or rows > FEW_ROWS or H * K > FEW_WEIGHTS or not steps_alone(KERNEL, x, gate, up, down):
         return None
     y = torch.empty_like(x)
     KERNEL.bare("gated_mlp_step")(
@@ -151,8 +151,8 @@ def gated_mlp_step(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor 
 def squared_relu_step(x: Tensor, up: Tensor, down: Tensor) -> Tensor | None:
     """relu(x W_up^T)^2 W_down^T of few rows (B, 1, K); up (H, K), down (K, H)."""
     H, K = up.shape
-    rows = x.numel() // K
-    if not rows or not _is_step(x) or rows > FEW_ROWS or H * K > FEW_WEIGHTS or not steps_alone(KERNEL, x, up, down):
+    rows = x.numel() // K if _is_step(x) else 0
+    if not rows or rows > FEW_ROWS or H * K > FEW_WEIGHTS or not steps_alone(KERNEL, x, up, down):
         return None
     y = torch.empty_like(x)
     numbers = rows, K, H, torch.get_num_threads()
