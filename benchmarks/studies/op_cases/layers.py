@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.benchmarks.studies.measure import Case, Inputs, plain_case
-from zoo.ops import gated_mlp, gated_norm, plain_norm, token_shift
+from zoo.ops import gated_mlp, gated_norm, normed_product, plain_norm, silu_product, token_shift
 
 B, T, D, HIDDEN = 2, 2048, 256, 704
 
@@ -22,6 +22,7 @@ def cases() -> dict[str, Case]:
 
     x = {"x": normal(B, T, D)}
     mlp = {"gate": D**-0.5 * normal(HIDDEN, D), "up": D**-0.5 * normal(HIDDEN, D), "down": normal(D, HIDDEN) / 26}
+    pair = {"gate": normal(B, T, D), "up": normal(B, T, D)}
     torch_peer: dict[str, Any] = {"peer_name": "the same in torch"}
     return {
         f"gated_mlp, width {D}, hidden {HIDDEN}": plain_case(gated_mlp, x | mlp, peer=lambda: _mlp, **torch_peer),
@@ -29,6 +30,8 @@ def cases() -> dict[str, Case]:
             gated_norm, x | {"z": normal(B, T, D), "weight": normal(D)}, peer=lambda: _gated, **torch_peer
         ),
         f"plain_norm, width {D}": plain_case(plain_norm, x, peer=lambda: _norm, **torch_peer),
+        f"silu_product, width {D}": plain_case(silu_product, pair, peer=lambda: _silu, **torch_peer),
+        f"normed_product, width {D}": plain_case(normed_product, pair, peer=lambda: _normed, **torch_peer),
         f"token_shift, width {D}": plain_case(lambda x: token_shift(x)[0], x, peer=lambda: _shift, **torch_peer),
     }
 
@@ -44,6 +47,14 @@ def _gated(x: Inputs) -> tuple[Tensor, ...]:
 
 def _norm(x: Inputs) -> tuple[Tensor, ...]:
     return (F.rms_norm(x["x"], (D,), None, 1e-5),)
+
+
+def _silu(x: Inputs) -> tuple[Tensor, ...]:
+    return (F.silu(x["gate"]) * x["up"],)
+
+
+def _normed(x: Inputs) -> tuple[Tensor, ...]:
+    return (torch.sigmoid(x["gate"]) * F.rms_norm(x["gate"] * x["up"], (D,), None, 1e-5),)
 
 
 def _shift(x: Inputs) -> tuple[Tensor, ...]:
