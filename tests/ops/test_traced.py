@@ -103,7 +103,8 @@ def main() -> None:
 
 
 def test_every_kernel_is_called():
-    kernels = {path.stem for path in native.SOURCES.glob("*.cpp")} - {"probe"}
+    untraced = {"probe", "step", "cell"}  # the last two serve single steps in eager mode alone
+    kernels = {path.stem for path in native.SOURCES.glob("*.cpp")} - untraced
     assert {name.partition(",")[0] for name in CALLS} == kernels
 
 
