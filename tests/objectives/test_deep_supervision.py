@@ -267,8 +267,8 @@ def test_it_teaches_any_pattern_that_looks_ahead(pattern, task):
     model = model_for(chosen, pattern)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     generator, carry, losses = torch.Generator().manual_seed(0), {}, []
-    for step in range(40):
-        rows = task.sample(8, split="train", seed=0, start=8 * step)
+    for step in range(60):
+        rows = task.sample(16, split="train", seed=0, start=16 * step)
         for update in chosen.updates(model.train(), chosen.encode(rows), carry, generator):
             optimizer.zero_grad()
             update.loss.backward()

@@ -315,8 +315,8 @@ def test_it_teaches_any_pattern_that_looks_ahead(pattern, task):
     model = zoo.create_model(pattern, d_model=32, vocab_size=chosen.vocab_size, causal=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     generator, losses = torch.Generator().manual_seed(0), []
-    for step in range(30):
-        rows = task.sample(16, split="train", seed=0, start=16 * step)
+    for step in range(40):
+        rows = task.sample(32, split="train", seed=0, start=32 * step)
         for update in chosen.updates(model.train(), chosen.encode(rows), {}, generator):
             optimizer.zero_grad()
             update.loss.backward()

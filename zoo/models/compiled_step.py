@@ -41,14 +41,14 @@ def compiled_step(model: Any) -> Step:
     run = _made[model][1]
 
     def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        return run(model, tokens, state)
+        logits, state = run(model, tokens, state)
+        return logits, laid_out(state)  # inductor may give a copy as a part of a larger tensor
 
     return step
 
 
 def _step(model: Any, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-    logits, state = model.step(tokens, state)
-    return logits, laid_out(state)
+    return model.step(tokens, state)
 
 
 def laid_out(state: State) -> State:
