@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 import zoo
 from zoo.core.errors import UsageError, UsageWarning
+from zoo.core.imports import discover
 from zoo.laws import spelled
 from zoo.ops import native
 from zoo.ops.common import logged_forms
@@ -147,6 +148,7 @@ def test_built_once_for_several_processes(tmp_path):
 # ---- the cache
 
 KERNELS = sorted(source.stem for source in native.SOURCES.glob("*.cpp"))
+discover("zoo.ops")  # whose modules declare them
 QUICK = "silu_product"  # the one that is built in the shortest time
 
 

@@ -29,6 +29,21 @@ Call = Callable[..., None]
 """`call(reads, writes, *numbers)`."""
 
 
+def unfit(
+    tensors: Sequence[Tensor | None], devices: Sequence[str], place: str, dtypes: Sequence[torch.dtype]
+) -> str | None:
+    """Why a kernel at a place, whose devices and dtypes these are, cannot take the tensors; None where it can."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.device.type not in devices:
+            return f"it runs on {place}, the inputs are on {tensor.device}"
+        if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype not in dtypes:
+            known = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            return f"it computes in {known}, the inputs are {tensor.dtype}"
+    return None
+
+
 class Kernel:
     """The functions of one C++ source, compiled and loaded when the first of them is needed.
 
@@ -62,14 +77,7 @@ class Kernel:
 
     def why_not(self, *tensors: Tensor | None) -> str | None:
         """Why the kernel cannot take these inputs, in one line, or None where it can; then it is loaded."""
-        for tensor in tensors:
-            if tensor is not None and tensor.device.type != "cpu":
-                return f"it runs on the CPU, the inputs are on {tensor.device}"
-            numbers = tensor is not None and (tensor.is_floating_point() or tensor.is_complex())
-            if tensor is not None and numbers and tensor.dtype not in self.dtypes:
-                known = " or ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
-                return f"it computes in {known}, the inputs are {tensor.dtype}"
-        return native.why_not(self.source)
+        return unfit(tensors, self.devices, "the CPU", self.dtypes) or native.why_not(self.source)
 
     def __call__(self, function: str, reads: Sequence[Given], writes: Sequence[Given], *numbers: int | float) -> None:
         call = self._functions.get(function)

@@ -74,15 +74,23 @@ def _compiler() -> list[str] | None:
 
 
 @constant_in_graphs
+def no_kernels() -> str | None:
+    """Why no kernel, in C++ or in Triton, serves at this moment; None where they do."""
+    if os.environ.get("ZOO_KERNELS", "").lower() in ("off", "0"):
+        return "switched off by ZOO_KERNELS"
+    if transformed():  # torch would take a tangent of zero for one that an op does not tell
+        return "forward-mode differentiation and torch.func are none of a kernel's"
+    return None
+
+
+@constant_in_graphs
 def why_not(kernel: str = "probe") -> str | None:
     """Why there is no such compiled kernel; None where there is. The first call builds and loads it, to be sure, also
     where torch.compile is tracing the caller."""
-    if os.environ.get("ZOO_KERNELS", "").lower() in ("off", "0"):
-        return "switched off by ZOO_KERNELS"
+    if (why := no_kernels()) is not None:
+        return why
     if os.name == "nt":
         return "they are built on Linux and macOS only"
-    if transformed():  # torch would take a tangent of zero for one that an op does not tell
-        return "forward-mode differentiation and torch.func are none of a kernel's"
     return _why_not("probe") or _why_not(kernel)
 
 

@@ -14,6 +14,8 @@ import os
 import torch
 from torch import Tensor
 
+from zoo.ops.derivatives import constant_in_graphs
+
 
 @functools.cache
 def missing(package: str, module: str, install: str) -> str | None:
@@ -27,10 +29,16 @@ def missing(package: str, module: str, install: str) -> str | None:
     return None
 
 
+@constant_in_graphs
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in Python, on a CPU, for tests (`TRITON_INTERPRET=1`)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def off_device(x: Tensor) -> str | None:
     """Why kernels for GPUs cannot take x; Triton's interpreter runs on the CPU."""
     if torch.compiler.is_compiling():
         return "torch.compile takes the plain forms"
-    if x.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+    if x.device.type == "cuda" or interpreted():
         return None
     return f"it needs a GPU, the inputs are on {x.device}"

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from zoo.ops.kernels.elementary import sigmoid
+from zoo.ops.kernels.tiles import tile
 
 STEPS, CHANNELS = 32, 64
 
@@ -197,7 +198,7 @@ def _backward(
 
 
 def _tiles(D: int, W: int) -> dict[str, int]:
-    return {"WIDTH": W, "CHANNELS": max(16, min(CHANNELS, triton.next_power_of_2(D)))}
+    return {"WIDTH": W, "CHANNELS": tile(D, CHANNELS)}
 
 
 def causal_conv1d_forward(

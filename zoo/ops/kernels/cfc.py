@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from zoo.ops.kernels.elementary import sigmoid, tanh
+from zoo.ops.kernels.tiles import tile
 
 ROWS = 16  # the least that a product takes
 WIDEST = 64  # units at once
@@ -281,7 +282,7 @@ def _table(widths: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, li
 
 
 def _how(mode: int, activation: int, sizes: list[int]) -> dict[str, int]:
-    units = max(16, min(WIDEST, triton.next_power_of_2(max(sizes))))
+    units = tile(max(sizes), WIDEST)
     how = {"MODE": mode, "ACTIVATION": activation, "ROWS": ROWS, "UNITS": units}
     return {**how, "num_warps": 4 if units < WIDEST else 8, "num_stages": 2}
 

@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from zoo.ops.kernels.tiles import tile
+
 WIDEST = 32  # sources, and targets, at once
 SIGMA, WEIGHT, PULL = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)  # after mu
 
@@ -233,7 +235,7 @@ def _backward(
 
 
 def _how(N: int) -> dict[str, int]:
-    return {"UNITS": max(16, min(WIDEST, triton.next_power_of_2(N))), "num_warps": 4}
+    return {"UNITS": tile(N, WIDEST), "num_warps": 4}
 
 
 def ltc_forward(

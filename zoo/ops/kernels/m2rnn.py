@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from zoo.ops.kernels.elementary import tanh
+from zoo.ops.kernels.tiles import tile
 
 
 @triton.jit
@@ -161,12 +162,8 @@ def _backward(
         tl.store(d_weight + (row * H + head) * V * V + l[:, None] * V + j[None, :], dw, mask=square)
 
 
-def _width(n: int) -> int:
-    return max(16, triton.next_power_of_2(n))
-
-
 def _sizes(K: int, V: int, chunk: int) -> dict[str, int]:
-    return {"CHUNK": chunk, "KEYS": _width(K), "VALUES": _width(V), "num_warps": 4 if max(K, V) <= 32 else 8}
+    return {"CHUNK": chunk, "KEYS": tile(K), "VALUES": tile(V), "num_warps": 4 if max(K, V) <= 32 else 8}
 
 
 def m2rnn_forward(q, k, v, weight, kept, written, resets, state, outputs, saved, B, T, G, H, K, V, chunk) -> None:
@@ -177,6 +174,6 @@ def m2rnn_forward(q, k, v, weight, kept, written, resets, state, outputs, saved,
 def m2rnn_backward(*arguments) -> None:
     *tensors, B, T, G, H, K, V, chunk, parts, limit = arguments
     q = tensors[0]
-    states = torch.empty(2, B * G * parts, chunk, _width(K), _width(V), dtype=torch.float32, device=q.device)
+    states = torch.empty(2, B * G * parts, chunk, tile(K), tile(V), dtype=torch.float32, device=q.device)
     cut = {"CUT": not math.isinf(limit), **_sizes(K, V, chunk)}
     _backward[G * parts, B](*tensors, *states, B, T, G, H, K, V, parts, limit, **cut)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from zoo.ops.kernels.elementary import log_sigmoid, sigmoid
+from zoo.ops.kernels.tiles import tile
 
 CHUNK = 32  # steps between kept states
 CHANNELS = 64
@@ -184,7 +185,7 @@ def _backward(
 
 
 def _how(W: int, N: int, softplus: bool) -> dict[str, int]:
-    channels, states = max(16, min(CHANNELS, triton.next_power_of_2(W))), triton.next_power_of_2(N)
+    channels, states = tile(W, CHANNELS), triton.next_power_of_2(N)
     how = {"SOFTPLUS": bool(softplus), "CHUNK": CHUNK, "CHANNELS": channels, "STATES": states}
     return {**how, "num_warps": 4 if states <= 32 else 8}
 

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from zoo.ops.kernels.elementary import log_sigmoid, sigmoid, tanh
+from zoo.ops.kernels.tiles import tile
 
 ROWS = 16  # the least that a product takes
 WIDEST = 64  # units at once
@@ -184,7 +185,7 @@ def _backward(
 
 
 def _launch(kernel, tensors, B: int, T: int, H: int, D: int) -> None:
-    units = max(16, min(WIDEST, triton.next_power_of_2(D)))
+    units = tile(D, WIDEST)
     warps = 4 if units < WIDEST else 8
     kernel[H, triton.cdiv(B, ROWS)](*tensors, B, T, H, D, ROWS=ROWS, UNITS=units, num_warps=warps, num_stages=2)
 
