@@ -1,7 +1,12 @@
-"""The benchmarks of the ops: none is left out, and a peer that is not installed is a row that says so."""
+"""The benchmarks of the ops: none is left out, and a peer that is not installed is a row that says so.
+
+Their cases also show which forms every op offers, which the page on GPUs lists.
+"""
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -11,13 +16,46 @@ import torch
 from zoo import ops
 from zoo.benchmarks.studies import forward_passes
 from zoo.benchmarks.studies import ops as study
+from zoo.ops import common
+from zoo.ops.bridge import OPERATORS
 
 OPS = {name for name in ops.__all__ if (Path(ops.__file__).parent / f"_{name}.py").exists()}
 
 
-def test_every_op_has_a_case():
+@pytest.fixture(scope="module")
+def cases():
+    """The last case of each op, by the name of the op."""
+    return {name.split(",")[0]: case for name, case in study.cases().items()}
+
+
+def test_every_op_has_a_case(cases):
     assert {"attention", "dplr", "ttt", "token_shift"} <= OPS
-    assert {name.split(",")[0] for name in study.cases()} >= OPS
+    assert cases.keys() >= OPS
+
+
+class Asked(Exception):
+    """An op asks which form is to run."""
+
+
+def test_the_page_on_gpus_has_the_forms_that_the_ops_offer_there(cases, monkeypatch):
+    def asked(op, backend, n_steps, few_steps, offers=(), plain=common.PLAIN, **how):
+        raise Asked(op, [form for form in (*offers, plain[-1]) if form != "compiled"])
+
+    monkeypatch.setattr(common, "choose_form", asked)
+    offered = {}
+    for name in OPS:
+        if "choose_form(" in inspect.getsource(sys.modules[f"zoo.ops._{name}"]):
+            with pytest.raises(Asked) as found:
+                cases[name].form("auto")(cases[name].inputs)
+            op, forms = found.value.args
+            offered[op] = forms
+    page = (Path(ops.__file__).parents[2] / "docs" / "install-gpu.md").read_text(encoding="utf-8")
+    rows = [[re.findall(r"`(\w+)`", cell) for cell in row] for row in re.findall(r"^\| (`.+) \| (.+) \|$", page, re.M)]
+    told = {op: forms for names, forms in rows for op in names}
+    assert told == {op: offered[op] for op in told}
+    assert told.keys() >= {op for op, forms in offered.items() if len(forms) > 1}
+    with_triton = {name for name, operator in OPERATORS.items() if "triton" in operator.forms}
+    assert with_triton == {op for op, forms in told.items() if "triton" in forms}
 
 
 @pytest.fixture
