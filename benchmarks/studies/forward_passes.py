@@ -23,6 +23,7 @@ from torch import Tensor
 from zoo.benchmarks.decode import error
 from zoo.benchmarks.studies import peer_ggml, peer_onnxruntime
 from zoo.benchmarks.studies.harness import Data, Study, facts, table
+from zoo.benchmarks.studies.measure import timings
 from zoo.ops import causal_conv1d, delta_rule, dplr, linear_attention, selective_scan
 
 GRID = ((1, 2048, 8, 32), (1, 2048, 8, 64), (1, 2048, 8, 128), (8, 512, 4, 32), (8, 512, 4, 64))
@@ -116,13 +117,7 @@ def _first(op: Callable[..., Any], *inputs: Tensor, **named: Any) -> Run:
 
 def ratios(ours: Run, peers: dict[str, Run], clock: Callable[[], float], repeats: int) -> dict[str, Any]:
     """Median seconds of all, and the quartiles of our time over each peer's, turn by turn."""
-    seen: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
-    for turn in range(repeats + 2):
-        for name, run in {"ours": ours, **peers}.items():
-            start = clock()
-            run()
-            if turn > 1:  # the first ones warm up
-                seen[name].append(clock() - start)
+    seen = timings({"ours": ours, **peers}, repeats, clock)
     return {
         "seconds": statistics.median(seen["ours"]),
         "peers": {

@@ -174,7 +174,9 @@ def medians(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
     return {name: statistics.median(seconds) for name, seconds in timings(steps, repeats).items()}
 
 
-def timings(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def timings(
+    steps: dict[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of `repeats` runs of each, the runs taking turns; a first turn, not counted, warms up.
 
     What takes SLOW seconds and more is run once after warming up: it varies little, and its ratio is large.
@@ -185,9 +187,9 @@ def timings(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, l
         for name, step in steps.items():
             if turn > 1 and warm[name] >= SLOW:
                 continue
-            start = time.perf_counter()
+            start = clock()
             step()
-            taken = time.perf_counter() - start
+            taken = clock() - start
             if turn:
                 seconds[name].append(taken)
             else:
