@@ -396,6 +396,10 @@ SWIGLU_OPTIONS = (
         (f"{MAX_STEPS + 1}*(swiglu)", [f"has {MAX_STEPS + 1:,} steps; at most {MAX_STEPS:,}"]),
         ("1000*(1000*(swiglu))", ["has 1,000,000 steps"]),
         (f"shortcut(swiglu, {MAX_STEPS}*(swiglu))", [f"at most {MAX_STEPS:,}"]),
+        (  # 2^60 steps, which are counted block by block
+            'shared("0", mlp)' + "".join(f' shared("{i}", shared("{i - 1}") shared("{i - 1}"))' for i in range(1, 61)),
+            [f"steps; at most {MAX_STEPS:,}"],
+        ),
         ("loop", ["'(' is missing after loop"]),
         ("loop(gqa, swiglu)", ["number of passes is missing: loop(n, body), at 'gqa'"]),
         ("loop(4)", ["',' is missing between the number of passes and the body"]),

@@ -176,11 +176,18 @@ def limited(pattern: Pattern, given: Any) -> Pattern:
     return pattern
 
 
-def _count(pattern: Pattern) -> int:
+def _count(pattern: Pattern, blocks: dict[str, int] | None = None) -> int:
+    """Number of steps; `blocks` has those of the shared blocks, each counted once, since they may nest."""
+    blocks = {} if blocks is None else blocks
+
     def steps(node: Node) -> int:
         if isinstance(node, Repeat | Loop):
-            return node.count * _count(node.body)
-        return 1 + _count(node.body) if isinstance(node, Shortcut | Shared) else 1
+            return node.count * _count(node.body, blocks)
+        if isinstance(node, Shared):
+            if node.label not in blocks:
+                blocks[node.label] = _count(node.body, blocks)
+            return 1 + blocks[node.label]
+        return 1 + _count(node.body, blocks) if isinstance(node, Shortcut) else 1
 
     return sum(map(steps, pattern.nodes))
 
