@@ -82,6 +82,14 @@ def test_a_call_of_many_rows_takes_the_kernel_and_rows_do_not_depend_on_each_oth
 
 
 @needs_compiler
+@pytest.mark.parametrize("inner_norm", [False, True])
+def test_a_single_step_is_that_of_the_definition(inner_norm):
+    leaves = layer((3, 1, 32), False, 40, torch.float32)
+    exact = ops.gated_mlp(*leaves, inner_norm=inner_norm)
+    agree([ops.gated_mlp(*(x.float() for x in leaves), inner_norm=inner_norm)], [exact], torch.float32)
+
+
+@needs_compiler
 def test_rows_along_time_are_channels():
     """(B, K, D) has B D rows, however many steps they have."""
     x, *weights = (t.float() for t in layer((2, 400, 16), True, 8, torch.float32))
