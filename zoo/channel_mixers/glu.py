@@ -249,5 +249,6 @@ class SwiGLU(GatedLayer):
         return [
             {},
             {"d_hidden": 40, "bias": True, "gate_scale": 0.7, "inner_norm": True, "adapter_rank": 3},
+            {"inner_norm": True},
             {"d_hidden": 24, "canon_d": 4},
         ]

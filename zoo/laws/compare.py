@@ -103,7 +103,7 @@ def run(
             timespans=None if timespans is None else timespans[:, a:b].to(x),
         )
         if a in single:
-            y, state = mixer.step(x[:, a], mixer.init_state(len(x)) if state is None else state, context)
+            y, state = mixer.step(x[:, a].contiguous(), mixer.init_state(len(x)) if state is None else state, context)
             y = y.unsqueeze(1)
         else:
             y, state = mixer(x[:, a:b], state, context)
