@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,8 @@ from zoo.objectives.base import Encoded, Frame, Objective, answered, answered_le
 from zoo.objectives.draws import RowDraws
 from zoo.ops.common import widest
 from zoo.pieces import Pieces
+from zoo.protocol import Context
 from zoo.tasks.protocol import IGNORE, Batch, Task
-
-T = TypeVar("T")
 
 TIME, CELL, HALF = range(3)  # purposes of a row's random numbers, see `zoo.objectives.unmasking` for further ones
 
@@ -48,9 +48,11 @@ class Conditioning(Options):
     self_conditioning: bool = False
 
 
-def one_hot_with(tokens: Tensor, predictions: Tensor, vocab_size: int) -> Tensor:
+def one_hot_with(tokens: Tensor, predictions: Tensor | None, vocab_size: int) -> Tensor:
     """Weights (n, T, vocab_size) of tokens for a model: 1 for those (n, T) of the row, and the predictions (n, T, K) of
-    the first K tokens."""
+    the first K tokens, if there are any."""
+    if predictions is None:
+        return F.one_hot(tokens, vocab_size).to(torch.get_default_dtype())
     weights = F.one_hot(tokens, vocab_size).to(predictions.dtype)
     return weights + F.pad(predictions, (0, vocab_size - predictions.shape[-1]))
 
@@ -60,19 +62,6 @@ def predictions_at(logits: Tensor, positions: Tensor, shape: torch.Size) -> Tens
     found = logits.new_zeros(shape.numel(), logits.shape[-1])
     found[positions] = logits.detach().softmax(-1)
     return found.unflatten(0, shape)
-
-
-def conditioned(rows: Tensor | None, predict: Callable[[Tensor | None], T], at: Callable[[T], Tensor]) -> T:
-    """What a model predicts with its own predictions of a first pass.
-
-    Args:
-        rows: (n,) bool, which rows have them.
-        predict: from predictions (n, T, K) to a pass of the model.
-        at: from the result of a pass to its predictions (n, T, K).
-    """
-    with torch.no_grad():
-        first = at(predict(None))
-    return predict(first if rows is None else first * rows[:, None, None])
 
 
 def drawn_losses(data: Encoded, n: int, loss: Callable[[RowDraws], Tensor]) -> Tensor:
@@ -94,10 +83,11 @@ class Diffusion(Objective):
     of the row, which is appended to the row.
     """
 
+    config: Conditioning
     step_name = "pass"
     loss_is_bound: ClassVar[bool] = True
 
-    def __init__(self, config: Options, task: Task, *, causal: bool):
+    def __init__(self, config: Conditioning, task: Task, *, causal: bool):
         super().__init__(config, task, causal=causal)
         if causal:
             told = "set model.causal=false, and write recurrent words as bidirectional(...)"
@@ -131,6 +121,55 @@ class Diffusion(Objective):
     def predictions(self, batch: Batch, tokens: Tensor) -> Tensor:
         """(n, L) in the task's coordinates, on the CPU, of tokens (n, T) as `encode` arranges them."""
         return tokens[:, -batch.inputs.shape[1] :].cpu()
+
+    def takes_pieces(self) -> bool:
+        return super().takes_pieces() and not self.config.self_conditioning
+
+    def training_flops(self, model: Any, *, recompute: bool = False) -> int:
+        first = model.flops_per_token(self.length) if self.config.self_conditioning else 0
+        return super().training_flops(model, recompute=recompute) + first
+
+    @abstractmethod
+    def _logits(
+        self,
+        model: Any,
+        noisy: Noisy,
+        timespans: Tensor | None,
+        pieces: Pieces | None = None,
+        before: Tensor | None = None,
+    ) -> tuple[Tensor, Context]:
+        """Logits (m, vocab of the task) at the cells of noisy rows.
+
+        Args:
+            before: (n, T, vocab of the task) what was predicted before, with `self_conditioning`; by default nothing.
+        """
+
+    def _noisy_logits(
+        self,
+        model: Any,
+        noisy: Noisy,
+        timespans: Tensor | None,
+        pieces: Pieces | None = None,
+        informed: Tensor | None = None,
+    ) -> tuple[Tensor, Context]:
+        """As `_logits`, with `self_conditioning` those of a second pass.
+
+        Args:
+            informed: (n,) bool, which rows then have the predictions of the first; by default all.
+        """
+        before = None
+        if self.config.self_conditioning:
+            with torch.no_grad():
+                first, _ = self._logits(model, noisy, timespans, pieces)
+                before = predictions_at(first, noisy.positions, noisy.tokens.shape)
+            before = before if informed is None else before * informed[:, None, None]
+        return self._logits(model, noisy, timespans, pieces, before)
+
+    def _informed(self, data: Encoded, generator: torch.Generator) -> Tensor | None:
+        """(n,) bool, which rows of a batch learn with predictions, where any do: half of them, drawn at random."""
+        if not self.config.self_conditioning:
+            return None
+        return (torch.rand(len(data.tokens), generator=generator) < 0.5).to(data.tokens.device)
 
 
 def cells_of(data: Encoded) -> Tensor:
@@ -274,7 +313,6 @@ __all__ = [
     "Estimate",
     "Noisy",
     "cells_of",
-    "conditioned",
     "drawn_losses",
     "guessed_halves",
     "halves_of",

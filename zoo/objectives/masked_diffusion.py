@@ -31,12 +31,10 @@ from zoo.objectives.diffusion import (
     Estimate,
     Noisy,
     cells_of,
-    conditioned,
     drawn_losses,
     guessed_halves,
     hit,
     one_hot_with,
-    predictions_at,
     read_piece,
     shares,
     times_of,
@@ -148,9 +146,7 @@ class MaskedDiffusion(Diffusion):
             prompt = torch.ones_like(data.tokens, dtype=torch.bool)
             prompt.view(-1)[data.positions] = False
             noisy = noisy._replace(tokens=noisy.tokens.masked_fill(prompt & dropped[:, None], self.mask_token))
-        informed = None
-        if c.self_conditioning:
-            informed = (torch.rand(len(data.tokens), generator=generator) < 0.5).to(data.tokens.device)
+        informed = self._informed(data, generator)
         if pieces is not None:
             pieces = pieces.of_length(data.tokens.shape[1])
             noisy = noisy.cells_in(pieces.steps)
@@ -165,12 +161,11 @@ class MaskedDiffusion(Diffusion):
 
     def takes_pieces(self) -> bool:
         c = self.config  # a text of random length may have fewer steps than pieces
-        return not (c.random_length or self.trains or c.self_conditioning)
+        return super().takes_pieces() and not (c.random_length or self.trains)
 
     def training_flops(self, model: Any, *, recompute: bool = False) -> int:
         if (how := self.config.unmasking_order) is None:
-            first = model.flops_per_token(self.length) if self.config.self_conditioning else 0
-            return super().training_flops(model, recompute=recompute) + first
+            return super().training_flops(model, recompute=recompute)
         data = self.encode(self.task.sample(16, split="train", seed=0))
         passes = -(-len(data.positions) // len(data.tokens))
         reads = model.unmasking_policy.backbone.flops_per_token(self.length)
@@ -248,42 +243,15 @@ class MaskedDiffusion(Diffusion):
         share = shares(data, weight, worth)[rows]
         return Noisy(tokens, data.positions[masked], data.targets[masked], rows, share)
 
-    def _noisy_logits(
+    def _logits(
         self,
         model: Any,
         noisy: Noisy,
         timespans: Tensor | None,
         pieces: Pieces | None = None,
-        informed: Tensor | None = None,
-    ) -> tuple[Tensor, Context]:
-        """Logits (m, vocab of the task) of noisy cells, with `self_conditioning` those of a second pass.
-
-        Args:
-            informed: (n,) bool, which rows then have the predictions of the first; by default all.
-        """
-
-        def predict(before: Tensor | None) -> tuple[Tensor, Context]:
-            return self._logits(model, noisy.tokens, noisy.positions, timespans, pieces, before)
-
-        if not self.config.self_conditioning:
-            return predict(None)
-        shape = noisy.tokens.shape
-        return conditioned(informed, predict, lambda found: predictions_at(found[0], noisy.positions, shape))
-
-    def _logits(
-        self,
-        model: Any,
-        tokens: Tensor,
-        positions: Tensor,
-        timespans: Tensor | None,
-        pieces: Pieces | None = None,
         before: Tensor | None = None,
     ) -> tuple[Tensor, Context]:
-        """Logits (m, vocab of the task) of the cells at `positions` of the flattened tokens.
-
-        Those of a model with `shifted_logits` are the ones of the step before, but at a row's first step (Dream).
-        """
-        hidden, context = self._features(model, tokens, positions, timespans, pieces, before)
+        hidden, context = self._features(model, noisy.tokens, noisy.positions, timespans, pieces, before)
         return model.logits(hidden)[:, : self.mask_token], context
 
     def _features(
@@ -295,18 +263,16 @@ class MaskedDiffusion(Diffusion):
         pieces: Pieces | None = None,
         before: Tensor | None = None,
     ) -> tuple[Tensor, Context]:
-        """What `_logits` gives to the head, (m, D).
+        """What `_logits` gives to the head, (m, D), of the cells at `positions` of the flattened tokens (n, T).
 
-        Args:
-            before: (n, T, vocab of the task) what was predicted before, with `self_conditioning`; by default nothing.
+        That of a model with `shifted_logits` is from the step before, but at a row's first step (Dream).
         """
         if pieces is not None:
             tokens, positions, timespans = read_piece(pieces, tokens, positions, timespans)
         context = Context(timespans=timespans, pieces=pieces)
         inputs = tokens
         if self.config.self_conditioning:
-            nothing = torch.zeros(*tokens.shape, self.mask_token, device=tokens.device)
-            inputs = one_hot_with(tokens, nothing if before is None else before, model.config.vocab_size)
+            inputs = one_hot_with(tokens, before, model.config.vocab_size)
             context.tokens = tokens
         hidden, _ = model.features(inputs, None, context)
         if model.config.shifted_logits and pieces is not None:
@@ -422,11 +388,14 @@ class MaskedDiffusion(Diffusion):
     ) -> tuple[Tensor, Tensor]:
         """Logits (n, T, vocab of the task), with guidance if it is set, and the features (n, T, D) of the same pass."""
         everywhere = torch.arange(tokens.numel(), device=tokens.device)
-        hidden, _ = self._features(model, tokens, everywhere, timespans, None, before)
-        logits = model.logits(hidden)[:, : self.mask_token]
+
+        def read(tokens: Tensor) -> tuple[Tensor, Tensor]:
+            hidden, _ = self._features(model, tokens, everywhere, timespans, None, before)
+            return model.logits(hidden)[:, : self.mask_token], hidden
+
+        logits, hidden = read(tokens)
         if how.guidance:
-            without = tokens.masked_fill(~cells, self.mask_token)
-            free, _ = self._logits(model, without, everywhere, timespans, None, before)
+            free, _ = read(tokens.masked_fill(~cells, self.mask_token))
             logits = free + (how.guidance + 1) * (logits - free)
         return at_least_float32(logits).unflatten(0, tokens.shape), hidden.unflatten(0, tokens.shape)
 

@@ -27,12 +27,10 @@ from zoo.objectives.diffusion import (
     Estimate,
     Noisy,
     cells_of,
-    conditioned,
     drawn_losses,
     halves_of,
     hit,
     one_hot_with,
-    predictions_at,
     read_piece,
     shares,
     times_of,
@@ -108,9 +106,7 @@ class UniformDiffusion(Diffusion):
         rows: slice | None = None,
         pieces: Pieces | None = None,
     ) -> Iterator[Update]:
-        noisy, informed = self._noise(data, generator), None
-        if self.config.self_conditioning:
-            informed = (torch.rand(len(data.tokens), generator=generator) < 0.5).to(data.tokens.device)
+        noisy, informed = self._noise(data, generator), self._informed(data, generator)
         if pieces is not None:
             before = int(self.config.time_bins > 0)
             pieces = pieces.of_length(data.tokens.shape[1] + before)
@@ -123,13 +119,6 @@ class UniformDiffusion(Diffusion):
             logits, context = self._noisy_logits(model, part, timespans, pieces, rows_informed)
             loss = with_losses(self._bound(logits, part), context, share)
             yield Update(loss, logits, part.targets, part.rows, context.metrics, share, here is cut[-1])
-
-    def takes_pieces(self) -> bool:
-        return not self.config.self_conditioning
-
-    def training_flops(self, model: Any, *, recompute: bool = False) -> int:
-        first = model.flops_per_token(self.length) if self.config.self_conditioning else 0
-        return super().training_flops(model, recompute=recompute) + first
 
     def passes(self, model: nn.Module, batch: Batch) -> int:
         if self.task.is_language:
@@ -191,28 +180,6 @@ class UniformDiffusion(Diffusion):
         nats = bound_of(logits.to(widest(logits.device)), found, noisy.targets, noisy.signal[noisy.rows])
         return ((1 - self.config.eps) * nats * noisy.weight).sum().to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _noisy_logits(
-        self,
-        model: Any,
-        noisy: Noisy,
-        timespans: Tensor | None,
-        pieces: Pieces | None = None,
-        informed: Tensor | None = None,
-    ) -> tuple[Tensor, Context]:
-        """Logits (m, vocab of the task) at the cells of noisy rows, with `self_conditioning` those of a second pass.
-
-        Args:
-            informed: (n,) bool, which rows then have the predictions of the first; by default all.
-        """
-
-        def predict(before: Tensor | None) -> tuple[Tensor, Context]:
-            return self._logits(model, noisy, timespans, pieces, before)
-
-        if not self.config.self_conditioning:
-            return predict(None)
-        shape = noisy.tokens.shape
-        return conditioned(informed, predict, lambda found: predictions_at(found[0], noisy.positions, shape))
-
     def _logits(
         self,
         model: Any,
@@ -221,11 +188,6 @@ class UniformDiffusion(Diffusion):
         pieces: Pieces | None = None,
         before: Tensor | None = None,
     ) -> tuple[Tensor, Context]:
-        """Logits (m, vocab of the task) at the cells of noisy rows.
-
-        Args:
-            before: (n, T, vocab of the task) what was predicted before, with `self_conditioning`; by default nothing.
-        """
         tokens, positions = noisy.tokens, noisy.positions
         length = tokens.shape[1]
         if self.marked:
@@ -241,8 +203,7 @@ class UniformDiffusion(Diffusion):
             tokens, positions, timespans = read_piece(pieces, tokens, positions, timespans)
         context, inputs = Context(timespans=timespans, pieces=pieces), tokens
         if self.config.self_conditioning:
-            nothing = torch.zeros(*noisy.tokens.shape, self.n_values, device=tokens.device)
-            known = F.pad(nothing if before is None else before, (0, 0, tokens.shape[1] - length, 0))
+            known = None if before is None else F.pad(before, (0, 0, tokens.shape[1] - length, 0))
             inputs, context.tokens = one_hot_with(tokens, known, model.config.vocab_size), tokens
         hidden, _ = model.features(inputs, None, context)
         logits = model.logits(hidden.flatten(0, 1).index_select(0, positions))
