@@ -280,6 +280,19 @@ def test_recomputed_activations_give_the_same_gradients():
     assert len(set(parts)) == 4 + 2 + 1 + 2
 
 
+@pytest.mark.parametrize("later", ["loop(2, shared('a'))", "shortcut(mlp, shared('a') mlp)"])
+def test_recomputation_counts_the_load_of_a_router_once(later):
+    """Also where the recomputed step has the block in it, which belongs to the network around."""
+    found = []
+    for recompute in (False, True):
+        model = model_of(f'shared("a", moe(n_experts=4, top_k=2, balance="bias")) {later}'.replace("'", '"'))
+        model.recompute = recompute
+        model(torch.arange(10).view(2, 5))[0].sin().sum().backward()
+        found.append(model.backbone.shared[0].body.steps[0].mixers[0].load)
+    assert found[0].sum() == 2 * 10 * (3 if "loop" in later else 2)
+    assert torch.equal(*found)
+
+
 def test_copies_and_casts_keep_the_weights_shared():
     model = model_of(PATTERN)
     again = copy.deepcopy(model).double()

@@ -20,7 +20,7 @@ from zoo.norms import NORM_EPS, make_norm
 from zoo.pattern import Loop, Parallel, Pattern, Shared, Shortcut, StepOptions, Word, create_mixer, mixer_of
 from zoo.protocol import Admitted, Context, Mixer, Place, State, admit, check_state, mixers
 from zoo.residual import Connection, Residual
-from zoo.shared import EMBEDDING, Block, Blocks, SharedStep
+from zoo.shared import EMBEDDING, Block, Blocks, SharedStep, modules_used
 from zoo.states import tree_bytes
 
 R = TypeVar("R")
@@ -435,7 +435,7 @@ def recomputed(function: Callable[..., R], network: nn.Module, *inputs: Any, con
 @contextlib.contextmanager
 def _buffers_kept(network: nn.Module) -> Iterator[None]:
     """Restore all buffers afterwards."""
-    before = [(module, dict(module._buffers)) for module in network.modules() if module._buffers]
+    before = [(module, dict(module._buffers)) for module in modules_used(network) if module._buffers]
     try:
         yield
     finally:

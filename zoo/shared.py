@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -137,4 +137,12 @@ class SharedStep(nn.Module):
         return self.block.body.flops_per_token(context_length) + injected + own
 
 
-__all__ = ["EMBEDDING", "Block", "Blocks", "SharedStep"]
+def modules_used(network: nn.Module) -> Iterator[nn.Module]:
+    """The modules of a network, and those of the shared blocks that it uses, which may belong to one around it."""
+    for module in network.modules():
+        yield module
+        if isinstance(module, SharedStep):
+            yield from modules_used(module.block)
+
+
+__all__ = ["EMBEDDING", "Block", "Blocks", "SharedStep", "modules_used"]
