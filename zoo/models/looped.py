@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,17 +52,17 @@ class LoopedModel:
         self.model, self.config, self.logits, self.modules = model, model.config, model.logits, model.modules
         found = [m for m in model.backbone.modules() if isinstance(m, LoopStep)]
         (self.loop,) = (m for m in found if m.around is None)
+        self.within = [m for m in found if m is not self.loop]
         if self.loop.streams > 1:
             raise UsageError('Deep supervision of a loop has one residual stream: set model.residual="plain".')
-        self.inner = [m for m in found if m.initial is not None]
+        self.inner = [m for m in self.within if m.initial is not None]
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return self.model.parameters()
 
-    def init_state(self, batch_size: int, length: int, **options: Any) -> LoopedState:
-        """The state before any thinking; device and dtype are those of the parameters by default."""
-        like = next(self.model.parameters())
-        device, dtype = options.get("device") or like.device, options.get("dtype") or self.model.compute_dtype()
+    def init_state(self, batch_size: int, length: int, *, generator: None = None, start: Literal[0] = 0) -> LoopedState:
+        """The state before any thinking; nothing of it is drawn, and no other `start` is possible."""
+        device, dtype = next(self.model.parameters()).device, self.model.compute_dtype()
         answer = torch.zeros(batch_size, length, self.config.d_model, device=device, dtype=dtype)
         latents = answer.new_zeros(batch_size, len(self.inner), *answer.shape[1:])
         return LoopedState(answer, latents, torch.zeros(batch_size, dtype=torch.bool, device=device))
@@ -81,9 +81,8 @@ class LoopedModel:
         state = self.init_state(*tokens.shape) if state is None else state
         begun = state.begun
         context.shared[self.loop.key] = Carried(0, state.answer, begun)
-        for m in self.model.backbone.modules():
-            if isinstance(m, LoopStep) and m is not self.loop:
-                context.shared.pop(m.key, None)
+        for loop in self.within:
+            context.shared.pop(loop.key, None)
         for i, inner in enumerate(self.inner):
             assert inner.initial is not None
             z = torch.where(begun[:, None, None], state.latents[:, i], inner.initial.to(state.latents.dtype))

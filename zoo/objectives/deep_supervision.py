@@ -229,7 +229,7 @@ class DeepSupervision(Thinking):
         """The y and z that new puzzles start from: z is (n, K, ...) where K candidates are."""
         drawn = generator if self.config.random_start else None
         if self.config.candidates == 1:
-            return model.init_state(*shape, **({} if drawn is None else {"generator": drawn}))._asdict()
+            return model.init_state(*shape, generator=drawn)._asdict()
         starts = [model.init_state(*shape, generator=drawn, start=k) for k in range(self.config.candidates)]
         return {"answer": starts[0].answer, "latents": torch.stack([start.latents for start in starts], 1)}
 

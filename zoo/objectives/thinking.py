@@ -134,8 +134,7 @@ class Thinking(Objective):
         return c.random_start or (c.starts > 1 and not c.noise and c.candidates == 1)
 
     def _start(self, model: Any, tokens: Tensor, attempt: Attempt, draws: RowDraws | None) -> State:
-        number = {"start": attempt.start} if self.config.candidates > 1 else {}
-        start = model.init_state(*tokens.shape, **number)
+        start = model.init_state(*tokens.shape, start=attempt.start if self.config.candidates > 1 else 0)
         if draws is None or not self._is_random():
             return start
         return RecursiveState(*(draws.normal(i, *leaf.shape[1:]).to(leaf) for i, leaf in enumerate(start)))
