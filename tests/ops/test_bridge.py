@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.benchmarks.studies.single_steps import calls, inputs_of
+from zoo.benchmarks.studies.single_steps import calls, inputs_of, overhead
 from zoo.core.errors import UsageError
 from zoo.core.imports import import_source
 from zoo.ops import native
@@ -21,6 +21,12 @@ CALLS = calls(5)
 
 def test_every_operator_is_called():
     assert CALLS.keys() == OPERATORS.keys()
+
+
+@needs_compiler
+def test_the_study_of_single_steps_measures_every_operator():
+    for name in calls():
+        assert overhead(name, 2).keys() == {"kernel", "call", "dispatched"}
 
 
 def test_every_operator_has_second_derivatives():
