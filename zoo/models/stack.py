@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.models.ends import Ends, sinusoidal
@@ -107,8 +107,10 @@ class Stack(Ends):
 
     def _weighted(self, weights: Tensor) -> Tensor:
         """The embeddings of all tokens by their weights (B, T, vocab_size), summed, (B, T, D)."""
-        every = torch.arange(weights.shape[-1], device=weights.device)
-        table = self.embedding.weight if bare(self.embedding) else self.embedding(every)
+        if bare(self.embedding, cls=nn.Embedding):
+            table = self.embedding.weight
+        else:
+            table = self.embedding(torch.arange(weights.shape[-1], device=weights.device))
         return weights.to(table.dtype) @ table
 
     def init_state(
