@@ -283,7 +283,7 @@ class Backbone(nn.Module):
                         inside(node.body, layer + seen, around=node.count),
                         d_model,
                         norm_eps=norm_eps,
-                        streams=stream.widen(torch.empty(1, 1, d_model, device="meta")).numel() // d_model,
+                        streams=stream.streams(d_model),
                         narrow=stream.narrow,
                         name="_".join(map(str, (*within, len(self.steps)))),
                         around=around,

@@ -219,3 +219,4 @@ def test_refused_in_one_line(words, message, tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert message in told
+    assert not (tmp_path / "run").exists()

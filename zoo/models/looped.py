@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.loops import Carried, LoopStep
+from zoo.models.config import ModelConfig
 from zoo.models.recursive import Thought
 from zoo.models.token import TokenModel
 from zoo.ops.modules import widely
 from zoo.pattern import Loop, Pattern, Shortcut, parse
 from zoo.protocol import Context
+from zoo.residual import Residual
 
 
 class LoopedState(NamedTuple):
@@ -39,22 +41,20 @@ class LoopedModel:
     `loop(S * n, ...)`, and gradients pass through the n passes of one step.
 
     Args:
-        model: with a pattern that `require_loop` takes, and a halting head.
+        model: with a config that `require_loop` takes, and a halting head.
 
     Raises:
         UsageError: a model that cannot think in steps, with the fix.
     """
 
     def __init__(self, model: TokenModel):
-        require_loop(model.config.pattern)
+        require_loop(model.config)
         if model.halting is None:
             raise UsageError("Deep supervision of a loop needs a halting head: set model.halting=true.")
         self.model, self.config, self.logits, self.modules = model, model.config, model.logits, model.modules
         found = [m for m in model.backbone.modules() if isinstance(m, LoopStep)]
         (self.loop,) = (m for m in found if m.around is None)
         self.within = [m for m in found if m is not self.loop]
-        if self.loop.streams > 1:
-            raise UsageError('Deep supervision of a loop has one residual stream: set model.residual="plain".')
         self.inner = [m for m in self.within if m.initial is not None]
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -100,13 +100,13 @@ class LoopedModel:
         return self.model.flops_per_token(context_length)
 
 
-def require_loop(pattern: str) -> Loop:
-    """The loop of a pattern that thinks in steps.
+def require_loop(config: ModelConfig) -> Loop:
+    """The loop of a model that thinks in steps.
 
     Raises:
-        UsageError: none, or several; or one of which tokens leave early.
+        UsageError: none, or several; one of which tokens leave early; or several residual streams.
     """
-    loops = list(_outermost(parse(pattern)))
+    loops = list(_outermost(parse(config.pattern)))
     if len(loops) != 1:
         told = "there is none" if not loops else f"there are {len(loops)}"
         raise UsageError(
@@ -118,6 +118,8 @@ def require_loop(pattern: str) -> Loop:
             "deep_supervision has a halting head for whole answers, and exit= of a loop one for each token: leave out "
             "exit, or set objective=next_token."
         )
+    if Residual.of(config.residual).streams(config.d_model) > 1:
+        raise UsageError('Deep supervision of a loop has one residual stream: set model.residual="plain".')
     return loops[0]
 
 

@@ -151,7 +151,7 @@ class DeepSupervision(Thinking):
         found = super().needs(draft)
         if draft.recursion is not None:
             return found
-        loop, c = require_loop(draft.pattern), self.config
+        loop, c = require_loop(draft), self.config
         alone = {"random_start": c.random_start, "candidates": c.candidates > 1, "curriculum": bool(c.curriculum)}
         alone["starts"] = c.starts > 1 and not c.noise
         for option, is_set in alone.items():

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, NamedTuple
 
+import torch
 from pydantic import BeforeValidator
 from torch import Tensor, nn
 
@@ -100,6 +101,10 @@ class Residual(NamedTuple):
         while True:
             yield self.kind(d_model, self.config, index=index, eps=eps)
             index += 1
+
+    def streams(self, d_model: int) -> int:
+        """The number of residual streams."""
+        return self.widen(torch.empty(1, 1, d_model, device="meta")).numel() // d_model
 
     def widen(self, x: Tensor) -> Tensor:
         """The stream that x (B, T, D) starts."""
