@@ -29,15 +29,6 @@ def gated_linear_attention(threads: int, q: Tensor, k: Tensor, v: Tensor, log_de
     return _graph(threads, node, [*tensors, torch.zeros(B, H * K * K)], q.shape)
 
 
-def wkv6(threads: int, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, bonus: Tensor) -> Callable[[], Tensor]:
-    """`rwkv_wkv6`, likewise; bonus (H, K). Not scaled."""
-    import ggml
-
-    B, _, H, K = q.shape
-    tensors = [*(_tokens(x) for x in (k, v, q)), bonus, _tokens(log_decay.exp())]
-    return _graph(threads, ggml.ggml_rwkv_wkv6, [*tensors, torch.zeros(B, H * K * K)], q.shape)
-
-
 def wkv7(
     threads: int, q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor
 ) -> Callable[[], Tensor]:
