@@ -159,14 +159,11 @@ def step_of(
         assert own is not None
         return torch.where(drawn(masked, step, steps, own), guess, tokens)
     p = logits.softmax(-1)
-    entropy = -torch.special.xlogy(p, p).sum(-1)
     if how.order == "learned":
         assert learned is not None
         score = learned
-    elif how.order == "margin":
-        score = sureness(p, "margin")
-    elif how.order == "entropy":
-        score = -entropy
+    elif how.order in ("margin", "entropy"):
+        score = sureness(p, how.order)
     else:
         score = p.gather(-1, guess.clamp(max=p.shape[-1] - 1)[..., None]).squeeze(-1)
     competing = inside if how.order == "low_confidence" else masked
@@ -174,7 +171,7 @@ def step_of(
     order = score.argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1)
     if how.entropy_bound is not None:
-        most = within(entropy.gather(1, order), how.entropy_bound)
+        most = within(-sureness(p, "entropy").gather(1, order), how.entropy_bound)
     else:
         most = unmasked(count, step, steps, how.remainder) - (inside & ~competing).sum(1)
     chosen = competing & (rank < most[:, None])
