@@ -24,6 +24,8 @@ PATTERNS = [
     'gru loop({n}, gqa swiglu, inject="add", norm="rmsnorm") swiglu',
     'gru loop({n}, gqa swiglu, inject="concat", start="zeros") swiglu',
     'shortcut(swiglu, gru loop({n}, loop(2, gru, inject="add", gradient=[1, 2]), inject="gated")) gqa',
+    'shared("a", loop(2, gru, inject="add")) loop({n}, gqa shared("a"), inject="add")',
+    f'loop({{n}}, mlp shared("a", {TWO_LEVELS.replace("{n}", "2")}), inject="add") gru shared("a")',
     TWO_LEVELS,
 ]
 
@@ -201,6 +203,10 @@ def test_by_the_command(tmp_path, monkeypatch, capsys):
         ),
         (["model.pattern=2*loop(2, mha swiglu)"], "one loop of the pattern, and there are 2: write one loop(n, ...)"),
         (["model.pattern=loop(2, mha swiglu, exit=0.5)"], "leave out exit, or set objective=next_token"),
+        (
+            ['model.pattern=loop(2, mha shared("a", loop(2, swiglu, exit=0.5)), inject="add")'],
+            "leave out exit, or set objective=next_token",
+        ),
         (["objective.starts=3"], "starts is for a recursive model, and loop(2, ...) starts from its own input: set"),
         (["objective.random_start=true"], "random_start is for a recursive model"),
         (["objective.candidates=2"], "candidates is for a recursive model"),

@@ -52,10 +52,9 @@ class LoopedModel:
         if model.halting is None:
             raise UsageError("Deep supervision of a loop needs a halting head: set model.halting=true.")
         self.model, self.config, self.logits, self.modules = model, model.config, model.logits, model.modules
-        found = [m for m in model.backbone.modules() if isinstance(m, LoopStep)]
-        (self.loop,) = (m for m in found if m.around is None)
-        self.within = [m for m in found if m is not self.loop]
-        self.inner = [m for m in self.within if m.initial is not None]
+        # the steps come before the shared blocks, in which there may be more loops
+        self.loop, *self.within = (m for m in model.backbone.modules() if isinstance(m, LoopStep))
+        self.inner = [m for m in self.loop.modules() if isinstance(m, LoopStep) and m.initial is not None]
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return self.model.parameters()
@@ -113,7 +112,8 @@ def require_loop(config: ModelConfig) -> Loop:
             f"deep_supervision goes on with one loop of the pattern, and {told}: write one loop(n, ...) in "
             "model.pattern, with loops within it if need be, or set model.recursion={}."
         )
-    if any(loop.options.exit is not None for loop in (loops[0], *_within(loops[0].body))):
+    steps = (loops[0], *loops[0].body.unrolled())
+    if any(isinstance(step, Loop) and step.options.exit is not None for step in steps):
         raise UsageError(
             "deep_supervision has a halting head for whole answers, and exit= of a loop one for each token: leave out "
             "exit, or set objective=next_token."
@@ -129,12 +129,6 @@ def _outermost(pattern: Pattern) -> Iterator[Loop]:
             yield node
         elif isinstance(node, Shortcut):
             yield from _outermost(node.body)
-
-
-def _within(pattern: Pattern) -> Iterator[Loop]:
-    for loop in _outermost(pattern):
-        yield loop
-        yield from _within(loop.body)
 
 
 def thinker(model: Any) -> Any:
