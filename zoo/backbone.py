@@ -25,6 +25,7 @@ from zoo.states import tree_bytes
 
 R = TypeVar("R")
 
+NODES = (LoopStep, SharedStep)  # their bodies recompute by themselves
 OF_THE_STEP = ("placement", "norm", "norm_axis", "residual_scale", "canon")  # the others are a word's own
 
 
@@ -344,11 +345,9 @@ class Backbone(nn.Module):
                 continue
             more: dict[str, Any] = {} if beside is None else {"beside": beside}
             beside = None
-            if isinstance(step, SharedStep):
+            if isinstance(step, NODES):
                 y, new_state = step(x, before, context, recompute=recompute)
                 x, beside = (x, y) if enters else (y, None)
-            elif isinstance(step, LoopStep):
-                x, new_state = step(x, before, context, recompute=recompute)
             elif recompute and torch.is_grad_enabled():
                 (x, new_state), own = recomputed(functools.partial(step, **more), step, x, before, context=context)
                 context.losses.extend(own.losses)
@@ -394,10 +393,7 @@ class Backbone(nn.Module):
         block, at every use."""
         parts: list[nn.Module] = []
         for step in self.steps:
-            body = (
-                step.block.body if isinstance(step, SharedStep) else step.body if isinstance(step, LoopStep) else None
-            )
-            parts += [step] if body is None else body.recomputed_parts()
+            parts += step.body.recomputed_parts() if isinstance(step, NODES) else [step]
         return parts
 
     def _steps(self) -> Iterator[Any]:

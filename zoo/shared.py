@@ -105,6 +105,11 @@ class SharedStep(nn.Module):
         return self._block[0]
 
     @property
+    def body(self) -> Any:
+        """The steps of the block."""
+        return self.block.body
+
+    @property
     def enters_next(self) -> bool:
         """Whether the result is for the next word alone, and not the stream."""
         return self.options.enters == "next"
@@ -122,11 +127,11 @@ class SharedStep(nn.Module):
         return (y if self.out_proj is None else self.out_proj(y).to(y.dtype)), state
 
     def init_state(self, batch_size: int, **options: Any) -> State:
-        return self.block.body.init_state(batch_size, **options)
+        return self.body.init_state(batch_size, **options)
 
     def state_bytes(self, batch_size: int, context_length: int, dtype: torch.dtype) -> int:
         """Bytes of the state of this use after `context_length` steps."""
-        return self.block.body.state_bytes(batch_size, context_length, dtype)
+        return self.body.state_bytes(batch_size, context_length, dtype)
 
     def flops_per_token(self, context_length: int) -> int:
         """Matmul FLOPs of one token in this use."""
@@ -134,7 +139,7 @@ class SharedStep(nn.Module):
         streams = (one if self.enters_next else self.widen(one)).numel() // self.d_model
         injected = streams * self.block.inject.flops_per_token()
         own = 0 if self.out_proj is None else 2 * self.d_model**2
-        return self.block.body.flops_per_token(context_length) + injected + own
+        return self.body.flops_per_token(context_length) + injected + own
 
 
 def modules_used(network: nn.Module) -> Iterator[nn.Module]:
