@@ -201,7 +201,7 @@ class RWKV7(Mixer):
         if any(x is None for x in (*shares, *before, *after, *(mixing if mixes else ()))):
             return None  # something stands in its place
         weights = [*before, *mixing, *after, self.ln_x.weight, self.ln_x.bias]
-        if not steps_alone(KERNEL, x, *weights, shift, memory):
+        if memory.requires_grad or not steps_alone(KERNEL, x, *weights, shift, memory):
             return None
         mixed = shift_step(x, shift, *cast(list[Tensor], shares))
         if mixed is None:
@@ -209,14 +209,16 @@ class RWKV7(Mixer):
         x_r, _, x_k, x_v, _, _ = mixed.unbind()
         products = self.receptance(x_r), self.key(x_k), self.value(x_v)
         r, k, v = (product.to(x.dtype).contiguous() for product in products)
-        first = None
+        first = own_values = None
         if c.value_residual and context is not None:
             first = None if self.first else context.shared.get(FIRST_VALUES)
             if first is None:
-                context.shared[FIRST_VALUES] = v if self.first else v.clone()
+                own_values = v if self.first else v.clone()
         y = rwkv7_step(mixed, r, k, v, first, weights, memory, c.kappa_eps, c.norm_eps)
         if y is not None:
             shift.copy_(x)
+            if own_values is not None and context is not None:
+                context.shared[FIRST_VALUES] = own_values
         return y
 
     def _mix_first_values(self, v: Tensor, x_v: Tensor, context: Context | None) -> Tensor:
