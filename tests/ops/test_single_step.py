@@ -9,8 +9,12 @@ from torch.utils._pytree import tree_leaves
 
 import zoo
 from zoo import ops
+from zoo.laws import off_inits
+from zoo.norms import l2_norm, make_norm, rms_norm
 from zoo.ops import native
 from zoo.ops.common import logged_forms
+from zoo.ops.kernel import Kernel
+from zoo.protocol import Context, Mixer, Place, mixers, norms
 
 pytestmark = pytest.mark.skipif(bool(native.why_not("step")), reason="no compiled kernels here")
 WORDS = {
@@ -154,6 +158,62 @@ def test_a_hook_on_a_part_fires_in_a_step(word):
     hooked, _ = mixer.step(x, state)
     assert set(seen) == set(parts)
     torch.testing.assert_close(hooked, plain, rtol=1e-4, atol=1e-5)
+
+
+def second_layer(name: str) -> Mixer:
+    """A mixer of any name, off its inits, as the second layer of a model."""
+    torch.manual_seed(0)
+    return off_inits(mixers[name](32, mixers[name].Config(), place=Place(layer=1, n_layers=2, length=8))).eval()
+
+
+def of_tokens(T: int) -> Context:
+    return Context(tokens=torch.zeros(1, T, dtype=torch.int64))
+
+
+@pytest.fixture
+def no_step_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(kernel: Kernel, function: str) -> None:
+        raise AssertionError(f"{function} was called")
+
+    monkeypatch.setattr(Kernel, "bare", refuse)
+
+
+@pytest.mark.parametrize("name", zoo.list_mixers())
+@torch.no_grad()
+def test_whole_passes_take_no_step_form(name, no_step_forms):
+    """Step forms round in their own way, and few rows take them where many do not."""
+    mixer = second_layer(name)
+    _, state = mixer(torch.randn(1, 2, 32), None, of_tokens(2))
+    if mixer.causal:
+        mixer(torch.randn(1, 2, 32), state, of_tokens(2))
+
+
+@torch.no_grad()
+def test_norms_of_whole_passes_take_no_step_form(no_step_forms):
+    for name in norms.names():
+        make_norm(name, 32)(torch.randn(1, 2, 32))
+    for norm in (l2_norm, lambda x: rms_norm(x, None, 1e-5)):
+        norm(torch.randn(1, 2, 1, 16))
+
+
+@pytest.mark.parametrize("name", zoo.list_mixers())
+def test_a_step_from_a_state_with_gradients(name):
+    """Without gradients itself: values and calls as with gradients, and a backward pass still has what it needs."""
+    mixer, x = second_layer(name), torch.randn(1, 6, 32)
+    if not mixer.causal:
+        pytest.skip("it takes no steps")
+    o, state = mixer(x[:, :5], None, of_tokens(5))
+    called: list[torch.nn.Module] = []
+    for part in mixer.modules():
+        if isinstance(part, torch.nn.Linear):
+            part.register_forward_hook(lambda module, inputs, output: called.append(module))
+    expected, _ = mixer.step(x[:, 5].contiguous(), zoo.fork(state), of_tokens(1))
+    once, called[:] = called[:], []
+    with torch.no_grad():
+        y, _ = mixer.step(x[:, 5].contiguous(), state, of_tokens(1))
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    assert called == once
+    o.sum().backward()
 
 
 @torch.no_grad()

@@ -114,7 +114,7 @@ def conv_step(
 
 
 def _is_step(x: Tensor) -> bool:
-    """Whether x is of one step: whole sequences, short ones too, have the bits of any number of rows beside them."""
+    """Whether x is of one step. Whole sequences, short ones too, keep their form, however few rows they have."""
     return x.ndim > 2 and x.shape[1] == 1
 
 
