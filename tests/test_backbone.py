@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from stacks import EPS, D, backbone, close, places_of
 
 import zoo
 from zoo.backbone import Backbone
@@ -14,26 +15,10 @@ from zoo.norms.none import NoNorm
 from zoo.pattern import StepOptions, parse
 from zoo.protocol import Context, Place, norms
 
-D, EPS = 16, 1e-5
-
-
-def backbone(pattern: str, **options) -> Backbone:
-    """A stack in float64 whose norms have weights that matter."""
-    torch.manual_seed(0)
-    stack = Backbone(parse(pattern), D, **options).double()
-    with torch.no_grad():
-        for p in stack.parameters():
-            p += 0.1 * torch.randn_like(p)
-    return stack
-
 
 @pytest.fixture
 def x():
     return torch.randn(2, 9, D, dtype=torch.float64)
-
-
-def close(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_pre_norm_by_hand(x):
@@ -169,12 +154,7 @@ def test_one_context_for_all(x):
     ],
 )
 def test_mixers_know_their_place(monkeypatch, pattern, layers, n_layers):
-    places = []
-    monkeypatch.setattr(
-        "zoo.backbone.create_mixer",
-        lambda config, d_model, place: (places.append(place), zoo.create_mixer(config, d_model, place=place))[1],
-    )
-    stack = backbone(pattern)
+    stack, places = places_of(monkeypatch, pattern)
     assert [p.layer for p in places] == layers
     assert {p.n_layers for p in places} == {n_layers}
     assert all(p.causal for p in places)

@@ -5,38 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from stacks import EPS, D, backbone, close, counted_flops, gradients, losses_by_hand, places_of
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
-from zoo.backbone import Backbone
 from zoo.cli import app
 from zoo.listing import listing
-from zoo.objectives.base import with_losses
-from zoo.pattern import LoopOptions, parse
+from zoo.pattern import LoopOptions
 from zoo.protocol import Context, admit, register
 from zoo.states import tree_bytes
 
-D, EPS, VOCAB = 16, 1e-5, 11
-
-
-def backbone(pattern: str, **options) -> Backbone:
-    """A stack in float64 whose weights are off their inits."""
-    torch.manual_seed(0)
-    stack = Backbone(parse(pattern), D, **options).double()
-    with torch.no_grad():
-        for p in stack.parameters():
-            p += 0.1 * torch.randn_like(p)
-    return stack
+VOCAB = 11
 
 
 @pytest.fixture
 def x():
     return torch.randn(2, 9, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-def close(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
 def rms(x, weight=None):
@@ -325,21 +309,11 @@ def test_weights_are_counted_once_and_work_as_often_as_it_runs():
 def test_flops_are_counted(options, residual):
     body = 'gqa(backend="reference") swiglu'
     stack = zoo.create_backbone(f"loop(3, {body}{', ' * bool(options)}{options})", d_model=D, residual=residual)
-    state = stack.init_state(1, capacity=5)
-    with torch.no_grad():
-        _, state = stack(torch.randn(1, 4, D), state)
-        with FlopCounterMode(display=False) as counter:
-            stack.step(torch.randn(1, D), state)
-    assert counter.get_total_flops() == stack.flops_per_token(5)
+    assert counted_flops(stack) == stack.flops_per_token(5)
 
 
 def test_words_know_the_depth_of_the_passes_written_out(monkeypatch):
-    places = []
-    monkeypatch.setattr(
-        "zoo.backbone.create_mixer",
-        lambda config, d_model, place: (places.append(place), zoo.create_mixer(config, d_model, place=place))[1],
-    )
-    backbone("lstm loop(4, gqa swiglu gqa) swiglu lstm loop(2, loop(3, gru))")
+    _, places = places_of(monkeypatch, "lstm loop(4, gqa swiglu gqa) swiglu lstm loop(2, loop(3, gru))")
     assert [p.layer for p in places] == [0, 1, 1, 2, 8, 9, 10]
     assert {p.n_layers for p in places} == {16}
 
@@ -347,12 +321,8 @@ def test_words_know_the_depth_of_the_passes_written_out(monkeypatch):
 def test_losses_of_the_passes_are_averaged(x):
     """A router in a loop counts as one, as in a recursive model."""
     stack = backbone("loop(3, moe(n_experts=4, top_k=2))")
-    context, h, by_hand = Context(), x, []
-    stack(h, None, context)
-    for _ in range(3):
-        own = Context()
-        h, _ = stack.steps[0].body(h, None, own)
-        by_hand += own.losses
+    context, by_hand = Context(), losses_by_hand(stack.steps[0].body, x, 3)
+    stack(x, None, context)
     assert len(by_hand) == 3
     close(sum(context.losses), sum(by_hand) / 3)
 
@@ -405,10 +375,7 @@ def test_recomputed_activations_give_the_same_gradients(pattern):
     found = []
     for recompute in (False, True):
         model = model_of(pattern)
-        model.recompute = recompute
-        context = Context()
-        with_losses(model(torch.arange(10).view(2, 5), None, context)[0].sin().sum(), context).backward()
-        found.append([p.grad for p in model.parameters()])
+        found.append(gradients(model, recompute=recompute))
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
     parts = model.backbone.recomputed_parts()

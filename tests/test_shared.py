@@ -7,29 +7,18 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from stacks import EPS, D, backbone, close, counted_flops, gradients, losses_by_hand, places_of
 
 import zoo
 from zoo.backbone import Backbone
 from zoo.listing import listing
-from zoo.objectives.base import with_losses
 from zoo.pattern import SharedOptions, parse
 from zoo.protocol import Context
 from zoo.shared import Block, SharedStep
 from zoo.states import tree_bytes
 
-D, EPS, VOCAB = 16, 1e-5, 11
+VOCAB = 11
 ZAMBA = 'gqa(adapter_rank=2) geglu(adapter_rank=3, residual_scale=0.0), inject="wide", enters="next", out_proj=True'
-
-
-def backbone(pattern: str, **options) -> Backbone:
-    """A stack in float64 whose weights are off their inits."""
-    torch.manual_seed(0)
-    stack = Backbone(parse(pattern), D, **options).double()
-    with torch.no_grad():
-        for p in stack.parameters():
-            p += 0.1 * torch.randn_like(p)
-    return stack
 
 
 def model_of(pattern: str, **options):
@@ -44,10 +33,6 @@ def model_of(pattern: str, **options):
 @pytest.fixture
 def x():
     return torch.randn(2, 9, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-def close(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
 def rms(x, weight):
@@ -166,21 +151,13 @@ def test_flops_are_counted(options, residual):
     body = 'gqa(backend="reference", adapter_rank=2) swiglu(adapter_rank=3)'
     body = body.replace("rank=3", "rank=3, residual_scale=0.0") if "wide" in options else body
     stack = zoo.create_backbone(f'2*(shared("a", {body}, {options}) gru)', d_model=D, residual=residual)
-    state = stack.init_state(1, capacity=5)
-    with torch.no_grad():
-        _, state = stack(torch.randn(1, 4, D), state)
-        with FlopCounterMode(display=False) as counter:
-            stack.step(torch.randn(1, D), state)
-    assert counter.get_total_flops() == stack.flops_per_token(5)
+    assert counted_flops(stack) == stack.flops_per_token(5)
 
 
 def test_words_have_the_place_of_the_first_use(monkeypatch):
-    places = []
-    monkeypatch.setattr(
-        "zoo.backbone.create_mixer",
-        lambda config, d_model, place: (places.append(place), zoo.create_mixer(config, d_model, place=place))[1],
+    _, places = places_of(
+        monkeypatch, 'lstm shared("a", gqa swiglu shared("b", gru)) lstm 2*(shared("a")) lstm shared("b") lstm'
     )
-    backbone('lstm shared("a", gqa swiglu shared("b", gru)) lstm 2*(shared("a")) lstm shared("b") lstm')
     assert [p.layer for p in places] == [0, 1, 1, 2, 3, 8, 10]
     assert {p.n_layers for p in places} == {11}
     assert [p.uses for p in places] == [1, 3, 3, 2, 1, 1, 1]
@@ -189,12 +166,8 @@ def test_words_have_the_place_of_the_first_use(monkeypatch):
 def test_losses_of_the_uses_are_averaged(x):
     """A router of a shared block counts as one, as in a loop."""
     stack = backbone('3*(shared("a", moe(n_experts=4, top_k=2)))')
-    context, h, by_hand = Context(), x, []
-    stack(h, None, context)
-    for _ in range(3):
-        own = Context()
-        h, _ = stack.shared[0].body(h, None, own)
-        by_hand += own.losses
+    context, by_hand = Context(), losses_by_hand(stack.shared[0].body, x, 3)
+    stack(x, None, context)
     assert len(by_hand) == 3
     close(sum(context.losses), sum(by_hand) / 3)
 
@@ -269,10 +242,7 @@ def test_recomputed_activations_give_the_same_gradients():
     found = []
     for recompute in (False, True):
         model = model_of(PATTERN.replace("swiglu", "moe(n_experts=4, top_k=2)"))
-        model.recompute = recompute
-        context = Context()
-        with_losses(model(torch.arange(10).view(2, 5), None, context)[0].sin().sum(), context).backward()
-        found.append([p.grad for p in model.parameters()])
+        found.append(gradients(model, recompute=recompute))
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
     parts = model.backbone.recomputed_parts()
