@@ -71,7 +71,7 @@ def gated_mlp(
     x = x.to(torch.get_autocast_dtype(x.device.type)) if autocast else x
     weights, width = (gate, up, down), x.shape[-2 if along_time else -1]
     fits = gate.shape == up.shape == (len(gate), width) and down.shape == (width, len(gate))
-    if fits and not along_time and not inner_norm and x.ndim and (done := gated_mlp_step(x, *weights)) is not None:
+    if fits and not along_time and not inner_norm and (done := gated_mlp_step(x, *weights)) is not None:
         log_form("gated_mlp", "compiled")
         return done
     if (

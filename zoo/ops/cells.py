@@ -18,7 +18,7 @@ from zoo.ops.common import log_form
 from zoo.ops.kernel import Kernel
 from zoo.ops.kv_cache import KVCache, room_for_step
 from zoo.ops.rotary import RopeScaling
-from zoo.ops.single_step import turning
+from zoo.ops.single_step import address, counts, turning
 
 KERNEL = Kernel("cell")
 
@@ -101,12 +101,12 @@ def heads_cell_step(
     increment_version((window, memory))
     KERNEL.bare("heads_cell_step")(
         rows.data_ptr(),
-        _address(weight),
-        _address(bias),
-        _address(A_log),
-        _address(dt_bias),
-        _address(skip),
-        _address(norm),
+        address(weight),
+        address(bias),
+        address(A_log),
+        address(dt_bias),
+        address(skip),
+        address(norm),
         window.data_ptr(),
         memory.data_ptr(),
         o.data_ptr(),
@@ -170,17 +170,17 @@ def attention_cell_step(
     B, N = len(rows), k.shape[1]
     if rows.shape != (B, 1, (H + 2 * G) * K + H * cell.gates) or k.shape != (B, N, G, K) or v.shape != k.shape:
         return None
-    if length.dtype is not torch.int64 or not length.is_cpu or not length.is_contiguous() or length.shape != (B,):
+    if not counts(length, B):
         return None
     frequencies, amplitude = turning(cell.rotated, cell.rope_base, cell.rope_scaling)
     o = rows.new_empty(B, 1, H * K)
     increment_version(cache)
     KERNEL.bare("attention_cell_step")(
         rows.data_ptr(),
-        _address(q_norm),
-        _address(k_norm),
+        address(q_norm),
+        address(k_norm),
         frequencies.data_ptr(),
-        _address(sinks),
+        address(sinks),
         k.data_ptr(),
         v.data_ptr(),
         length.data_ptr(),
@@ -233,8 +233,8 @@ def rwkv7_step(
         mixed.data_ptr(),
         r.data_ptr(),
         k.data_ptr(),
-        _address(first),
-        *map(_address, weights),
+        address(first),
+        *map(address, weights),
         v.data_ptr(),
         memory.data_ptr(),
         y.data_ptr(),
@@ -246,7 +246,3 @@ def rwkv7_step(
 
 def _movable(*states: Tensor) -> bool:
     return not any(state.requires_grad for state in states)
-
-
-def _address(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()

@@ -70,10 +70,10 @@ def heads_step(
         q.data_ptr(),
         k.data_ptr(),
         v.data_ptr(),
-        _address(beta),
-        _address(a),
-        _address(b),
-        _address(g),
+        address(beta),
+        address(a),
+        address(b),
+        address(g),
         state.data_ptr(),
         o.data_ptr(),
         last.data_ptr(),
@@ -103,7 +103,7 @@ def conv_step(
     KERNEL.bare("conv_step")(
         x.data_ptr(),
         weight.data_ptr(),
-        _address(bias),
+        address(bias),
         state.data_ptr(),
         y.data_ptr(),
         last.data_ptr(),
@@ -126,7 +126,7 @@ def norm_step(x: Tensor, weight: Tensor | None, divisor: float, eps: float) -> T
     if not steps_alone(KERNEL, x, weight):
         return None
     y = torch.empty_like(x)
-    KERNEL.bare("norm_step")(x.data_ptr(), _address(weight), y.data_ptr(), x.numel() // n, n, divisor, eps)
+    KERNEL.bare("norm_step")(x.data_ptr(), address(weight), y.data_ptr(), x.numel() // n, n, divisor, eps)
     return y
 
 
@@ -167,7 +167,7 @@ def rotate_step(
     if torch.compiler.is_compiling() or x.ndim != 4 or x.shape[1] != 1 or not x.numel():
         return None
     x = x.contiguous()
-    if not steps_alone(KERNEL, x) or not _counts(length, len(x)):
+    if not steps_alone(KERNEL, x) or not counts(length, len(x)):
         return None
     B, _, H, K = x.shape
     frequencies, amplitude = turning(width, base, scaling)
@@ -198,7 +198,7 @@ def attention_step(
     Shapes have been compared. `length` is counted up.
     """
     q, k_new, v_new = q.contiguous(), k_new.contiguous(), v_new.contiguous()
-    if k.requires_grad or v.requires_grad or not _counts(length, len(q)):
+    if k.requires_grad or v.requires_grad or not counts(length, len(q)):
         return None
     if not steps_alone(KERNEL, q, k_new, v_new, k, v, sinks):
         return None
@@ -209,7 +209,7 @@ def attention_step(
         q.data_ptr(),
         k_new.data_ptr(),
         v_new.data_ptr(),
-        _address(sinks),
+        address(sinks),
         k.data_ptr(),
         v.data_ptr(),
         length.data_ptr(),
@@ -234,9 +234,11 @@ def _next(state: Tensor, in_place: bool) -> Tensor:
     return state
 
 
-def _counts(length: Tensor, n: int) -> bool:
+def counts(length: Tensor, n: int) -> bool:
+    """Whether a kernel may count these lengths (n,) up where they lie."""
     return length.dtype is torch.int64 and length.is_cpu and length.is_contiguous() and length.shape == (n,)
 
 
-def _address(x: Tensor | None) -> int | None:
+def address(x: Tensor | None) -> int | None:
+    """Where its numbers lie; a null pointer for None."""
     return None if x is None else x.data_ptr()
