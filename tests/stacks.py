@@ -37,7 +37,7 @@ def places_of(monkeypatch: pytest.MonkeyPatch, pattern: str, **options) -> tuple
         places.append(place)
         return zoo.create_mixer(config, d_model, place=place)
 
-    monkeypatch.setattr("zoo.backbone.create_mixer", make)
+    monkeypatch.setattr("zoo.steps.create_mixer", make)
     return backbone(pattern, **options), places
 
 
