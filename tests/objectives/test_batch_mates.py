@@ -56,6 +56,7 @@ CASES = [
     ("masked_diffusion", SUDOKU, {"entropy_bound": 0.5, "order": "entropy", "block_length": 4}),
     ("masked_diffusion", SUDOKU, {"order": "random", "remasking": "cap", "remasking_rate": 0.3, "temperature": 1.0}),
     ("masked_diffusion", MQAR, {"order": "random", "remasking": "confidence", "steps": 5}),
+    ("masked_diffusion", MQAR, {"order": "random", "remasking": "loop", "remasking_rate": 0.1, "steps": 5}),
     ("masked_diffusion", TEXT, {}),
     ("masked_diffusion", WORDS, {}),
     ("block_diffusion", SUDOKU, {}),

@@ -12,7 +12,7 @@ from torch import nn
 import zoo
 from zoo.objectives import create_objective
 from zoo.objectives.draws import RowDraws
-from zoo.objectives.unmasking import step_of, unmasked
+from zoo.objectives.unmasking import remasked_step, step_of, unmasked
 from zoo.tasks import create_task
 
 SUDOKU = create_task("sudoku", size=4, max_givens=6)
@@ -50,7 +50,7 @@ def reverse(cell, p, rate, t, s):
     return after
 
 
-@pytest.mark.parametrize("remasking", ["cap", "rescale", "confidence"])
+@pytest.mark.parametrize("remasking", ["cap", "rescale", "confidence", "loop"])
 def test_cells_are_masked_again_as_enumerated(remasking):
     """Two cells in four steps: the share of every pair among 10,000 rows, against the exact probability.
 
@@ -58,11 +58,14 @@ def test_cells_are_masked_again_as_enumerated(remasking):
     """
     n, steps, eta = 10_000, 4, 0.4
     chosen = create_objective("masked_diffusion", SUDOKU, causal=False, order="random", steps=steps, temperature=1.0)
-    how = chosen.config.model_copy(update={"remasking": remasking, "remasking_rate": eta})
+    loop = {"loop_on": 0.75, "loop_off": 0.25, "loop_signal": 0.6}
+    how = chosen.config.model_copy(update={"remasking": remasking, "remasking_rate": eta, **loop})
     model = Pair()
     states = {(K, K, math.inf, math.inf): 1.0}
     for i in range(steps):
         t, s = 1 - i / steps, 1 - (i + 1) / steps
+        if remasking == "loop":  # the masked share falls to 0.4 in a step, stays for two, and falls to 0
+            t, s = [(1.0, 0.4), (0.4, 0.4), (0.4, 0.4), (0.4, 0.0)][i]
         most = 1.0 if t == 1 else min(1.0, s / (1 - t))
         found: dict[tuple, float] = {}
         for (a, b, *sure), weight in states.items():
@@ -70,6 +73,7 @@ def test_cells_are_masked_again_as_enumerated(remasking):
             rates = {
                 "cap": [min(eta, most)] * 2,
                 "rescale": [eta * most] * 2,
+                "loop": [eta if i in (1, 2) else 0.0] * 2,
                 "confidence": [most * float(x / share.sum()) if x else 0.0 for x in share],
             }[remasking]
             p = model.table[a, b].softmax(-1)
@@ -94,6 +98,42 @@ def test_cells_are_masked_again_as_enumerated(remasking):
     drawn = torch.bincount(K * answer[:, PLACES[0]] + answer[:, PLACES[1]], minlength=K * K).view(K, K) / n
     error = (exact[:K, :K] * (1 - exact[:K, :K]) / n).sqrt()
     assert ((drawn - exact[:K, :K]).abs() <= 4.5 * error + 1e-9).all()
+
+
+def test_a_loop_has_the_chances_of_the_authors_code():
+    """Of every step of 20: that a cell gets a token, and that a token is masked again (remdm-loop, with the published
+    window, signal and rate; its three branches written out)."""
+    on, off, signal, rate, steps, n = 0.55, 0.05, 0.9, 0.02, 20, 40_000
+    options = {"order": "random", "remasking": "loop", "remasking_rate": rate}
+    how = create_objective("masked_diffusion", SUDOKU, causal=False, **options).config
+    assert (how.loop_on, how.loop_off, how.loop_signal) == (on, off, signal)
+    tokens = torch.tensor([[K, 0]]).expand(n, 2)
+    for i in range(steps):
+        t, dt = 1 - i / steps, 1 / steps
+        if t > on + 1e-9:
+            masked_t, masked_s = 1 - (1 - t) * signal / (1 - on), 1 - (1 - t + dt) * signal / (1 - on)
+            shown, hidden = (masked_t - masked_s) / masked_t, 0.0
+        elif t <= off + 1e-9:
+            masked_t, masked_s = t * (1 - signal) / off, (t - dt) * (1 - signal) / off
+            shown, hidden = (masked_t - masked_s) / masked_t, 0.0
+        else:
+            shown, hidden = (signal - (1 - rate) * signal) / (1 - signal), rate
+        state = tokens, torch.ones_like(tokens, dtype=torch.bool), torch.zeros(n, 2, K, dtype=torch.float64)
+        own = RowDraws(torch.arange(n)).at(None, i)
+        new, _ = remasked_step(*state, torch.ones(n, 2), i, torch.full((n,), steps), how, own, K)
+        for found, chance in zip((new != tokens).double().mean(0), (shown, hidden), strict=True):
+            assert abs(found - chance) <= 4.5 * (chance * (1 - chance) / n) ** 0.5 + 1e-9
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 50])
+def test_a_loop_leaves_no_mask_however_few_its_steps(steps):
+    chosen = create_objective("masked_diffusion", SUDOKU, causal=False, order="random", steps=steps, remasking="loop")
+    cells = torch.zeros(30, 16, dtype=torch.bool)
+    cells[:, PLACES] = True
+    tokens = torch.zeros(30, 16, dtype=torch.int64).masked_fill(cells, chosen.mask_token)
+    frames = list(chosen.unmask(Pair(), tokens, cells, generator=RowDraws(torch.arange(30))))
+    assert len(frames) == steps
+    assert (frames[-1] != chosen.mask_token).all()
 
 
 def test_a_pass_unmasks_what_its_entropies_allow():
@@ -134,7 +174,8 @@ def test_a_remainder_is_spread():
         ({"remasking": "cap", "order": "random", "block_length": 4}, "and no block_length"),
         ({"entropy_bound": 0.1, "order": "random"}, r'order="random" does not: set order="entropy"'),
         ({"entropy_bound": 0.1, "steps": 4}, "leave steps out"),
-        ({"remasking": "loop", "order": "random"}, "remasking='loop' is not allowed"),
+        ({"remasking": "loops", "order": "random"}, "remasking='loops' is not allowed"),
+        ({"remasking": "loop", "order": "random", "loop_on": 0.05}, "loop_on=0.05 with loop_off=0.05 is not allowed"),
     ],
 )
 def test_refusals(options, message):

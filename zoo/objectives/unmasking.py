@@ -65,14 +65,24 @@ class Unmasking(Order):
             s, and each masked cell is unmasked with (t - s + r (1 - t)) / t. With m = min(1, s / (1 - t)), "cap": r is
             the lesser of `remasking_rate` and m; "rescale": r = `remasking_rate` * m; "confidence": r = m times the
             softmax, over the row's cells that have a token, of minus the probability with which each got it.
+            "loop": the signal a(t), the share of the cells that have a token, rises to `loop_signal` at the time
+            `loop_on`, stays there until `loop_off`, and then rises to 1. In the steps from `loop_on` to `loop_off`, r
+            is the lesser of `remasking_rate` and (1 - a(s)) / a(t), else 0; each masked cell is unmasked with
+            (a(s) - (1 - r) a(t)) / (1 - a(t)), as in all of them, which have a(t) = 1 - t.
         remasking_rate: see `remasking`; ReMDM's eta.
+        loop_on: the time, from 1 down to 0, at which the loop of remasking="loop" begins; ReMDM's t_on.
+        loop_off: the time at which it ends; ReMDM's t_off.
+        loop_signal: share of the cells that have a token in it; ReMDM's alpha_on.
         block_length: unmask blocks of this number of cells, from left to right (LLaDA, arXiv 2502.09992).
         guidance: w in l_0 + (w + 1) (l - l_0), where l_0 are the logits with the prompt masked (Nie et al. 2024, arXiv
             2410.18514).
     """
 
-    remasking: Literal["cap", "rescale", "confidence"] | None = None
+    remasking: Literal["cap", "rescale", "confidence", "loop"] | None = None
     remasking_rate: float = Field(default=0.02, ge=0, le=1)
+    loop_on: float = Field(default=0.55, gt=0, lt=1)
+    loop_off: float = Field(default=0.05, gt=0, lt=1)
+    loop_signal: float = Field(default=0.9, gt=0, lt=1)
     block_length: int | None = Field(default=None, ge=1)
     guidance: float = Field(default=0.0, ge=0)
 
@@ -80,6 +90,9 @@ class Unmasking(Order):
     def _fits(self) -> Unmasking:
         if self.remasking is not None and (self.order != "random" or self.block_length is not None):
             raise UsageError('remasking is of a random order without blocks: set order="random" and no block_length.')
+        if self.loop_off >= self.loop_on:
+            told = "times run from 1 down to 0, so the loop ends at the lesser of them"
+            raise UsageError(f"loop_on={self.loop_on} with loop_off={self.loop_off} is not allowed: {told}.")
         return self
 
 
@@ -195,6 +208,13 @@ def within(entropies: Tensor, bound: float) -> Tensor:
     return (spread <= bound + 1e-12).sum(1)
 
 
+def looped_signal(t: Tensor, how: Unmasking) -> Tensor:
+    """The signal at times t in [0, 1] of remasking="loop"."""
+    before = (1 - t) * (how.loop_signal / (1 - how.loop_on))
+    after = 1 - t * ((1 - how.loop_signal) / how.loop_off)
+    return torch.where(t >= how.loop_on, before, torch.where(t > how.loop_off, how.loop_signal, after))
+
+
 def remasked_step(
     tokens: Tensor,
     inside: Tensor,
@@ -216,8 +236,13 @@ def remasked_step(
     guess = guesses(tokens, masked, logits, how, own)
     t = (1 - step / steps.to(logits.dtype)).clamp(min=0)[:, None]
     s = (1 - (step + 1) / steps.to(logits.dtype)).clamp(min=0)[:, None]
+    looping = (t <= how.loop_on) & (t > how.loop_off)
+    if how.remasking == "loop":
+        t, s = (1 - looped_signal(time, how) for time in (t, s))
     most = torch.where(t < 1, s / (1 - t), 1.0).clamp(max=1)
-    if how.remasking == "confidence":
+    if how.remasking == "loop":
+        rate = most.clamp(max=how.remasking_rate) * looping
+    elif how.remasking == "confidence":
         rate = most * (-sure).softmax(-1).nan_to_num(0.0)
     elif how.remasking == "rescale":
         rate = most * how.remasking_rate
@@ -231,4 +256,4 @@ def remasked_step(
     return torch.where(change, torch.where(masked, guess, mask), tokens), sure
 
 
-__all__ = ["Order", "Plan", "Unmasking", "drawn", "plan", "remasked_step", "step_of", "unmasked"]
+__all__ = ["Order", "Plan", "Unmasking", "drawn", "looped_signal", "plan", "remasked_step", "step_of", "unmasked"]
