@@ -221,6 +221,10 @@ def sweep(
         float | None, typer.Option(help="Start no trial after this many seconds of training in all.")
     ] = None,
     budget_trials: Annotated[int | None, typer.Option(help="Start at most this number of trials.")] = None,
+    slice_seconds: Annotated[
+        float | None,
+        typer.Option(help="Start no trial after this many seconds of this call; the same command continues."),
+    ] = None,
     retries: Annotated[int | None, typer.Option(help="Start a failed trial again, at most this often.")] = None,
     workers: Annotated[
         int | None, typer.Option(help="Number of trials at once. Default: one for each processor.")
@@ -251,7 +255,7 @@ def sweep(
             seeds=seeds,
             choose=choose,
             choose_seeds=choose_seeds,
-            budget={"seconds": budget_seconds, "trials": budget_trials},
+            budget={"seconds": budget_seconds, "trials": budget_trials, "slice": slice_seconds},
             options={"out": out, "search": search, "samples": samples, "retries": retries, "workers": workers},
             address=address,
             ray=ray,

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -36,7 +37,16 @@ def command(*arguments: str) -> int:
 
 def alike(store: Store):
     """All that two equal sweeps have in common."""
-    drop = ["started", "ended", "seconds", "peak_memory", "tokens_per_second", "config.out"]
+    drop = [
+        "started",
+        "ended",
+        "seconds",
+        "processor_seconds",
+        "load",
+        "peak_memory",
+        "tokens_per_second",
+        "config.out",
+    ]
     trials = store.trials()
     return [
         trials.drop([c for c in trials.columns if c in drop]).to_dicts(),
@@ -197,6 +207,36 @@ def test_a_combination_whose_choice_failed_is_not_dropped(small, monkeypatch):
     assert done.counts == {"failed": 3}
     row = done.trials().rows(named=True)[2]
     assert (row["stage"], row["reason"]) == ("final", "no train.lr could be chosen: all of its trials failed")
+
+
+def test_a_slice_ends_cleanly_and_a_clone_with_the_store_alone_does_the_rest(small, monkeypatch, capsys):
+    study = {"experiment": small, "space": {"words.mixer": ["mlp", "mha"], **RATES}, "seeds": [0, 1]}
+    Path("study.yaml").write_text(
+        yaml.safe_dump({**study, "choose": {"key": "train.lr", "seeds": [5]}}, sort_keys=False)
+    )
+    with monkeypatch.context() as patch:
+        clock = iter(range(100))
+        patch.setattr("zoo.sweeps.driver.time", SimpleNamespace(monotonic=lambda: next(clock)))
+        assert command("study.yaml", "--no-ray", "--slice-seconds", "5") == 0
+    said = capsys.readouterr()
+    assert "runs/study: 8 trials: 4 finished, 4 not started\nThe same command continues" in said.out
+    first = Store("runs/study").trials()
+    assert first["id"].to_list() == ["00000", "00001", "00004", "00005"]  # one mixer, with its chosen rate
+    assert first["processor_seconds"].min() > 0
+    clone = Path("clone/results/study")
+    (clone / "store").mkdir(parents=True)
+    for file in ["sweep.yaml", *(f"store/{path.name}" for path in Path("runs/study/store").iterdir())]:
+        (clone / file).write_bytes(Path("runs/study", file).read_bytes())
+        assert str(Path.cwd()).encode() not in (clone / file).read_bytes()
+    assert command("study.yaml", "--no-ray", "--out", str(clone)) == 0
+    assert capsys.readouterr().err.count("finished") == 4
+    assert sorted(path.name for path in (clone / "trials").iterdir()) == ["00002", "00003", "00006", "00007"]
+    assert command("study.yaml", "--no-ray", "--out", "whole") == 0
+    assert alike(Store(clone)) == alike(Store("whole"))
+    kept = Store(clone).trials().filter(trial=0)
+    assert kept.to_dicts() == [
+        row | {k: None for k in kept.columns if k not in row} for row in first.head(1).to_dicts()
+    ]
 
 
 def test_a_spent_budget_starts_no_more(small):

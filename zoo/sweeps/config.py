@@ -41,10 +41,12 @@ class Budget(Options, label="sweep.budget"):
     Attributes:
         seconds: of training, those of all trials together.
         trials: number of trials.
+        slice: seconds of each call of the command, by the clock; the next call continues.
     """
 
     seconds: float | None = Field(default=None, gt=0)
     trials: int | None = Field(default=None, ge=1)
+    slice: float | None = Field(default=None, gt=0)
 
 
 class SweepConfig(Options, label="sweep"):

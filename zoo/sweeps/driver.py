@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import deque
 from typing import Any
 
@@ -41,6 +42,7 @@ class Driver:
         self.chosen: set[int] = set()
         self.seconds = sum(row["seconds"] or 0.0 for row in self.rows.values())
         self.started = 0
+        self._begun = time.monotonic()
 
     def prepare(self) -> int:
         """Find out what there is to do; returns the number of trials, of a later stage too."""
@@ -91,6 +93,8 @@ class Driver:
         begun = sum(row["status"] != "running" for row in self.rows.values()) + len(self.running)
         if budget.trials is not None and begun >= budget.trials and self.queue[0].trial.number not in self.rows:
             return False
+        if budget.slice is not None and time.monotonic() - self._begun >= budget.slice:
+            return False
         return budget.seconds is None or self.seconds < budget.seconds
 
     def _start(self, workers: Workers, job: Job) -> None:
@@ -119,9 +123,11 @@ class Driver:
     # ---- the choice of an option
 
     def _choose(self) -> None:
-        """Enqueue the final trials of every combination whose option can be chosen now."""
+        """Enqueue the final trials of every combination whose option can be chosen now, before all other trials: the
+        store of a sweep that stops early then holds whole combinations."""
         if self.config.choose is None:
             return
+        waiting, self.queue = self.queue, deque()
         for group in sorted({trial.group for trial in self.plan.trials} - self.chosen):
             trials = self.plan.group(group)
             if all(self._is_over(trial) for trial in trials):
@@ -132,6 +138,7 @@ class Driver:
                     continue
                 for trial in self.plan.final(group, value):
                     self._enqueue(trial)
+        self.queue += waiting
 
     def _is_over(self, trial: Trial) -> bool:
         row = self.rows.get(trial.number)

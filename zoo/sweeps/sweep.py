@@ -82,7 +82,7 @@ def sweep(
         search: "grid", "random(20)" or "asha(n=20)"; see `zoo.sweeps.search.Search`.
         seeds: the seeds of every combination.
         choose: `{"key": "train.lr", "seeds": [100, 101]}`: an option that is chosen by validation, at seeds of its own.
-        budget: `{"seconds": 600, "trials": 50}`: when no further trial is started.
+        budget: `{"seconds": 600, "trials": 50, "slice": 300}`: when no further trial is started.
         retries: how often a trial that failed is started again.
         workers: number of trials at once with Ray, by default one for each processor.
         address: of a Ray cluster.
@@ -132,6 +132,8 @@ def summary(done: Sweep) -> list[str]:
         row = next(row for row in rows if row["status"] == "failed")
         what = "One trial" if done.failed == 1 else f"{done.failed} trials"
         lines.append(f"{what} failed, such as {row['id']}: {row['reason']}")
+    if done.counts.get("not started"):
+        lines.append(f"The same command continues, or: zoo sweep {done.path}")
     return [*lines, f"Compare them with: zoo compare {done.path}"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -82,7 +83,8 @@ def run_trial(
         judge: see `TrialWatch`.
         stops: see `TrialWatch`.
     """
-    started, seconds = datetime.now(UTC), time.perf_counter()
+    started, seconds, used = datetime.now(UTC), time.perf_counter(), time.process_time()
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     watch, folder = TrialWatch(job, judge, stops), Path(job.folder)
     status, reason, exit_status = "failed", None, None
     device = torch.device("cpu")
@@ -105,8 +107,7 @@ def run_trial(
         torch.set_num_threads(threads)
     row = base_row(job, status, reason, started, time.perf_counter() - seconds)
     result, curves = _figures(folder)
-    row |= result
-    row["diverged"] = diverged
+    row |= result | {"diverged": diverged, "processor_seconds": time.process_time() - used, "load": load}
     if not measured:
         row["peak_memory"] = None
     problems = None if watch.rows is None else {"row": list(range(len(watch.rows["problem"]))), **watch.rows}
@@ -156,7 +157,7 @@ def _figures(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     except UsageError:  # the run has not got so far
         return {}, []
     names = {"parameters": "n_parameters", "peak_memory": "peak_memory_bytes"}
-    names |= {k: k for k in ("steps", "seconds", "state_bytes", "flops_per_token", "tokens_per_second")}
+    names |= {k: k for k in ("steps", "seconds", "state_bytes", "flops_per_token", "tokens_per_second", "commit")}
     row = {column: result.get(name) for column, name in names.items()}
     for split in ("validation", "test"):
         score = result.get(split) or {}
