@@ -6,11 +6,12 @@
 #include <vector>
 
 #include "kernel.h"
-#include "elementary.h"
+#include "vectors.h"
 
 namespace {
 
-constexpr int64_t STRETCH = 32;      // steps of the backward pass whose gradients are kept at hand
+constexpr int64_t BLOCK = 8;         // steps, or taps, whose sums are in registers at once
+constexpr int64_t STRETCH = 32;      // steps of the backward pass whose gradients are kept at hand; whole blocks
 constexpr int64_t CHANNELS = 1024;   // of a task at most, so that its rows stay in the nearest cache
 
 struct Shape {
@@ -34,6 +35,49 @@ void add_taps(const float* base, const float* taps, int64_t stride, const float*
     for (int64_t l = 0; l < count; ++l, base = sum)
 #pragma GCC ivdep
         for (int64_t d = 0; d < n; ++d) sum[d] = base[d] + taps[l * stride + d] * rows[l][d];
+}
+
+// The same sums of BLOCK rows, each of whose first inputs lies `step` after that of the row before, and whose inputs lie
+// `apart`, the n channels a register at a time. Every sum adds its products in the order of `add_taps`, to the bit.
+template <typename V>
+ZOO_INLINE void add_taps_of_block(const float* base, const float* taps, int64_t stride, const float* first, int64_t apart,
+                                  int64_t step, int64_t count, float* sums, int64_t sums_step) {
+    V s[BLOCK];
+    for (int64_t j = 0; j < BLOCK; ++j) std::memcpy(&s[j], base, sizeof(V));
+    for (int64_t l = 0; l < count; ++l, taps += stride, first += apart) {
+        V tap, input;
+        std::memcpy(&tap, taps, sizeof(V));
+        for (int64_t j = 0; j < BLOCK; ++j) std::memcpy(&input, first + j * step, sizeof(V)), s[j] += tap * input;
+    }
+    for (int64_t j = 0; j < BLOCK; ++j) std::memcpy(sums + j * sums_step, &s[j], sizeof(V));
+}
+void add_taps_of_block(const float* base, const float* taps, int64_t stride, const float* first, int64_t apart,
+                       int64_t step, int64_t count, int64_t n, float* sums, int64_t sums_step) {
+    int64_t d = 0;
+    for (; d + zoo::LANES <= n; d += zoo::LANES)
+        add_taps_of_block<zoo::Vec>(base + d, taps + d, stride, first + d, apart, step, count, sums + d, sums_step);
+    for (; d < n; ++d)
+        add_taps_of_block<float>(base + d, taps + d, stride, first + d, apart, step, count, sums + d, sums_step);
+}
+
+// sums[l] += g[0] input[-l] + g[1] input[1 - l] + ... over the BLOCK steps, for a number of taps.
+template <typename V, int64_t TAPS>
+ZOO_INLINE void add_steps_of_block(const float* g, int64_t n, const float* input, int64_t step, float* sums) {
+    V s[TAPS];
+    for (int64_t l = 0; l < TAPS; ++l) std::memcpy(&s[l], sums + l * n, sizeof(V));
+    for (int64_t t = 0; t < BLOCK; ++t) {
+        V slope, seen;
+        std::memcpy(&slope, g + t * n, sizeof(V));
+        for (int64_t l = 0; l < TAPS; ++l) std::memcpy(&seen, input + (t - l) * step, sizeof(V)), s[l] += slope * seen;
+    }
+    for (int64_t l = 0; l < TAPS; ++l) std::memcpy(sums + l * n, &s[l], sizeof(V));
+}
+template <typename V>
+ZOO_INLINE void add_steps_of_block(const float* g, int64_t n, const float* input, int64_t step, int64_t taps, float* sums) {
+    int64_t l = 0;
+    for (; l + BLOCK <= taps; l += BLOCK) add_steps_of_block<V, BLOCK>(g, n, input - l * step, step, sums + l * n);
+    for (; l + 4 <= taps; l += 4) add_steps_of_block<V, 4>(g, n, input - l * step, step, sums + l * n);
+    for (; l < taps; ++l) add_steps_of_block<V, 1>(g, n, input - l * step, step, sums + l * n);
 }
 
 // One row of the batch and n channels from the first on.
@@ -65,6 +109,17 @@ struct Task {
         return rows;
     }
     bool starts(int64_t t) const { return resets && t >= 0 && resets[t]; }
+    // Whether no reset lies in (after, last].
+    bool clear(int64_t after, int64_t last) const {
+        return !resets || !std::memchr(resets + after + 1, 1, static_cast<size_t>(last - after));
+    }
+    // Whether t to t + BLOCK - 1 are steps that see W inputs each, none of them of the state.
+    bool whole(int64_t t) const { return t + 1 >= s.W && t + BLOCK <= steps && clear(t + 1 - s.W, t + BLOCK - 1); }
+    // Whether t to t + BLOCK - 1 are seen by W steps each.
+    bool seen(int64_t t) const { return t >= 0 && t + BLOCK + s.W - 1 <= steps && clear(t, t + BLOCK + s.W - 2); }
+    void before_activation_of_block(int64_t t, float* z, int64_t z_step) const {
+        add_taps_of_block(taps.data() + s.W * n, taps.data(), n, input(t), -s.x_step, s.x_step, s.W, n, z, z_step);
+    }
     void before_activation(int64_t t, float* z) const {
         const Rows& seen = window(t);
         add_taps(taps.data() + s.W * n, taps.data(), n, seen.data(), seen.size(), n, z);
@@ -77,14 +132,17 @@ struct Task {
 void forward(const Shape& s, const Task& task, float* y, float* last) {
     const int64_t n = task.n;
     y += task.row * s.T * s.D + task.first, last += task.row * (s.W - 1) * s.D + task.first;
-    std::vector<float> buffer(n);
-    float* z = buffer.data();
-    for (int64_t t = 0; t < task.steps; ++t) {
-        float* out = y + t * s.D;
-        task.before_activation(t, s.silu ? z : out);
-        if (s.silu)
+    for (int64_t t = 0, count; t < task.steps; t += count) {
+        const bool whole = task.whole(t);
+        count = whole ? BLOCK : 1;
+        if (whole)
+            task.before_activation_of_block(t, y + t * s.D, s.D);
+        else
+            task.before_activation(t, y + t * s.D);
+        if (!s.silu) continue;
+        for (float* out = y + t * s.D; out < y + (t + count) * s.D; out += s.D)
 #pragma GCC ivdep
-            for (int64_t d = 0; d < n; ++d) out[d] = z[d] * zoo::sigmoid(z[d]);
+            for (int64_t d = 0; d < n; ++d) out[d] = out[d] * zoo::sigmoid(out[d]);
     }
     for (int64_t t = task.steps; t < s.T; ++t) std::fill(y + t * s.D, y + t * s.D + n, 0.0f);
     for (int64_t i = 0; i < s.W - 1; ++i) {
@@ -112,20 +170,33 @@ void backward(const Shape& s, const Task& task, const float* d_y, const float* d
         const int64_t start = stretch * STRETCH, stop = std::min(task.steps, start + STRETCH);
         std::copy_backward(d_z, d_z + (W - 1) * n, d_z + (stop - start + W - 1) * n);
         std::fill(sums.begin(), sums.end(), 0.0f);
-        for (int64_t t = start; t < stop; ++t) {
-            const float* from = d_y + t * s.D;
+        for (int64_t t = start, count; t < stop; t += count) {
+            const bool whole = t + BLOCK <= stop && task.whole(t);
+            count = whole ? BLOCK : 1;
             float *g = d_z + (t - start) * n, *d_bias = sums.data() + W * n;
-            if (s.silu) {
-                task.before_activation(t, g);
+            if (whole && s.silu) task.before_activation_of_block(t, g, n);
+            if (!whole && s.silu) task.before_activation(t, g);
+            for (int64_t i = 0; i < count; ++i) {
+                const float* from = d_y + (t + i) * s.D;
+                float* to = g + i * n;
+                if (s.silu) {
 #pragma GCC ivdep
-                for (int64_t d = 0; d < n; ++d) {
-                    const float part = zoo::sigmoid(g[d]);
-                    g[d] = from[d] * (part + g[d] * part * (1 - part));
-                    d_bias[d] += g[d];
+                    for (int64_t d = 0; d < n; ++d) {
+                        const float part = zoo::sigmoid(to[d]);
+                        to[d] = from[d] * (part + to[d] * part * (1 - part));
+                        d_bias[d] += to[d];
+                    }
+                } else {
+#pragma GCC ivdep
+                    for (int64_t d = 0; d < n; ++d) to[d] = from[d], d_bias[d] += from[d];
                 }
-            } else {
-#pragma GCC ivdep
-                for (int64_t d = 0; d < n; ++d) g[d] = from[d], d_bias[d] += from[d];
+            }
+            if (whole) {
+                int64_t d = 0;
+                for (; d + zoo::LANES <= n; d += zoo::LANES)
+                    add_steps_of_block<zoo::Vec>(g + d, n, task.input(t) + d, s.x_step, W, sums.data() + d);
+                for (; d < n; ++d) add_steps_of_block<float>(g + d, n, task.input(t) + d, s.x_step, W, sums.data() + d);
+                continue;
             }
             const Rows& seen = task.window(t);
             for (int64_t l = 0; l < static_cast<int64_t>(seen.size()); ++l) {
@@ -137,7 +208,13 @@ void backward(const Shape& s, const Task& task, const float* d_y, const float* d
         }
         for (int64_t l = 0; l <= W; ++l)
             for (int64_t d = 0; d < n; ++d) d_taps[l * s.D + d] += sums[l * n + d];
-        for (int64_t t = start ? start : 1 - W; t < stop; ++t) {  // the steps that saw the input of step t
+        for (int64_t t = start ? start : 1 - W, count; t < stop; t += count) {  // the steps that saw the input of step t
+            count = 1;
+            if (t + BLOCK <= stop && task.seen(t)) {
+                count = BLOCK;
+                add_taps_of_block(zeros.data(), task.taps.data(), n, d_z + (t - start) * n, n, n, W, n, d_x + t * s.D, s.D);
+                continue;
+            }
             later.clear();
             int64_t first = std::max<int64_t>(0, -t), l = first;
             for (bool seen = true; l < W && t + l < task.steps; ++l) {
