@@ -42,6 +42,7 @@ DIFFUSION: dict[str, tuple[Any, dict[str, Any]]] = {
     "masked": ({"name": "masked_diffusion", "prompt_dropout": 0.5}, {}),
     "the step before": ("masked_diffusion", {"shifted_logits": True}),
     "uniform": ("uniform_diffusion", {}),
+    "uniform from soft inputs": ({"name": "uniform_diffusion", "curriculum": {"batches": 9, "start": 0.1}}, {}),
     "uniform without times": ({"name": "uniform_diffusion", "time_bins": 0}, {}),
 }
 

@@ -48,13 +48,20 @@ class Conditioning(Options):
     self_conditioning: bool = False
 
 
-def one_hot_with(tokens: Tensor, predictions: Tensor | None, vocab_size: int) -> Tensor:
+def one_hot_with(
+    tokens: Tensor, predictions: Tensor | None, vocab_size: int, soft: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """Weights (n, T, vocab_size) of tokens for a model: 1 for those (n, T) of the row, and the predictions (n, T, K) of
-    the first K tokens, if there are any."""
-    if predictions is None:
-        return F.one_hot(tokens, vocab_size).to(torch.get_default_dtype())
-    weights = F.one_hot(tokens, vocab_size).to(predictions.dtype)
-    return weights + F.pad(predictions, (0, vocab_size - predictions.shape[-1]))
+    the first K tokens, if there are any.
+
+    Args:
+        soft: positions (m,) of the flattened (n * T), and the weights (m, vocab_size) that stand there in place of a 1.
+    """
+    dtype = torch.get_default_dtype() if predictions is None else predictions.dtype
+    weights = F.one_hot(tokens, vocab_size).to(dtype)
+    if soft is not None:
+        weights = weights.flatten(0, 1).index_copy(0, soft[0], soft[1].to(dtype)).unflatten(0, tokens.shape)
+    return weights if predictions is None else weights + F.pad(predictions, (0, vocab_size - predictions.shape[-1]))
 
 
 def predictions_at(logits: Tensor, positions: Tensor, shape: torch.Size) -> Tensor:
@@ -262,6 +269,8 @@ class Noisy(NamedTuple):
         rows: (m,) the row of each.
         weight: (m,) of each in the loss.
         signal: (n,) share of the signal that is left at each row's time, where the loss needs it.
+        rate: (n,) how fast it falls there, where not as fast for all rows.
+        soft: (m, K) weights of tokens that the model reads at the cells in place of tokens, where it does.
     """
 
     tokens: Tensor
@@ -270,6 +279,8 @@ class Noisy(NamedTuple):
     rows: Tensor
     weight: Tensor
     signal: Tensor | None = None
+    rate: Tensor | None = None
+    soft: Tensor | None = None
 
     def of(self, rows: slice) -> Noisy:
         """Some of the rows; the weights are still those of the whole batch."""
@@ -277,8 +288,9 @@ class Noisy(NamedTuple):
             return self
         here = (self.rows >= rows.start) & (self.rows < rows.stop)
         positions = self.positions[here] - rows.start * self.tokens.shape[1]
-        own, signal = self.rows[here] - rows.start, None if self.signal is None else self.signal[rows]
-        return Noisy(self.tokens[rows], positions, self.targets[here], own, self.weight[here], signal)
+        own, soft = self.rows[here] - rows.start, None if self.soft is None else self.soft[here]
+        signal, rate = (None if each is None else each[rows] for each in (self.signal, self.rate))
+        return Noisy(self.tokens[rows], positions, self.targets[here], own, self.weight[here], signal, rate, soft)
 
     def cells_in(self, steps: slice, before: int = 0) -> Noisy:
         """The same rows, and those of their cells that a piece of the steps has.
@@ -289,7 +301,8 @@ class Noisy(NamedTuple):
         """
         step = self.positions % self.tokens.shape[1] + before
         here = (step >= steps.start) & (step < steps.stop)
-        return self._replace(**{k: getattr(self, k)[here] for k in ("positions", "targets", "rows", "weight")})
+        of_cells = ("positions", "targets", "rows", "weight", *(() if self.soft is None else ("soft",)))
+        return self._replace(**{k: getattr(self, k)[here] for k in of_cells})
 
 
 def weighted_nats(logits: Tensor, noisy: Noisy) -> Tensor:

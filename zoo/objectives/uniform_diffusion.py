@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from zoo.models.modes import evaluation_mode
@@ -37,6 +37,7 @@ from zoo.objectives.diffusion import (
     worth_of,
 )
 from zoo.objectives.draws import RowDraws
+from zoo.objectives.gaussian import Curriculum, signal_of, softened
 from zoo.ops.common import widest
 from zoo.pieces import Pieces
 from zoo.protocol import Context
@@ -60,6 +61,9 @@ class UniformDiffusion(Diffusion):
     divergence from uniform noise at t = 1, are left out, as in Duo's code. The least loss is that of the p which is the
     probability of a cell's token given the noisy tokens of all other cells, without its own.
 
+    With a `curriculum` the first batches have soft inputs in place of random tokens: see `Curriculum`. Its loss is the
+    same, with the signal that belongs to the noise level, and the rate at which that signal falls in place of 1 - eps.
+
     `Diffusion` says which the cells of the answer are. In a puzzle they are read as tokens of their own, so that a
     guess is not taken for a given. The model needs `causal=False`.
     """
@@ -71,6 +75,7 @@ class UniformDiffusion(Diffusion):
             eps: the least time, and the signal that is left at t = 1.
             antithetic: in training, the i-th of n rows draws its time from the i-th of n equal parts of (0, 1], as in
                 Duo's code. In evaluation every row has its own time.
+            curriculum: learn the first batches from soft inputs, in place of random tokens (Duo's curriculum).
             time_bins: the time is given to the model as a token before the row, one of this number; 0 gives none.
                 Duo's network has the exact time in every layer.
             steps: passes for an answer before the last; by default one for each cell of a row's answer.
@@ -81,10 +86,16 @@ class UniformDiffusion(Diffusion):
 
         eps: float = Field(default=1e-3, gt=0, lt=0.5)
         antithetic: bool = True
+        curriculum: Curriculum | None = None
         time_bins: int = Field(default=32, ge=0)
         steps: int | None = Field(default=None, ge=1)
         tail: Literal["greedy", "ancestral"] = "greedy"
         temperature: float = Field(default=1.0, gt=0)
+
+        @field_validator("curriculum", mode="before")
+        @classmethod
+        def _from_mapping(cls, value: Any) -> Any:
+            return Curriculum.of(value)
 
     config: Config
 
@@ -95,6 +106,8 @@ class UniformDiffusion(Diffusion):
         self.first_bin = self.n_values * (1 + self.marked)
         self.vocab_size = self.first_bin + config.time_bins
         self.length += config.time_bins > 0
+        if config.curriculum is not None:
+            self.levels = config.curriculum.levels_among(self.n_values)
 
     def updates(
         self,
@@ -106,7 +119,9 @@ class UniformDiffusion(Diffusion):
         rows: slice | None = None,
         pieces: Pieces | None = None,
     ) -> Iterator[Update]:
-        noisy, informed = self._noise(data, generator), self._informed(data, generator)
+        temperature = self._temperature(carry)
+        noisy = self._noise(data, generator) if temperature is None else self._soft(data, generator, temperature)
+        informed = self._informed(data, generator)
         if pieces is not None:
             before = int(self.config.time_bins > 0)
             pieces = pieces.of_length(data.tokens.shape[1] + before)
@@ -119,6 +134,19 @@ class UniformDiffusion(Diffusion):
             logits, context = self._noisy_logits(model, part, timespans, pieces, rows_informed)
             loss = with_losses(self._bound(logits, part), context, share)
             yield Update(loss, logits, part.targets, part.rows, context.metrics, share, here is cut[-1])
+        if (curriculum := self.config.curriculum) is not None:
+            done = carry["batches"] if carry else torch.zeros(cut[-1].stop - cut[0].start, dtype=torch.int64)
+            carry["batches"] = (done + 1).clamp(max=curriculum.batches)
+
+    def carries(self, carry: Carry, model: nn.Module, n: int) -> bool:
+        if self.config.curriculum is None or not carry:
+            return not carry
+        return carry.keys() == {"batches"} and carry["batches"].shape == (n,) and carry["batches"].dtype == torch.int64
+
+    def _temperature(self, carry: Carry) -> float | None:
+        """That of the next batch's soft inputs; None where it has tokens."""
+        curriculum = self.config.curriculum
+        return None if curriculum is None else curriculum.temperature(int(carry["batches"][0]) if carry else 0)
 
     def passes(self, model: nn.Module, batch: Batch) -> int:
         if self.task.is_language:
@@ -170,6 +198,21 @@ class UniformDiffusion(Diffusion):
         signal = kept.to(device, torch.float32 if widest(device) is torch.float32 else kept.dtype)
         return Noisy(tokens, data.positions, data.targets, data.rows, share, signal)
 
+    def _soft(self, data: Encoded, generator: torch.Generator, temperature: float) -> Noisy:
+        """Rows whose answers are soft inputs of this temperature, each at a noise level of its own."""
+        c, device = self.config, data.tokens.device
+        least, greatest = self.levels
+        t = (1 - c.eps) * times_of(generator, len(data.tokens), c.antithetic).double() + c.eps
+        level = least + (greatest - least) * t
+        signal, by_level = signal_of(level, self.n_values)
+        noise = torch.randn(len(data.positions), self.n_values, generator=generator).to(device)
+        level, signal, rate = (x.to(device, widest(device)) for x in (level, signal, (least - greatest) * by_level))
+        soft = softened(data.targets, level[data.rows], noise, temperature)
+        tokens = data.tokens.clone()
+        tokens.view(-1)[data.positions] = soft.found
+        share = shares(data, torch.ones_like(t), None)[data.rows]
+        return Noisy(tokens, data.positions, data.targets, data.rows, share, signal, rate, soft.weights)
+
     def _values(self, draws: RowDraws, length: int) -> Tensor:
         """(n, length) tokens, each of the task's as probable."""
         return (draws.uniform(_VALUE, length) * self.n_values).long()
@@ -178,7 +221,8 @@ class UniformDiffusion(Diffusion):
         assert noisy.signal is not None
         found = noisy.tokens.flatten()[noisy.positions]
         nats = bound_of(logits.to(widest(logits.device)), found, noisy.targets, noisy.signal[noisy.rows])
-        return ((1 - self.config.eps) * nats * noisy.weight).sum().to(torch.promote_types(logits.dtype, torch.float32))
+        rate = 1 - self.config.eps if noisy.rate is None else noisy.rate[noisy.rows]
+        return (rate * nats * noisy.weight).sum().to(torch.promote_types(logits.dtype, torch.float32))
 
     def _logits(
         self,
@@ -202,9 +246,12 @@ class UniformDiffusion(Diffusion):
         if pieces is not None:
             tokens, positions, timespans = read_piece(pieces, tokens, positions, timespans)
         context, inputs = Context(timespans=timespans, pieces=pieces), tokens
-        if self.config.self_conditioning:
+        if self.config.self_conditioning or noisy.soft is not None:
             known = None if before is None else F.pad(before, (0, 0, tokens.shape[1] - length, 0))
-            inputs, context.tokens = one_hot_with(tokens, known, model.config.vocab_size), tokens
+            soft, first, size = None, self.n_values * self.marked, model.config.vocab_size
+            if noisy.soft is not None:
+                soft = positions, F.pad(noisy.soft, (first, size - first - self.n_values))
+            inputs, context.tokens = one_hot_with(tokens, known, size, soft), tokens
         hidden, _ = model.features(inputs, None, context)
         logits = model.logits(hidden.flatten(0, 1).index_select(0, positions))
         return logits[:, : self.n_values], context
