@@ -210,6 +210,8 @@ def test_by_the_command(tmp_path, monkeypatch, capsys):
         (["objective.starts=3"], "starts is for a recursive model, and loop(2, ...) starts from its own input: set"),
         (["objective.random_start=true"], "random_start is for a recursive model"),
         (["objective.candidates=2"], "candidates is for a recursive model"),
+        (["objective.damping=0.1"], "damping is for a recursive model"),
+        (["objective.noise_at=application"], "noise_at is for a recursive model"),
         (["model.halting=false"], "model.halting=False is not allowed: deep_supervision of a loop learns when"),
         (
             ["model.residual=hyper_connections"],

@@ -7,6 +7,7 @@ import torch
 
 import zoo
 from zoo.objectives import create_objective
+from zoo.objectives.draws import RowDraws
 from zoo.objectives.paths import Path, agreeing, chosen, taken
 from zoo.tasks import create_task
 from zoo.tasks.protocol import take
@@ -128,6 +129,53 @@ def test_noise_tells_paths_apart():
 
 
 @torch.no_grad()
+def test_damping_and_noise_at_every_application_are_eqrs():
+    """Two steps written out: z <- d z + (1 - d) f(z + y + x) + noise, and so for y, with the row's own noise."""
+    rows = SUDOKU.sample(5, split="test", seed=0)
+    made, model = parts(starts=2, damping=0.3, noise=0.2, noise_at="application", eval_steps=2)
+    data = made.encode(rows)
+    x = model.double()._inputs(data.tokens, None)
+    for number, path in enumerate(walked(made, model.eval(), rows)):
+        y, z = (leaf.to(x.dtype) for leaf in model.init_state(*data.tokens.shape))
+        z = z[:, 0]
+        for step, thought in enumerate(path, 1):
+            draws = RowDraws.of(data).at(None, number).at(None, step)
+            for call, old in enumerate("zzy"):
+                h = z + y + x if old == "z" else y + z
+                f = model.norm(model.backbone(h, None, zoo.Context())[0])
+                new = 0.3 * (z if old == "z" else y) + 0.7 * f + 0.2 * draws.normal(call, *y.shape[1:]).to(y)
+                y, z = (y, new) if old == "z" else (new, z)
+            torch.testing.assert_close(thought.state.answer, y)
+            torch.testing.assert_close(thought.state.latents[:, 0], z)
+
+
+@torch.no_grad()
+def test_a_row_has_its_own_noise_at_every_application():
+    rows = SUDOKU.sample(8, split="test", seed=0)
+    made, model = parts(starts=2, damping=0.05, noise=0.3, noise_at="application", vote="first")
+    together = made.predict(model, rows)
+    for i in range(8):
+        assert torch.equal(made.predict(model, take(rows, slice(i, i + 1))), together[i : i + 1])
+
+
+@torch.no_grad()
+def test_noise_falls_to_none():
+    """Of three steps, the deviation of the last is 0, and that of the second half."""
+    rows = SUDOKU.sample(4, split="test", seed=0)
+    for noise_at in ("step", "application"):
+        made, model = parts(noise=0.4, noise_schedule="linear", noise_at=noise_at, eval_steps=3)
+        (thoughts,) = walked(made, model.eval(), rows)
+        tokens = made.encode(rows).tokens
+        without = model.think(tokens, thoughts[1].state)
+        assert torch.equal(without.hidden, thoughts[2].hidden)
+        assert not torch.equal(model.think(tokens, thoughts[0].state).hidden, thoughts[1].hidden)
+        half, _ = parts(noise=0.2, noise_at=noise_at, eval_steps=3)
+        full, _ = parts(noise=0.4, noise_at=noise_at, eval_steps=3)
+        assert torch.equal(walked(full, model, rows)[0][0].hidden, thoughts[0].hidden)
+        assert not torch.equal(walked(half, model, rows)[0][0].hidden, thoughts[0].hidden)
+
+
+@torch.no_grad()
 def test_candidates_start_where_they_were_trained():
     rows = SUDOKU.sample(3, split="test", seed=0)
     made, model = parts(starts=3, candidates=2)
@@ -193,6 +241,9 @@ def test_refusals():
         (SUDOKU, {"vote": "majority"}, "chooses among several starts: set objective.starts"),
         (SUDOKU, {"vote": "frist"}, "vote='frist' is not allowed"),
         (SUDOKU, {"noise": -1.0}, "noise=-1.0 is not allowed"),
+        (SUDOKU, {"damping": 1.0}, "damping=1.0 is not allowed"),
+        (SUDOKU, {"noise_at": "steps"}, "noise_at='steps' is not allowed"),
+        (SUDOKU, {"noise_at": "application", "training_noise": 0.1, "candidates": 2}, 'set noise_at="step"'),
     ):
         with pytest.raises(zoo.UsageError, match=message) as refusal:
             parts(task, **options)

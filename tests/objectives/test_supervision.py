@@ -149,9 +149,9 @@ def test_only_scored_cells_choose_the_winner():
     targets = rows.targets.clone()
     targets[:, 3:] = IGNORE
     carry = {"tokens": rows.inputs, "targets": targets, **fresh}
-    chosen_first, _ = winner(model, carry, chosen._nats, None)
+    chosen_first, _ = winner(model, carry, chosen._nats, {})
     carry["targets"] = torch.where(targets == IGNORE, targets, rows.targets)
-    assert torch.equal(winner(model, carry, chosen._nats, None)[0].latents, chosen_first.latents)
+    assert torch.equal(winner(model, carry, chosen._nats, {})[0].latents, chosen_first.latents)
 
 
 def test_starts_with_a_number():
@@ -167,8 +167,9 @@ def test_starts_with_a_number():
     assert abs(float(starts[1].latents.std()) - 1) < 0.5
 
 
-def test_noise_in_training_is_drawn_for_the_whole_batch():
-    quiet, loud = parts(), parts(training_noise=0.5)
+@pytest.mark.parametrize("options", [{}, {"noise_at": "application", "damping": 0.1}])
+def test_noise_in_training_is_drawn_for_the_whole_batch(options):
+    quiet, loud = parts(damping=options.get("damping", 0.0)), parts(training_noise=0.5, **options)
     first, _ = taught(*quiet, 1)[0]
     assert not torch.equal(first.loss, taught(*loud, 1)[0][0].loss)
     assert torch.equal(taught(*loud, 1)[0][0].loss, taught(*loud, 1)[0][0].loss)
@@ -179,6 +180,8 @@ def test_noise_in_training_is_drawn_for_the_whole_batch():
         (part,) = chosen.updates(model, data, {}, torch.Generator().manual_seed(0), rows=rows)
         halves.append(part.loss)
     torch.testing.assert_close(sum(halves), taught(*loud, 1)[0][0].loss)
+    thirds = [part.loss for part in chosen.updates(model, data, {}, torch.Generator().manual_seed(0), parts=3)]
+    torch.testing.assert_close(sum(thirds), sum(halves))
 
 
 def test_the_fast_recipe(tmp_path, monkeypatch):

@@ -39,13 +39,14 @@ TRM = {
     "norm": "rmsnorm_plain",
     "recursion": {"cycles": 2, "updates": 2, "max_steps": 5},
 }
+EQR = {"training_noise": 0.1, "noise": 0.1, "noise_at": "application", "damping": 0.1}
 MASKED = {"pattern": "gqa swiglu", "d_model": 16, "causal": False}
 EXPERIMENTS = {
     "thinking": {"task": SUDOKU, "model": TRM, "objective": "deep_supervision"},
     "starts": {
         "task": SUDOKU,
         "model": {**TRM, "pattern": 'gqa moe(n_experts=4, balance="both", bias_rate=0.05)'},
-        "objective": {"name": "deep_supervision", "random_start": True, "exploration": 0.5, "starts": 2},
+        "objective": {"name": "deep_supervision", "random_start": True, "exploration": 0.5, "starts": 2, **EQR},
     },
     "puzzles": {
         "task": {"name": "arc", "size": 6, "n_made": 4, "n_augmentations": 2},
@@ -89,7 +90,12 @@ EXPERIMENTS = {
     "correcting": {
         "task": SUDOKU,
         "model": MASKED,
-        "objective": {"name": "uniform_diffusion", "steps": 4, "self_conditioning": True},
+        "objective": {
+            "name": "uniform_diffusion",
+            "steps": 4,
+            "self_conditioning": True,
+            "curriculum": {"batches": 13, "constant": 4, "start": 0.1},
+        },
     },
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, final
 
 import torch
@@ -164,6 +166,8 @@ class RecursiveModel(Ends):
         *,
         puzzles: Tensor | None = None,
         depth: tuple[int, int] | None = None,
+        damping: float = 0.0,
+        noise: Callable[[Tensor], Tensor] | None = None,
     ) -> Thought:
         """One supervision step.
 
@@ -175,6 +179,8 @@ class RecursiveModel(Ends):
             puzzles: (B,) int64 numbers of the puzzles, 0 by default; not read where there is no puzzle embedding, as
                 a task that numbers its puzzles gives them to every model.
             depth: cycles and updates of this step, in place of the model's own.
+            damping: share of the old y or z that stays at each application of f (EqR's 1 - lambda).
+            noise: what is done to the new y or z (B, P + T, D) after each application of f, in their order.
         """
         r, c = self.recursion, self.config
         cycles, updates = depth or (r.cycles, r.updates)
@@ -192,7 +198,7 @@ class RecursiveModel(Ends):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, y, z = x.to(dtype), y.to(dtype), [latent.to(dtype) for latent in z]
         with constant_weights():
-            y, z = self._cycles(x, y, z, context, cycles, updates)
+            y, z = self._cycles(x, y, z, context, (cycles, updates), partial(_moved, damping, noise))
         if cycles > 1 or r.gradient == "step":
             y = once_only(y, TRUNCATED)
         q = widely(self.halting, y[:, 0])
@@ -201,9 +207,20 @@ class RecursiveModel(Ends):
         return Thought(y[:, r.prefix :], q[:, 0], q[:, 1], RecursiveState(y.detach(), n.detach()))
 
     def _cycles(
-        self, x: Tensor, y: Tensor, z: list[Tensor], context: Context, cycles: int, updates: int
+        self,
+        x: Tensor,
+        y: Tensor,
+        z: list[Tensor],
+        context: Context,
+        depth: tuple[int, int],
+        moved: Callable[[Tensor, Tensor], Tensor],
     ) -> tuple[Tensor, list[Tensor]]:
-        """All cycles of one supervision step, the last with gradients."""
+        """All cycles of one supervision step, the last with gradients.
+
+        Args:
+            moved: from an old y or z and what f gives to the new one.
+        """
+        cycles, updates = depth
         one_step = self.recursion.gradient == "step"
         n_learning = 2 if one_step else updates + 1
         for cycle in range(cycles):
@@ -213,13 +230,15 @@ class RecursiveModel(Ends):
                 learning = torch.is_grad_enabled() and last and (not one_step or i == updates - 1)
                 with torch.set_grad_enabled(learning):
                     if not z:  # one feature is answer and latent at once
-                        y = self._through(self.backbone, y + x, context, learning * n_learning)
+                        y = moved(y, self._through(self.backbone, y + x, context, learning * n_learning))
                     else:
                         h = sum(z[1:], z[0]) + question
-                        z[i % len(z)] = self._through(self.backbone, h, context, learning * n_learning)
+                        k = i % len(z)
+                        z[k] = moved(z[k], self._through(self.backbone, h, context, learning * n_learning))
             learning = torch.is_grad_enabled() and last
             with torch.set_grad_enabled(learning):
-                y = self._through(self.outer or self.backbone, sum(z, y), context, learning * n_learning)
+                network = self.outer or self.backbone
+                y = moved(y, self._through(network, sum(z, y), context, learning * n_learning))
         return y, z
 
     def _over_places(self, context: Context, tokens: Tensor) -> Context:
@@ -294,6 +313,12 @@ class RecursiveModel(Ends):
         with torch.device("meta"):
             shape = batch_size, 1 + self.recursion.latents, self.recursion.prefix + context_length, self.config.d_model
             return tree_bytes(torch.empty(shape, dtype=dtype))
+
+
+def _moved(damping: float, noise: Callable[[Tensor], Tensor] | None, old: Tensor, new: Tensor) -> Tensor:
+    """The next y or z, from the old one and what f gives."""
+    moved = old * damping + new * (1 - damping) if damping else new
+    return moved if noise is None else noise(moved)
 
 
 def _numbered(start: int, like: Tensor) -> Tensor:

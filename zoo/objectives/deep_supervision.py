@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from zoo.objectives.base import (
     with_losses,
 )
 from zoo.objectives.paths import Vote
-from zoo.objectives.supervision import Stage, depth_at, step_weights, winner
+from zoo.objectives.supervision import Stage, depth_at, drawn_noise, step_weights, winner
 from zoo.objectives.thinking import State, Thinking
 from zoo.protocol import Context
 from zoo.tasks.protocol import IGNORE, Batch, Task
@@ -71,7 +71,11 @@ class DeepSupervision(Thinking):
             exploration: share of puzzles that stay for more supervision steps.
             random_start: training too starts from random y and z, so that the answer is reached from any start (EqR,
                 Huang et al. 2026, arXiv 2605.21488).
-            training_noise: deviation of normal noise on y and z before every supervision step of training (EqR).
+            training_noise: deviation of normal noise on y and z in training (EqR: 0.01), where `noise_at` says.
+            noise_at: where noise is added, in training and evaluation. "step": to y and z before every supervision step
+                (PTRM); "application": to the new y or z after each application of the network (EqR).
+            damping: share of the old y or z that stays at each application of the network, in training and evaluation
+                (EqR: 0.05): z <- damping z + (1 - damping) f(z + y + x), and so for y.
             candidates: number of z's that think about each puzzle side by side, from as many starts. Only the one whose
                 answer has the least loss is learned from, and its y is handed on to all: winner takes all (Dillon
                 2026, arXiv 2601.19085).
@@ -86,8 +90,10 @@ class DeepSupervision(Thinking):
             starts: number of paths of thinking in evaluation; `vote` chooses one of the answers. They start at random,
                 or where `candidates` start; with `noise`, and unless `random_start`, all start at the model's own y
                 and z.
-            noise: deviation of normal noise on y and z before every supervision step of evaluation (PTRM, Sghaier et
-                al. 2026, arXiv 2605.19943).
+            noise: deviation of normal noise on y and z in evaluation, where `noise_at` says (PTRM, Sghaier et al. 2026,
+                arXiv 2605.19943).
+            noise_schedule: "constant", or "linear": the deviation of `noise` falls evenly from the first supervision
+                step of evaluation to 0 at the last.
             votes: number of forms of a puzzle that are solved: the puzzle itself and its images under symmetries of the
                 task. Their answers are mapped back; each form has `starts` paths.
             vote: which answer is chosen. "halt": the one of which the halting head is surest (PTRM). "first": the first
@@ -103,6 +109,8 @@ class DeepSupervision(Thinking):
         exploration: float = Field(default=0.1, ge=0, le=1)
         random_start: bool = False
         training_noise: float = Field(default=0.0, ge=0)
+        noise_at: Literal["step", "application"] = "step"
+        damping: float = Field(default=0.0, ge=0, lt=1)
         candidates: int = Field(default=1, ge=1, le=1024)
         decay: float = Field(default=1.0, gt=0)
         curriculum: tuple[Stage, ...] = ()
@@ -110,6 +118,7 @@ class DeepSupervision(Thinking):
         eval_steps: int | None = Field(default=None, ge=1)
         starts: int = Field(default=1, ge=1)
         noise: float = Field(default=0.0, ge=0)
+        noise_schedule: Literal["constant", "linear"] = "constant"
         votes: int = Field(default=1, ge=1)
         vote: Vote = "halt"
 
@@ -142,6 +151,9 @@ class DeepSupervision(Thinking):
             raise UsageError(f"deep_supervision: votes={config.votes} is too large: {told}.")
         if config.vote == "settled" and config.eval_steps == 1:
             raise UsageError('deep_supervision: vote="settled" compares steps: it needs eval_steps above 1.')
+        if config.candidates > 1 and config.training_noise and config.noise_at == "application":
+            told = "compares candidates without noise at their applications"
+            raise UsageError(f'deep_supervision: candidates={config.candidates} {told}: set noise_at="step".')
         self.in_place = causal or task.layout == "fill_in"
         self.blank = task.vocab_size
         self.vocab_size = task.vocab_size + (not self.in_place)
@@ -153,6 +165,7 @@ class DeepSupervision(Thinking):
             return found
         loop, c = require_loop(draft), self.config
         alone = {"random_start": c.random_start, "candidates": c.candidates > 1, "curriculum": bool(c.curriculum)}
+        alone |= {"damping": c.damping > 0, "noise_at": c.noise_at == "application"}
         alone["starts"] = c.starts > 1 and not c.noise
         for option, is_set in alone.items():
             if is_set:
@@ -199,7 +212,10 @@ class DeepSupervision(Thinking):
         for name, tensor in new.items():
             carry[name] = torch.where(halted.view(-1, *[1] * (tensor.ndim - 1)), tensor, carry[name].to(tensor.dtype))
         steps = torch.where(halted, 0, carry["steps"]) + 1
-        if self.config.training_noise:
+        n_all, seed = len(data.tokens), None
+        if self.config.training_noise and self.config.noise_at == "application":
+            seed = int(torch.randint(2**62, (), generator=generator))
+        elif self.config.training_noise:
             for name in ("answer", "latents"):
                 shape = (len(data.tokens), *carry[name].shape[1:])
                 noise = torch.randn(shape, generator=generator)[own].to(carry[name])
@@ -209,7 +225,11 @@ class DeepSupervision(Thinking):
         split = row_parts(n, parts)
         stops, states = [], []
         for here in split:
-            state, stop, update = self._learn(model, {k: v[here] for k, v in carry.items()}, steps[here], depth)
+            how = self._how() if depth is None else {"depth": depth, **self._how()}
+            adding = None
+            if seed is not None:
+                adding = drawn_noise(self.config.training_noise, seed, n_all, torch.arange(n_all)[own][here])
+            state, stop, update = self._learn(model, {k: v[here] for k, v in carry.items()}, steps[here], how, adding)
             share = (here.stop - here.start) / len(data.tokens)
             yield replace(update, loss=update.loss * share, share=share, last=here is split[-1])
             stops.append(stop)
@@ -234,7 +254,12 @@ class DeepSupervision(Thinking):
         return {"answer": starts[0].answer, "latents": torch.stack([start.latents for start in starts], 1)}
 
     def _learn(
-        self, model: Any, carry: Carry, steps: Tensor, depth: tuple[int, int] | None
+        self,
+        model: Any,
+        carry: Carry,
+        steps: Tensor,
+        how: dict[str, Any],
+        noise: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[State, Tensor, Update]:
         """One supervision step of some places: their next state, which of them may stop, and the mean of their losses.
 
@@ -242,7 +267,8 @@ class DeepSupervision(Thinking):
             model: in training mode.
             carry: of these places.
             steps: (n,) supervision steps of each, this one included.
-            depth: see `RecursiveModel.think`.
+            how: further arguments of `RecursiveModel.think`.
+            noise: see there.
         """
         tokens, targets, puzzles = carry["tokens"], carry["targets"], carry.get("puzzles")
         context = Context()
@@ -251,8 +277,9 @@ class DeepSupervision(Thinking):
         kind = LoopedState if isinstance(model, LoopedModel) else RecursiveState
         state, others = kind(*(carry[name] for name in kind._fields)), None
         if self.config.candidates > 1:
-            state, others = winner(model, carry, self._nats, depth)
-        thought = model.think(tokens, state, context, puzzles=puzzles, depth=depth)
+            state, others = winner(model, carry, self._nats, how)
+        noisy = how if noise is None else {**how, "noise": noise}
+        thought = model.think(tokens, state, context, puzzles=puzzles, **noisy)
         logits = model.logits(thought.hidden[rows, cells])
         n_cells = torch.bincount(rows, minlength=len(tokens)).clamp(min=1)
         nats = self._nats(logits, expected, self.config.label_smoothing)
@@ -268,7 +295,7 @@ class DeepSupervision(Thinking):
         stop = self._stops(thought)
         if self.config.halting == "q":
             with torch.no_grad():
-                later = model.think(tokens, thought.state, puzzles=puzzles, depth=depth)
+                later = model.think(tokens, thought.state, puzzles=puzzles, **how)
                 value = torch.where(last, later.halt, torch.maximum(later.halt, later.go_on)).sigmoid()
             halting = halting + F.binary_cross_entropy_with_logits(thought.go_on, value)
         loss = with_losses(answers + halting * self.config.halting_weight, context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -34,9 +35,26 @@ def depth_at(stages: Sequence[Stage], batch: int) -> tuple[int, int] | None:
     return None
 
 
+def drawn_noise(deviation: float, seed: int, n: int, rows: Tensor) -> Callable[[Tensor], Tensor]:
+    """Adds normal noise of this deviation to y or z (m, ...), another at each call.
+
+    Args:
+        seed: of the noise, which is drawn for all rows of a batch, so that a row has the same one in any part of it.
+        n: rows of the batch.
+        rows: (m,) which of them y and z are of.
+    """
+    calls = itertools.count()
+
+    def noise(h: Tensor) -> Tensor:
+        own = torch.Generator().manual_seed(seed + next(calls))
+        return h + deviation * torch.randn(n, *h.shape[1:], generator=own)[rows].to(h)
+
+    return noise
+
+
 @torch.no_grad()
 def winner(
-    model: Any, carry: Carry, nats: Callable[[Tensor, Tensor], Tensor], depth: tuple[int, int] | None
+    model: Any, carry: Carry, nats: Callable[[Tensor, Tensor], Tensor], how: dict[str, Any]
 ) -> tuple[RecursiveState, Tensor]:
     """The state whose next answer has the least loss, and the next z of all K candidates (n, K, ...).
 
@@ -44,7 +62,7 @@ def winner(
         model: of which each candidate is given one supervision step.
         carry: of n places: `tokens`, `targets`, their `answer`, which all candidates share, and `latents` (n, K, ...).
         nats: the losses (m,) of logits (m, V) for targets (m,).
-        depth: see `RecursiveModel.think`.
+        how: further arguments of `RecursiveModel.think`.
     """
     latents, targets, puzzles = carry["latents"], carry["targets"], carry.get("puzzles")
     n, K = latents.shape[:2]
@@ -53,7 +71,7 @@ def winner(
     numbers = None if puzzles is None else puzzles.repeat_interleave(K, 0)
     losses = torch.zeros(n, K, dtype=torch.float32, device=latents.device)
     with evaluation_mode(model):
-        thought = model.think(carry["tokens"].repeat_interleave(K, 0), state, puzzles=numbers, depth=depth)
+        thought = model.think(carry["tokens"].repeat_interleave(K, 0), state, puzzles=numbers, **how)
         for k, hidden in enumerate(thought.hidden.unflatten(0, (n, K)).unbind(1)):
             found = nats(model.logits(hidden[rows, cells]), targets[rows, cells])
             losses[:, k].index_add_(0, rows, found.to(losses.dtype))
@@ -62,4 +80,4 @@ def winner(
     return first, thought.state.latents.unflatten(0, (n, K))
 
 
-__all__ = ["Stage", "depth_at", "step_weights", "winner"]
+__all__ = ["Stage", "depth_at", "drawn_noise", "step_weights", "winner"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -114,11 +115,19 @@ class Thinking(Objective):
         draws = RowDraws.of(data).at(None, attempt.number) if self._is_random() or self.config.noise else None
         state = self._start(model, tokens, attempt, draws)
         rows, puzzles = torch.arange(len(tokens), device=tokens.device), data.puzzles
-        for step in range(1, self._n_steps(model) + 1):
+        n_steps = self._n_steps(model)
+        for step in range(1, n_steps + 1):
+            how = self._how()
             if self.config.noise and draws is not None:
                 own = draws.at(None if len(rows) == len(data.tokens) else rows, step)
-                state = _moved(state, own, self.config.noise)
-            thought = model.think(tokens, state, puzzles=puzzles)
+                deviation = self.config.noise
+                if self.config.noise_schedule == "linear":
+                    deviation *= (n_steps - step) / max(n_steps - 1, 1)
+                if self.config.noise_at == "application":
+                    how["noise"] = _adding(own, deviation)
+                else:
+                    state = _moved(state, own, deviation)
+            thought = model.think(tokens, state, puzzles=puzzles, **how)
             yield rows, thought
             state = thought.state
             if most is not None:
@@ -127,6 +136,10 @@ class Thinking(Objective):
                     return
                 rows, tokens, puzzles = rows[stay], tokens[stay], None if puzzles is None else puzzles[stay]
                 state = type(state)(*(leaf[stay] for leaf in state))
+
+    def _how(self) -> dict[str, Any]:
+        """What a recursive model is told of every supervision step."""
+        return {"damping": self.config.damping} if self.config.damping else {}
 
     def _is_random(self) -> bool:
         """Whether paths start at random: where training does, or where nothing else would tell them apart."""
@@ -199,6 +212,12 @@ def _moved(state: State, draws: RowDraws, noise: float) -> State:
     """A state with normal noise of this deviation."""
     moved = (leaf + noise * draws.normal(i, *leaf.shape[1:]).to(leaf) for i, leaf in enumerate(state[:2]))
     return type(state)(*moved, *state[2:])
+
+
+def _adding(draws: RowDraws, noise: float) -> Callable[[Tensor], Tensor]:
+    """Adds normal noise of this deviation to y or z, another at each call."""
+    calls = itertools.count()
+    return lambda h: h + noise * draws.normal(next(calls), *h.shape[1:]).to(h)
 
 
 __all__ = ["WINDOW", "Thinking"]
