@@ -117,6 +117,36 @@ def _of_slstm(gates: Tensor, weight: Tensor, h: Tensor, c: Tensor, n: Tensor, m:
     return ops.slstm(gates, weight, ops.SLSTMState(h, c, n, m), **how)
 
 
+def _mlstm(B: int, T: int, D: int) -> Leaves:
+    """q, k and v are numbers that bfloat16 has."""
+    heads, K, V = 4, max(D // 2, 35), max(D // 2, 5)
+    qkv = {"q": _normal(B, T, 2, K).abs(), "k": _normal(B, T, 2, K).abs(), "v": _normal(B, T, heads, V)}
+    return {
+        **{name: x.bfloat16().double() for name, x in qkv.items()},
+        "log_i": _normal(B, T, heads),
+        "log_f": -_normal(B, T, heads).abs(),
+        "C": _normal(B, heads, K, V),
+        "n": _normal(B, heads, K).abs(),
+        "m": _normal(B, heads),
+    }
+
+
+def _of_mlstm(C: Tensor, n: Tensor, m: Tensor, **given: Any) -> Any:
+    return ops.mlstm(**given, state=ops.MLSTMState(C, n, m))
+
+
+def _of_mlstm_in_bfloat16(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Any:
+    q, k, v = (x.bfloat16() if x.dtype == torch.float32 else x for x in (q, k, v))
+    h, state = _of_mlstm(q=q, k=k, v=v, **given)
+    return h.to(state.C.dtype), state
+
+
+def _oscillate(B: int, T: int, D: int, *, varying: bool) -> Leaves:
+    P = max(D // 2, 3)
+    coefficients = {name: _normal(*((B, T, P) if varying else (P,))).sigmoid() for name in ("p", "q", "r")}
+    return {"b": _normal(B, T, 2, P), **coefficients, "state": _normal(B, 2, 2, P)}
+
+
 CASES: dict[str, tuple[Callable[..., Any], Callable[[int, int, int], Leaves]]] = {
     "scan": (ops.scan, lambda B, T, D: _scan(B, T, D, torch.float64, varying=True)),
     "scan, one decay": (ops.scan, lambda B, T, D: _scan(B, T, D, torch.float64, varying=False)),
@@ -137,6 +167,10 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[int, int, int], Leaves]]] =
     ),
     "selective_scan, plain": (ops.selective_scan, lambda B, T, D: _selective(B, T, D, whole=False)),
     "slstm": (_of_slstm, _slstm),
+    "mlstm": (_of_mlstm, _mlstm),
+    "mlstm, bfloat16": (_of_mlstm_in_bfloat16, _mlstm),
+    "oscillate": (ops.oscillate, functools.partial(_oscillate, varying=False)),
+    "oscillate, varying": (ops.oscillate, functools.partial(_oscillate, varying=True)),
     "m2rnn": (ops.m2rnn, _m2rnn),
     "m2rnn, cut gradients": (functools.partial(ops.m2rnn, gradient_clipping=0.5), _m2rnn),
 }

@@ -18,11 +18,13 @@ from zoo.ops.bridge import Operator
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.derivatives import gradients_of, once
 from zoo.ops.kernel import Call, Kernel
+from zoo.ops.triton_kernel import TritonKernel
 from zoo.pieces import Pieces
 
 CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: the work between chunks grows with K, that inside with C
-KERNEL_CHUNK = 64  # of the compiled form
+KERNEL_CHUNK = 64  # of the compiled forms
 KERNEL = Kernel("mlstm", sizes={"C": KERNEL_CHUNK})
+TRITON = TritonKernel("mlstm", dtypes=(torch.float32, torch.bfloat16))
 FEW_STEPS = 8  # up to here the step form is the faster one
 EPS = 1e-6
 SHUT = -1e4  # of a log gate that is fully shut: its exponential is zero beside any other, and sums of it stay exact
@@ -85,7 +87,8 @@ def mlstm(
         scale: K ** -0.5 by default.
         eps: added to the denominator.
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
-        backend: "auto", "reference" (one step at a time), "chunked" or "compiled" (float32 on the CPU).
+        backend: "auto", "reference" (one step at a time), "chunked", "compiled" (float32 on the CPU) or "triton" (on a
+            GPU, in float32; bfloat16 q, k and v are multiplied as such).
     Returns:
         h (B, T, H, V) in v's dtype, the state after the last step.
     """
@@ -98,10 +101,12 @@ def mlstm(
     gates = _gates(heads, log_i, log_f, n, m, lengths)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     chunk = common.chunk_length(chunk_size, CHUNK if q.shape[-1] <= 64 else WIDE_CHUNK, v.shape[1])
-    offers = {"compiled": lambda: KERNEL.why_not(heads.v)}
+    offers = _mlstm.offers(heads.v)
     form = common.choose_form("mlstm", backend, v.shape[1], FEW_STEPS, offers, decode="compiled")
-    if form == "compiled":
-        h, last = _compiled(heads, gates, scale, eps)
+    if form in _mlstm.forms:
+        if form == "triton" and {q.dtype, k.dtype, v.dtype} == {torch.bfloat16}:
+            heads = heads._replace(**{name: getattr(heads, name).bfloat16() for name in "qkv"})
+        h, last = _compiled(_mlstm.forms[form], heads, gates, scale, eps)
     elif form == "reference":
         h, last = _reference(heads, gates, scale, eps)
     else:
@@ -322,11 +327,13 @@ def _by_chunks(q, k, v, log_i, log_f, m, since, until, total, state, keep, eps) 
     return h[..., :-1] / (torch.maximum(h[..., -1:].abs(), floor) + shrink), state
 
 
-def _compiled(heads: Heads, gates: Gates, scale: float, eps: float) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """The chunked form in C++: a head's chunks stay in the nearest cache, and inputs are read where they lie."""
+def _compiled(
+    form: Operator, heads: Heads, gates: Gates, scale: float, eps: float
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The chunked form in C++, where a head's chunks stay in the nearest cache, or in Triton."""
     q, k, v, _, _, C, resets = heads
     steps, state = [x.flatten(2, 3) for x in (v, *gates[:2])], [x.flatten(1, 2) for x in (C, *gates[2:])]
-    h, *last = _mlstm(q, k, *steps, *state, resets, scale, eps)[:4]
+    h, *last = form(q, k, *steps, *state, resets, scale, eps)[:4]
     C, n, m = (leaf.unflatten(1, v.shape[2:4]) for leaf in last)
     return h.unflatten(2, v.shape[2:4]), (C, n, m)
 
@@ -335,8 +342,8 @@ def _forward(call: Call, q, k, v, log_i, log_f, C, n, m, resets, scale, eps, kee
     """h and the last C, n, m; for the backward pass m and n^T q of all steps, and, with `keep`, C, n, m by chunk."""
     (B, T, H, V), (G, K) = v.shape, q.shape[2:]
     state = [x.clone() for x in (C, n, m)]
-    steps = [v.new_empty(shape) for shape in (v.shape, (B, T, H), (B, T, H))]
-    kept = [v.new_empty(B, H, -(-T // KERNEL_CHUNK), *x.shape[2:]) if keep else None for x in state]
+    steps = [torch.empty_like(x) for x in (v, log_i, log_i)]
+    kept = [x.new_empty(B, H, -(-T // KERNEL_CHUNK), *x.shape[2:]) if keep else None for x in state]
     reads, writes = (q, k, v, log_i, log_f, resets), (*state, *steps, *kept)
     call("mlstm_forward", reads, writes, B, T, G, H // G, K, V, scale, eps)
     return steps[0], *state, *steps[1:], *kept
@@ -374,6 +381,7 @@ def _backward(
 def _plain(q, k, v, log_i, log_f, C, n, m, resets, scale, eps) -> list[Tensor]:
     """The operator `zoo::mlstm` in plain PyTorch."""
     by_group = (q.shape[2], -1)
+    q, k, v = (x.to(C.dtype) for x in (q, k, v))
     v, log_i, log_f = (x.unflatten(2, by_group) for x in (v, log_i, log_f))
     C, n, m = (x.unflatten(1, by_group) for x in (C, n, m))
     h, last = _chunked(Heads(q, k, v, None, None, C, resets), Gates(log_i, log_f, n, m), scale, eps, CHUNK)
@@ -389,4 +397,5 @@ _mlstm = Operator(
     _backward,
     gradients="q k v log_i log_f C n m",
     plain=_plain,
+    triton=TRITON,
 )

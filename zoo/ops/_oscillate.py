@@ -17,8 +17,10 @@ from zoo.ops import common
 from zoo.ops.bridge import Operator
 from zoo.ops.common import blank, widest
 from zoo.ops.kernel import Call, Kernel, suffix
+from zoo.ops.triton_kernel import TritonKernel
 
-KERNEL = Kernel("oscillate", dtypes=(torch.float32, torch.float64))
+DTYPES = (torch.float32, torch.float64)
+KERNEL, TRITON = Kernel("oscillate", dtypes=DTYPES), TritonKernel("oscillate", dtypes=DTYPES)
 CHUNK = 16
 FEW_STEPS = 2  # decoding
 LEGEND = (
@@ -52,7 +54,7 @@ def oscillate(
         lengths: (B,) valid steps of a right-padded batch; later steps leave the state alone and give zeros.
         resets: (B, T) bool; the state is forgotten before a step where it is true.
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
-        backend: "auto", "reference" (one step at a time), "chunked", or "compiled" (C++, on a CPU).
+        backend: "auto", "reference" (one step at a time), "chunked", "compiled" (C++, on a CPU) or "triton" (on a GPU).
     Returns:
         all y (B, T, ..., P) in b's dtype, the last z and y (B, 2, ..., P).
     """
@@ -68,12 +70,12 @@ def oscillate(
     common.check_dtypes("oscillate", state, dtype, b=b, p=p, q=q, r=r)
     chunk = common.chunk_length(chunk_size, CHUNK, n_steps)
     given = [x.to(dtype) for x in (b, p, q, r)]
-    offers = {"compiled": lambda: KERNEL.why_not(given[0])}
+    offers = compiled_oscillate.offers(given[0])
     form = common.choose_form("oscillate", backend, n_steps, FEW_STEPS, offers, decode="compiled")
 
     state = given[0].new_zeros(b.shape[0], 2, *b.shape[2:]) if state is None else state
-    if form == "compiled":
-        y, state, _ = compiled_oscillate(*given, state, resets, lengths)
+    if form in compiled_oscillate.forms:
+        y, state, _ = compiled_oscillate.forms[form](*given, state, resets, lengths)
     else:
         chunk = n_steps if form == "reference" else chunk
         y, state = _plain(given[0], given[1], given[2], given[3], state, resets, lengths, chunk)
@@ -209,6 +211,7 @@ compiled_oscillate = Operator(  # every block of oscillators runs through time o
     _backward,
     gradients="b p q r state",
     plain=_plain,
+    triton=TRITON,
 )
 
 

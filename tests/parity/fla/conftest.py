@@ -1,7 +1,8 @@
 """Triton's interpreter in place of a GPU, so that the libraries' own kernels run on the CPU.
 
-Three things are missing there: the autotuner would time kernels on a driver, so it takes its first configuration; a
-loop's counter is a plain int, to which kernels apply `.to`; and CUDA extensions, whose Python files are read without.
+Four things are missing there: the autotuner would time kernels on a driver, so it takes its first configuration; a
+loop's counter is a plain int, to which kernels apply `.to`; products of bfloat16 operands would be those of the whole
+numbers that hold their bits; and CUDA extensions, whose Python files are read without.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 import pytest
 import triton.language as tl
 from triton.runtime import autotuner
+from triton.runtime.interpreter import InterpreterBuilder
 
 SOURCES = Path(sys.prefix) / "sources"  # where `make parity` unpacks mamba-ssm and causal-conv1d
 
@@ -29,6 +31,14 @@ def _first_configuration(self, *args, **kwargs):
     if self.best_config.pre_hook is not None:  # zeroes what the kernel adds to
         self.best_config.pre_hook({**dict(zip(self.arg_names, args, strict=False)), **kwargs})
     return self.fn.run(*args, **kwargs)
+
+
+_dot = InterpreterBuilder.create_dot
+
+
+def _dot_of_numbers(self, *given):
+    a, b = (self.create_fp_ext(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in given[:2])
+    return _dot(self, a, b, *given[2:])
 
 
 class Counter(int):
@@ -43,6 +53,7 @@ def counters(*bounds):
 
 
 autotuner.Autotuner.run = _first_configuration
+InterpreterBuilder.create_dot = _dot_of_numbers
 _OPS = "comba forgetting_attn gated_delta_rule gdn2 generalized_delta_rule gla gsa hgrn kda nsa rwkv6 simple_gla"
 for _op in _OPS.split():
     importlib.import_module(f"fla.ops.{_op}")

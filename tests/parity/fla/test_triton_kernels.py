@@ -32,15 +32,15 @@ def outcome(op, leaves: dict[str, Tensor], **how: object) -> list[Tensor]:
     return [x.detach() for x in (*outputs, *torch.autograd.grad(loss, list(leaves.values())))]
 
 
-TILED = "scan", "selective_scan", "causal_conv1d"
-"""Kernels that take 32 steps at once or keep a state after as many; `m2rnn` keeps one after 16, the others none."""
+STEPS = {"scan": 37, "selective_scan": 37, "causal_conv1d": 37, "oscillate": 37, "mlstm": 130}
+"""More than one chunk, which `mlstm` has 64 steps in, the others here 32; `m2rnn` has 16, and the rest none."""
 
 
 @pytest.mark.parametrize("how", ["one step", "many", "packed"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_kernel_is_its_definition(name, how):
     op, make = CASES[name]
-    packed, T = how == "packed", 1 if how == "one step" else 37 if name.partition(",")[0] in TILED else 18
+    packed, T = how == "packed", 1 if how == "one step" else STEPS.get(name.partition(",")[0], 18)
     leaves = narrow(make(3, T, 3))
     given: dict[str, object] = {}
     if packed:
@@ -50,10 +50,11 @@ def test_a_kernel_is_its_definition(name, how):
         found = outcome(op, leaves, backend="triton", **given)
     assert {"triton"} in forms.values()
     wide = {name: x.to(torch.promote_types(x.dtype, torch.float64)) for name, x in leaves.items()}
+    tolerance = 2e-2 if "bfloat16" in name else 2e-5
     for i, (a, e) in enumerate(zip(found, outcome(op, wide, backend="reference", **given), strict=True)):
         assert a.shape == e.shape
         if a.numel() > 0:
-            assert (a - e).abs().max() <= 2e-5 * e.abs().max() + 1e-30, i
+            assert (a - e).abs().max() <= tolerance * e.abs().max() + 1e-30, i
 
 
 @pytest.mark.parametrize("name", sorted(KERNELS))
