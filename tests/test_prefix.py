@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import zoo
+from zoo.cli import main
 from zoo.ops import attention
 from zoo.protocol import Context
 
@@ -97,6 +98,57 @@ def test_the_prompt_sees_itself_and_nothing_behind():
     rows = [model(TOKENS[i : i + 1], None, Context(prefix=PREFIX[i : i + 1]))[0] for i in range(B)]
     close(torch.cat(rows), before)
     close(before[:2], model(TOKENS)[0][:2])  # a prompt of one step, or of none
+
+
+@pytest.mark.parametrize("chunk", [None, 3, 10])
+@pytest.mark.parametrize("prefix", [True, 0, 4])
+def test_a_generation_has_the_logits_of_one_pass_with_that_prefix(prefix, chunk, monkeypatch):
+    """Of prompts of several lengths, each beside itself alone; the prompts are longer than a chunk."""
+    model, new = model_of(), 6
+    prompts = [TOKENS[0, :9], TOKENS[1, :4], TOKENS[2, :11]]
+    said, logits = [], model.logits
+    monkeypatch.setattr(model, "logits", lambda hidden: said.append(logits(hidden)) or said[-1])
+    found = model.generate(prompts, new, prefix=prefix, prefill_chunk=chunk)
+    steps = torch.stack([each.reshape(len(prompts), -1) for each in said], 1)
+    monkeypatch.undo()
+    for row, prompt, own in zip(found, prompts, steps, strict=True):
+        n = len(prompt)
+        whole, _ = model(row[None, :-1], None, Context(prefix=torch.tensor([n if prefix is True else prefix])))
+        close(own, whole[0, n - 1 :])
+        assert torch.equal(whole[0, n - 1 :].argmax(-1), row[n:])
+    plain = model.generate(prompts, new)
+    assert all(map(torch.equal, found, plain)) == (prefix == 0)
+    even = torch.stack([p[:4] for p in prompts])
+    assert torch.equal(model.generate(even, new, prefix=True), torch.stack(model.generate(list(even), new, prefix=4)))
+
+
+def test_a_prefix_by_the_command(tmp_path, capsys):
+    model, prompt = model_of(), TOKENS[0, :9]
+    zoo.save(model, tmp_path / "model")
+    written, warm = [], ["--temperature", "1"]
+    for words in ([], ["--prefix"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(["generate", str(tmp_path / "model"), "--tokens", " ".join(map(str, prompt.tolist())), *words, *warm])
+        written.append([int(token) for token in capsys.readouterr().out.split()])
+    for prefix, said in zip((False, True), written, strict=True):
+        seeded = torch.Generator().manual_seed(0)
+        assert said == model.generate([prompt], 64, prefix=prefix, temperature=1.0, generator=seeded)[0][9:].tolist()
+    assert written[0] != written[1]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "prefix", "message"),
+    [
+        ("gqa mamba2", True, "prefix=True reads prompts in both directions, and mamba2 reads left to right only"),
+        ("gqa", 10, "prefix=10 is not allowed: the shortest prompt has 9 tokens"),
+        ("gqa", -1, "prefix=-1 is not allowed: it should be a whole number from 0"),
+        ("gqa", 1.5, "prefix=1.5 is not allowed: it should be a whole number"),
+    ],
+)
+def test_a_generation_refuses_a_wrong_prefix(pattern, prefix, message):
+    with pytest.raises(zoo.UsageError, match=message) as refusal:
+        model_of(pattern).generate([TOKENS[0], TOKENS[1, :9]], 2, prefix=prefix)
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("word", [w for w in zoo.list_mixers(kind="sequence") if w not in ("mha", "mqa", "gqa", "swa")])

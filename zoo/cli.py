@@ -338,6 +338,9 @@ def generate(
     prefill_chunk: Annotated[
         int | None, typer.Option(help="Read the prompt in pieces of this number of tokens.")
     ] = None,
+    prefix: Annotated[
+        bool, typer.Option("--prefix", help="Read the prompt in both directions (prefix-LM), attention only.")
+    ] = False,
     which: Annotated[str | None, WHICH] = None,
     device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or mps.")] = "auto",
     compile: Annotated[
@@ -367,6 +370,7 @@ def generate(
         top_p=top_p,
         min_p=min_p,
         prefill_chunk=prefill_chunk,
+        prefix=prefix or None,
         compile=compile or None,
         stream=not no_stream,
         as_json=as_json,

@@ -16,7 +16,7 @@ from zoo.models.compiled_step import capacity_of, compiled_step, laid_out, refus
 from zoo.models.modes import evaluation_mode
 from zoo.models.sampling import Choice, Generators, NotFinite, Streams, integer, read_choice, whole
 from zoo.models.uninitialised import require_numbers
-from zoo.protocol import Context, State
+from zoo.protocol import Context, Mixer, State
 from zoo.states import select
 
 PREFILL_CHUNK = 2048
@@ -37,6 +37,7 @@ class Continues(Protocol):
 
     def modules(self) -> Iterator[nn.Module]: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...
+    def mixers(self) -> list[Mixer]: ...
     def init_state(self, batch_size: int, *, capacity: int | None = None) -> State: ...
     def features(self, tokens: Tensor, state: State, context: Context | None) -> tuple[Tensor, State]: ...
     def logits(self, hidden: Tensor) -> Tensor: ...
@@ -68,11 +69,12 @@ def _begin(
     stop: int | Sequence[int] = (),
     generator: Generators | None = None,
     prefill_chunk: int | None = PREFILL_CHUNK,
+    prefix: bool | int = False,
     compile: bool = False,
 ) -> tuple[_Request, Iterator[NewTokens]]:
     """A request of `generate` or `stream`, checked, and the steps that are its answer."""
     choice = read_choice(temperature, top_k, top_p, min_p)
-    request = _request(model, prompts, timespans, max_new_tokens, stop, prefill_chunk, compile)
+    request = _request(model, prompts, timespans, max_new_tokens, stop, prefill_chunk, prefix, compile)
     return request, _steps(model, request, choice, generator)
 
 
@@ -105,6 +107,9 @@ def generate(*given: Any, **options: Any) -> Tensor | list[Tensor]:
             A list of generators, one a row, makes each row's samples those of its prompt run alone with its generator.
         prefill_chunk: tokens of the prompts read at a time, None for all at once; the memory needed is that of the
             state, the prompts and one chunk. Outputs agree up to rounding.
+        prefix: True reads each prompt in both directions, as a prefix-LM does, and a number so many first tokens of
+            each (`Context.prefix`); new tokens are read from left to right. Attention words can (mha, mqa, gqa, swa).
+            A prefix is not cut: the first chunk has all of it.
         compile: steps run as one graph of `torch.compile`, which is made at the first step (10 s to a minute, less
             where an earlier process made it) and serves later calls with as many rows and a cache of the same
             capacity: the next power of two of all tokens, 256 at least. Rows that have ended are computed on.
@@ -114,9 +119,9 @@ def generate(*given: Any, **options: Any) -> Tensor | list[Tensor]:
         prompts with their continuations, int64, on the model's device.
 
     Raises:
-        UsageError: a model that is not causal, an empty prompt, an unknown token, timespans of other lengths, a number
-            out of its range, more tokens than the model has positions, logits that are not finite, or with `compile` a
-            word or a machine that cannot compile.
+        UsageError: a model that is not causal, a prefix for a word that reads left to right only, an empty prompt, an
+            unknown token, timespans of other lengths, a number out of its range, more tokens than the model has
+            positions, logits that are not finite, or with `compile` a word or a machine that cannot compile.
     """
     request, steps = _begin(*given, **options)
     pieces = _by_row(list(steps), request.tokens)
@@ -150,6 +155,7 @@ class _Request:
     n: int
     stop: Tensor | None  # (m,)
     chunk: int
+    prefix: list[int] | None
     compile: bool
 
 
@@ -160,6 +166,7 @@ def _request(
     n: int,
     stop: int | Sequence[int],
     chunk: int | None,
+    prefix: bool | int,
     compile: bool,
 ) -> _Request:
     if not model.causal:
@@ -192,7 +199,25 @@ def _request(
             raise UsageError("timespans should be one for every token of every prompt.")
         spans = pad_sequence(given, batch_first=True, padding_value=1.0)
     stops = torch.tensor(ends, device=device) if ends else None
-    return _Request(tokens, isinstance(prompts, Tensor), lengths, spans, n, stops, chunk or longest, compile)
+    both = _prefixes(model, prefix, lengths)
+    return _Request(tokens, isinstance(prompts, Tensor), lengths, spans, n, stops, chunk or longest, both, compile)
+
+
+def _prefixes(model: Continues, prefix: bool | int, lengths: list[int]) -> list[int] | None:
+    """How many first tokens of each prompt are read in both directions, if any."""
+    if prefix is False or prefix is True:
+        found = lengths if prefix else None
+    else:
+        n = whole("prefix", prefix, 0)
+        if n > min(lengths):
+            raise UsageError(f"prefix={n} is not allowed: the shortest prompt has {min(lengths)} tokens.")
+        found = [n] * len(lengths)
+    if found is not None:
+        for mixer in model.mixers():
+            if mixer.kind == "sequence" and mixer.causal and not mixer.traits.reads_prefix:
+                told = f"{mixer.name} reads left to right only: leave prefix out"
+                raise UsageError(f"prefix={prefix} reads prompts in both directions, and {told}.")
+    return found
 
 
 def _padded(prompts: Tensor | Sequence[Any], device: torch.device) -> tuple[Tensor, list[int]]:
@@ -282,11 +307,14 @@ def _prefill(model: Continues, request: _Request) -> tuple[Tensor, Any]:
     capacity = capacity_of(longest + request.n) if request.compile else longest + room
     state: Any = model.init_state(len(tokens), capacity=capacity)
     last: Tensor | None = None
-    for a in range(0, longest, chunk):
-        b = min(a + chunk, longest)
+    first = min(max([chunk, *(request.prefix or [])]), longest)
+    for a in (0, *range(first, longest, chunk)):
+        b = min(a + chunk, longest) if a else first
         context = Context(lengths=(lengths - a).clamp(0, b - a) if b > shortest else None)
         if request.timespans is not None:
             context.timespans = request.timespans[:, a:b]
+        if request.prefix is not None and a == 0:
+            context.prefix = torch.tensor(request.prefix, device=tokens.device)
         hidden, state = model.features(tokens[:, a:b], state, context)
         if b < shortest:
             continue
