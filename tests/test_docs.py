@@ -296,6 +296,7 @@ def test_docstrings_become_markdown():
 
 # ---- what the pages say to type
 
+SOME_LAWS = "--law contract --law 'chunk consistency' --law gradients"
 CUT_SHORT = "train.steps=2 train.eval_rows=8 train.test_rows=8"
 DEMO = f"zoo train mqar-demo --variant conv-attention {CUT_SHORT} out=runs/demo"
 RUN = """
@@ -325,7 +326,8 @@ def typed(heading: str) -> list[str]:
     return re.search(r"```sh\n(.*?)```", rest, re.S)[1].splitlines()
 
 
-def test_the_worked_examples_run_as_they_are_told(tmp_path):
+@pytest.mark.parametrize("all_laws", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some laws", "all laws"])
+def test_the_worked_examples_run_as_they_are_told(tmp_path, all_laws):
     lines = typed("From nothing to a Pareto plot")
     assert len(lines) <= 10
     assert lines[0].startswith("git clone")
@@ -340,6 +342,9 @@ def test_the_worked_examples_run_as_they_are_told(tmp_path):
     exports = [line.partition("ZOO_IMPORT=")[2] for line in [*mixer, *others] if line.startswith("export ")]
     commands = [line for line in [DEMO, *mixer, *others] if not line.startswith("export ")]
     commands = [f"{line} {CUT_SHORT}" if line.startswith("zoo train") and line != DEMO else line for line in commands]
+    if not all_laws:
+        commands = [re.sub(r"^(zoo laws \w+)$", rf"\1 {SOME_LAWS}", line) for line in commands]
+        assert sum(SOME_LAWS in line for line in commands) == 4
     done = forked.run(
         [sys.executable, "-c", RUN.format(docs=str(DOCS), lines=commands)],
         env=os.environ | {"ZOO_IMPORT": ":".join(exports).replace("$PWD", str(tmp_path))},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 import warnings
 from typing import Any
@@ -26,8 +27,6 @@ HYBRIDS = {
     "manifold": ("mamba2 swiglu", {"residual": "mhc", "time_feature": True}),
     "side by side": ("(mamba | gqa) swiglu", {"norm": "rmsnorm_zero_centred", "embedding_norm": True}),
 }
-MODELS = [*FAMILIES, *HYBRIDS]
-over_models = pytest.mark.parametrize("name", MODELS)
 
 
 def of_new_words(families: list[str]) -> list[Any]:
@@ -47,6 +46,12 @@ over_new_words = pytest.mark.parametrize("name", [*of_new_words(FAMILIES), *HYBR
 
 
 def build(name: str) -> nn.Module:
+    return copy.deepcopy(built(name))
+
+
+@functools.cache
+def built(name: str) -> nn.Module:
+    """A model of which every test gets a copy."""
     torch.manual_seed(1)
     pattern, options = HYBRIDS.get(name, (name, {}))
     if name in HYBRIDS:
@@ -64,7 +69,7 @@ def logits_and_loss(model: nn.Module) -> tuple[Tensor, Tensor]:
     return logits, (logits * noise(*logits.shape, seed=9)).mean() + sum(context.losses)
 
 
-@over_models
+@over_new_words
 def test_hooks_fire(name):
     model, called = build(name), []
     owners = {n: m for n, m in model.named_modules() if list(m.parameters(recurse=False)) and m is not model}

@@ -258,7 +258,7 @@ def test_questions_without_cells_are_answered_behind_them():
     [
         PATTERN,
         pytest.param("bidirectional(mamba2) moe", marks=pytest.mark.slow),
-        'token_mlp(length=64, norm_axis="time") swiglu',
+        pytest.param('token_mlp(length=64, norm_axis="time") swiglu', marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("task", [SUDOKU, MQAR], ids=["sudoku", "mqar"])

@@ -307,7 +307,14 @@ def test_temperature_and_guidance():
 
 
 @pytest.mark.crossed("pattern", "task")
-@pytest.mark.parametrize("pattern", ["gqa swiglu", "bidirectional(mamba2) swiglu", "token_mlp(length=32) moe"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "gqa swiglu",
+        "bidirectional(mamba2) swiglu",
+        pytest.param("token_mlp(length=32) moe", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("task", [SUDOKU, MQAR], ids=["sudoku", "mqar"])
 def test_it_teaches_any_pattern_that_looks_ahead(pattern, task):
     torch.manual_seed(0)

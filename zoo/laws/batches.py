@@ -128,7 +128,7 @@ def raggedness(mixer: Mixer, n: int, brief: bool = False) -> None:
                     assert_same_run((y[[i]], row(state, i)), wanted[i], mixer, f"row {i} continued, {what}")
 
 
-@law(10, "ragged gradients", dtypes=(F64,), unless=(couples_rows,))
+@law(10, "ragged gradients", dtypes=(F64,), cases="first", unless=(couples_rows,))
 def ragged_gradients(mixer: Mixer) -> None:
     """Padding gets no gradient, and changes none."""
     n, device = 17, device_of(mixer)
@@ -151,7 +151,7 @@ def _gradients_alone(mixer: Mixer, x: Tensor, i: int, length: int) -> Sequence[T
     return torch.autograd.grad((y * weights).sum(), list(mixer.parameters()), allow_unused=True, materialize_grads=True)
 
 
-@law(3, "states of rows", dtypes=EVERY, brief=True, unless=(looks_ahead, couples_rows))
+@law(3, "states of rows", dtypes=EVERY, brief=True, cases="first", unless=(looks_ahead, couples_rows))
 @torch.no_grad()
 def states_of_rows(mixer: Mixer, brief: bool = False) -> None:
     """fork branches, select picks rows, join undoes select, also where capacities differ."""

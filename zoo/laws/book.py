@@ -47,7 +47,8 @@ class Law:
         covering: whether the last of the settings, the rare ones among them, includes the others, and stands for them
             where all is checked.
         rare: further settings, checked of the first case of a mixer alone, and only where all is checked.
-        cases: "every" case of a mixer; the "first" one, and the others where all is checked; or that "alone".
+        cases: "every" case of a mixer; the "first" one, and the others where all is checked; or that "alone". Laws of
+            every case are those that most options can break: order, documents, lengths, forms, gradients, costs.
         unless: why it does not bind a mixer.
         traced: whether it traces graphs.
         by_score: whether routing ops choose by their scores in bfloat16 too.

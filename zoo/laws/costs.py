@@ -28,7 +28,7 @@ from zoo.protocol import Context, Mixer, State, recurrent_dtype
 from zoo.states import tree_bytes
 
 
-@law(5, "purity", dtypes=EVERY)
+@law(5, "purity", dtypes=EVERY, cases="first")
 def purity(mixer: Mixer) -> None:
     """Inputs, parameters and (with gradients on) the state stay as they are; the same call gives the same bits."""
     n, D, device, dtype = 18, mixer.d_model, device_of(mixer), dtype_of(mixer)
@@ -65,7 +65,7 @@ def purity(mixer: Mixer) -> None:
             require(not leaf.is_floating_point() or bool(leaf.isfinite().all()), "a result is not finite")
 
 
-@law(5, "layout of states", dtypes=(F32, BF16), brief=True, unless=(looks_ahead,))
+@law(5, "layout of states", dtypes=(F32, BF16), brief=True, cases="first", unless=(looks_ahead,))
 @torch.no_grad()
 def layout(mixer: Mixer, brief: bool = False) -> None:
     """Every leaf of a state has the dtype of `init_state` and the strides of a fresh tensor, wherever it comes from.
@@ -139,7 +139,14 @@ def flops(mixer: Mixer, context_length: int) -> None:
     require(right, f"flops_per_token({context_length}) = {said} counted as {counted}")
 
 
-@law(8, "any size", settings=tuple({"d_model": n} for n in (46, 16, 130, 18, 34, 48, 66)), tried=3, brief=True)
+@law(
+    8,
+    "any size",
+    settings=tuple({"d_model": n} for n in (46, 16, 130, 18, 34, 48, 66)),
+    tried=3,
+    brief=True,
+    cases="first",
+)
 @torch.no_grad()
 def any_size(mixer: Mixer, d_model: int, brief: bool = False) -> str | None:
     """Every even width from 16, every length from 1, batch 1."""

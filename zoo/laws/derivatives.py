@@ -59,7 +59,7 @@ def loss_gradients(
     return torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True, materialize_grads=True)
 
 
-@law(13, "second derivatives")
+@law(13, "second derivatives", cases="first")
 def second_derivatives(mixer: Mixer) -> str | None:
     """The product of the Hessian with a direction is the change of the gradients along it, or refused by name."""
     n = 20
@@ -86,7 +86,7 @@ def second_derivatives(mixer: Mixer) -> str | None:
     13,
     "second derivatives of kernels",
     dtypes=(F32,),
-    settings=({"n": 280, "n_continuous": 40},),
+    settings=({"n": 140, "n_continuous": 40},),  # beyond two chunks of any form
     rare=({"n": 280, "n_continuous": 100},),
     covering=True,
     cases="alone",

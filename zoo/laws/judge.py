@@ -80,9 +80,9 @@ def plan(law: Law, cases: Sequence[Case], *, thorough: bool = False) -> list[Che
 
     Thorough ones are every case in every precision: with every setting in the principal one, and in the others with the
     last, which also stands for all where it covers them.
-    The rest are every case in the law's principal precision and setting, and the first case in the other precisions and
-    with the other settings; all but the first case in the principal precision by fewer routes, where the law has a
-    brief form.
+    The rest are the first case in every precision, and every other case in the law's principal precision and setting
+    where the law is checked of every case; all but the first case in the principal precision by fewer routes, where the
+    law has a brief form.
     """
     checks = []
     brief = {**law.settings[0], "brief": True} if law.brief else law.settings[0]

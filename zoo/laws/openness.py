@@ -146,7 +146,7 @@ def pruning(mixer: Mixer) -> None:
                 layer.weight_orig.add_(0.1 * random_like(mixer, *d_weight.shape, seed=5))
 
 
-@law(12, "checkpointing", dtypes=(F32,), settings=({"use_reentrant": False}, {"use_reentrant": True}))
+@law(12, "checkpointing", dtypes=(F32,), settings=({"use_reentrant": False}, {"use_reentrant": True}), cases="first")
 def checkpointing(mixer: Mixer, use_reentrant: bool) -> None:
     """Gradients are the same where the pass is run again in the backward pass."""
     n, dtype, device = 24, dtype_of(mixer), device_of(mixer)

@@ -114,7 +114,7 @@ def rounding(mixer: Any, n: int) -> float:
     return max(error(b, a) for a, b in zip(*leaves, strict=True) if a.is_floating_point())
 
 
-@law(3, "batch independence", dtypes=EVERY, unless=(couples_rows,))
+@law(3, "batch independence", dtypes=EVERY, cases="first", unless=(couples_rows,))
 @torch.no_grad()
 def batch_independence(mixer: Mixer) -> None:
     """No output or state of a row depends on another row's inputs, state, length or documents."""

@@ -33,6 +33,7 @@ def elsewhere(mixer: Mixer) -> str | None:
     "pieces",
     settings=({"pieces": 3, "steps": 10, "packed": True}, {"pieces": 2, "steps": 37}, {"pieces": 4, "steps": 70}),
     tried=1,
+    cases="first",
     unless=(not_cuttable, couples_rows, elsewhere),
 )
 def pieces(mixer: Mixer, pieces: int, steps: int, packed: bool = False) -> None:
