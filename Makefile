@@ -98,7 +98,7 @@ PEERS_fla := transformers==5.23.0 einops setuptools wheel ninja packaging
 # These name dependencies that the project brings, or that only their GPU kernels need.
 BARE_peers := mambapy==1.2.0 xlstm==2.0.6 mlstm_kernels==2.0.6 omegaconf==2.3.0 antlr4-python3-runtime==4.9.3 dacite opt_einsum \
 	hyper-connections==0.4.9 torch-einops-utils==0.2.0 s5-pytorch==0.2.1 linoss-dynamics==0.2.2
-BARE_fla := flash-linear-attention==0.6.0 fla-core==0.6.0 triton==3.9.0
+BARE_fla := flash-linear-attention==0.6.0 fla-core==0.6.0 triton==3.9.0 mlstm_kernels==2.0.6 flash-qla==0.1.3
 
 # Read file by file, never installed: building them asks for torch's CUDA.
 SOURCES_fla := mamba-ssm==2.3.1 causal-conv1d==1.6.1

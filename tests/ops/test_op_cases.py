@@ -16,6 +16,7 @@ import torch
 from zoo import ops
 from zoo.benchmarks.studies import forward_passes
 from zoo.benchmarks.studies import ops as study
+from zoo.core.errors import UsageError
 from zoo.ops import common
 from zoo.ops.bridge import OPERATORS
 
@@ -56,6 +57,15 @@ def test_the_page_on_gpus_has_the_forms_that_the_ops_offer_there(cases, monkeypa
     assert told.keys() >= {op for op, forms in offered.items() if len(forms) > 1}
     with_triton = {name for name, operator in OPERATORS.items() if "triton" in operator.forms}
     assert with_triton == {op for op, forms in told.items() if "triton" in forms}
+
+
+@pytest.mark.parametrize(
+    ("op", "form"),
+    [("delta_rule", "flash_qla"), ("delta_rule", "fla"), ("mlstm", "mlstm_kernels"), ("mlstm", "triton")],
+)
+def test_a_form_that_cannot_serve_says_why_in_one_line(cases, op, form):
+    with pytest.raises(UsageError, match=f"{op}: backend='{form}' cannot run here: .* the inputs are on cpu.$"):
+        cases[op].form(form)(cases[op].inputs)
 
 
 @pytest.fixture

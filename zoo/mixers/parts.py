@@ -16,7 +16,7 @@ from zoo.ops.common import owned
 from zoo.ops.modules import bare
 from zoo.protocol import Context, Place, derive_heads, packing, recurrent_dtype
 
-Backend = Literal["auto", "reference", "chunked", "compiled", "fla", "mamba_ssm", "causal_conv1d"]
+Backend = Literal["auto", "reference", "chunked", "compiled", "fla", "flash_qla", "mamba_ssm", "causal_conv1d"]
 """Form of a mixer's main op; one that the op does not have, or that cannot run here, is refused."""
 
 CONVOLUTIONS = ("auto", "reference", "chunked", "compiled", "causal_conv1d")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo.ops import common
-from zoo.ops.adapters import flash_linear_attention
+from zoo.ops.adapters import flash_linear_attention, flash_qla
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.cut import by_transition
 from zoo.ops.decay import even_odd, join_squares, pair_decays, pair_scores
@@ -24,6 +24,7 @@ from zoo.pieces import Pieces
 
 CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: the work between chunks grows with K, that inside with C
 FEW_STEPS = 8  # up to here the step form is the faster one
+LIBRARIES = {"fla": flash_linear_attention, "flash_qla": flash_qla}
 
 
 @common.without_autocast
@@ -58,7 +59,8 @@ def delta_rule(
             that before the first one.
         scale: K ** -0.5 by default.
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
-        backend: "auto", "reference" (one step at a time), "chunked", or "compiled" (C++, float32 on a CPU).
+        backend: "auto", "reference" (one step at a time), "chunked", "compiled" (C++, float32 on a CPU), or "fla" or
+            "flash_qla" (on a GPU).
         in_place: the state given is not read again, so that a single step without gradients may write the next one over
             it.
     Returns:
@@ -78,6 +80,7 @@ def delta_rule(
     chunk = common.chunk_length(chunk_size, default, v.shape[1])
     offers = {
         "fla": lambda: flash_linear_attention.why_not(v, q.shape[-1], chosen=backend == "fla"),
+        "flash_qla": lambda: flash_qla.why_not(v, heads),
         "compiled": lambda: KERNEL.why_not(heads.v),
     }
     form = common.choose_form("delta_rule", backend, v.shape[1], FEW_STEPS, offers)
@@ -85,9 +88,9 @@ def delta_rule(
         o, state = _reference(heads, scale)
     elif form == "compiled":
         o, state = compiled_delta(heads, scale)
-    elif form == "fla":
+    elif form in LIBRARIES:
         plain = lambda *given: _reference(Heads(*given), scale)  # noqa: E731
-        o, state = guarded(plain, flash_linear_attention.delta_rule(heads, scale, v.dtype), heads)
+        o, state = guarded(plain, LIBRARIES[form].delta_rule(heads, scale, v.dtype), heads)
     else:
         o, state = _chunked(heads, scale, chunk)
     return o.flatten(2, 3).to(v.dtype), state.flatten(1, 2)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.ops import common
+from zoo.ops.adapters import mlstm_kernels
 from zoo.ops.bridge import Operator
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.derivatives import gradients_of, once
@@ -88,7 +89,7 @@ def mlstm(
         eps: added to the denominator.
         chunk_size: steps a chunk of the chunked form, rounded up to a power of two.
         backend: "auto", "reference" (one step at a time), "chunked", "compiled" (float32 on the CPU) or "triton" (on a
-            GPU, in float32; bfloat16 q, k and v are multiplied as such).
+            GPU, in float32; bfloat16 q, k and v are multiplied as such); "mlstm_kernels" (on a GPU, without gradients).
     Returns:
         h (B, T, H, V) in v's dtype, the state after the last step.
     """
@@ -101,9 +102,14 @@ def mlstm(
     gates = _gates(heads, log_i, log_f, n, m, lengths)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     chunk = common.chunk_length(chunk_size, CHUNK if q.shape[-1] <= 64 else WIDE_CHUNK, v.shape[1])
-    offers = _mlstm.offers(heads.v)
+    given = q, k, v, log_i, log_f, C, n, m
+    learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+    library = lambda: mlstm_kernels.why_not(v, heads, chosen=backend == "mlstm_kernels", learns=learns)  # noqa: E731
+    offers = {"mlstm_kernels": library, **_mlstm.offers(heads.v)}
     form = common.choose_form("mlstm", backend, v.shape[1], FEW_STEPS, offers, decode="compiled")
-    if form in _mlstm.forms:
+    if form == "mlstm_kernels":
+        h, last = mlstm_kernels.mlstm(heads, *gates, scale, eps, v.dtype)
+    elif form in _mlstm.forms:
         if form == "triton" and {q.dtype, k.dtype, v.dtype} == {torch.bfloat16}:
             heads = heads._replace(**{name: getattr(heads, name).bfloat16() for name in "qkv"})
         h, last = _compiled(_mlstm.forms[form], heads, gates, scale, eps)

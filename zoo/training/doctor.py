@@ -22,6 +22,8 @@ from zoo.training import machine
 PACKAGES = {
     "triton": "kernels on GPUs",
     "fla": "flash-linear-attention: linear attention, delta rule, RWKV-7",
+    "flash_qla": "flash-qla: gated delta rule of width 128 in bfloat16, which fla calls by itself",
+    "mlstm_kernels": "mlstm without gradients, by name (backend=mlstm_kernels): its gradients are others",
     "mamba_ssm": "Mamba kernels",
     "causal_conv1d": "short convolutions",
     "numba": "puzzle generators",

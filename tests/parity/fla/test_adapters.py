@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import importlib.util
+import inspect
+import itertools
 import types
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.ops import causal_conv1d, common, delta_rule, dplr, linear_attention, selective_scan
+from zoo.core.errors import UsageError
+from zoo.ops import MLSTMState, causal_conv1d, common, delta_rule, dplr, linear_attention, mlstm, selective_scan
 from zoo.ops.adapters import causal_conv1d as conv_adapter
 from zoo.ops.adapters import flash_linear_attention as fla
-from zoo.ops.adapters import mamba_ssm
+from zoo.ops.adapters import flash_qla, mamba_ssm, mlstm_kernels
 
 B, T, G, H, K, V = 2, 70, 1, 2, 16, 16
 
@@ -149,3 +155,125 @@ def test_causal_conv1d(activation):
         return conv_adapter.causal_conv1d(x, weight, bias, state, activation, kernel=causal_conv1d_ref)
 
     agree(lambda **x: causal_conv1d(**x, activation=activation, backend="chunked"), theirs, leaves, 2e-5)
+
+
+def draw_mlstm() -> tuple[dict[str, Tensor], MLSTMState]:
+    leaves, _ = draw("head")
+    rng = torch.Generator().manual_seed(3)
+    leaves["log_f"], C = leaves.pop("log_decay"), leaves.pop("state")
+    leaves["log_i"] = torch.randn(B, T, H, generator=rng)
+    return leaves, MLSTMState(C, torch.rand(B, H, K, generator=rng), torch.randn(B, H, generator=rng))
+
+
+@pytest.fixture
+def older_triton(monkeypatch):
+    """As if Triton could compile the kernels of mlstm_kernels."""
+    monkeypatch.setattr(mlstm_kernels, "outdated", lambda: None)
+
+
+@pytest.mark.usefixtures("older_triton")
+def test_mlstm_kernels(monkeypatch):
+    """Layout, scale, gates, states and padding, with the library's form in plain PyTorch."""
+    from mlstm_kernels.torch import get_mlstm_kernel
+    from mlstm_kernels.torch.chunkwise.triton_xl_chunk import mlstm_chunkwise__xl_chunk
+
+    leaves, state = draw_mlstm()
+    adapter, kernel = mlstm_kernels.mlstm, get_mlstm_kernel("chunkwise--native_autograd")
+
+    def plain(**given):
+        inspect.signature(mlstm_chunkwise__xl_chunk).bind(**given)
+        return kernel(**given)
+
+    monkeypatch.setattr(mlstm_kernels, "mlstm", lambda *given: adapter(*given, kernel=plain))
+    given = {"lengths": torch.tensor([T, T // 2]), "scale": 0.3}
+    expected = mlstm(**leaves, state=state, **given, backend="reference")
+    found = mlstm(**leaves, state=state, **given, backend="mlstm_kernels")
+    for a, e in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True):
+        assert a.shape == e.shape
+        assert (a - e).abs().max() <= 2e-5 * e.abs().max()
+
+
+@pytest.mark.usefixtures("older_triton")
+def test_mlstm_kernels_are_refused_where_they_are_wrong():
+    leaves, state = draw_mlstm()
+    with common.logged_forms() as forms:
+        mlstm(**leaves, state=state)
+    assert forms == {"mlstm": {"triton"}}
+    with pytest.raises(UsageError, match="it knows no documents"):
+        mlstm(**leaves, state=state, resets=torch.zeros(B, T, dtype=torch.bool), backend="mlstm_kernels")
+    leaves["q"].requires_grad_()
+    with pytest.raises(UsageError, match="its gradients take the normaliser for a constant"):
+        mlstm(**leaves, state=state, backend="mlstm_kernels")
+
+
+def test_mlstm_kernels_need_block_pointers():
+    leaves, state = draw_mlstm()
+    with pytest.raises(UsageError, match="use block pointers, which triton"):
+        mlstm(**leaves, state=state, backend="mlstm_kernels")
+
+
+def test_the_gradients_of_mlstm_kernels_take_the_normaliser_for_a_constant():
+    """Once they do not, the adapter may serve passes with gradients."""
+    from mlstm_kernels.torch import get_mlstm_kernel
+
+    rng = torch.Generator().manual_seed(0)
+    shapes = {"q": (1, 2, 64, 16), "k": (1, 2, 64, 16), "v": (1, 2, 64, 16), "i": (1, 2, 64), "f": (1, 2, 64)}
+    inputs = {name: torch.randn(shape, generator=rng).requires_grad_() for name, shape in shapes.items()}
+    weight = torch.randn(1, 2, 64, 16, generator=rng)
+    exact, theirs = (
+        torch.autograd.grad((get_mlstm_kernel(f"chunkwise--{name}")(**inputs, **how) * weight).sum(), inputs.values())
+        for name, how in (("native_autograd", {}), ("native_custbw", {"autocast_kernel_dtype": torch.float32}))
+    )
+    errors = [(a - e).abs().max() / e.abs().max() for a, e in zip(theirs, exact, strict=True)]
+    assert errors[2] < 1e-5  # that of v is right
+    assert min(errors[0], errors[1]) > 0.1
+
+
+def documented_chunk_gated_delta_rule(q, k, v, g, beta, scale, initial_state, output_final_state, cu_seqlens=None):
+    """What flash-qla documents of its function, by the definition of ours, one sequence after another."""
+    assert output_final_state
+    assert initial_state.dtype == torch.float32
+    assert q.is_contiguous()
+    ends = [0, q.shape[1]] if cu_seqlens is None else cu_seqlens.tolist()
+    assert cu_seqlens is None or len(q) == 1
+    assert len(initial_state) == (len(q) if cu_seqlens is None else len(ends) - 1)
+    outputs, states = [], []
+    for i, (start, end) in enumerate(itertools.pairwise(ends)):
+        at = slice(start, end)
+        state = initial_state if cu_seqlens is None else initial_state[i : i + 1]
+        given = [x[:, at] for x in (q, k, v, beta, g)]
+        o, state = delta_rule(*given, state, scale=scale, backend="reference")
+        outputs.append(o)
+        states.append(state)
+    return torch.cat(outputs, 1), torch.cat(states)
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("decay", [None, "head"])
+def test_flash_qla(decay, resets):
+    leaves, starts = draw(decay, delta=True, resets=resets)
+
+    def theirs(q, k, v, beta, log_decay=None, state=None):
+        heads = common.prepare_heads("delta_rule", q, k, v, log_decay, state, None, starts, beta)
+        o, last = flash_qla.delta_rule(heads, 0.3, torch.float32, kernel=documented_chunk_gated_delta_rule)
+        return o.flatten(2, 3), last.flatten(1, 2)
+
+    agree(lambda **x: delta_rule(**x, resets=starts, scale=0.3, backend="chunked"), theirs, leaves, 2e-5)
+
+
+def test_flash_qla_is_as_its_source_has_it():
+    """Its parameters, dtypes and widths, read from the installed source: it cannot be imported without a GPU."""
+    (folder,) = importlib.util.find_spec("flash_qla").submodule_search_locations
+    chunk = Path(folder) / "ops" / "gated_delta_rule" / "chunk"
+    source = (chunk / "__init__.py").read_text()
+    functions = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    theirs = functions["chunk_gated_delta_rule"].args
+    parameters = inspect.signature(documented_chunk_gated_delta_rule).parameters
+    assert set(parameters) <= {a.arg for a in theirs.args}
+    text = ast.get_source_segment(source, functions["chunk_gated_delta_rule"])
+    assert "q.dtype == torch.bfloat16 or q.dtype == torch.float16" in text
+    assert "`[N, HV, K, V]`" in text
+    assert "log space" in text
+    for name in ("fused_fwd", "fused_bwd"):
+        assert f"assert K == V == {flash_qla.WIDTH}" in (chunk / "hopper" / f"{name}.py").read_text()
+    assert "bhg = bh // (H // Hg)" in (chunk / "hopper" / "fused_fwd.py").read_text()  # consecutive heads share keys

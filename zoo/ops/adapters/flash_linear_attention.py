@@ -77,9 +77,9 @@ def dplr(heads: Heads, a: Tensor, b: Tensor, scale: float, dtype: torch.dtype) -
 
 
 class Rows(NamedTuple):
-    """Prepared heads as the library takes them: every head its own q and k, documents as sequences of one row."""
+    """Prepared heads as such libraries take them: documents as sequences of one row, q and k of every head its own."""
 
-    q: Tensor  # (B, T, H, K), or (1, B * T, H, K) of documents
+    q: Tensor  # (B, T, H, K), or (1, B * T, H, K) of documents; G for H where they are shared
     k: Tensor
     v: Tensor  # (.., .., H, V)
     rest: dict[str, Any]  # initial state, and where documents start
@@ -87,10 +87,11 @@ class Rows(NamedTuple):
     resets: Tensor | None
 
     @classmethod
-    def of(cls, heads: Heads, dtype: torch.dtype) -> Rows:
+    def of(cls, heads: Heads, dtype: torch.dtype, *, shared: bool = False) -> Rows:
         B, T, _, R, _ = heads.v.shape
         rows = cls(heads.q, heads.k, heads.v, {}, heads.v.shape, heads.resets)
-        q, k = (rows.pack(x.unsqueeze(3).expand(-1, -1, -1, R, -1)).to(dtype) for x in (heads.q, heads.k))
+        copies = 1 if shared else R
+        q, k = (rows.pack(x.unsqueeze(3).expand(-1, -1, -1, copies, -1)).to(dtype) for x in (heads.q, heads.k))
         rest: dict[str, Any] = {"initial_state": heads.state.flatten(1, 2), "output_final_state": True}
         if heads.resets is not None:
             row, start, first = _documents(heads.resets)
