@@ -7,13 +7,14 @@
 # make tutorial: the tutorial's study at its full size, into docs/tutorial_run
 # make release-check: a wheel and a source archive in dist/, each installed in a fresh environment and tried
 # make bench: a small first run of every benchmark of `zoo bench` over every mixer
+# make gpu: what a machine with a GPU gives, in 8 minutes, without a network: docs/install-gpu.md
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # CPU build of torch where the package index offers one at this version; the range in pyproject.toml admits it.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-plain check check-all docs tutorial parity bench bench-ops release-check clean
+.PHONY: demo test test-plain check check-all docs tutorial parity bench bench-ops gpu release-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/zoo sweep mqar-demo-seeds --out runs/demo
@@ -74,6 +75,12 @@ bench: $(VENV)/.installed
 bench-ops: $(VENV)/parity/peers/.installed $(VENV)/parity/fla/.installed $(VENV)/parity/runtimes/.installed
 	$(VENV)/parity/runtimes/bin/python -m zoo.benchmarks.studies.forward_passes
 	FLA_PATH=$(wildcard $(VENV)/parity/fla/lib/python*/site-packages) $(VENV)/parity/peers/bin/python -m zoo.benchmarks.studies.ops
+
+# By the Python of that machine, which has its own torch for CUDA: nothing is installed, and $(VENV) is not used.
+# GPU holds options, such as make gpu GPU="--parts sudoku --limit 450".
+GPU_PYTHON ?= $(PYTHON)
+gpu:
+	PYTHONPATH=$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH)) $(GPU_PYTHON) -m zoo.benchmarks.studies.gpu $(GPU)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -17,7 +17,7 @@ ENDED = {CLOCK: "its budget of seconds", NOT_LEARNED: "its steps"}
 MARKS = {"formula": "†", "random cache": "*"}
 ABOVE = (
     "‡ above 100 %: counted are the products of the reference form, three times over for training, and compared with "
-    "the rate of one product of 2048 x 2048, measured by itself. A layer that does fewer products than that, or does "
+    "the rate of one large product, measured by itself. A layer that does fewer products than that, or does "
     "them in better shapes or at a quieter moment, comes out above."
 )
 

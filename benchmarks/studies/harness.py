@@ -1,7 +1,8 @@
 """What every study shares: its command line, the rows of earlier runs, and the files that it writes.
 
 `python -m zoo.benchmarks.studies.NAME --out docs/results` writes the page `NAME.md` and, where there is a picture,
-`NAME.svg` into the folder, and the data `data/NAME.json` below it, after every row. The last line printed is the data.
+`NAME.svg` into the folder, and the data `data/NAME.json` below it, after every row. The last line printed is
+the data, or what a study says in its place.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from zoo.core.errors import UsageError
+from zoo.core.files import write_atomic
 from zoo.training import machine
 
 Data = dict[str, Any]
@@ -58,6 +60,7 @@ class Study:
             What is not measured this time, it keeps.
         markdown: the data as a page.
         svg: the data as a picture beside the page.
+        said: the last line that is printed, from the data.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Study:
     measure: Callable[[argparse.Namespace, Data], Iterator[Data]]
     markdown: Callable[[Data], str]
     svg: Callable[[Data], str] | None = None
+    said: Callable[[Data], str] = json.dumps
 
     def read(self, folder: Path) -> Data:
         """The data of earlier runs in a folder, {} if there is none."""
@@ -75,10 +79,10 @@ class Study:
     def write(self, folder: Path, data: Data) -> None:
         """Write the data, the page and the picture into a folder."""
         (folder / "data").mkdir(parents=True, exist_ok=True)
-        (folder / "data" / f"{self.name}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        (folder / f"{self.name}.md").write_text(self.markdown(data), encoding="utf-8")
-        if self.svg is not None:
-            (folder / f"{self.name}.svg").write_text(self.svg(data), encoding="utf-8")
+        texts = {f"data/{self.name}.json": json.dumps(data, indent=1) + "\n", f"{self.name}.md": self.markdown(data)}
+        texts |= {f"{self.name}.svg": self.svg(data)} if self.svg is not None else {}
+        for name, text in texts.items():
+            write_atomic(folder / name, text.encode())  # a study that is killed leaves whole files
 
     def main(self, given: Sequence[str] | None = None) -> None:
         """Run the command line, by default that of this process."""
@@ -96,4 +100,4 @@ class Study:
                 self.write(arguments.out, data := found)
         except UsageError as error:
             parser.exit(2, f"{error}\n")
-        print(json.dumps(data))
+        print(self.said(data))

@@ -22,7 +22,7 @@ import statistics
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
@@ -94,18 +94,28 @@ class Ours:
         *,
         recompute: bool = False,
         autocast: bool = True,
+        device: str = "cpu",
     ):
-        self.model, self.objective, self.autocast = model.train(), objective, autocast
-        self.recompute, self.rows = recompute, len(batch.inputs)
-        self.data, self.generator = objective.encode(batch), torch.Generator()
+        self.model, self.objective, self.autocast = model.to(device).train(), objective, autocast
+        self.recompute, self.rows, self.device = recompute, len(batch.inputs), device
+        self.data, self.generator = objective.encode(batch).to(torch.device(device)), torch.Generator()
 
     def __call__(self) -> float:
-        self.model.recompute = self.recompute
-        with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
-            (update,) = self.objective.updates(self.model, self.data, {}, self.generator)
-        update.loss.backward()
+        loss = self.loss()
+        loss.backward()
         self.model.zero_grad()
-        return update.loss.item()
+        return loss.item()
+
+    def loss(self) -> Tensor:
+        """Of the forward pass."""
+        self.model.recompute = self.recompute
+        with self.precision():
+            (update,) = self.objective.updates(self.model, self.data, {}, self.generator)
+        return update.loss
+
+    def precision(self) -> Any:
+        """The context of the forward pass."""
+        return torch.autocast(self.device, torch.bfloat16) if self.autocast else nullcontext()
 
     def applications(self) -> tuple[int, int]:
         """How often the network is applied, and how often its backward pass is."""
@@ -113,27 +123,36 @@ class Ours:
         return (r.cycles + self.recompute) * (r.updates + 1), r.updates + 1
 
 
+def products_of(step: Ours) -> list[tuple[tuple[int, int, int], int]]:
+    """The sizes (m, k, n) of the matrix products of the layers in a step of ours, and how often each is done."""
+    n, length = step.rows, step.model.recursion.prefix + step.data.tokens.shape[1]
+    forward, backward = step.applications()
+    found = []
+    mixer: Any
+    for mixer in step.model.mixers():
+        width, rows = step.model.config.d_model, n * length
+        if mixer.name == "token_mlp":
+            width, rows = length, n * width
+        hidden = mixer.d_hidden
+        both = [(rows, width, 2 * hidden), (rows, hidden, width)]
+        slopes = [(rows, width, hidden), (rows, 2 * hidden, width)]
+        weights = [(width, rows, hidden), (2 * hidden, rows, width)]
+        for sizes, count in [(both, forward), (slopes, backward), (weights, backward)]:
+            found += [(size, count) for size in sizes]
+    return found
+
+
+def flops_of(step: Ours) -> int:
+    """Floating-point operations of all those products."""
+    return sum(2 * m * k * n * count for (m, k, n), count in products_of(step))
+
+
 class Floor:
     """The matrix products of the layers in a step of ours, alone."""
 
     def __init__(self, step: Ours):
-        n, length = step.rows, step.model.recursion.prefix + step.data.tokens.shape[1]
-        forward, backward = step.applications()
-        self.products: list[tuple[Callable[[], Tensor], int]] = []
-        self.flops = 0
-        mixer: Any
-        for mixer in step.model.mixers():
-            width, rows = step.model.config.d_model, n * length
-            if mixer.name == "token_mlp":
-                width, rows = length, n * width
-            hidden = mixer.d_hidden
-            both = [(rows, width, 2 * hidden), (rows, hidden, width)]
-            slopes = [(rows, width, hidden), (rows, 2 * hidden, width)]
-            weights = [(width, rows, hidden), (2 * hidden, rows, width)]
-            for sizes, count in [(both, forward), (slopes, backward), (weights, backward)]:
-                for size in sizes:
-                    self.products.append((fastest(*size), count))
-                    self.flops += 2 * size[0] * size[1] * size[2] * count
+        self.products = [(fastest(*size), count) for size, count in products_of(step)]
+        self.flops = flops_of(step)
 
     def __call__(self) -> None:
         for product, count in self.products:
@@ -162,6 +181,24 @@ def seconds(form: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+def published_step(rows: int, device: str = "cpu", *, size: int = 9, width: int = CONFIG["hidden_size"]) -> Ours:
+    """TRM's step in the authors' configuration, or at another size of puzzles and another width."""
+    task = tasks.create_task("sudoku", size=size)
+    objective = create_objective("deep_supervision", task, causal=False, exploration=0.0)
+    return Ours(_published(width), objective, task.sample(rows, split="train", seed=0), device=device)
+
+
+def recipe_step(name: str, rows: int, device: str = "cpu", changes: Mapping[str, Any] | None = None) -> Ours:
+    """The step of a recipe of Sudoku."""
+    experiment = read_experiment(name, changes)
+    parts = fit(experiment.task, experiment.objective, experiment.model)
+    made = create_model(parts.model)
+    assert isinstance(made, RecursiveModel)
+    made = made.bfloat16() if experiment.train.parameters == "bfloat16" else made
+    batch = parts.task.sample(rows, split="train", seed=0)
+    return Ours(made, parts.objective, batch, autocast=experiment.train.precision == "bfloat16", device=device)
+
+
 def steps_of(repository: pathlib.Path | None) -> dict[str, Theirs | Ours]:
     torch.manual_seed(0)
     task = tasks.create_task("sudoku", size=9)
@@ -175,21 +212,13 @@ def steps_of(repository: pathlib.Path | None) -> dict[str, Theirs | Ours]:
     objective = create_objective("deep_supervision", task, causal=False, exploration=0.0)
     steps["ours"] = Ours(model, objective, batch)
     steps["ours, recomputing"] = Ours(model, objective, batch, recompute=True)
-    for recipe, rows in RECIPES.items():
-        experiment = read_experiment(recipe)
-        parts = fit(experiment.task, experiment.objective, experiment.model)
-        made = create_model(parts.model)
-        assert isinstance(made, RecursiveModel)
-        made = made.bfloat16() if experiment.train.parameters == "bfloat16" else made
-        batch = parts.task.sample(rows, split="train", seed=0)
-        steps[recipe] = Ours(made, parts.objective, batch, autocast=experiment.train.precision == "bfloat16")
-    return steps
+    return steps | {recipe: recipe_step(recipe, rows) for recipe, rows in RECIPES.items()}
 
 
-def _published() -> RecursiveModel:
+def _published(width: int = CONFIG["hidden_size"]) -> RecursiveModel:
     recursion = {"cycles": CONFIG["H_cycles"], "updates": CONFIG["L_cycles"], "prefix": CONFIG["puzzle_emb_len"]}
     options = {"causal": False, "placement": "post", "norm": "rmsnorm_plain", "max_len": 97, "recursion": recursion}
-    model = create_model(PATTERN, d_model=CONFIG["hidden_size"], vocab_size=CONFIG["vocab_size"], **options)
+    model = create_model(PATTERN, d_model=width, vocab_size=CONFIG["vocab_size"], **options)
     assert isinstance(model, RecursiveModel)
     return model
 
