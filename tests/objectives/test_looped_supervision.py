@@ -169,7 +169,14 @@ def test_losses_of_mixers_are_added():
     assert with_losses(torch.zeros(()), context) > 0
 
 
-TRAIN = ["train.steps=12", "train.time_budget=null", "train.eval_every=6", "train.test_rows=32", "--quiet"]
+TRAIN = [
+    "train.steps=12",
+    "train.time_budget=null",
+    "train.eval_every=6",
+    "train.eval_rows=32",
+    "train.test_rows=32",
+    "--quiet",
+]
 LOOPED = ["mqar-demo", "--variant", "attention", 'model.pattern=loop(2, mha swiglu, inject="add")']
 
 

@@ -274,15 +274,16 @@ def test_any_mixer_in_a_comparison(name):
         assert ("gla" in experiment.build().model.pattern) == asked
 
 
+LONGER = [*COMPARISONS, "cwm-tiny", "sudoku-4x4-objectives"]
 SMALL = {"train.steps": 2, "train.batch_size": 2, "train.eval_rows": 4, "train.test_rows": 4, "train.threads": 1}
 
 
 @pytest.mark.parametrize(
     ("name", "variants"),
     [
-        *((name, None) for name in ("mqar", "cwm-tiny", "sudoku-4x4-objectives", "text")),
-        *((name, 1) for name in COMPARISONS),
-        *(pytest.param(name, None, marks=pytest.mark.slow) for name in COMPARISONS),
+        *((name, None) for name in ("mqar", "text")),
+        *((name, 1) for name in LONGER),
+        *(pytest.param(name, None, marks=pytest.mark.slow) for name in LONGER),
     ],
 )
 def test_recipes_run(name, variants, tmp_path):
