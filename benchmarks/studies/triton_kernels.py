@@ -3,16 +3,18 @@
     python -m zoo.benchmarks.studies.triton_kernels
 
 It needs triton and no GPU. Every kernel is compiled for sm_90 as its op launches it, forward and backward, with
-documents and lengths and without. Registers and spilled bytes are a thread's, shared memory is a program's.
+documents and lengths and without. Registers and spilled bytes are a thread's, shared memory is a program's. The rows of
+another version of triton, which is first on PYTHONPATH, stand beside those of earlier runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import os
+import re
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -206,16 +208,16 @@ class Hopper:
 
 
 def compiled(call: Callable[[], None]) -> list[tuple[str, Any, float]]:
-    """Every kernel that a call launches, with its name and the seconds it took: it is compiled, and nothing is run."""
+    """Every kernel that a call launches, with its name and the processor seconds it took: it is compiled, not run."""
     from triton.runtime import JITFunction, driver
 
     found: list[tuple[str, Any, float]] = []
     run = JITFunction.run
 
     def warm(kernel: Any, *given: Any, **options: Any) -> Any:
-        start = time.perf_counter()
+        start = sum(os.times()[:4])  # those of the assembler, a process of its own, too
         result = run(kernel, *given, **{**options, "warmup": True})
-        found.append((kernel.fn.__name__.strip("_"), result, time.perf_counter() - start))
+        found.append((kernel.fn.__name__.strip("_"), result, sum(os.times()[:4]) - start))
         return result
 
     driver.set_active(Hopper())
@@ -238,6 +240,20 @@ def resources(kernel: Any) -> dict[str, int]:
     return {"registers": registers, "spilled": spilled, "shared": kernel.metadata.shared}
 
 
+ACCESS = re.compile(r"\b(?:ld|st)\.global(?:\.[a-z]\w*)*?(?:\.v(\d))?\.[bfsu](\d+)|\bcp\.async\.c[ag]\S* .*?, (0x\w+)")
+PRODUCT = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async)")
+
+
+def instructions(kernel: Any) -> dict[str, int]:
+    """Instructions of a compiled kernel that read or write global memory, those of them of 16 bytes, and those on
+    tensor cores. One in a loop counts once."""
+    code = kernel.asm["ptx"]
+    sizes = [
+        int(copied, 16) if copied else int(many or 1) * int(bits) // 8 for many, bits, copied in ACCESS.findall(code)
+    ]
+    return {"accesses": len(sizes), "wide": sum(n >= 16 for n in sizes), "products": len(PRODUCT.findall(code))}
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", help="one operator, by default all")
 
@@ -248,7 +264,9 @@ def measure(given: argparse.Namespace, data: Data) -> Iterator[Data]:
     except ImportError:
         raise UsageError("triton is not installed: pip install triton") from None
 
-    data = {"machine": facts(), "triton": triton.__version__, "kernels": dict(data.get("kernels", {}))}
+    compiled_by = {version: dict(found) for version, found in data.get("compiled", {}).items()}
+    own = compiled_by.setdefault(triton.__version__, {})
+    data = {"machine": facts(), "compiled": compiled_by}
     for name, (op, make) in CASES.items():
         if given.only is not None and name.partition(",")[0] != given.only:
             continue
@@ -258,28 +276,51 @@ def measure(given: argparse.Namespace, data: Data) -> Iterator[Data]:
         for how in ({}, packed):
             calls = compiled(lambda op=op, leaves=leaves, how=how: both(op, leaves, **how))  # type: ignore[misc]
             for kernel, result, seconds in calls:
-                rows.append({"kernel": kernel, "packed": bool(how), "seconds": seconds, **resources(result)})
-        data["kernels"][name] = rows
+                row = {"kernel": kernel, "packed": bool(how), "seconds": seconds, **resources(result)}
+                rows.append(row | instructions(result))
+        own[name] = rows
         yield data
 
 
+HEAD = ["operator", "kernel", "packed", "triton", "registers", "spilled bytes", "shared memory, KiB"]
+HEAD += ["tensor-core instructions", "16-byte accesses", "compiled in, processor s"]
+
+
 def markdown(data: Data) -> str:
-    head = ["operator", "kernel", "packed", "registers", "spilled bytes", "shared memory, KiB", "compiled in, s"]
-    rows = [
-        [
-            *(name, row["kernel"].replace("_", " "), "yes" if row["packed"] else "no"),
-            *(str(row["registers"]), str(row["spilled"]), f"{row['shared'] / 1024:.1f}", f"{row['seconds']:.1f}"),
-        ]
-        for name, found in data["kernels"].items()
-        for row in found
-    ]
+    versions = sorted(data["compiled"])
+    rows, first_calls = [], []
+    for name in (name for name in CASES if any(name in data["compiled"][version] for version in versions)):
+        for version in versions:
+            found = data["compiled"][version].get(name, [])
+            for row in found:
+                rows.append(
+                    [
+                        *(name, row["kernel"].replace("_", " "), "yes" if row["packed"] else "no", version),
+                        *(str(row["registers"]), str(row["spilled"]), f"{row['shared'] / 1024:.1f}"),
+                        *(str(row["products"]), f"{row['wide']} of {row['accesses']}", f"{row['seconds']:.1f}"),
+                    ]
+                )
+            if found:
+                totals = [sum(row["seconds"] for row in found if row["packed"] == packed) for packed in (False, True)]
+                first_calls.append([name, version, *(f"{total:.1f}" for total in totals)])
     told = (
         "The Triton kernels of this project, compiled for sm_90 (H100, H200) ahead of any GPU with triton "
-        f"{data['triton']}: what a thread and a program take. Packed: with lengths and documents. No kernel has been "
-        f"run on a GPU for this page. Compiled on {shown_machine(data['machine'])}; 0.0 s: it was compiled already.\n\n"
-        "`python -m zoo.benchmarks.studies.triton_kernels` makes this page again."
+        f"{' and '.join(versions)}: what a thread and a program take. Packed: with lengths and documents. No kernel "
+        f"has been run on a GPU for this page. Compiled on {shown_machine(data['machine'])}; 0.0 s: it was compiled "
+        "already.\n\n"
+        "An access is an instruction that reads or writes global memory; one of 16 bytes is as wide as they are. Those "
+        "of gates, of resets and of sums are narrower. A kernel without tensor-core instructions multiplies in exact "
+        "float32. Spilled bytes count local memory, so that a kernel without them has none in its loops.\n\n"
+        "`python -m zoo.benchmarks.studies.triton_kernels` makes this page again, for one version of triton at a time."
     )
-    return "\n".join(["# Triton kernels, compiled ahead", "", told, "", *table(head, rows), ""])
+    call = (
+        "## The first call\n\nProcessor seconds that compile all kernels of one forward and backward pass of a size: a "
+        "first call waits for as long at least. Triton keeps what it compiled."
+    )
+    of_calls = table(["operator", "triton", "not packed", "packed"], first_calls)
+    return "\n".join(
+        ["# Triton kernels, compiled ahead", "", told, "", *table(HEAD, rows), "", call, "", *of_calls, ""]
+    )
 
 
 STUDY = Study("triton_kernels", __doc__, arguments, measure, markdown)

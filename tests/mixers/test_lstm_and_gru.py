@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import zoo
+from zoo.mixers import _rnn
+from zoo.ops.common import logged_forms
 from zoo.protocol import Context
 
 TORCHS = {"lstm": nn.LSTM, "gru": nn.GRU}
@@ -89,3 +91,15 @@ def test_another_width_is_projected_back(word):
     assert y.shape == (2, 5, 16)
     assert all(leaf.shape == (2, 40) for leaf in state)
     assert sum(p.numel() for p in mixer.parameters()) == GATES[word] * 40 * (16 + 40 + 2) + 40 * 16
+
+
+def test_documents_on_a_gpu_take_torchs_own_form(word, monkeypatch):
+    """Steps in Python would be some launches each there."""
+    ours, _ = pair(word, "auto")
+    x, resets = torch.randn(2, 20, 16, dtype=torch.float64), torch.arange(20).expand(2, -1) % 7 == 3
+    with logged_forms() as forms:
+        expected = ours(x, None, Context(resets=resets))
+        monkeypatch.setattr(_rnn, "launches", lambda x: True)
+        found = ours(x, None, Context(resets=resets))
+    assert forms == {word: {"reference", "fused"}}
+    torch.testing.assert_close((found[0], *found[1]), (expected[0], *expected[1]))

@@ -58,7 +58,7 @@ class TorchCell(Mixer):
         biases = (self.bias_ih_l0, self.bias_hh_l0) if self.config.bias else ()
         weights = [precise(w) for w in (self.weight_ih_l0, self.weight_hh_l0, *biases)]
         by_steps, fused = self._forms()
-        slow = x.shape[1] == 1 or resets is not None or traced()
+        slow = x.shape[1] == 1 or traced() or (resets is not None and not launches(x))
         backend = self.config.backend
         if backend == "fused" and transformed():
             raise UsageError(f"{self.name}: backend='fused' does not serve {TRANSFORMED}.")
@@ -76,6 +76,11 @@ class TorchCell(Mixer):
 def uniform(fan: int, *shape: int) -> nn.Parameter:
     """A parameter uniform within fan^-0.5, as torch's own recurrent layers start."""
     return nn.Parameter(torch.empty(shape).uniform_(-(fan**-0.5), fan**-0.5))
+
+
+def launches(x: Tensor) -> bool:
+    """Whether every operator on x is a launch, so that a loop over steps takes longer than documents as padded rows."""
+    return x.is_cuda
 
 
 def by_document(
