@@ -47,9 +47,12 @@ class QuestionOptions(LongOptions):
     """A tokenizer's JSON file (of the library `tokenizers`) for files of text; by default bytes."""
     end_token: str | None = None
     """The token after an answer; by default one beyond those of the tokenizer."""
+    references: Literal["all", "any"] | None = None
+    """Of a file in RULER's form, whether an answer should contain all references (the default) or any, as in RULER's
+    qa. With "any", files of SQuAD and HotpotQA are read too, as RULER's qa_1 and qa_2 ask them."""
 
 
-_OF_FILES = ("seq_len", "path", "test_path", "tokenizer", "end_token")
+_OF_FILES = ("seq_len", "path", "test_path", "tokenizer", "end_token", "references")
 
 
 class Vocabulary:
@@ -113,7 +116,7 @@ class LongContext(Task):
         if config.path is not None:
             self._open(config.path)
             return
-        for option in ("test_path", "tokenizer", "end_token"):
+        for option in ("test_path", "tokenizer", "end_token", "references"):
             if getattr(config, option) is not None:
                 raise UsageError(f"{self.name}: {option} goes with path, a file of questions.")
         self._shortest = config.min_length or config.seq_len
@@ -129,10 +132,13 @@ class LongContext(Task):
         steering = [name for name in c.changed() if name not in (*_OF_FILES, self._file_kind and "question")]
         if steering:
             raise UsageError(f"{self.name}: {steering[0]} steers the generator and cannot go with path={path!r}.")
+        if c.references is not None and self._file_kind is not None:
+            raise UsageError(f"{self.name}: references={c.references!r} is of files in RULER's form: leave it out.")
         if c.end_token is not None and c.tokenizer is None:
             raise UsageError(f"{self.name}: end_token={c.end_token!r} goes with tokenizer.")
         writing = Bytes() if c.tokenizer is None else Subwords(self.name, c.tokenizer, c.end_token)
-        self._file = QuestionRows((path, c.test_path), c.seq_len, writing, self._file_kind, self.written)
+        files, any_of = (path, c.test_path), c.references == "any"
+        self._file = QuestionRows(files, c.seq_len, writing, self._file_kind, self.written, any_of=any_of)
         self.vocab_size = writing.vocab_size
 
     @property

@@ -39,8 +39,10 @@ PRESETS = MappingProxyType(
         "vt": Preset(
             "variable_tracking", {"haystack": "repeated", "n_chains": 1, "n_hops": 4}, "five variables of one value"
         ),
+        "qa_1": Preset("niah", {"references": "any"}, "SQuAD's questions about documents, from path=dev-v2.0.json"),
+        "qa_2": Preset("niah", {"references": "any"}, "HotpotQA's questions, from path=hotpot_dev_distractor_v1.json"),
     }
 )
 """The names of RULER (Hsieh et al., COLM 2024; `scripts/synthetic.yaml`), with its numbers of keys, values, queries and
 hops. Its numbers have 7 digits and its UUIDs 32 hexadecimal ones, a token each; its words are tokens, and its essays
-are random fillers."""
+are random fillers. Its questions about documents (qa_1, qa_2) are not generated: they need the public file."""

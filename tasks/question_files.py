@@ -15,6 +15,7 @@ from torch import Tensor
 from zoo.core.errors import UsageError
 from zoo.core.readers import at_line, parse_json, read_text, regular, unreadable
 from zoo.tasks import strings
+from zoo.tasks.documents import read_library
 from zoo.tasks.filing import Shelves, read_table
 from zoo.tasks.protocol import IGNORE, Batch, Split
 
@@ -60,6 +61,11 @@ class Question(NamedTuple):
 def contained(answer: str, references: tuple[str, ...]) -> float:
     """The share of references that are in an answer, in whatever case (RULER's `string_match_all`)."""
     return sum(reference.lower() in answer.lower() for reference in references) / len(references)
+
+
+def contained_any(answer: str, references: tuple[str, ...]) -> float:
+    """1 if any reference is in an answer, in whatever case (RULER's `string_match_part`), else 0."""
+    return float(any(reference.lower() in answer.lower() for reference in references))
 
 
 def names_labels(answer: str, target: str, question: str, labels: tuple[str, ...]) -> bool:
@@ -258,23 +264,49 @@ class QuestionRows:
         writing: Writing,
         kind: str | None,
         write: Callable[[tuple[str, ...]], str],
+        *,
+        any_of: bool = False,
     ):
-        """Args: file and test file, length of the rows, tokens, which of BABILong's questions, an answer's text."""
-        self._writing, self._seq_len, self._kind = writing, seq_len, kind
+        """Args: file and test file, length of the rows, tokens, which of BABILong's questions, an answer's text, and
+        whether one of several references is enough."""
+        self._writing, self._seq_len, self._kind, self._any_of = writing, seq_len, kind, any_of
         self._shelves: list[list[Row]] = []
         for path in files:
             if path is not None:
-                self._shelves.append(self._encoded(path, read_questions(path, kind), write))
+                self._shelves.append(self._encoded(path, self._questions(path), write))
         main, *tested = (np.array([row.key for row in shelf], dtype=np.uint64) for shelf in self._shelves)
         self._split = Shelves(files[0], main, tested[0] if tested else None)
         self._by_key = {row.key: row.question for shelf in self._shelves for row in shelf}
+
+    def _questions(self, path: str) -> list[Question]:
+        library = read_library(path, read_text(path)) if self._kind is None else None
+        if library is None:
+            return read_questions(path, self._kind)
+        if not self._any_of:
+            told = "whose answers are alternatives: set task=qa_1 or task=qa_2, or task.references=any"
+            raise UsageError(f"{path} is a file of SQuAD or HotpotQA, {told}.")
+
+        def count(text: str) -> int:
+            return len(self._writing.prompt(text))
+
+        sizes, found = library.sizes(count), []
+        for number, asked in enumerate(library.questions):
+            answer = len(self._writing.answer(f" {asked.references[0]}"))
+            prompt = library.prompt(number, self._seq_len - answer, count, sizes)
+            if (n := count(prompt) + answer) > self._seq_len:
+                told = f"{n} tokens with its own documents alone, more than seq_len={self._seq_len}"
+                raise UsageError(f"{path}: question {number + 1} has {told}.")
+            first = min((at for r in asked.references if (at := prompt.find(r)) >= 0), default=0)
+            found.append(Question(number + 1, prompt, asked.text, asked.references, first / len(prompt)))
+        return found
 
     def _encoded(self, path: str, questions: list[Question], write: Callable[[tuple[str, ...]], str]) -> list[Row]:
         rows = []
         for question in questions:
             space = "" if question.prompt[-1].isspace() else " "
             prompt = self._writing.prompt(question.prompt)
-            answer = [*self._writing.answer(space + write(question.references)), self._writing.end]
+            written = question.references[:1] if self._any_of else question.references
+            answer = [*self._writing.answer(space + write(written)), self._writing.end]
             rows.append(Row(np.array(prompt + answer, dtype=np.int64), len(prompt), question))
         sizes = [len(row.tokens) - 1 for row in rows]
         for question, size in zip(questions, sizes, strict=True):
@@ -312,7 +344,7 @@ class QuestionRows:
 
     def _figure(self, question: Question, answer: str) -> float:
         if self._kind is None:
-            return contained(answer, question.references)
+            return (contained_any if self._any_of else contained)(answer, question.references)
         return float(names_labels(answer, question.references[0], question.question, LABELS[self._kind]))
 
     def _said(self, tokens: Tensor) -> str:

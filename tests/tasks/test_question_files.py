@@ -302,3 +302,134 @@ def test_wrong_options(name, options, message):
 def test_stories_of_another_kind_are_refused(stories):
     with pytest.raises(tasks.UsageError, match=":1: the target 'bathroom' is no answer to qa6, which are no, yes"):
         tasks.create_task("babilong", path=stories, question="qa6")
+
+
+def squad(n=12):
+    """Two articles of paragraphs with one question each, every third of them without an answer."""
+    articles = []
+    for a in range(2):
+        paragraphs = []
+        for i in range(n // 2):
+            fact = f"The town of Place{a}{i} has {7 * i + a} towers. " + "It rains there. " * (i % 3)
+            answers = [{"text": f"{7 * i + a} towers", "answer_start": 0}, {"text": f"{7 * i + a}", "answer_start": 0}]
+            asked = {"question": f"What has Place{a}{i}?", "answers": answers, "id": f"{a}{i}", "is_impossible": False}
+            nothing = {"question": "Who?", "answers": [], "id": "x", "is_impossible": True}
+            paragraphs.append({"context": fact, "qas": [asked] if i % 3 else [nothing, asked]})
+        articles.append({"title": f"Towns {a}", "paragraphs": paragraphs})
+    return {"version": "v2.0", "data": articles}
+
+
+def hotpot(n=8):
+    records = []
+    for i in range(n):
+        documents = [[f"Title {i} {k}", [f"Fact {k} of {i}.", f" Person{i} lived in Town{k}."]] for k in range(3)]
+        facts = [[f"Title {i} 0", 0]]
+        more = {"_id": str(i), "type": "bridge", "level": "hard"}
+        records.append(
+            {
+                "question": f"Where is {i}?",
+                "answer": f"Town{i % 3}",
+                "context": documents,
+                "supporting_facts": facts,
+                **more,
+            }
+        )
+    return records
+
+
+@pytest.mark.parametrize(("name", "made"), [("qa_1", squad()), ("qa_2", hotpot())])
+def test_public_files_are_asked_as_rulers_qa(name, made, tmp_path):
+    """Own documents are there, others fill the row, the answer is the first reference, and any of them is enough."""
+    path = tmp_path / "dev.json"
+    path.write_text(json.dumps(made))
+    task = tasks.create_task(name, path=str(path), test_path=str(path), seq_len=1200)
+    again = tasks.create_task(name, path=str(path), test_path=str(path), seq_len=1200)
+    n = 12 if name == "qa_1" else 8
+    batch = task.sample(n, split="test", seed=0)
+    assert torch.equal(batch.inputs, again.sample(n, split="test", seed=0).inputs)
+    counts = []
+    for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
+        begin = int((targets != IGNORE).nonzero()[0]) + 1
+        prompt, answer = text(inputs[:begin]), text(targets[targets != IGNORE]).strip()
+        assert prompt.startswith("Answer the question based on the given documents. Only give me the answer")
+        assert prompt.endswith(" Answer:")
+        assert prompt.count("Answer the question based on") == 2
+        assert answer in prompt
+        asked = prompt[prompt.rindex("Question: ") + 10 : -len(" Answer:")]
+        place = asked.removesuffix("?").split()[-1]
+        if name == "qa_1":
+            assert f"The town of {place} has {answer}." in prompt
+        else:
+            assert all(f"Title {place} {k}\nFact {k} of {place}. Person{place} lived in" in prompt for k in range(3))
+        numbers = [int(part.split(":")[0]) for part in prompt.split("Document ")[1:]]
+        assert numbers == list(range(1, len(numbers) + 1))
+        counts.append(len(numbers))
+        assert 900 < len(prompt) <= 1200
+    assert min(counts) > 3
+    assert task.score(batch, batch.targets)["contained"] == 1
+    if name == "qa_1":  # the number alone is the second reference
+        short = batch.targets.clone()
+        for row in short:
+            said = (row != IGNORE).nonzero().flatten()
+            end = said[int((row[said] == ord(" ")).nonzero()[-1])]
+            row[end : said[-1]] = ord("!")
+        assert task.score(batch, short)["contained"] == 1
+        short[short != IGNORE] = ord("!")
+        assert task.score(batch, short)["contained"] == 0
+
+
+def test_rulers_own_qa_lines_take_any_reference(tmp_path):
+    records = [{"input": f"Which {i}?", "outputs": ["AB", "CD"], "answer_prefix": " Answer:"} for i in range(4)]
+    path = lines(tmp_path / "qa.jsonl", records)
+    scores = []
+    for references in ("any", "all"):
+        task = tasks.create_task("niah", path=path, test_path=path, seq_len=60, references=references)
+        batch = task.sample(4, split="test", seed=0)
+        said = batch.targets.clone()
+        for row in said:
+            scored = (row != IGNORE).nonzero().flatten()
+            row[scored[1:3]] = torch.tensor([ord("A"), ord("B")])
+            row[scored[3:]] = 256
+        scores.append(task.score(batch, said)["contained"])
+    assert scores == [1, 0.5]
+
+
+def changed(made, change):
+    made = json.loads(json.dumps(made))
+    change(made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "options", "message"),
+    [
+        (
+            squad(),
+            {"references": None},
+            "f is a file of SQuAD or HotpotQA, whose answers are alternatives: set task=qa_1",
+        ),
+        (squad(), {"seq_len": 300}, "f: question 1 has .* tokens with its own documents alone, more than seq_len=300"),
+        (changed(squad(), lambda m: m["data"][1].pop("paragraphs")), {}, r"data\[1\].paragraphs should be a list"),
+        (
+            changed(squad(), lambda m: m["data"][0]["paragraphs"][1]["qas"][0].update(answers=[])),
+            {},
+            r"data\[0\].paragraphs\[1\].qas\[0\].answers holds no answer",
+        ),
+        (changed(hotpot(), lambda m: m[2].update(answer=5)), {}, r"\[2\].answer should be a text"),
+        (changed(hotpot(), lambda m: m[1]["context"].append(["x"])), {}, "should be a title and a list of sentences"),
+    ],
+)
+def test_faults_of_public_files(made, options, message, tmp_path):
+    path = tmp_path / "f"
+    path.write_text(json.dumps(made))
+    given = {"references": "any", "seq_len": 2000, **options}
+    with pytest.raises(tasks.UsageError, match=message) as refusal:
+        tasks.create_task("niah", path=str(path), **given)
+    assert "\n" not in str(refusal.value)
+
+
+def test_rulers_qa_needs_a_file(stories):
+    with pytest.raises(tasks.UsageError, match="references goes with path, a file of questions"):
+        tasks.create_task("qa_1")
+    with pytest.raises(tasks.UsageError, match="references='any' is of files in RULER's form: leave it out"):
+        tasks.create_task("babilong", path=stories, references="any", seq_len=400)

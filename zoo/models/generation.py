@@ -107,9 +107,9 @@ def generate(*given: Any, **options: Any) -> Tensor | list[Tensor]:
             A list of generators, one a row, makes each row's samples those of its prompt run alone with its generator.
         prefill_chunk: tokens of the prompts read at a time, None for all at once; the memory needed is that of the
             state, the prompts and one chunk. Outputs agree up to rounding.
-        prefix: True reads each prompt in both directions, as a prefix-LM does, and a number so many first tokens of
-            each (`Context.prefix`); new tokens are read from left to right. Attention words can (mha, mqa, gqa, swa).
-            A prefix is not cut: the first chunk has all of it.
+        prefix: True reads each prompt in both directions, as a prefix-LM does; a number P reads the first P tokens of
+            each in both directions (`Context.prefix`). New tokens are read from left to right. Attention words can
+            (mha, mqa, gqa, swa). A prefix is not cut: the first chunk has all of it.
         compile: steps run as one graph of `torch.compile`, which is made at the first step (10 s to a minute, less
             where an earlier process made it) and serves later calls with as many rows and a cache of the same
             capacity: the next power of two of all tokens, 256 at least. Rows that have ended are computed on.

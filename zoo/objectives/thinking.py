@@ -138,7 +138,7 @@ class Thinking(Objective):
                 state = type(state)(*(leaf[stay] for leaf in state))
 
     def _how(self) -> dict[str, Any]:
-        """What a recursive model is told of every supervision step."""
+        """Further arguments of `RecursiveModel.think` in every supervision step."""
         return {"damping": self.config.damping} if self.config.damping else {}
 
     def _is_random(self) -> bool:
