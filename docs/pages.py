@@ -159,6 +159,7 @@ def costs(name: str) -> list[str]:
 
 EXCEPTIONS = {
     "not_compilable": "`torch.compile(fullgraph=True)` does not work",
+    "not_compilable_packed": "`torch.compile(fullgraph=True)` does not work with packed documents",
     "couples_rows": "rows of a batch depend on each other, so laws 3, 9 and 10 do not apply",
     "work_varies": "the work of a step varies, and `flops_per_token` is its largest value",
 }

@@ -72,6 +72,7 @@ class Traits(NamedTuple):
 
     Attributes:
         not_compilable: why `torch.compile(fullgraph=True)` does not work, or None if it does.
+        not_compilable_packed: why it does not work with packed documents (`context.resets`), or None if it does.
         couples_rows: why the results of a row depend on the other rows of its batch, within a tolerance. Then law 3 and
             the laws that need it (9, 10, selected rows of a state) are not checked, and `flops_per_token` is the
             least number of FLOPs.
@@ -92,6 +93,7 @@ class Traits(NamedTuple):
     """
 
     not_compilable: str | None = None
+    not_compilable_packed: str | None = None
     couples_rows: str | None = None
     work_varies: str | None = None
     reads_timespans: bool = False

@@ -142,7 +142,7 @@ def test_built_once_for_several_processes(tmp_path):
     assert [p.wait(120) for p in running] == [0, 0]
     assert len(list(tmp_path.glob("kernels/*.so"))) == 1
     (built,) = tmp_path.glob("kernels/*.so")
-    assert native._whole(built)
+    assert native.is_whole(built)
 
 
 # ---- the cache
@@ -175,7 +175,7 @@ def cache(tmp_path, monkeypatch):
 
 def library(folder: pathlib.Path, name: str) -> pathlib.Path:
     newest = max(folder.glob(f"{name}-*.so"), key=lambda path: path.stat().st_mtime_ns)
-    assert native._whole(newest)
+    assert native.is_whole(newest)
     return newest
 
 
@@ -222,9 +222,9 @@ def test_what_is_damaged_is_built_again(cache, monkeypatch, name, damage):
 
     monkeypatch.setattr(native, "_build", build)
     DAMAGES[damage](path)
-    assert not native._whole(path)
+    assert not native.is_whole(path)
     assert native.why_not(name) is None
-    assert native._whole(path)
+    assert native.is_whole(path)
     assert built == [name]
 
 
@@ -252,7 +252,7 @@ def without(monkeypatch, *names, why="out of order"):
             raise native.Unavailable(why)
         building(compiler, source, path)
 
-    monkeypatch.setattr(native, "_whole", lambda path: path.name.rpartition("-")[0] not in names and path.exists())
+    monkeypatch.setattr(native, "is_whole", lambda path: path.name.rpartition("-")[0] not in names and path.exists())
     monkeypatch.setattr(native, "_build", build)
 
 

@@ -184,7 +184,8 @@ def _transforms(mixer: Mixer) -> None:
     try:
         rows = torch.func.vmap(packed)(crowd, lengths, resets)
     except UsageError as refusal:  # a mixer for whom the number of documents is a shape
-        require(bool(mixer.traits.not_compilable), f"vmap over packed and ragged rows: {refusal}")
+        declared = mixer.traits.not_compilable or mixer.traits.not_compilable_packed
+        require(bool(declared), f"vmap over packed and ragged rows: {refusal}")
     else:
         one_by_one = torch.stack([packed(*each) for each in zip(crowd, lengths, resets, strict=True)])
         distance = error(rows, one_by_one)

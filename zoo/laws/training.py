@@ -128,14 +128,16 @@ def state_gradients(mixer: Mixer, brief: bool = False) -> None:
 def compilation(mixer: Mixer, backend: str, n: int = 6) -> None:
     """`torch.compile(fullgraph=True)` gives the outputs and gradients of eager mode, packed and padded rows too.
 
-    Of `n` steps, fewer where C++ is made and compiled of what may be a loop over them.
+    Packed ones except where a mixer declares why not. Of `n` steps, fewer where C++ is made and compiled of what may
+    be a loop over them.
     """
     torch._dynamo.reset()
     D, device, dtype = mixer.d_model, device_of(mixer), dtype_of(mixer)
     x = random_like(mixer, 2, n, D).to(dtype).requires_grad_()
+    resets = torch.arange(n, device=device).eq(n // 3).expand(2, n)
     fields: dict[str, Any] = {
         "lengths": torch.tensor([n, n - 2], device=device),
-        "resets": torch.arange(n, device=device).eq(n // 3).expand(2, n),
+        "resets": None if mixer.traits.not_compilable_packed else resets,
         "timespans": spans(2, n, device=device).to(dtype),
     }
     start = None

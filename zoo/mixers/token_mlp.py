@@ -49,7 +49,7 @@ class TokenMLP(Mixer):
         inner_norm: bool = False
 
     traits = Traits(
-        not_compilable="Packed documents are taken as rows of their own, whose number depends on the data.",
+        not_compilable_packed="Packed documents are taken as rows of their own, whose number depends on the data.",
         takes_length=True,
     )
     causal = False

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from zoo.core.errors import UsageError
-from zoo.models.compiled_step import capacity_of, compiled_step, laid_out, refuse_uncompilable
+from zoo.models.compiled_step import capacity_of, compiled_step, refuse_uncompilable
 from zoo.models.modes import evaluation_mode
 from zoo.models.sampling import Choice, Generators, NotFinite, Streams, integer, read_choice, whole
 from zoo.models.uninitialised import require_numbers
@@ -285,7 +285,7 @@ def _steps(model: Continues, request: _Request, choice: Choice, generator: Gener
                     if not running.any():
                         return
                 if t == 0:  # after the first token, which waits for no compiler
-                    step, state = compiled_step(model), laid_out(state)
+                    step = compiled_step(model, tokens, state)
                 logits, state = step(tokens.clone(), state)
                 continue
             if request.stop is not None and (ends := torch.isin(tokens, request.stop)).any():

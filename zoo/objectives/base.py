@@ -241,6 +241,8 @@ class Objective(ABC):
     """The figure of the task's score that selects the best weights, where a training names none."""
     step_name: str = "step"
     """What one step of finding an answer is called."""
+    reads_back: bool = False
+    """Whether answers are generated token by token, by the model's `step` from a state."""
     loss_is_bound: ClassVar[bool] = False
     """Whether the loss of `evaluate` is only an upper bound of the answers' negative log likelihood."""
     reads_shifted: ClassVar[bool] = False

@@ -182,10 +182,10 @@ def _library(source: pathlib.Path) -> Library:
         parts = [_version(*command), *command[1:], *FLAGS, *OPTIONAL, _cpu(), *texts]
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
         path, functions = folder() / f"{source.stem}-{digest}.so", exported(texts[0])
-        if _whole(path):
+        if is_whole(path):
             return Library(path, functions)
         with FileLock(path.with_suffix(".lock")):
-            if _whole(path):  # another process was faster
+            if is_whole(path):  # another process was faster
                 return Library(path, functions)
             _build(command, source, path)
             try:
@@ -193,7 +193,7 @@ def _library(source: pathlib.Path) -> Library:
             except OSError:
                 path.unlink(missing_ok=True)
                 raise
-            _seal(path)
+            seal(path)
             return library
     except (OSError, NotImplementedError) as error:  # the latter where a file system knows no locks
         told = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -218,7 +218,7 @@ def exported(text: str) -> list[str]:
     return found
 
 
-def _whole(path: pathlib.Path) -> bool:
+def is_whole(path: pathlib.Path) -> bool:
     """Whether a library is the one that was built: a file of its own, of the size and digest kept beside it."""
     try:
         if not all(stat.S_ISREG(os.lstat(file).st_mode) for file in (path, _seal_of(path))):
@@ -237,7 +237,7 @@ def _sum(path: pathlib.Path) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _seal(path: pathlib.Path) -> None:
+def seal(path: pathlib.Path) -> None:
     """Keep a library's size and digest beside it, once both are on the disk."""
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         written = pathlib.Path(scratch, "seal")
@@ -357,6 +357,12 @@ def compiled_graphs() -> pathlib.Path:
     _own(graphs)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(graphs)
     return graphs
+
+
+def machine() -> str:
+    """The compiler and the CPU: what is compiled by one for the other serves nowhere else."""
+    command = _compiler() or []
+    return "\0".join([*command, _version(*command) if command else "", _cpu()])
 
 
 def _cpu() -> str:

@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from zoo.core.errors import UsageError
 from zoo.models.ends import Ends
+from zoo.ops import native
+from zoo.protocol import Mixer
 
 
-def compile_layers(model: Ends, loss: Callable[[], Tensor]) -> float:
+def compile_layers(model: Ends, loss: Callable[[], Tensor], *, cuda_graphs: bool = False) -> float:
     """Compile the layers by one pass forward and back, of which nothing stays, and return the seconds that it took.
+
+    They are one graph, or fail: only words that cannot be (`Traits.not_compilable`) leave breaks.
 
     Args:
         model: whose layers are compiled where they stand.
         loss: runs the model on inputs of the shapes of training.
+        cuda_graphs: replay the graphs of a GPU without launching their kernels one by one.
+
+    Raises:
+        UsageError: others may write to the folder of what is compiled.
     """
+    try:
+        native.compiled_graphs()
+    except (native.Unavailable, OSError) as error:
+        raise UsageError(f"train.compile=true has no folder for what it compiles: {error}.") from None
     started, random = time.perf_counter(), torch.get_rng_state()
     backbone = model.backbone
     whole = not model.recompute or model.config.recursion is not None
+    broken = any(isinstance(m, Mixer) and m.traits.not_compilable for m in model.modules())
+    how: dict[str, Any] = {"fullgraph": not broken, "mode": "reduce-overhead" if cuda_graphs else None}
     for module in [backbone] if whole else backbone.recomputed_parts():  # what is computed again is compiled within
-        module.compile()
+        module.compile(**how)
     buffers = [buffer.clone() for buffer in model.buffers()]
     loss().backward()
     model.zero_grad(set_to_none=True)

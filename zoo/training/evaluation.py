@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoo.models.compiled_step import compiled_decoding, why_not_compiled
 from zoo.models.modes import evaluation_mode
 from zoo.objectives.base import Objective
 from zoo.objectives.draws import row_names
@@ -46,6 +48,7 @@ def evaluate(
     batch_size: int,
     precision: str = "float32",
     stop: Callable[[], bool] = lambda: False,
+    compile: bool = False,
 ) -> dict[str, Any]:
     """`Task.score` of the model's predictions, with the mean `loss` of a scored position.
 
@@ -54,14 +57,14 @@ def evaluate(
     have a 95 % interval over the draws (Student's t): how far the estimate is from the bound on these rows.
     `n_rows` were scored, of `n_problems` (`Task.problems`); `exact_low` and `exact_high` are the 95 % interval of
     `exact` over those problems, None where there is one only; where targets are real vectors, `mse_low` and `mse_high`
-    are that of `mse`. No figure depends on `batch_size`.
+    are that of `mse`. No figure depends on `batch_size`. With `compile`, answers that are generated token by token run
+    as one graph in batches of `batch_size` rows, where the model and the machine can compile.
 
     Raises:
         Stopped: `stop` said so between two batches.
     """
-    return scored(
-        objective, batch, answered(model, objective, batch, batch_size=batch_size, precision=precision, stop=stop)
-    )
+    how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "stop": stop, "compile": compile}
+    return scored(objective, batch, answered(model, objective, batch, **how))
 
 
 def scored(objective: Objective, batch: Batch, answers: Answers) -> dict[str, Any]:
@@ -98,6 +101,7 @@ def answered(
     batch_size: int,
     precision: str = "float32",
     stop: Callable[[], bool] = lambda: False,
+    compile: bool = False,
     group: Group = Group(),
 ) -> Answers:
     """What `evaluate` scores. The processes of a group answer a batch each in turn; all have all answers then.
@@ -109,7 +113,9 @@ def answered(
     if batch.streams is None:
         batch = batch._replace(streams=row_names(objective.encode(batch)))
     own, stopped = [], False
-    with evaluation_mode(model), group.together(model):
+    compiled = compile and objective.reads_back and why_not_compiled(model) is None
+    decoding = compiled_decoding(model, batch_size) if compiled else contextlib.nullcontext()
+    with evaluation_mode(model), group.together(model), decoding:
         for part in itertools.islice(split_rows(batch, batch_size), group.rank, None, group.size):
             if stopped := stop():
                 break
@@ -206,7 +212,7 @@ def evaluate_run(
     model, parts, config, precision, found = open_run(path, overrides, which, task=task)
     rows = held_out(parts.task, split, config.test_rows if split == "test" else config.eval_rows)
     size = config.eval_batch_size or config.batch_size
-    score = evaluate(model, parts.objective, rows, batch_size=size, precision=precision)
+    score = evaluate(model, parts.objective, rows, batch_size=size, precision=precision, compile=config.compile)
     return {"run": str(path), "checkpoint": str(found), "split": split, **score}
 
 

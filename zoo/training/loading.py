@@ -67,7 +67,7 @@ def load_from(path: str | Path, which: str = "best") -> tuple[Ends, Path]:
 EVALUATION_KEYS = (
     "task",
     "objective",
-    *(f"train.{k}" for k in ("eval_rows", "test_rows", "eval_batch_size", "device", "precision", "threads")),
+    *(f"train.{k}" for k in ("eval_rows", "test_rows", "eval_batch_size", "device", "precision", "threads", "compile")),
 )
 
 

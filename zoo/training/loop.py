@@ -245,6 +245,9 @@ class Trainer:
         """Learn one batch; returns all parts of its last update."""
         updates = self._updates(data, self.session.carry, self.session.generator)
         parts: list[Update] = []
+        if self.config.cuda_graphs:  # whose outputs of the step before are overwritten from here on
+            self.session.carry.update({name: x.clone() for name, x in self.session.carry.items()})
+            torch.compiler.cudagraph_mark_step_begin()
         while True:
             with machine.autocast(self.precision, self.device):  # over the forward pass only
                 update = self.stepping.next(updates)
@@ -484,7 +487,7 @@ class Trainer:
             with machine.autocast(self.precision, self.device):
                 return next(self._updates(data, carry, torch.Generator())).loss
 
-        self.at.compile_seconds += compile_layers(self.model, loss)
+        self.at.compile_seconds += compile_layers(self.model, loss, cuda_graphs=self.config.cuda_graphs)
         self.clock.rate(self.at.tokens)
 
 

@@ -63,11 +63,16 @@ class Scoring:
 
     def answers(self, model: Ends, rows: Batch) -> Answers:
         """A model's answers, those of all processes."""
-        # Evaluation runs uncompiled: its shapes differ, and each would be compiled anew.
+        # Whole passes run uncompiled: their shapes differ, and each would be compiled anew.
         eagerly = torch.compiler.set_stance("force_eager") if self.config.compile else contextlib.nullcontext()
         size = self.config.eval_batch_size or self.config.batch_size
         with eagerly, logged_forms() as forms:
-            how: dict[str, Any] = {"batch_size": size, "precision": self._precision, "stop": self._stop}
+            how: dict[str, Any] = {
+                "batch_size": size,
+                "precision": self._precision,
+                "stop": self._stop,
+                "compile": self.config.compile,
+            }
             answers = answered(model, self.objective, rows, **how, group=self._group)
         self.forms = {op: sorted(names) for op, names in sorted(forms.items())}
         return answers

@@ -87,7 +87,11 @@ class TrainConfig(Options, label="train"):
         expert_parallel: number of processes that share out the experts of every `moe`: tokens are sent to the process
             that holds their experts, and what these return is sent back. The number of all processes is a multiple of
             it, and it divides the number of experts. It may be changed in a run that goes on.
-        compile: compile the layers with torch.compile.
+        compile: compile the layers with torch.compile, as one graph, before the first step. Where evaluation generates
+            answers token by token (next_token), its steps run as one graph too.
+        cuda_graphs: replay the compiled layers as CUDA graphs (torch.compile's reduce-overhead), which saves the launch
+            of each kernel: for models so small that launches take most of a step. It needs `compile` and a GPU of
+            NVIDIA.
         threads: CPU threads, by default torch's choice.
         eval_every: steps between evaluations on validation.
         eval_rows: validation rows.
@@ -140,6 +144,7 @@ class TrainConfig(Options, label="train"):
     sequence_processes: int = Field(default=1, ge=1, le=2**20)
     expert_parallel: int = Field(default=1, ge=1, le=2**20)
     compile: bool = False
+    cuda_graphs: bool = False
     threads: int | None = Field(default=None, ge=1, le=1024)
     eval_every: int = Field(default=100, ge=1, le=NEVER)
     eval_rows: int = Field(default=512, ge=1)
@@ -172,6 +177,8 @@ class TrainConfig(Options, label="train"):
         for option in ("sequence_processes", "expert_parallel"):
             if self.compile and (n := getattr(self, option)) > 1:
                 raise UsageError(f"train.{option}={n}: train.compile is not allowed with it.")
+        if self.cuda_graphs and not self.compile:
+            raise UsageError("train.cuda_graphs=true replays what train.compile=true compiles: set both.")
         if self.parameters == "bfloat16":
             if self.precision == "float32":
                 told = "computes in bfloat16: leave out train.precision, or set train.parameters=float32"
