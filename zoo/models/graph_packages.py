@@ -75,13 +75,10 @@ def identity(model: nn.Module, sizes: str) -> str | None:
         hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
         if hooked or not kind.__module__.startswith(_OWN):
             return None
-        options = {k: _told(v) for k, v in vars(module).items() if k not in _PLAIN}
+        options = {k: _told(v) for k, v in vars(module).items() if not k.startswith("_")}  # others are kept results
         modules.append((name, kind.__module__, kind.__qualname__, options))
     parts = (torch.__version__, _code(), native.machine(), sizes, str(modules))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-
-
-_PLAIN = frozenset(vars(nn.Module())) - {"training"}  # what torch keeps of every module
 
 
 def _told(value: Any) -> str:
@@ -90,6 +87,8 @@ def _told(value: Any) -> str:
         return hashlib.sha256(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
     if isinstance(value, dict):
         return str({k: _told(v) for k, v in value.items()})
+    if isinstance(value, set | frozenset):
+        return str(sorted(_told(v) for v in value))
     if isinstance(value, list | tuple):
         return str([_told(v) for v in value])
     said = repr(value)
