@@ -172,6 +172,9 @@ class MAD(Benchmark):
     rows have no meaning and are left out. Test is read once for each training; where several learning rates were
     given, validation chooses.
 
+    The published training cannot be afforded here: `zoo bench mad --share 1` is all of it. So this page ranks no
+    layers. It shows the tasks, and what a small share of the training learned within seconds.
+
     Short of the published training only what was learned, 85 % at least, is shown as a score: a lower figure says how
     far the training came, not what the layer can do. An average is shown where every task has a score.
     """

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from zoo.benchmarks import page, studies
-from zoo.benchmarks.studies import recipes, state_tracking, time_to_solve
+from zoo.benchmarks.studies import needs, recipes, state_tracking, time_to_solve
 from zoo.benchmarks.studies.harness import Study
+from zoo.benchmarks.studies.sweep_study import SweepStudy
 from zoo.report import bench, records
 from zoo.report.benchmark import in_order
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 MODULES = [importlib.import_module(f"{studies.__name__}.{m.name}") for m in pkgutil.iter_modules(studies.__path__)]
-STUDIES: dict[str, Study] = {m.STUDY.name: m.STUDY for m in MODULES if hasattr(m, "STUDY")}
+STUDIES: dict[str, Study | SweepStudy] = {m.STUDY.name: m.STUDY for m in MODULES if hasattr(m, "STUDY")}
+SWEEPS = {name: study for name, study in STUDIES.items() if isinstance(study, SweepStudy)}
 BENCHMARKS = {cls.label(): cls for cls in in_order()}
 
 
@@ -35,6 +37,29 @@ def test_a_page_is_made_from_its_data(name):
     assert (RESULTS / f"{name}.md").read_text() == STUDIES[name].markdown(read(name))
 
 
+def test_the_table_of_needs_is_made_from_the_stores():
+    text = (RESULTS / "README.md").read_text()
+    assert needs.rewritten(text, RESULTS) == text
+    assert needs.NOT_YET in text  # a need without data says so
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_pictures_of_sweeps_are_those_of_their_page(name):
+    pictures = SWEEPS[name].pictures(read(name))
+    assert set(pictures) == {path.stem for path in RESULTS.glob(f"{name}-*.svg")}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_study_without_a_store_says_so(name, tmp_path):
+    (tmp_path / "docs").mkdir()
+    SWEEPS[name].write(tmp_path / "docs")
+    text = (tmp_path / "docs" / f"{name}.md").read_text()
+    assert "Not measured yet." in text
+    for each in SWEEPS[name].stores:
+        assert f"- `{each.name}`: not measured yet." in text
+        assert f"{each.command} --out docs/results/data/studies/{each.name}" in text
+
+
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_page_of_a_benchmark_is_made_from_its_records(name):
     found = records.read(RESULTS / "data" / f"{name}.jsonl")
@@ -49,9 +74,11 @@ def test_every_page_has_its_data_its_command_and_its_place_in_the_index():
     assert {path.stem for path in RESULTS.glob("*.md")} == {*made, "README"}
     shown = {name for path in RESULTS.glob("*.md") for name in re.findall(r"!\[.*\]\((.*)\)", path.read_text())}
     assert {path.name for path in RESULTS.glob("*.*") if path.suffix != ".md"} == shown
-    assert {path.stem for path in (RESULTS / "data").iterdir()} == made
+    stores = {each.name for name in made & SWEEPS.keys() for each in SWEEPS[name].stores}
+    assert {path.stem for path in (RESULTS / "data").iterdir()} == made - SWEEPS.keys() | {"studies"}
+    assert {path.name for path in (RESULTS / "data" / "studies").iterdir()} <= stores
     index = (RESULTS / "README.md").read_text()
-    assert set(re.findall(r"\]\((\S+?)\.md\)", index)) - {"../benchmarks"} == made
+    assert set(re.findall(r"\]\((\S+?)\.md\)", index)) - {"../benchmarks", "../statistics"} == made
     for name in STUDIES:
         assert f"zoo.benchmarks.studies.{name}" in index or name == "ops"
 
