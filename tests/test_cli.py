@@ -303,6 +303,8 @@ def test_doctor(zoo, monkeypatch):
     status, out, _ = zoo("doctor")
     assert status == 0
     assert {"python", "torch", "cpu", "device", "fla", "compiler"} <= {line.split()[0] for line in out.splitlines()}
+    assert "delta_rule chunked 32 to width 64, then 64" in out
+    assert "dplr with K V up to 16384" in out or "none without kernels" in out
     facts = json.loads(zoo("doctor", "--json")[1])
     assert facts["matmul_gflops"]["cpu float32"]["64"] > 0
     assert all(p["available"] or p["why"] for p in facts["packages"].values())

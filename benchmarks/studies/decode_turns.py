@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from zoo.benchmarks.studies.harness import Data, Study, facts, table
+from zoo.benchmarks.studies.harness import Data, Study, facts, load, quartiles, shown_load, table
 from zoo.core.errors import UsageError
 
 PATTERNS = ("4*(gated_deltanet swiglu)", "4*(mha swiglu)", "4*mamba2", "4*(rwkv7 rwkv_channel_mix)")
@@ -73,9 +73,9 @@ def compared(other: Path, own: Path, pattern: str, turns: int, tokens: int) -> D
     pairs = [(writers[0].milliseconds(), writers[1].milliseconds()) for _ in range(turns)]
     for writer in writers:
         writer.close()
-    ratios = statistics.quantiles([a / b for a, b in pairs], n=4, method="inclusive")
-    before, after = (statistics.median(times) for times in zip(*pairs, strict=True))
-    return {"other": before, "own": after, "ratio": ratios}
+    others, own_times = zip(*pairs, strict=True)
+    before, after = statistics.median(others), statistics.median(own_times)
+    return {"other": before, "own": after, "ratio": quartiles(others, own_times)}
 
 
 def markdown(data: Data) -> str:
@@ -93,8 +93,9 @@ def markdown(data: Data) -> str:
     lines = [
         "# A decoded token, before and now",
         "",
-        f"{at['cpu']}, 1 thread, torch {at['versions']['torch']}, float32, width {WIDTH}, one row, {data['tokens']} "
-        f"tokens after a prompt of {PROMPT}, which is part of all times. Nothing is compiled by torch.",
+        f"{at['cpu']}, 1 thread, torch {at['versions']['torch']}{shown_load(data['load'])}.",
+        f"float32, width {WIDTH}, one row, {data['tokens']} tokens after a prompt of {PROMPT}, which is part of all "
+        "times. Nothing is compiled by torch.",
         f"Milliseconds of processor time for a token, the median of {data['turns']} turns, at commit {data['commit']} "
         "and in this tree; and how many times as long the former takes, with quartiles.",
         "",
@@ -113,7 +114,7 @@ def measure(args: argparse.Namespace, old: Data) -> Iterator[Data]:
         raise UsageError(f"{args.other} is no checkout of this project: it should be the folder that holds zoo/.")
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=args.other, capture_output=True, text=True)
     report: Data = {"machine": facts(), "commit": found.stdout.strip() or args.other.name, "patterns": {}}
-    report |= {"turns": args.turns, "tokens": args.tokens}
+    report |= {"turns": args.turns, "tokens": args.tokens, "load": load()}
     if all(old.get(key) == report[key] for key in ("commit", "turns", "tokens")):
         report["patterns"] = old["patterns"]
     for pattern in args.patterns:

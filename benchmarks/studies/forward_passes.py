@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from zoo.benchmarks.decode import error
 from zoo.benchmarks.studies import peer_ggml, peer_onnxruntime
-from zoo.benchmarks.studies.harness import Data, Study, facts, table
+from zoo.benchmarks.studies.harness import Data, Study, facts, load, quartiles, shown_load, table
 from zoo.benchmarks.studies.measure import timings
 from zoo.ops import causal_conv1d, delta_rule, dplr, linear_attention, selective_scan
 
@@ -38,6 +37,8 @@ time over the peer's, median and quartiles of the turns; below 1 ours is faster.
 clock. The peers keep no states for a backward pass, and neither do ours here. onnxruntime is called as its users do,
 with memory for its outputs from its own pool; ours come from torch's allocator, after a larger tensor was freed, as in
 any process that has trained; ggml writes to the same memory every time. Sizes are B, T, H, K (K = V), or B, T, D.
+Where more processes are at work than there are cores, threads wait for each other: on two threads the quartiles are
+then wide, and the medians say little.
 """
 
 Run = Callable[[], Tensor]
@@ -123,7 +124,7 @@ def ratios(ours: Run, peers: dict[str, Run], clock: Callable[[], float], repeats
         "peers": {
             name: {
                 "seconds": statistics.median(seen[name]),
-                "ratio": statistics.quantiles([a / b for a, b in zip(seen["ours"], seen[name], strict=True)], n=4),
+                "ratio": quartiles(seen["ours"], seen[name]),
             }
             for name in peers
         },
@@ -139,7 +140,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 @torch.no_grad()
 def measure(args: argparse.Namespace, old: Data) -> Iterator[Data]:
     report: Data = {"machine": facts(), "rows": dict(old.get("rows", {}))}
-    report["load"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    report["load"] = load()
     for threads in args.threads:
         torch.set_num_threads(threads)
         clock = time.process_time if threads == 1 else time.perf_counter
@@ -175,8 +176,7 @@ def markdown(report: Data) -> str:
         rows += [[*cells, peer, "not installed", "", ""] for peer in row["missing"]]
     at = report["machine"]
     head = ["op", "size", "threads", "ms", "peer", "peer ms", "ratio", "quartiles"]
-    load = "" if report["load"] is None else f", {report['load']:.1f} processes at work when it began"
-    about = f"{at['cpu']}, {at['cpus']} cores, torch {at['versions']['torch']}{load}."
+    about = f"{at['cpu']}, {at['cpus']} cores, torch {at['versions']['torch']}{shown_load(report['load'])}."
     return "\n".join([HEADER, about, "", *table(head, rows)]) + "\n"
 
 

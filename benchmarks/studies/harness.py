@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import socket
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,22 @@ def facts() -> Data:
 def shown_machine(found: Data) -> str:
     """What `facts` says of a machine, in a few words."""
     return f"{found['cpu']}, {found['cpus']} cores, {found['system']}, torch {found['versions']['torch']}"
+
+
+def load() -> float | None:
+    """Processes at work on this machine over the last minute; None where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def shown_load(found: float | None) -> str:
+    """The same as the end of a sentence about a machine."""
+    return "" if found is None else f", {found:.1f} processes at work when it began"
+
+
+def quartiles(times: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Lower quartile, median and upper quartile of the ratios of times that were taken in turns."""
+    ratios = [a / b for a, b in zip(times, others, strict=True)]
+    return statistics.quantiles(ratios, n=4, method="inclusive")
 
 
 def free_port() -> int:

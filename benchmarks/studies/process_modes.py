@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from zoo.benchmarks.studies.harness import Data, Study, facts, free_port, shown_machine, table
+from zoo.benchmarks.studies.harness import Data, Study, facts, free_port, quartiles, shown_machine, table
 from zoo.models.create import model_config
 from zoo.objectives.base import Objective, create_objective
 from zoo.tasks import create_task
@@ -134,10 +134,7 @@ def measured(processes: int, rounds: int) -> Data:
     one = found["ways"][ONE]
     rows: Data = {}
     for name, way in found["ways"].items():
-        ratios = {
-            kind: statistics.quantiles([a / b for a, b in zip(way[kind], one[kind], strict=True)], n=4)
-            for kind in ("wall", "processor")
-        }
+        ratios = {kind: quartiles(way[kind], one[kind]) for kind in ("wall", "processor")}
         rows[name] = {"held": way["held"], **ratios}
     seconds = {kind: statistics.median(one[kind]) for kind in ("wall", "processor")}
     return {"parameters": found["parameters"], "seconds": seconds, "ways": rows}
@@ -151,8 +148,8 @@ def measure(arguments: argparse.Namespace, data: Data) -> Iterator[Data]:
 
 
 def markdown(data: Data) -> str:
-    def ratio(quartiles: list[float]) -> str:
-        low, middle, high = quartiles
+    def ratio(found: list[float]) -> str:
+        low, middle, high = found
         return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
     seconds = data["seconds"]

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.benchmarks.studies.harness import Data, Study, facts, free_port, shown_machine
+from zoo.benchmarks.studies.harness import Data, Study, facts, free_port, quartiles, shown_machine
 from zoo.models.create import create_backbone
 from zoo.training.muon import SharedMuon
 from zoo.training.optimizer import parameter_groups
@@ -41,11 +41,10 @@ def measured(processes: int, rounds: int, pattern: str, width: int) -> Data:
         arguments = processes, free_port(), rounds, pattern, width, out
         torch.multiprocessing.start_processes(worker, arguments, processes, start_method="spawn")
         times = torch.load(out)
-    ratios = {way: [a / b for a, b in zip(times[way], times["one"], strict=True)] for way in SEVERAL}
     return {
         "milliseconds": 1000 * statistics.median(times["one"]),
         "matrices": times["matrices"],
-        **{way: statistics.quantiles(each, n=4) for way, each in ratios.items()},
+        **{way: quartiles(times[way], times["one"]) for way in SEVERAL},
     }
 
 
@@ -112,8 +111,8 @@ def measure(arguments: argparse.Namespace, data: Data) -> Iterator[Data]:
 
 
 def markdown(data: Data) -> str:
-    def ratio(quartiles: list[float]) -> str:
-        low, middle, high = quartiles
+    def ratio(found: list[float]) -> str:
+        low, middle, high = found
         return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
     rows = []

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from zoo import ops
-from zoo.benchmarks.studies.harness import Data, Study, facts
+from zoo.benchmarks.studies.harness import Data, Study, facts, load, shown_load
 from zoo.ops import kernel as kernels
 from zoo.ops import native, single_step
 from zoo.ops.bridge import OPERATORS, Operator
@@ -137,7 +137,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace, old: Data) -> Iterator[Data]:
     torch.set_num_threads(1)
-    report: Data = {"machine": facts(), "operators": {}}
+    report: Data = {"machine": facts(), "load": load(), "operators": {}}
     for name in calls():
         report["operators"][name] = row = overhead(name, args.repeats)
         print(f"{name:18} {row['kernel']:6.1f} us, above {row['call'] - row['kernel']:5.1f} us")
@@ -149,7 +149,7 @@ def markdown(report: Data) -> str:
     at = report["machine"]
     lines = [
         HEADER,
-        f"{at['cpu']}, 1 thread, torch {at['versions']['torch']}.",
+        f"{at['cpu']}, 1 thread, torch {at['versions']['torch']}{shown_load(report['load'])}.",
         "",
         "| operator | kernel | call | above | dispatched |",
         "|---|---:|---:|---:|---:|",

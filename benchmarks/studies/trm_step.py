@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from zoo import tasks
-from zoo.benchmarks.studies.harness import Data, Study, facts, table
+from zoo.benchmarks.studies.harness import Data, Study, facts, quartiles, table
 from zoo.interop.trm import from_authors
 from zoo.models import create_model
 from zoo.models.recursive import RecursiveModel
@@ -255,8 +255,7 @@ def measured(repository: pathlib.Path | None, repeats: int) -> Data:
 
 def ratio(times: list[float], others: list[float]) -> list[float]:
     """The median of the ratios of neighbours, and the quartiles on its sides."""
-    ratios = [a / b for a, b in zip(times, others, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    low, middle, high = quartiles(times, others)
     return [middle, low, high]
 
 

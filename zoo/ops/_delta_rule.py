@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.ops import common
+from zoo.ops import common, sizes
 from zoo.ops.adapters import flash_linear_attention, flash_qla
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.cut import by_transition
@@ -22,7 +22,6 @@ from zoo.ops.derivatives import gradients_of, guarded, once
 from zoo.ops.single_step import STEPPING, heads_step
 from zoo.pieces import Pieces
 
-CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: the work between chunks grows with K, that inside with C
 FEW_STEPS = 8  # up to here the step form is the faster one
 LIBRARIES = {"fla": flash_linear_attention, "flash_qla": flash_qla}
 
@@ -76,8 +75,7 @@ def delta_rule(
         run = lambda v, state: delta_rule(q, k, v, beta, log_decay, state, **how)  # noqa: E731
         return by_transition(pieces, run, v, state, q.shape[-1])
     heads = common.prepare_heads("delta_rule", q, k, v, log_decay, state, lengths, resets, beta)
-    default = CHUNK if q.shape[-1] <= 64 else WIDE_CHUNK
-    chunk = common.chunk_length(chunk_size, default, v.shape[1])
+    chunk = common.chunk_length(chunk_size, sizes.chunk("delta_rule", "chunked", q.shape[-1]), v.shape[1])
     offers = {
         "fla": lambda: flash_linear_attention.why_not(v, q.shape[-1], chosen=backend == "fla"),
         "flash_qla": lambda: flash_qla.why_not(v, heads),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.ops import common
+from zoo.ops import common, sizes
 from zoo.ops._delta_rule import unit_lower_inverse
 from zoo.ops.adapters import flash_linear_attention
 from zoo.ops.common import LEGEND, Heads, blank, from_chunks, to_chunks, valid_steps
@@ -22,7 +22,6 @@ from zoo.ops.derivatives import gradients_of, guarded, once
 from zoo.ops.single_step import STEPPING, heads_step
 from zoo.pieces import Pieces
 
-CHUNK = 32
 FEW_STEPS = 8  # up to here the step form is the faster one
 SLICE = 2**16  # numbers of a tensor that are decayed at a time: what stays in the cache
 
@@ -80,7 +79,7 @@ def dplr(
     a, b = (_prepare(name, x, heads, lengths) for name, x in (("a", a), ("b", b)))
     if heads.resets is not None:  # nothing is read of a state that was just forgotten
         a = blank(a, heads.resets)
-    chunk = common.chunk_length(chunk_size, CHUNK, v.shape[1])
+    chunk = common.chunk_length(chunk_size, sizes.chunk("dplr", "chunked"), v.shape[1])
     offers = {
         "fla": lambda: flash_linear_attention.why_not(v, q.shape[-1], chosen=backend == "fla"),
         "compiled": lambda: KERNEL.why_not(heads.v),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.ops import common
+from zoo.ops import common, heads_pass, sizes
 from zoo.ops.adapters import flash_linear_attention, mamba_ssm
 from zoo.ops.bridge import Operator
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
@@ -24,7 +24,6 @@ from zoo.ops.single_step import STEPPING, heads_step
 from zoo.pieces import Pieces
 
 KERNEL = Kernel("linear_attention")
-CHUNK, WIDE_CHUNK = 32, 64  # for K up to 32, and above: the work between chunks grows with K, that inside with C
 FEW_STEPS, COMPILED_FEW_STEPS = 8, 1  # up to here the step form is faster than the chunked, the compiled one
 
 
@@ -73,8 +72,7 @@ def linear_attention(
         run = lambda v, state: linear_attention(q, k, v, log_decay, state, **how)  # noqa: E731
         return by_decay(pieces, run, q, v, log_decay, state, resets, scale)
     heads = common.prepare_heads("linear_attention", q, k, v, log_decay, state, lengths, resets)
-    default = CHUNK if q.shape[-1] <= 32 else WIDE_CHUNK
-    chunk = common.chunk_length(chunk_size, default, v.shape[1])
+    chunk = common.chunk_length(chunk_size, sizes.chunk("linear_attention", "chunked", q.shape[-1]), v.shape[1])
     refused = KERNEL.why_not(heads.v)
     few_steps = FEW_STEPS if refused else COMPILED_FEW_STEPS
     offers = {
@@ -240,6 +238,9 @@ def _compiled(heads: Heads, scale: float) -> tuple[Tensor, Tensor]:
 def _forward(call: Call, q, k, v, g, state, resets, scale, keep) -> tuple[Tensor | None, ...]:
     """o, the last state, and where `keep` every SEGMENT-th one before it, for the backward pass."""
     q, k, v = _rows(q), _rows(k), _rows(v)
+    if not keep and heads_pass.takes("linear_attention", q, v, g):
+        by_steps = heads_pass.KERNEL if call is KERNEL else call
+        return *heads_pass.heads_pass(by_steps, q, k, v, None, None, None, g, state, resets, scale), None
     B, H, K, V = state.shape
     o, last = v.new_empty(v.shape), torch.empty_like(state)
     saved = v.new_empty(B, H, (v.shape[1] - 1) // _segment(q, v), K, V) if keep else None
@@ -299,7 +300,9 @@ def _plain(q, k, v, g, state, resets, scale) -> tuple[Tensor, Tensor]:
     by_group = (q.shape[2], -1)
     v = v.unflatten(2, by_group)
     g = None if g is None else g.unflatten(2, by_group).reshape(*v.shape[:4], -1)
-    o, state = _chunked(Heads(q, k, v, g, None, state.unflatten(1, by_group), resets), scale, CHUNK)
+    o, state = _chunked(
+        Heads(q, k, v, g, None, state.unflatten(1, by_group), resets), scale, sizes.chunk("linear_attention", "chunked")
+    )
     return o.flatten(2, 3), state.flatten(1, 2)
 
 

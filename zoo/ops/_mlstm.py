@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.ops import common
+from zoo.ops import common, sizes
 from zoo.ops.adapters import mlstm_kernels
 from zoo.ops.bridge import Operator
 from zoo.ops.common import Heads, blank, from_chunks, to_chunks
@@ -22,7 +22,6 @@ from zoo.ops.kernel import Call, Kernel
 from zoo.ops.triton_kernel import TritonKernel
 from zoo.pieces import Pieces
 
-CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: the work between chunks grows with K, that inside with C
 KERNEL_CHUNK = 64  # of the compiled forms
 KERNEL = Kernel("mlstm", sizes={"C": KERNEL_CHUNK})
 TRITON = TritonKernel("mlstm", dtypes=(torch.float32, torch.bfloat16))
@@ -101,7 +100,7 @@ def mlstm(
     heads = common.prepare_heads("mlstm", q, k, v, None, C, lengths, resets)
     gates = _gates(heads, log_i, log_f, n, m, lengths)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    chunk = common.chunk_length(chunk_size, CHUNK if q.shape[-1] <= 64 else WIDE_CHUNK, v.shape[1])
+    chunk = common.chunk_length(chunk_size, sizes.chunk("mlstm", "chunked", q.shape[-1]), v.shape[1])
     given = q, k, v, log_i, log_f, C, n, m
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
     library = lambda: mlstm_kernels.why_not(v, heads, chosen=backend == "mlstm_kernels", learns=learns)  # noqa: E731
@@ -390,7 +389,8 @@ def _plain(q, k, v, log_i, log_f, C, n, m, resets, scale, eps) -> list[Tensor]:
     q, k, v = (x.to(C.dtype) for x in (q, k, v))
     v, log_i, log_f = (x.unflatten(2, by_group) for x in (v, log_i, log_f))
     C, n, m = (x.unflatten(1, by_group) for x in (C, n, m))
-    h, last = _chunked(Heads(q, k, v, None, None, C, resets), Gates(log_i, log_f, n, m), scale, eps, CHUNK)
+    chunk = sizes.chunk("mlstm", "chunked")
+    h, last = _chunked(Heads(q, k, v, None, None, C, resets), Gates(log_i, log_f, n, m), scale, eps, chunk)
     return [h.flatten(2, 3), *(x.flatten(1, 2) for x in last)]
 
 

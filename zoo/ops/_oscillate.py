@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo.core.errors import UsageError
-from zoo.ops import common
+from zoo.ops import common, sizes
 from zoo.ops.bridge import Operator
 from zoo.ops.common import blank, widest
 from zoo.ops.kernel import Call, Kernel, suffix
@@ -21,7 +21,7 @@ from zoo.ops.triton_kernel import TritonKernel
 
 DTYPES = (torch.float32, torch.float64)
 KERNEL, TRITON = Kernel("oscillate", dtypes=DTYPES), TritonKernel("oscillate", dtypes=DTYPES)
-CHUNK = 16
+CHUNK = sizes.chunk("oscillate", "chunked")
 FEW_STEPS = 2  # decoding
 LEGEND = (
     "b (B, T, ..., P); p, q, r (P) or (B, T, P); state (B, 2, ..., P); lengths (B,) whole numbers; resets (B, T) bool."

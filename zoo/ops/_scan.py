@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from zoo.core.errors import UsageError
-from zoo.ops import common
+from zoo.ops import common, sizes
 from zoo.ops.bridge import Operator
 from zoo.ops.common import blank, widest
 from zoo.ops.cut import by_factors
@@ -27,7 +27,6 @@ from zoo.pieces import Pieces
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 KERNEL, TRITON = Kernel("scan", dtypes=DTYPES), TritonKernel("scan", dtypes=DTYPES)
-CHUNK = 16
 FEW_STEPS = 2  # decoding
 Scan = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 LEGEND = "a (B, T, ...) or (...); b (B, T, ...); state (B, ...); lengths (B,) whole numbers; resets (B, T) bool."
@@ -73,7 +72,7 @@ def scan(
     if pieces is not None:
         how: Any = {"resets": resets, "chunk_size": chunk_size, "backend": backend}
         return by_factors(pieces, lambda b, state: scan(a, b, state, **how), b, state)
-    chunk = common.chunk_length(chunk_size, CHUNK, n_steps)
+    chunk = common.chunk_length(chunk_size, sizes.chunk("scan", "chunked"), n_steps)
     decay, inputs = a.to(dtype), b.to(dtype)
     form = common.choose_form("scan", backend, n_steps, FEW_STEPS, compiled_scan.offers(inputs))
 

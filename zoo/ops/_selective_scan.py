@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.core.errors import UsageError
-from zoo.ops import common
+from zoo.ops import common, sizes
 from zoo.ops._scan import adjoint_chunks, scan_chunks
 from zoo.ops.adapters import mamba_ssm
 from zoo.ops.bridge import Operator
@@ -25,7 +25,7 @@ from zoo.ops.kernel import Call, Kernel, suffix
 from zoo.ops.triton_kernel import TritonKernel
 from zoo.pieces import Pieces
 
-CHUNK, INNER_CHUNK = 32, 8
+CHUNK, INNER_CHUNK = sizes.chunk("selective_scan", "chunked"), 8
 KERNEL_CHUNK, KERNEL_GROUP = 32, 128  # those of the kernel: steps between kept states, channels that share a sum
 KERNEL = Kernel(
     "selective_scan", sizes={"CHUNK": KERNEL_CHUNK, "GROUP": KERNEL_GROUP}, dtypes=(torch.float32, torch.float64)

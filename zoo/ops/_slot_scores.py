@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.core.errors import UsageError
-from zoo.ops import common
+from zoo.ops import common, sizes
 from zoo.ops._linear_attention import KERNEL, chunk_totals, running_state
 from zoo.ops._linear_attention import _backward as _linear_attention_backward
 from zoo.ops._linear_attention import _forward as _linear_attention_forward
@@ -21,7 +21,6 @@ from zoo.ops.common import Heads, blank, from_chunks, to_chunks
 from zoo.ops.decay import decayed_sums
 from zoo.ops.kernel import Call
 
-CHUNK = 32
 FEW_STEPS, COMPILED_FEW_STEPS = 8, 1  # up to here the step form is faster than the chunked, the compiled one
 LEGEND = (
     "q, k (B, T, H, K); slots, log_decay (B, T, H, M); state (B, H, M, K); lengths (B,) whole numbers; "
@@ -82,7 +81,7 @@ def slot_scores(
     elif form == "reference":
         o, last = _reference(q, heads, scale)
     else:
-        o, last = _chunked(q, heads, scale, common.chunk_length(chunk_size, CHUNK, T))
+        o, last = _chunked(q, heads, scale, common.chunk_length(chunk_size, sizes.chunk("slot_scores", "chunked"), T))
     return o.to(out_dtype), last
 
 
@@ -131,7 +130,7 @@ def _backward(call: Call, q, k, slots, g, state, resets, scale, d_o, d_last) -> 
 def _plain(q, k, slots, g, state, resets, scale) -> tuple[Tensor, Tensor]:
     """The operator `zoo::slot_scores` in plain PyTorch."""
     heads = Heads(slots, slots, k.unsqueeze(3), g.unsqueeze(3), None, state.unsqueeze(2), resets)
-    return _chunked(q, heads, scale, CHUNK)
+    return _chunked(q, heads, scale, sizes.chunk("slot_scores", "chunked"))
 
 
 compiled_slot_scores = Operator(

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.ops import heads_pass, sizes
 from zoo.ops.bridge import Operator
 from zoo.ops.common import Heads, blank
 from zoo.ops.kernel import Call, Kernel
 
-CHUNK, WIDE_CHUNK = 32, 64  # for K up to 64, and above: steps from one state kept for the backward pass to the next
 CACHE = 1 << 18  # bytes that the states of one task of the forward pass may take
 LANES = 16  # what the sizes of kept states are multiples of
 
@@ -28,7 +28,8 @@ def compiled_delta(
 ) -> tuple[Tensor, Tensor]:
     """o (B, T, G, R, V) and S_T (B, G, R, K, V): of DPLR where a, b (B, T, G, R, K) are given, else of the delta rule.
 
-    All of a chunk stays in the cache, and only one state a chunk is kept for the gradients.
+    All of a chunk stays in the cache, and only one state a chunk is kept for the gradients. Without gradients small
+    states go through the sequence a few steps at a time (`heads_pass`).
     """
     q, k, v, g, beta, state, resets = heads
     if a is not None:  # the kernel has DPLR with one decay a channel
@@ -42,11 +43,14 @@ def compiled_delta(
 
 def _forward(call: Call, q, k, v, beta, a, b, g, state, resets, scale, keep) -> tuple[Tensor | None, ...]:
     """o, S_T and, where they are to be kept, the states before each chunk. Heads lie side by side, as in the ops."""
+    if not keep and heads_pass.takes("delta_rule" if a is None else "dplr", q, v, g):
+        by_steps = heads_pass.KERNEL if call is KERNEL else call
+        return *heads_pass.heads_pass(by_steps, q, k, v, beta, a, b, g, state, resets, scale), None
     (B, T, H, V), (G, K), chunk = v.shape, q.shape[2:], _chunk(q)
     o, last = torch.empty_like(v), torch.empty_like(state)
     kept = v.new_empty(B, H, -(-T // chunk), _padded(K), _padded(V)) if keep else None
     reads = (q, k, v, beta, a, b, g, state, resets)
-    numbers = (B, T, G, H, K, V, chunk, _spans(B, H, 4 * K * V), _per_channel(g), scale)
+    numbers = (B, T, G, H, K, V, chunk, heads_pass.spans_of(B, H, 4 * K * V, CACHE), _per_channel(g), scale)
     call("delta_forward", reads, (o, last, kept), *numbers)
     return o, last, kept
 
@@ -98,14 +102,8 @@ def _parts(groups: int, heads: int) -> int:
     return next(n for n in range(1, heads + 1) if heads % n == 0 and (n >= wanted or n == heads))
 
 
-def _spans(rows: int, heads: int, state: int) -> int:
-    """Tasks of the forward pass that the heads of a row are cut into: few, so that what lies side by side is read at a
-    time, but enough for all threads, and their states, of `state` bytes, small enough for the cache."""
-    return min(heads, max(-(-torch.get_num_threads() // rows), -(-heads * state // CACHE)))
-
-
 def _chunk(q: Tensor) -> int:
-    return CHUNK if q.shape[3] <= 64 else WIDE_CHUNK
+    return sizes.chunk("delta_rule", "compiled", q.shape[3])
 
 
 def _padded(width: int) -> int:

@@ -15,7 +15,7 @@ import torch
 
 from zoo.core.errors import UsageWarning
 from zoo.core.imports import discover
-from zoo.ops import native
+from zoo.ops import native, sizes
 from zoo.tasks.code_trace import sandbox
 from zoo.training import machine
 
@@ -54,6 +54,7 @@ def examine() -> dict[str, Any]:
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "compiler": native.compiler() or shutil.which("cl"),
         "kernels": kernels(),
+        "sizes": chosen_sizes(),
         "traced_files": traced_files(),
         "peak_memory": {"why": machine.no_peak_memory(device)},
         "packages": {name: {"for": what, **package(name)} for name, what in PACKAGES.items()},
@@ -74,6 +75,15 @@ def kernels() -> dict[str, Any]:
         discover("zoo.ops")  # whose modules declare the sizes of kernels on which they rely
         seconds, refused = native.build_all()
     return {"available": True, "folder": str(native.folder()), "seconds": seconds, "refused": refused}
+
+
+def chosen_sizes() -> dict[str, Any]:
+    """By what sizes ops choose: those of `zoo.ops.sizes`, the same on every machine, and the threads of this one."""
+    return {
+        "chunks": [row._asdict() for row in sizes.CHUNKS],
+        "passes": {"steps": [sizes.FEWEST, sizes.MOST], "ops": [row._asdict() for row in sizes.PASSES]},
+        "threads": torch.get_num_threads(),
+    }
 
 
 def traced_files() -> dict[str, Any]:
@@ -119,6 +129,7 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("precision", f"{facts['precision']} under train.precision=auto"),
         ("compiler", facts["compiler"] or "none found: train.compile=true needs one (install gcc)"),
         ("kernels", _kernels(facts["kernels"])),
+        *_sizes(facts["sizes"], facts["kernels"]["available"]),
         ("traced files", _traced_files(facts["traced_files"])),
         ("peak memory", facts["peak_memory"]["why"] or "measured"),
     ]
@@ -129,6 +140,26 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             (name, f"{p['version']}: {p['for']}" if p["available"] else f"not available ({p['why']}): {p['for']}")
         )
     return found
+
+
+def _sizes(found: dict[str, Any], kernels: bool) -> list[tuple[str, str]]:
+    by_op: dict[str, list[str]] = {}
+    for row in found["chunks"]:
+        width = "" if row["widest"] is None else f" to width {row['widest']}"
+        by_op.setdefault(f"{row['op']} {row['form']}", []).append(f"{row['steps']}{width}")
+    chunks = "; ".join(f"{name} {', then '.join(steps)}" for name, steps in by_op.items())
+    low, high = found["passes"]["steps"]
+    ops = "; ".join(
+        f"{row['op']}{' (a decay a channel)' if row['decays'] == 'channel' else ''} with K V up to {row['largest']}, "
+        f"{row['measured'][0]:.2f} to {row['measured'][1]:.2f} of the time"
+        for row in found["passes"]["ops"]
+    )
+    passes = f"without gradients, of {low} to {high} steps on a CPU: {ops}" if kernels else "none without kernels"
+    return [
+        ("steps a chunk", f"{chunks} (by size alone, the same on every machine)"),
+        ("small heads", passes),
+        ("threads of ops", f"{found['threads']}, fewer where there are fewer heads or rows, one for little work"),
+    ]
 
 
 def _traced_files(found: dict[str, Any]) -> str:

@@ -63,6 +63,25 @@ inline void store_block(const float* block, float* x, int64_t stride, int64_t n,
     }
 }
 
+// Blocks (heads, steps, padded(width)) of x, whose n rows (heads, width) are `stride` apart; zeros beyond n. In the order
+// of memory: head by head, a block's rows would come from as many pages, and each would be waited for.
+inline void load_rows(const float* x, int64_t stride, int64_t n, int64_t heads, int64_t width, int64_t steps,
+                      float* blocks, float factor = 1.0f) {
+    const int64_t wide = padded(width);
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t h = 0; h < heads; ++h)
+            load_block(blocks + (h * steps + i) * wide, 1, x + i * stride + h * width, 0, 1, width, factor);
+    for (int64_t h = 0; n < steps && h < heads; ++h)
+        std::fill(blocks + (h * steps + n) * wide, blocks + (h + 1) * steps * wide, 0.0f);
+}
+inline void store_rows(const float* blocks, int64_t steps, float* x, int64_t stride, int64_t n, int64_t heads,
+                       int64_t width) {
+    const int64_t wide = padded(width);
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t h = 0; h < heads; ++h)
+            store_block(blocks + (h * steps + i) * wide, x + i * stride + h * width, 0, 1, width);
+}
+
 // out (16) = sums of the rows of x (16, 16).
 inline void row_sums(const float* x, float* out) {
     float turned[BLOCK_LANES * BLOCK_LANES];
