@@ -136,7 +136,7 @@ def values(case: OpCase, leaves: dict[str, Tensor], device: str, dtype: torch.dt
         UsageError: a form that the op has not, or that cannot run here.
     """
     wide = torch.promote_types(dtype, torch.float32)
-    given = {n: x.to(device, wide if n in STATES else dtype).requires_grad_() for n, x in leaves.items()}
+    given = {n: x.detach().to(device, wide if n in STATES else dtype).requires_grad_() for n, x in leaves.items()}
     outputs = [torch.view_as_real(x) if x.is_complex() else x for x in tree_leaves(case.call(**given, backend=backend))]
     weight = noise(*outputs[0].shape, device=device).to(outputs[0])
     gradients = torch.autograd.grad(outputs[0], list(given.values()), weight, allow_unused=True)
