@@ -36,7 +36,8 @@ RULES = """
 The learning rate is the best of three on validation, at a seed of its own. A seed has learned if its accuracy
 is {learned} or more. Training ends at 99 % of the validation answers, or after 800 steps of 64 rows: what a
 model had not learned then, it may learn from more rows. The published comparison (Arora et al., Zoology)
-trains on 180,000 rows, 32 times over. Where several patterns solve the task, it does not rank them.
+trains on 180,000 rows, 32 times over. Where several patterns solve the task, it does not rank them. The plot
+leaves out patterns of which no seed learned.
 """
 
 
@@ -99,7 +100,7 @@ def pictures(read: Read) -> dict[str, str]:
         rows, series = [], []
         for i, group in enumerate(comparison.groups):
             state = group.middle("state_bytes")
-            if group.estimate is None or not state:
+            if group.estimate is None or group.learning.none or not state:
                 continue
             rows.append(Row(f"g-{i}", short(group.label), i))
             mean, interval = group.estimate.mean, group.estimate.interval
