@@ -93,8 +93,8 @@ def markdown(data: Data) -> str:
     lines = [
         "# A decoded token, before and now",
         "",
-        f"{at['cpu']}, 1 thread, torch {at['versions']['torch']}{shown_load(data['load'])}.",
-        f"float32, width {WIDTH}, one row, {data['tokens']} tokens after a prompt of {PROMPT}, which is part of all "
+        f"{at['cpu']}, 1 thread, torch {at['versions']['torch']}{shown_load(data.get('load'))}.",
+        f"In float32, width {WIDTH}, one row, {data['tokens']} tokens after a prompt of {PROMPT}, which is part of all "
         "times. Nothing is compiled by torch.",
         f"Milliseconds of processor time for a token, the median of {data['turns']} turns, at commit {data['commit']} "
         "and in this tree; and how many times as long the former takes, with quartiles.",

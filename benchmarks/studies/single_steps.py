@@ -149,7 +149,7 @@ def markdown(report: Data) -> str:
     at = report["machine"]
     lines = [
         HEADER,
-        f"{at['cpu']}, 1 thread, torch {at['versions']['torch']}{shown_load(report['load'])}.",
+        f"{at['cpu']}, 1 thread, torch {at['versions']['torch']}{shown_load(report.get('load'))}.",
         "",
         "| operator | kernel | call | above | dispatched |",
         "|---|---:|---:|---:|---:|",

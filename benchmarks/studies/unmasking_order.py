@@ -3,8 +3,8 @@
     python -m zoo.benchmarks.studies.unmasking_order [--size 4] [--steps 150] [--run FOLDER] [--rows 2000]
         [--passes 0 4] [--bounds 0.1] [--learned 240]
 
-Trains a small model on Sudoku of 4x4, 6x6 or 9x9 (or takes a finished run of any task that masked_diffusion teaches), and
-answers the same unseen puzzles in each order: cell by cell, and in fewer passes, several cells at once. With
+Trains a small model on Sudoku of 4x4, 6x6 or 9x9 (or takes a finished run of any task that masked_diffusion teaches),
+and answers the same unseen puzzles in each order: cell by cell, and in fewer passes, several cells at once. With
 `--learned`, a policy of the order is trained on the frozen model, and its order is measured too. Kim et al. 2025
 (arXiv 2502.06768, table 2) have the same model of 6 M parameters solve 6.9 % of their 9x9 puzzles in random order,
 18.5 % surest cell first, and 89.5 % widest margin first.
