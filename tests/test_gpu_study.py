@@ -268,7 +268,7 @@ def test_missing_packages_are_named_at_once(tmp_path):
 
 
 def test_make_gpu_takes_the_python_of_the_machine():
-    command = ["make", "-n", "gpu", "GPU_PYTHON=/usr/bin/python9", "GPU=--parts sudoku"]
+    command = ["make", "--no-print-directory", "-n", "gpu", "GPU_PYTHON=/usr/bin/python9", "GPU=--parts sudoku"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert told.strip().endswith("/usr/bin/python9 -m zoo.benchmarks.studies.gpu --parts sudoku")
     assert ".venv" not in told.replace(str(ROOT), "")

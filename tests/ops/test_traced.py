@@ -52,6 +52,13 @@ def thinking() -> tuple[Callable[..., object], list[Tensor]]:
 
 
 HEADS = (1, N, 2, 4)
+
+
+def without_gradients(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """A function of its own: torch compiles what it calls directly at most eight times."""
+    return zoo.ops.delta_rule(*inputs)
+
+
 CALLS: dict[str, Callable[[], tuple[Callable[..., object], list[Tensor]]]] = {
     "causal_conv1d": lambda: (zoo.ops.causal_conv1d, floats((1, N, 32), (32, 3))),
     "cfc": lambda: mixed("cfc"),
@@ -64,6 +71,7 @@ CALLS: dict[str, Callable[[], tuple[Callable[..., object], list[Tensor]]]] = {
         floats((N, 24), (40, 24), (40, 24), (24, 40)),
     ),
     "gated_mlp, in a recursive model": thinking,
+    "heads_pass": lambda: (without_gradients, [x.detach() for x in floats(HEADS, HEADS, HEADS, HEADS[:3])]),
     "index_scores": lambda: mixed("dsa(top_k=2)", backward=False),
     "latent_attention": lambda: mixed("mla", backward=False),
     "linear_attention": lambda: (zoo.ops.linear_attention, floats(HEADS, HEADS, HEADS)),
