@@ -18,7 +18,7 @@ from zoo.report import gather
 from zoo.report.trials import board, charts, compare, from_runs, from_sweep, together, words
 from zoo.report.trials.charts import over_seeds
 from zoo.report.trials.groups import row_values
-from zoo.report.trials.source import RowFigures, Trials
+from zoo.report.trials.source import RowFigures, Trials, varying
 from zoo.statistics import Scores, binomial_interval, difference, estimate, holm, t_interval
 from zoo.statistics.scores import Rows
 
@@ -490,3 +490,13 @@ def test_the_plots_of_an_error_do_not_go_below_0_and_name_no_front(trials):
     assert "Pareto" not in str(drawn.get("t-cost", ""))
     shares = compare(trials, ["words.mixer"], best=["train.lr"])
     assert any("Pareto" in str(chart) for chart in charts.charts(shares, charts.rows_of(shares, "t")))
+
+
+def test_a_trial_of_an_earlier_version_has_the_defaults_of_options_that_came_later():
+    earlier = {"config.objective.name": "next_token", "config.task.name": "mqar", "config.task.n_pairs": 4}
+    later = earlier | {"config.train.cuda_graphs": False, "config.task.n_passes": 1, "config.model.causal": True}
+    assert varying([earlier, later]) == []
+    assert varying([earlier, later | {"config.train.cuda_graphs": True}]) == ["train.cuda_graphs"]
+    assert varying([earlier, later | {"config.task.n_passes": 2}]) == ["task.n_passes"]
+    given = {"config.train.threads": 1}  # where nothing is given, this may have been given
+    assert varying([earlier, earlier | given]) == varying([earlier | {"config.train.threads": None}, earlier | given])
