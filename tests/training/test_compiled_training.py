@@ -39,7 +39,7 @@ OBJECTIVES: dict[str, tuple[Any, dict[str, Any], int]] = {  # of each a task, a 
     "block_diffusion": (SUDOKU, MHA, 3),  # the prompt, a finished block and the noisy ones
     "deep_supervision": (SUDOKU, {**TRM, "causal": False}, 2),  # with and without gradients
     "regression": ({"name": "oscillators", "n_steps": 12}, MHA, 1),
-    "classification": ({"name": "event_xor"}, MHA, 1),
+    "classification": ({"name": "digits"}, MHA, 1),
 }
 
 
