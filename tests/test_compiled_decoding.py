@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from typer.testing import CliRunner
 
 import zoo
@@ -137,7 +137,8 @@ def test_a_step_of_every_word_is_traced_without_its_weights(word):
     model, other = model_of(pattern), model_of(pattern, seed=1)
     tokens = torch.tensor([3, 5])
     with torch.no_grad():
-        state = laid_out(other.features(torch.randint(0, 40, (2, 7)), other.init_state(2, capacity=16))[1])
+        _, state = other.features(torch.randint(0, 40, (2, 7)), other.init_state(2, capacity=16))
+        state = tree_map(laid_out, state)
         leaves, form = tree_flatten(state)
         names = tuple(compiled_step_module._weights(model))
         inputs = [tokens, *leaves, *compiled_step_module._weights(model).values()]

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from zoo.core.errors import UsageError
 from zoo.models.graph_packages import Run, build, identity
@@ -39,7 +39,7 @@ def compiled_step(model: Any, tokens: Tensor, state: State) -> Step:
         UsageError: a model, or a machine, that cannot compile.
     """
     refuse_uncompilable(model)
-    leaves, form = tree_flatten(laid_out(state))
+    leaves, form = tree_flatten(state)
     names, weights = zip(*_weights(model).items(), strict=True)
     attached = _attached(model)
     if model not in _made or _made[model][0] != attached:
@@ -57,13 +57,10 @@ def compiled_step(model: Any, tokens: Tensor, state: State) -> Step:
     run = graphs[which]
 
     def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        logits, *after = run([tokens, *tree_flatten(state)[0], *weights])
+        logits, *after = run([tokens, *map(laid_out, tree_leaves(state)), *weights])
         return logits, tree_unflatten(after, form)
 
-    def first(tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        return step(tokens, laid_out(state))
-
-    return first
+    return step
 
 
 class _Traced(nn.Module):
@@ -105,7 +102,7 @@ def compiled_decoding(model: Any, rows: int) -> Iterator[None]:
     def step(tokens: Tensor, state: State, context: Any = None) -> tuple[Tensor, State]:
         if len(tokens) != rows or context is not None:
             return plain(tokens, state, context)
-        capacity = str([x.shape for x in tree_flatten(state)[0]])
+        capacity = tuple(x.shape for x in tree_leaves(state))
         if capacity not in steps:
             steps[capacity] = compiled_step(model, tokens, state)
         return steps[capacity](tokens, state)
@@ -117,12 +114,8 @@ def compiled_decoding(model: Any, rows: int) -> Iterator[None]:
         del model.__dict__["step"]
 
 
-def laid_out(state: State) -> State:
-    """A state as a compiled step takes and gives it: each tensor laid out as a fresh one, copied only if it is not."""
-    return tree_map(_dense, state)
-
-
-def _dense(x: Tensor) -> Tensor:
+def laid_out(x: Tensor) -> Tensor:
+    """A tensor of a state as a graph takes it: laid out as a fresh one, copied only if it is not."""
     strides, step = [], 1
     for size in reversed(x.shape):
         strides.append(step)
