@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from zoo.ops import native
@@ -42,14 +41,14 @@ def build(traced: nn.Module, inputs: list[Tensor], name: str | None, device: tor
             _compile(traced, inputs, path)
             return _load(path, device)
     path = folder / f"{name}.pt2"
-    if not native.is_whole(path):
-        with FileLock(path.with_suffix(".lock")):
-            if not native.is_whole(path):  # another process was faster
-                with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                    made = pathlib.Path(scratch, path.name)
-                    _compile(traced, inputs, made)
-                    made.replace(path)
-                native.seal(path)
+
+    def make() -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = pathlib.Path(scratch, path.name)
+            _compile(traced, inputs, made)
+            made.replace(path)
+
+    native.keep(path, make)
     return _load(path, device)
 
 

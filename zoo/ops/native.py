@@ -31,6 +31,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from filelock import FileLock
@@ -182,19 +183,17 @@ def _library(source: pathlib.Path) -> Library:
         parts = [_version(*command), *command[1:], *FLAGS, *OPTIONAL, _cpu(), *texts]
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
         path, functions = folder() / f"{source.stem}-{digest}.so", exported(texts[0])
-        if is_whole(path):
-            return Library(path, functions)
-        with FileLock(path.with_suffix(".lock")):
-            if is_whole(path):  # another process was faster
-                return Library(path, functions)
+
+        def make() -> None:
             _build(command, source, path)
             try:
-                library = Library(path, functions)
+                Library(path, functions)
             except OSError:
                 path.unlink(missing_ok=True)
                 raise
-            seal(path)
-            return library
+
+        keep(path, make)
+        return Library(path, functions)
     except (OSError, NotImplementedError) as error:  # the latter where a file system knows no locks
         told = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise Unavailable(f"{told}: {getattr(error, 'filename', None) or source.stem}") from error
@@ -218,8 +217,23 @@ def exported(text: str) -> list[str]:
     return found
 
 
+def keep(path: pathlib.Path, make: Callable[[], None]) -> None:
+    """Have a file of native code at a path: as it was sealed earlier, or made now, once for all processes.
+
+    Args:
+        path: in a folder that nobody else can write to.
+        make: puts the file there, whole or not at all.
+    """
+    if is_whole(path):
+        return
+    with FileLock(path.with_suffix(".lock")):
+        if not is_whole(path):  # else another process was faster
+            make()
+            _seal(path)
+
+
 def is_whole(path: pathlib.Path) -> bool:
-    """Whether a library is the one that was built: a file of its own, of the size and digest kept beside it."""
+    """Whether a file is the one that was made: a file of its own, of the size and digest kept beside it."""
     try:
         if not all(stat.S_ISREG(os.lstat(file).st_mode) for file in (path, _seal_of(path))):
             return False
@@ -237,8 +251,8 @@ def _sum(path: pathlib.Path) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def seal(path: pathlib.Path) -> None:
-    """Keep a library's size and digest beside it, once both are on the disk."""
+def _seal(path: pathlib.Path) -> None:
+    """Keep a file's size and digest beside it, once both are on the disk."""
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         written = pathlib.Path(scratch, "seal")
         written.write_text(json.dumps(_sum(path)))
