@@ -505,6 +505,11 @@ def test_the_command_ends_with_0_or_1(registered, capsys):
     status, lines = ended("toy", "--law", "9", "--law", "purity")
     assert status == 0
     assert [line[:12].split() for line in lines[1:3]] == [["5", "purity"], ["9", "packing"]]
+    told = "1 of 2 laws were checked of the first of 2 law cases only; --all checks every case in every precision."
+    assert lines[3] == f"toy: every law holds. {told}"
+    assert ended("toy", "--law", "purity", "--all")[1][-1] == "toy: every law holds."
+    assert ended("toy", "--law", "9")[1][-1] == "toy: every law holds."
+    assert ended("toy(flaw='none')", "--law", "purity")[1][-1] == "toy(flaw='none'): every law holds."
     status, lines = ended("toy(flaw='ignores resets')", "--law", "9")
     assert status == 1
     assert (

@@ -14,11 +14,19 @@ from zoo.laws.judge import Finding, binding, plan
 
 
 class Verdict(NamedTuple):
-    """What came of a law for all cases of a word."""
+    """What came of a law for the cases of a word.
+
+    Attributes:
+        word: as given.
+        law: the law.
+        findings: of each check.
+        unchecked: how many cases of the word are checked for this law only where all is.
+    """
 
     word: str
     law: Law
     findings: list[Finding]
+    unchecked: int = 0
 
     @property
     def broken(self) -> list[Finding]:
@@ -65,6 +73,7 @@ class Verdict(NamedTuple):
             "law": self.law.name,
             "holds": not self.broken,
             "checks": len(self.checked),
+            "unchecked_cases": self.unchecked,
             "broken": [str(finding) for finding in self.broken],
             "notes": sorted({finding.note for finding in self.findings if finding.note}),
             "seconds": round(self.seconds, 3),
@@ -93,17 +102,26 @@ def verdicts(
 def _verdicts(word: str, cases: list[Case], laws: list[Law], *, thorough: bool) -> Iterator[Verdict]:
     """The verdicts on one word; that on the contract comes first, alone where it is broken."""
     first = LAWS[contract.__name__]
-    form = Verdict(word, first, [check.find() for check in plan(first, cases, thorough=thorough)])
+    form = _verdict(word, cases, first, thorough=thorough)
     if first in laws or form.broken:
         yield form
     if not form.broken:
         for law in laws:
             if law is not first:
-                yield Verdict(word, law, [check.find() for check in plan(law, cases, thorough=thorough)])
+                yield _verdict(word, cases, law, thorough=thorough)
+
+
+def _verdict(word: str, cases: list[Case], law: Law, *, thorough: bool) -> Verdict:
+    checks = plan(law, cases, thorough=thorough)
+    unchecked = 0 if law.cases == "alone" else sum(case not in [check.case for check in checks] for case in cases)
+    return Verdict(word, law, [check.find() for check in checks], unchecked)
 
 
 def lines(found: Iterator[Verdict], *, times: bool = False) -> Iterator[tuple[str, bool]]:
-    """A line for every law below one for its word, a last one for each word, and whether the law holds."""
+    """A line for every law below one for its word, a last one for each word, and whether the law holds.
+
+    The last line tells of cases that some laws were not checked of.
+    """
     for word, group in itertools.groupby(found, key=lambda verdict: verdict.word):
         yield word, True
         said: list[Verdict] = []
@@ -117,5 +135,8 @@ def lines(found: Iterator[Verdict], *, times: bool = False) -> Iterator[tuple[st
         told = f"{len(broken)} of {len(said)} laws are broken: {', '.join(broken)}" if broken else "every law holds"
         if broken == [contract.__name__]:
             told = "the contract is broken, and no other law was checked"
-        seconds = f", in {sum(verdict.seconds for verdict in said):.1f} processor seconds" if times else ""
-        yield f"{word}: {told}{seconds}.", True
+        more = f", in {sum(verdict.seconds for verdict in said):.1f} processor seconds" if times else ""
+        if partly := [verdict.unchecked for verdict in said if verdict.unchecked]:
+            cases = f"the first of {max(partly) + 1} law cases only; --all checks every case in every precision"
+            more += f". {len(partly)} of {len(said)} laws were checked of {cases}"
+        yield f"{word}: {told}{more}.", True
