@@ -9,11 +9,21 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.core.errors import UsageError
 from zoo.core.options import Options
-from zoo.objectives.base import Encoded, Frame, Objective, answered, answered_length, at_least_float32
+from zoo.objectives.base import (
+    Encoded,
+    Frame,
+    Objective,
+    Update,
+    answered,
+    answered_length,
+    at_least_float32,
+    row_parts,
+    with_losses,
+)
 from zoo.objectives.draws import RowDraws
 from zoo.ops.common import widest
 from zoo.pieces import Pieces
@@ -135,6 +145,39 @@ class Diffusion(Objective):
     def training_flops(self, model: Any, *, recompute: bool = False) -> int:
         first = model.flops_per_token(self.length) if self.config.self_conditioning else 0
         return super().training_flops(model, recompute=recompute) + first
+
+    def _learned(
+        self,
+        model: nn.Module,
+        data: Encoded,
+        noisy: Noisy,
+        generator: torch.Generator,
+        parts: int,
+        rows: slice | None,
+        pieces: Pieces | None,
+        before: int = 0,
+    ) -> Iterator[Update]:
+        """The updates of a batch with this noise; the arguments are those of `updates`.
+
+        Args:
+            before: steps that the model reads before a row.
+        """
+        informed = self._informed(data, generator)
+        if pieces is not None:
+            pieces = pieces.of_length(data.tokens.shape[1] + before)
+            noisy = noisy.cells_in(pieces.steps, before)
+        for here in (cut := row_parts(len(data.tokens), parts, rows)):
+            part, share = noisy.of(here), (here.stop - here.start) / len(data.tokens)
+            share *= 1.0 if pieces is None else pieces.share
+            timespans = None if data.timespans is None else data.timespans[here]
+            rows_informed = None if informed is None else informed[here]
+            logits, context = self._noisy_logits(model, part, timespans, pieces, rows_informed)
+            loss = with_losses(self._loss(logits, part), context, share)
+            yield Update(loss, logits, part.targets, part.rows, context.metrics, share, here is cut[-1])
+
+    @abstractmethod
+    def _loss(self, logits: Tensor, noisy: Noisy) -> Tensor:
+        """What noisy cells, of the logits (m, vocab of the task), add to the loss of the whole batch."""
 
     @abstractmethod
     def _logits(

@@ -14,17 +14,7 @@ from zoo.core.errors import UsageError
 from zoo.core.needs import Need, Needs
 from zoo.models.config import ModelConfig
 from zoo.models.modes import evaluation_mode
-from zoo.objectives.base import (
-    Carry,
-    Encoded,
-    Frame,
-    Update,
-    at_least_float32,
-    last_of,
-    register,
-    row_parts,
-    with_losses,
-)
+from zoo.objectives.base import Carry, Encoded, Frame, Update, at_least_float32, last_of, register
 from zoo.objectives.diffusion import (
     Conditioning,
     Diffusion,
@@ -146,18 +136,7 @@ class MaskedDiffusion(Diffusion):
             prompt = torch.ones_like(data.tokens, dtype=torch.bool)
             prompt.view(-1)[data.positions] = False
             noisy = noisy._replace(tokens=noisy.tokens.masked_fill(prompt & dropped[:, None], self.mask_token))
-        informed = self._informed(data, generator)
-        if pieces is not None:
-            pieces = pieces.of_length(data.tokens.shape[1])
-            noisy = noisy.cells_in(pieces.steps)
-        for here in (cut := row_parts(len(data.tokens), parts, rows)):
-            part, share = noisy.of(here), (here.stop - here.start) / len(data.tokens)
-            share *= 1.0 if pieces is None else pieces.share
-            timespans = None if data.timespans is None else data.timespans[here]
-            rows_informed = None if informed is None else informed[here]
-            logits, context = self._noisy_logits(model, part, timespans, pieces, rows_informed)
-            loss = with_losses(weighted_nats(logits, part), context, share)
-            yield Update(loss, logits, part.targets, part.rows, context.metrics, share, here is cut[-1])
+        yield from self._learned(model, data, noisy, generator, parts, rows, pieces)
 
     def takes_pieces(self) -> bool:
         c = self.config  # a text of random length may have fewer steps than pieces
@@ -198,7 +177,7 @@ class MaskedDiffusion(Diffusion):
 
             def loss(draws: RowDraws) -> Tensor:
                 noisy = self._noise(data, draws, worth_of(batch))
-                return weighted_nats(self._noisy_logits(model, noisy, data.timespans)[0], noisy)
+                return self._loss(self._noisy_logits(model, noisy, data.timespans)[0], noisy)
 
             return self.predictions(batch, answer), drawn_losses(data, self.config.loss_draws, loss)
 
@@ -242,6 +221,9 @@ class MaskedDiffusion(Diffusion):
         rows = data.rows[masked]
         share = shares(data, weight, worth)[rows]
         return Noisy(tokens, data.positions[masked], data.targets[masked], rows, share)
+
+    def _loss(self, logits: Tensor, noisy: Noisy) -> Tensor:
+        return weighted_nats(logits, noisy)
 
     def _logits(
         self,

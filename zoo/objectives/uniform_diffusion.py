@@ -11,16 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from zoo.models.modes import evaluation_mode
-from zoo.objectives.base import (
-    Carry,
-    Encoded,
-    Frame,
-    Update,
-    last_of,
-    register,
-    row_parts,
-    with_losses,
-)
+from zoo.objectives.base import Carry, Encoded, Frame, Update, last_of, register
 from zoo.objectives.diffusion import (
     Conditioning,
     Diffusion,
@@ -121,21 +112,10 @@ class UniformDiffusion(Diffusion):
     ) -> Iterator[Update]:
         temperature = self._temperature(carry)
         noisy = self._noise(data, generator) if temperature is None else self._soft(data, generator, temperature)
-        informed = self._informed(data, generator)
-        if pieces is not None:
-            before = int(self.config.time_bins > 0)
-            pieces = pieces.of_length(data.tokens.shape[1] + before)
-            noisy = noisy.cells_in(pieces.steps, before)
-        for here in (cut := row_parts(len(data.tokens), parts, rows)):
-            part, share = noisy.of(here), (here.stop - here.start) / len(data.tokens)
-            share *= 1.0 if pieces is None else pieces.share
-            timespans = None if data.timespans is None else data.timespans[here]
-            rows_informed = None if informed is None else informed[here]
-            logits, context = self._noisy_logits(model, part, timespans, pieces, rows_informed)
-            loss = with_losses(self._bound(logits, part), context, share)
-            yield Update(loss, logits, part.targets, part.rows, context.metrics, share, here is cut[-1])
+        yield from self._learned(model, data, noisy, generator, parts, rows, pieces, int(self.config.time_bins > 0))
         if (curriculum := self.config.curriculum) is not None:
-            done = carry["batches"] if carry else torch.zeros(cut[-1].stop - cut[0].start, dtype=torch.int64)
+            none = torch.zeros(len(data.tokens), dtype=torch.int64)[slice(None) if rows is None else rows]
+            done = carry["batches"] if carry else none
             carry["batches"] = (done + 1).clamp(max=curriculum.batches)
 
     def carries(self, carry: Carry, model: nn.Module, n: int) -> bool:
@@ -176,7 +156,7 @@ class UniformDiffusion(Diffusion):
 
             def loss(draws: RowDraws) -> Tensor:
                 noisy = self._noise(data, draws, worth_of(batch))
-                return self._bound(self._noisy_logits(model, noisy, data.timespans)[0], noisy)
+                return self._loss(self._noisy_logits(model, noisy, data.timespans)[0], noisy)
 
             return self.predictions(batch, answer), drawn_losses(data, self.config.loss_draws, loss)
 
@@ -217,7 +197,7 @@ class UniformDiffusion(Diffusion):
         """(n, length) tokens, each of the task's as probable."""
         return (draws.uniform(_VALUE, length) * self.n_values).long()
 
-    def _bound(self, logits: Tensor, noisy: Noisy) -> Tensor:
+    def _loss(self, logits: Tensor, noisy: Noisy) -> Tensor:
         assert noisy.signal is not None
         found = noisy.tokens.flatten()[noisy.positions]
         nats = bound_of(logits.to(widest(logits.device)), found, noisy.targets, noisy.signal[noisy.rows])
