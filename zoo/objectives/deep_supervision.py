@@ -30,7 +30,7 @@ from zoo.objectives.base import (
     with_losses,
 )
 from zoo.objectives.paths import Vote
-from zoo.objectives.supervision import Stage, depth_at, drawn_noise, step_weights, winner
+from zoo.objectives.supervision import Stage, depth_at, drawn_noise, noised, step_weights, winner
 from zoo.objectives.thinking import State, Thinking
 from zoo.protocol import Context
 from zoo.tasks.protocol import IGNORE, Batch, Task
@@ -217,15 +217,13 @@ class DeepSupervision(Thinking):
             seed = int(torch.randint(2**62, (), generator=generator))
         elif self.config.training_noise:
             for name in ("answer", "latents"):
-                shape = (len(data.tokens), *carry[name].shape[1:])
-                noise = torch.randn(shape, generator=generator)[own].to(carry[name])
-                carry[name] = carry[name] + self.config.training_noise * noise
+                carry[name] = noised(carry[name], self.config.training_noise, generator, n_all, own)
         depth = depth_at(self.config.curriculum, int(carry["batches"][0])) if self.config.curriculum else None
+        how = self._how() if depth is None else {"depth": depth, **self._how()}
 
         split = row_parts(n, parts)
         stops, states = [], []
         for here in split:
-            how = self._how() if depth is None else {"depth": depth, **self._how()}
             adding = None
             if seed is not None:
                 adding = drawn_noise(self.config.training_noise, seed, n_all, torch.arange(n_all)[own][here])

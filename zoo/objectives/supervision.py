@@ -35,21 +35,21 @@ def depth_at(stages: Sequence[Stage], batch: int) -> tuple[int, int] | None:
     return None
 
 
-def drawn_noise(deviation: float, seed: int, n: int, rows: Tensor) -> Callable[[Tensor], Tensor]:
-    """Adds normal noise of this deviation to y or z (m, ...), another at each call.
+def noised(h: Tensor, deviation: float, generator: torch.Generator, n: int, rows: slice | Tensor) -> Tensor:
+    """y or z (m, ...) of some rows of a batch, with normal noise of this deviation.
 
     Args:
-        seed: of the noise, which is drawn for all rows of a batch, so that a row has the same one in any part of it.
+        generator: of the noise, which is drawn for all rows of the batch, so that a row has the same one in any part.
         n: rows of the batch.
-        rows: (m,) which of them y and z are of.
+        rows: m of them, which y and z are of.
     """
+    return h + deviation * torch.randn(n, *h.shape[1:], generator=generator)[rows].to(h)
+
+
+def drawn_noise(deviation: float, seed: int, n: int, rows: Tensor) -> Callable[[Tensor], Tensor]:
+    """Adds noise to y or z (m, ...) as `noised`, another at each call, by generators of the seed and those after it."""
     calls = itertools.count()
-
-    def noise(h: Tensor) -> Tensor:
-        own = torch.Generator().manual_seed(seed + next(calls))
-        return h + deviation * torch.randn(n, *h.shape[1:], generator=own)[rows].to(h)
-
-    return noise
+    return lambda h: noised(h, deviation, torch.Generator().manual_seed(seed + next(calls)), n, rows)
 
 
 @torch.no_grad()
@@ -80,4 +80,4 @@ def winner(
     return first, thought.state.latents.unflatten(0, (n, K))
 
 
-__all__ = ["Stage", "depth_at", "drawn_noise", "step_weights", "winner"]
+__all__ = ["Stage", "depth_at", "drawn_noise", "noised", "step_weights", "winner"]

@@ -123,10 +123,11 @@ class Thinking(Objective):
                 deviation = self.config.noise
                 if self.config.noise_schedule == "linear":
                     deviation *= (n_steps - step) / max(n_steps - 1, 1)
+                adding = _adding(own, deviation)
                 if self.config.noise_at == "application":
-                    how["noise"] = _adding(own, deviation)
+                    how["noise"] = adding
                 else:
-                    state = _moved(state, own, deviation)
+                    state = state._replace(answer=adding(state.answer), latents=adding(state.latents))
             thought = model.think(tokens, state, puzzles=puzzles, **how)
             yield rows, thought
             state = thought.state
@@ -206,12 +207,6 @@ def _frames(answers: Tensor | None, halts: Tensor | None) -> Iterator[Frame]:
     assert halts is not None
     for answer, halt in zip(answers.cpu(), halts.cpu(), strict=True):
         yield Frame(answer, torch.zeros_like(answer, dtype=torch.bool), halt.sigmoid())
-
-
-def _moved(state: State, draws: RowDraws, noise: float) -> State:
-    """A state with normal noise of this deviation."""
-    moved = (leaf + noise * draws.normal(i, *leaf.shape[1:]).to(leaf) for i, leaf in enumerate(state[:2]))
-    return type(state)(*moved, *state[2:])
 
 
 def _adding(draws: RowDraws, noise: float) -> Callable[[Tensor], Tensor]:
