@@ -73,9 +73,8 @@ class LoopedModel:
         context: Context | None = None,
         *,
         puzzles: Tensor | None = None,
-        depth: None = None,
     ) -> Thought:
-        """One supervision step of tokens (B, T); `puzzles` are not read, and no other `depth` is possible."""
+        """One supervision step of tokens (B, T); `puzzles` are not read."""
         context = Context() if context is None else context
         state = self.init_state(*tokens.shape) if state is None else state
         begun = state.begun
