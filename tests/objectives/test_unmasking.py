@@ -100,10 +100,11 @@ def test_cells_are_masked_again_as_enumerated(remasking):
     assert ((drawn - exact[:K, :K]).abs() <= 4.5 * error + 1e-9).all()
 
 
-def test_a_loop_has_the_chances_of_the_authors_code():
-    """Of every step of 20: that a cell gets a token, and that a token is masked again (remdm-loop, with the published
-    window, signal and rate; its three branches written out)."""
-    on, off, signal, rate, steps, n = 0.55, 0.05, 0.9, 0.02, 20, 40_000
+@pytest.mark.parametrize(("steps", "dtype"), [(20, torch.float64), (40, torch.float32)])
+def test_a_loop_has_the_chances_of_the_authors_code(steps, dtype):
+    """Of every step: that a cell gets a token, and that a token is masked again (remdm-loop, with the published window,
+    whose ends are on the grid of the steps, signal and rate; its three branches written out)."""
+    on, off, signal, rate, n = 0.55, 0.05, 0.9, 0.02, 40_000
     options = {"order": "random", "remasking": "loop", "remasking_rate": rate}
     how = create_objective("masked_diffusion", SUDOKU, causal=False, **options).config
     assert (how.loop_on, how.loop_off, how.loop_signal) == (on, off, signal)
@@ -118,7 +119,7 @@ def test_a_loop_has_the_chances_of_the_authors_code():
             shown, hidden = (masked_t - masked_s) / masked_t, 0.0
         else:
             shown, hidden = (signal - (1 - rate) * signal) / (1 - signal), rate
-        state = tokens, torch.ones_like(tokens, dtype=torch.bool), torch.zeros(n, 2, K, dtype=torch.float64)
+        state = tokens, torch.ones_like(tokens, dtype=torch.bool), torch.zeros(n, 2, K, dtype=dtype)
         own = RowDraws(torch.arange(n)).at(None, i)
         new, _ = remasked_step(*state, torch.ones(n, 2), i, torch.full((n,), steps), how, own, K)
         for found, chance in zip((new != tokens).double().mean(0), (shown, hidden), strict=True):

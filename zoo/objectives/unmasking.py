@@ -234,8 +234,8 @@ def remasked_step(
     """
     masked = inside & (tokens == mask)
     guess = guesses(tokens, masked, logits, how, own)
-    t = (1 - step / steps.to(logits.dtype)).clamp(min=0)[:, None]
-    s = (1 - (step + 1) / steps.to(logits.dtype)).clamp(min=0)[:, None]
+    # Of whole numbers, so that a time on the grid of the steps is that of the options, and not a rounding beside it.
+    t, s = (((steps - i).clamp(min=0).to(logits.dtype) / steps)[:, None] for i in (step, step + 1))
     looping = (t <= how.loop_on) & (t > how.loop_off)
     if how.remasking == "loop":
         t, s = (1 - looped_signal(time, how) for time in (t, s))
