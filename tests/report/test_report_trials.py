@@ -21,6 +21,8 @@ from zoo.report.trials.groups import row_values
 from zoo.report.trials.source import RowFigures, Trials, varying
 from zoo.statistics import Scores, binomial_interval, difference, estimate, holm, t_interval
 from zoo.statistics.scores import Rows
+from zoo.sweeps.defaults import with_defaults
+from zoo.sweeps.store import table
 
 LRS, SEEDS = (1e-3, BEST_LR), (0, 1, 2)
 
@@ -495,8 +497,13 @@ def test_the_plots_of_an_error_do_not_go_below_0_and_name_no_front(trials):
 def test_a_trial_of_an_earlier_version_has_the_defaults_of_options_that_came_later():
     earlier = {"config.objective.name": "next_token", "config.task.name": "mqar", "config.task.n_pairs": 4}
     later = earlier | {"config.train.cuda_graphs": False, "config.task.n_passes": 1, "config.model.causal": True}
-    assert varying([earlier, later]) == []
-    assert varying([earlier, later | {"config.train.cuda_graphs": True}]) == ["train.cuda_graphs"]
-    assert varying([earlier, later | {"config.task.n_passes": 2}]) == ["task.n_passes"]
+
+    def differ(*rows):
+        return varying(with_defaults(table(rows, {})).to_dicts())
+
+    assert differ(earlier, later) == []
+    assert differ(earlier, later | {"config.train.cuda_graphs": True}) == ["train.cuda_graphs"]
+    assert differ(earlier, later | {"config.task.n_passes": 2}) == ["task.n_passes"]
     given = {"config.train.threads": 1}  # where nothing is given, this may have been given
-    assert varying([earlier, earlier | given]) == varying([earlier | {"config.train.threads": None}, earlier | given])
+    assert differ(earlier, earlier | given) == differ(earlier | {"config.train.threads": None}, earlier | given)
+    assert differ(earlier, earlier | given) == ["train.threads"]

@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import polars as pl
 import pytest
 import yaml
 
 import zoo
 from zoo.cli import main
 from zoo.core.errors import RunError, UsageError
+from zoo.report import gather
 from zoo.sweeps import trial as trial_module
 from zoo.sweeps.cluster import _why
 from zoo.sweeps.config import read_sweep_config
@@ -237,6 +239,23 @@ def test_a_slice_ends_cleanly_and_a_clone_with_the_store_alone_does_the_rest(sma
     assert kept.to_dicts() == [
         row | {k: None for k in kept.columns if k not in row} for row in first.head(1).to_dicts()
     ]
+
+
+def test_a_store_of_earlier_code_has_the_defaults_of_later_options(small):
+    sweep(small, budget={"trials": 1})
+    later = ["config.train.cuda_graphs", "config.task.n_passes", "config.model.causal"]
+    path = Path("s/store/trials.parquet")
+    given = Store("s").trials().select(later).rows()
+    pl.read_parquet(path).drop(later).write_parquet(path)
+    assert Store("s").trials().select(later).rows() == given
+    assert sweep(small, budget={"trials": 2}).counts == {"finished": 2}
+    assert pl.read_parquet(path).select(later).rows() == [(None, None, None), *given]
+    assert sweep(small).counts == {"finished": 2}
+    assert gather([Path("s")], print).ask(f'select distinct "{later[0]}" from trials').rows == [(False,)]
+    text = Path("s/sweep.yaml").read_text()
+    Path("s/sweep.yaml").write_text(text.replace("n_pairs: 2", "n_pairs: 2\n    n_passes: 2"))
+    with pytest.raises(UsageError, match=r"^The trial 00000 has another task.n_passes \(1 in the store, 2 now\)"):
+        zoo.sweep("s", ray=False, quiet=True)
 
 
 def test_a_spent_budget_starts_no_more(small):

@@ -23,6 +23,7 @@ from zoo.core import yaml_text
 from zoo.core.errors import UsageError
 from zoo.core.files import write_atomic, writing
 from zoo.core.readers import regular, shown, unreadable
+from zoo.sweeps.defaults import with_defaults
 
 SWEEP, STORE = "sweep.yaml", "store"
 MOST_FILES = 64
@@ -83,12 +84,12 @@ class Store:
         self.folder = self.sweep / STORE
 
     def trials(self) -> pl.DataFrame:
-        """A row for each trial, in their order.
+        """A row for each trial, in their order. Trials of an earlier version have the defaults of later options.
 
         Raises:
             UsageError: a file that is damaged, or that no sweep has written.
         """
-        return self._read("trials").sort("trial")
+        return with_defaults(self._read("trials").sort("trial"))
 
     def curves(self) -> pl.DataFrame:
         """A row for each training report and each evaluation of a trial.

@@ -7,21 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import polars as pl
 from numpy.typing import NDArray
 
 from zoo.core.errors import UsageError, closest, quoted
 from zoo.core.run_files import dotted
-from zoo.models.config import ModelConfig
-from zoo.objectives.base import objectives
 from zoo.report.labels import ASIDE
 from zoo.report.runs import ENDED, Run
 from zoo.report.units import number
+from zoo.sweeps.defaults import with_defaults
 from zoo.sweeps.store import COLUMNS, Store, joined, read_sweep, table
-from zoo.tasks.protocol import registry as tasks
-from zoo.training.train_options import TrainConfig
 
 SEEDS = ("train.seed", "seed")
 CHOOSE = "choose"
@@ -127,38 +124,14 @@ def value(row: Mapping[str, Any], key: str) -> Any:
 
 
 def varying(rows: Sequence[Mapping[str, Any]], but: Iterable[str] = ()) -> list[str]:
-    """Keys of configs in which trials differ, those aside that change nothing that is learned, and seeds.
-
-    A trial of an earlier version has the default of an option that was not there yet.
-    """
+    """Keys of configs in which trials differ, those aside that change nothing that is learned, and seeds."""
     aside = {*ASIDE, *but}
     columns = [c for c in dict.fromkeys(c for row in rows for c in row) if c.startswith("config.")]
-    found = [(column.removeprefix("config."), [row.get(column) for row in rows]) for column in columns]
     return [
         key
-        for key, given in found
-        if key not in aside
-        and len({_text(x) for x in given}) > 1
-        and len({_text(_before(key, row) if x is None else x) for x, row in zip(given, rows, strict=True)}) > 1
+        for column in columns
+        if (key := column.removeprefix("config.")) not in aside and len({_text(row.get(column)) for row in rows}) > 1
     ]
-
-
-def _before(key: str, row: Mapping[str, Any]) -> Any:
-    """The value of an option that a trial's config lacks: its default, or None where that may be what was given."""
-    section, _, option = key.partition(".")
-    name = str(row.get(f"config.{section}.name"))
-    if section == "train":
-        fields = TrainConfig.model_fields
-    elif section == "model":
-        fields = ModelConfig.model_fields
-    elif section == "task" and name in tasks:
-        fields = tasks[name].Config.model_fields
-    elif section == "objective" and name in objectives:
-        fields = objectives[name].Config.model_fields
-    else:
-        return None
-    field = fields.get(option)
-    return None if field is None or type(None) in get_args(field.annotation) else field.get_default()
 
 
 def from_sweep(folder: Path) -> Trials:
@@ -188,7 +161,7 @@ def from_runs(runs: Sequence[Run]) -> Trials:
         rows.append(_row(i, run))
         curves += [{"trial": i, **_numbers(line), "split": line.get("split")} for line in run.metrics]
     frames = {
-        "trials": table(rows, {**COLUMNS["trials"], "sweep": pl.String}),
+        "trials": with_defaults(table(rows, {**COLUMNS["trials"], "sweep": pl.String})),
         "curves": table(curves, COLUMNS["curves"]),
         "problems": pl.DataFrame(schema=COLUMNS["problems"]),
     }
