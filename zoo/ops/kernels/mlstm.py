@@ -87,6 +87,20 @@ def _pairs(rows, columns, document, scale, C: tl.constexpr):
 
 
 @triton.jit
+def _place(T, G, H, C: tl.constexpr):
+    """Which chunk of which head a program has, where there is one for each.
+
+    Returns:
+        number of the chunk in (B, H, chunks); its row, its head, and its number in them; places of its steps in
+        (B, T, H), and in (B, T, G) for what heads share; which of the steps there are.
+    """
+    number, chunks = tl.program_id(0).to(tl.int64), tl.cdiv(T, C)
+    at, chunk = number // chunks, (number % chunks).to(tl.int32)
+    row, head, t = at // H, at % H, chunk * C + tl.arange(0, C)
+    return number, row, head, chunk, (row * T + t) * H + head, (row * T + t) * G + head // (H // G), t < T
+
+
+@triton.jit
 def _block(x, steps, there, width, columns):
     """x (.., width) at the steps and columns, (C, n); zeros beyond."""
     mask = there[:, None] & (columns < width)[None, :]
@@ -169,12 +183,8 @@ def _outputs(
     VALUES: tl.constexpr,
 ):
     """A block of the outputs of one chunk."""
-    number, n = tl.program_id(0).to(tl.int64), tl.cdiv(T, C)
-    at, chunk = number // n, (number % n).to(tl.int32)
-    row, head = at // H, at % H
-    e, t = tl.program_id(1) * VALUES + tl.arange(0, VALUES), chunk * C + tl.arange(0, C)
-    steps, there = (row * T + t) * H + head, t < T
-    shared = (row * T + t) * G + head // (H // G)
+    number, row, head, chunk, steps, shared, there = _place(T, G, H, C)
+    e = tl.program_id(1) * VALUES + tl.arange(0, VALUES)
     rows, columns, document, since, _, _ = _gates(log_i, log_f, resets, m_all, before, row, head, chunk, scale, T, H, C)
     scores, out = tl.zeros((C, C), tl.float32), tl.zeros((C, VALUES), tl.float32)
     size = tl.zeros((C,), tl.float32)
@@ -298,12 +308,8 @@ def _values(
     VALUES: tl.constexpr,
 ):
     """A block of the gradients of one chunk's values."""
-    number, n = tl.program_id(0).to(tl.int64), tl.cdiv(T, C)
-    at, chunk = number // n, (number % n).to(tl.int32)
-    row, head = at // H, at % H
-    e, t = tl.program_id(1) * VALUES + tl.arange(0, VALUES), chunk * C + tl.arange(0, C)
-    steps, there = (row * T + t) * H + head, t < T
-    shared = (row * T + t) * G + head // (H // G)
+    number, row, head, chunk, steps, shared, there = _place(T, G, H, C)
+    e = tl.program_id(1) * VALUES + tl.arange(0, VALUES)
     rows, columns, document, _, until, _ = _gates(log_i, log_f, resets, m_all, before, row, head, chunk, scale, T, H, C)
     scores, out = tl.zeros((C, C), tl.float32), tl.zeros((C, VALUES), tl.float32)
     for start in range(0, K, KEYS):
@@ -360,12 +366,7 @@ def _keys(
 
     Those of gates sum what crosses a step, and subtract nothing: that of a gate that is shut is tiny, and right.
     """
-    number, n = tl.program_id(0).to(tl.int64), tl.cdiv(T, C)
-    at, chunk = number // n, (number % n).to(tl.int32)
-    row, head = at // H, at % H
-    t = chunk * C + tl.arange(0, C)
-    steps, there = (row * T + t) * H + head, t < T
-    shared = (row * T + t) * G + head // (H // G)
+    number, row, head, chunk, steps, shared, there = _place(T, G, H, C)
     rows, columns, document, since, until, _ = _gates(
         log_i, log_f, resets, m_all, before, row, head, chunk, scale, T, H, C
     )
@@ -417,9 +418,9 @@ def _keys(
     tl.store(d_log_f + steps, of_decay + tl.cumsum(d_since, 0, reverse=True) + earlier + d_total, mask=there)
     tl.store(d_log_i + steps, of_level + d_until, mask=there)
     if chunk == 0:
-        tl.store(from_state + at, tl.sum(d_since, 0) + d_total)
-    if chunk == n - 1:
-        tl.store(to_state + at, tl.sum(d_until, 0) + d_total)
+        tl.store(from_state + row * H + head, tl.sum(d_since, 0) + d_total)
+    if chunk == tl.cdiv(T, C) - 1:
+        tl.store(to_state + row * H + head, tl.sum(d_until, 0) + d_total)
 
 
 @triton.jit
