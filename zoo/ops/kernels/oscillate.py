@@ -28,6 +28,24 @@ def _after(a, b, c, d, x, y, e, f, g, h, z, w):
 
 
 @triton.jit
+def _place(lengths, steps, copies, P, BLOCK: tl.constexpr):
+    """Row and copy of a program; its oscillators, which of them there are, and the places of their z in a state; valid
+    steps of the row."""
+    number = tl.program_id(1).to(tl.int64)
+    row, copy = number // copies, number % copies
+    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    valid = steps if lengths is None else tl.load(lengths + row).to(tl.int32)
+    return row, copy, channel, channel < P, (row * 2 * copies + copy) * P + channel, valid
+
+
+@triton.jit
+def _pair(x, inside, copies, P):
+    """The z and the y of a state."""
+    z, y = tl.load(x, mask=inside, other=0.0), tl.load(x + copies * P, mask=inside, other=0.0)
+    return z.to(tl.float64), y.to(tl.float64)
+
+
+@triton.jit
 def _coefficient(x, constant, at, mask, other: tl.constexpr, VARYING: tl.constexpr):
     """A coefficient at the steps of a tile, `other` where the mask is false."""
     if VARYING:
@@ -67,14 +85,9 @@ def _forward(
     BLOCK: tl.constexpr,
     VARYING: tl.constexpr,
 ):
-    number = tl.program_id(1).to(tl.int64)
-    row, copy = number // copies, number % copies
-    channel, time = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STEPS)
-    inside = channel < P
-    valid = steps if lengths is None else tl.load(lengths + row).to(tl.int32)
-    own = (row * 2 * copies + copy) * P + channel
-    speed = tl.load(state + own, mask=inside, other=0.0).to(tl.float64)
-    place = tl.load(state + own + copies * P, mask=inside, other=0.0).to(tl.float64)
+    row, copy, channel, inside, own, valid = _place(lengths, steps, copies, P, BLOCK)
+    time = tl.arange(0, STEPS)
+    speed, place = _pair(state + own, inside, copies, P)
     all_p, all_q, all_r = (
         _constant(p, channel, inside, VARYING),
         _constant(q, channel, inside, VARYING),
@@ -136,16 +149,10 @@ def _backward(
 
     Those of coefficients are of each copy: d_p, d_q, d_r (copies, B, T, P), or (copies, B, P).
     """
-    number = tl.program_id(1).to(tl.int64)
-    row, copy = number // copies, number % copies
-    channel, time = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STEPS)
-    inside = channel < P
-    valid = steps if lengths is None else tl.load(lengths + row).to(tl.int32)
-    own = (row * 2 * copies + copy) * P + channel
-    u = tl.load(d_last + own, mask=inside, other=0.0).to(tl.float64)
-    v = tl.load(d_last + own + copies * P, mask=inside, other=0.0).to(tl.float64)
-    first_z = tl.load(state + own, mask=inside, other=0.0).to(tl.float64)
-    first_y = tl.load(state + own + copies * P, mask=inside, other=0.0).to(tl.float64)
+    row, copy, channel, inside, own, valid = _place(lengths, steps, copies, P, BLOCK)
+    time = tl.arange(0, STEPS)
+    u, v = _pair(d_last + own, inside, copies, P)
+    first_z, first_y = _pair(state + own, inside, copies, P)
     all_p, all_q, all_r = (
         _constant(p, channel, inside, VARYING),
         _constant(q, channel, inside, VARYING),
