@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch.nn.modules.module import register_module_forward_hook, register_module_full_backward_hook
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from typer.testing import CliRunner
 
@@ -162,6 +163,30 @@ def test_a_graph_is_named_by_what_it_depends_on():
     handle.remove()
     one.norm.__class__ = type("Strange", (type(one.norm),), {"__module__": "elsewhere"})
     assert graph_packages.identity(one, "sizes") is None
+
+
+@pytest.mark.parametrize("attach", [register_module_forward_hook, register_module_full_backward_hook])
+def test_a_graph_has_no_name_while_hooks_of_all_modules_are_there(attach):
+    model = model_of("mamba2")
+    handle = attach(lambda *given: None)
+    try:
+        assert graph_packages.identity(model, "sizes") is None
+    finally:
+        handle.remove()
+    assert graph_packages.identity(model, "sizes") is not None
+
+
+def test_another_hook_in_place_of_one_has_the_step_compiled_anew(monkeypatch):
+    built = []
+    monkeypatch.setattr(compiled_step_module, "refuse_uncompilable", lambda model: None)
+    monkeypatch.setattr(compiled_step_module, "build", lambda *given: built.append(given))
+    model, tokens = model_of("mamba2"), torch.zeros(1, dtype=torch.int64)
+    for _ in range(2):
+        handle = model.norm.register_forward_hook(lambda *given: None)
+        for _ in range(2):
+            compiled_step(model, tokens, model.init_state(1))
+        handle.remove()
+    assert len(built) == 2
 
 
 def test_a_package_that_was_changed_is_made_again_and_never_loaded(folder, monkeypatch):

@@ -151,8 +151,8 @@ def why_not_compiled(model: nn.Module) -> str | None:
 
 
 def _attached(model: nn.Module) -> Any:
-    """What a graph was made of: the modules, and how many hooks each has."""
+    """What a graph was made of: the modules, and the hooks of each, whose numbers are never given twice."""
     return [
-        (id(m), type(m), len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in m.__dict__)
+        (id(m), type(m), *m._forward_hooks, None, *m._forward_pre_hooks, "forward" in m.__dict__)
         for m in model.modules()
     ]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.ops import native
+from zoo.ops.modules import bare
 
 Run = Callable[[list[Tensor]], list[Tensor]]
 _OWN = ("zoo.", "torch.")  # modules whose code the digest covers
@@ -71,8 +72,7 @@ def identity(model: nn.Module, sizes: str) -> str | None:
     modules = []
     for name, module in model.named_modules():
         kind = type(module)
-        hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
-        if hooked or not kind.__module__.startswith(_OWN):
+        if not bare(module, cls=kind) or not kind.__module__.startswith(_OWN):
             return None
         options = {k: _told(v) for k, v in vars(module).items() if not k.startswith("_")}  # others are kept results
         modules.append((name, kind.__module__, kind.__qualname__, options))
