@@ -98,7 +98,7 @@ def later(folder: Path) -> str:
 
 
 NEEDS = (
-    Need("recall of 16 pairs, in little memory", recall, recall_state.STUDY),
+    Need("recall of 4, 8 or 16 pairs, in little memory", recall, recall_state.STUDY),
     Need("parity, beyond the lengths of training", tracking("parity"), state_horizon.STUDY),
     Need("products in S3, beyond the lengths of training", tracking("s3"), state_horizon.STUDY),
     Need("sums and products modulo 3, beyond the lengths of training", tracking("modular"), state_horizon.STUDY),
