@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import polars as pl
 
-from zoo.benchmarks.studies.sweep_study import Read, Stored, SweepStudy, comparison_table, gap_table, paragraph
+from zoo.benchmarks.studies.sweep_study import Read, Stored, SweepStudy, comparison_table, gap_table
 from zoo.report.trials.compare import Comparison, compare
 
 STORE, KEY, LEARNED = "ablations", "words.layers", "0.9"
@@ -68,23 +68,19 @@ def compared(read: Read, patterns: tuple[str, ...]) -> Comparison | None:
     return compare(trials, [KEY], best=["train.lr"], baseline=baseline, learned=LEARNED)
 
 
-def body(read: Read) -> list[str]:
-    lines = [
-        "# Ablations: one change at a time",
-        "",
-        *paragraph(ABOUT),
-        *paragraph(RULES.format(learned=LEARNED)),
-    ]
-    for title, patterns in GROUPS.items():
-        comparison = compared(read, patterns)
-        lines += ["", f"## {title}", ""]
-        lines += (
-            ["Not measured yet."] if comparison is None else [*comparison_table(comparison), "", *gap_table(comparison)]
-        )
-    return lines
+def sections(read: Read) -> dict[str, list[str]]:
+    found = {title: compared(read, patterns) for title, patterns in GROUPS.items()}
+    return {title: [*comparison_table(c), "", *gap_table(c)] if c else [] for title, c in found.items()}
 
 
-STUDY = SweepStudy("ablations", __doc__, (Stored(STORE, "zoo sweep ablations"),), body)
+STUDY = SweepStudy(
+    "ablations",
+    __doc__,
+    (Stored(STORE, "zoo sweep ablations"),),
+    "Ablations: one change at a time",
+    (ABOUT, RULES.format(learned=LEARNED)),
+    sections,
+)
 
 if __name__ == "__main__":
     STUDY.main()

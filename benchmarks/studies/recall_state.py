@@ -18,7 +18,6 @@ from zoo.benchmarks.studies.sweep_study import (
     code,
     comparison_table,
     gap_table,
-    paragraph,
 )
 from zoo.report.charts import Axis, Chart, Panel, Row, Series
 from zoo.report.static import svg
@@ -50,22 +49,17 @@ def compared(read: Read, width: int) -> Comparison | None:
     return compare(stored.trials, [KEY], best=["train.lr"], baseline=baseline, learned=LEARNED)
 
 
-def body(read: Read) -> list[str]:
-    lines = [
-        "# Recall against the bytes of the state",
-        "",
-        *paragraph(ABOUT),
-        *paragraph(RULES.format(learned=LEARNED)),
-    ]
-    for width in WIDTHS:
-        comparison = compared(read, width)
-        lines += ["", f"## Width {width}", ""]
-        if comparison is None:
-            lines += ["Not measured yet."]
-            continue
-        lines += [f"![Accuracy against bytes of the state at width {width}](recall_state-{width}.svg)", ""]
-        lines += [*comparison_table(comparison), "", *gap_table(comparison), "", *by_pairs(read, comparison, width)]
-    return lines
+def sections(read: Read) -> dict[str, list[str]]:
+    return {f"Width {width}": _section(read, width) for width in WIDTHS}
+
+
+def _section(read: Read, width: int) -> list[str]:
+    comparison = compared(read, width)
+    if comparison is None:
+        return []
+    picture = f"![Accuracy against bytes of the state at width {width}](recall_state-{width}.svg)"
+    pairs = by_pairs(read, comparison, width)
+    return [picture, "", *comparison_table(comparison), "", *gap_table(comparison), "", *pairs]
 
 
 def by_pairs(read: Read, comparison: Comparison, width: int) -> list[str]:
@@ -119,7 +113,9 @@ STUDY = SweepStudy(
         Stored("recall-state-64", "zoo sweep recall-state model.d_model=64 --seeds 0,1,2,3,4"),
         Stored("recall-state-128", "zoo sweep recall-state model.d_model=128"),
     ),
-    body,
+    "Recall against the bytes of the state",
+    (ABOUT, RULES.format(learned=LEARNED)),
+    sections,
     pictures,
 )
 

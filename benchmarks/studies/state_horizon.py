@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from zoo.benchmarks.studies.harness import table
-from zoo.benchmarks.studies.sweep_study import Read, Stored, SweepStudy, by_position, by_slice, code, paragraph
+from zoo.benchmarks.studies.sweep_study import Read, Stored, SweepStudy, by_position, by_slice, code
 from zoo.benchmarks.studies.sweep_study import Row as Trial
 from zoo.report.charts import Axis, Chart, Panel, Row, Series
 from zoo.report.static import svg
@@ -95,34 +95,19 @@ def _line(stored: Stored, task: str, mixer: str, rows: Sequence[Trial]) -> Line:
     return Line(mixer, rows[0]["set.train.lr"], len(rows), learned, curve, scaled, horizon)
 
 
-def body(read: Read) -> list[str]:
-    lines = [
-        "# State tracking: the length at which it ends",
-        "",
-        *paragraph(ABOUT),
-        *paragraph(COLUMNS.format(learned=LEARNED)),
-        *paragraph(FACTORS),
-    ]
-    for task, title in TASKS.items():
-        found = lines_of(read, task)
-        lines += ["", f"## {title}", ""]
-        if not found:
-            lines += ["Not measured yet."]
-            continue
-        if any(line.learned for line in found):
-            lines += [f"![Accuracy by length: {title}](state_horizon-{task}.svg)", ""]
-        lengths = list(found[0].curve)
-        head = [
-            "mixer",
-            "state",
-            "learned",
-            "rate",
-            *map(str, lengths),
-            "horizon",
-            f"scaled (chance {CHANCE[task]:.2g} is 0)",
-        ]
-        lines += table(head, [_cells(line, lengths) for line in found])
-    return lines
+def sections(read: Read) -> dict[str, list[str]]:
+    return {title: _section(lines_of(read, task), task, title) for task, title in TASKS.items()}
+
+
+def _section(found: list[Line], task: str, title: str) -> list[str]:
+    if not found:
+        return []
+    picture = [f"![Accuracy by length: {title}](state_horizon-{task}.svg)", ""]
+    lengths = list(found[0].curve)
+    scaled = f"scaled (chance {CHANCE[task]:.2g} is 0)"
+    head = ["mixer", "state", "learned", "rate", *map(str, lengths), "horizon", scaled]
+    rows = [_cells(line, lengths) for line in found]
+    return [*(picture if any(line.learned for line in found) else []), *table(head, rows)]
 
 
 def _cells(line: Line, lengths: Sequence[int]) -> list[str]:
@@ -153,7 +138,15 @@ def pictures(read: Read) -> dict[str, str]:
     return found
 
 
-STUDY = SweepStudy("state_horizon", __doc__, (Stored(STORE, "zoo sweep state-horizon"),), body, pictures)
+STUDY = SweepStudy(
+    "state_horizon",
+    __doc__,
+    (Stored(STORE, "zoo sweep state-horizon"),),
+    "State tracking: the length at which it ends",
+    (ABOUT, COLUMNS.format(learned=LEARNED), FACTORS),
+    sections,
+    pictures,
+)
 
 if __name__ == "__main__":
     STUDY.main()

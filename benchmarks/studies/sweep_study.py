@@ -22,7 +22,7 @@ from zoo.benchmarks.studies.harness import RESULTS, table
 from zoo.report.runs import ENDED
 from zoo.report.trials.board import gap_cells, gap_title, lines
 from zoo.report.trials.compare import Comparison
-from zoo.report.trials.groups import named
+from zoo.report.trials.groups import named, task_of
 from zoo.report.trials.source import CHOOSE, Trials, from_sweep, value
 from zoo.sweeps.config import read_sweep_config
 from zoo.sweeps.space import SEED
@@ -85,14 +85,18 @@ class SweepStudy:
         name: of the module, and of the page.
         about: the module's docstring, which `--help` prints.
         stores: the sweeps.
-        body: the page's lines before those on what is missing and how it was made.
+        title: of the page.
+        paragraphs: its text before the first section.
+        sections: lines by title, none where nothing was measured; those on what is missing and how it was made follow.
         pictures: texts of SVG files by their names.
     """
 
     name: str
     about: str | None
     stores: tuple[Stored, ...]
-    body: Callable[[Read], list[str]]
+    title: str
+    paragraphs: tuple[str, ...]
+    sections: Callable[[Read], dict[str, list[str]]]
     pictures: Callable[[Read], dict[str, str]] = field(default=lambda read: {})
 
     def read(self, folder: Path) -> dict[str, Stored]:
@@ -101,7 +105,10 @@ class SweepStudy:
 
     def markdown(self, read: Read) -> str:
         """The page."""
-        parts = [*self.body(read), "", *missing(list(read.values())), "", *made_by(self.name, list(read.values()))]
+        parts = [f"# {self.title}", "", *(line for text in self.paragraphs for line in paragraph(text))]
+        for title, found in self.sections(read).items():
+            parts += [f"## {title}", "", *(found or ["Not measured yet."]), ""]
+        parts += [*missing(list(read.values())), "", *made_by(self.name, list(read.values()))]
         return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)) + "\n"
 
     def write(self, folder: Path) -> list[Path]:
@@ -225,8 +232,7 @@ def by_slice(trials: Trials, rows: Sequence[Row], name: str) -> list[dict[int, f
     known: dict[str, Any] = {}
     found = []
     for row in rows:
-        task = {k.removeprefix("config.task."): _plain(v) for k, v in row.items() if k.startswith("config.task.")}
-        task = {k: v for k, v in task.items() if v is not None}
+        task = task_of(row)
         key = json.dumps(task)
         if key not in known:
             batch = held_out(create_task(task.pop("name"), **task), "test", int(row["config.train.test_rows"]))
@@ -249,7 +255,3 @@ def by_position(rows: Sequence[Row]) -> list[dict[int, float]]:
         }
         found.append(dict(sorted(each.items())))
     return found
-
-
-def _plain(given: Any) -> Any:
-    return json.loads(given) if isinstance(given, str) and given[:1] in ("[", "{") else given

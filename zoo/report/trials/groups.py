@@ -205,7 +205,7 @@ def _chances(rows: Sequence[Mapping[str, Any]], split: str, metric: str) -> set[
 def _chance(row: Mapping[str, Any], metric: str) -> float | None:
     """The figure of a constant answer: accuracy as the trial has it, else of its task; None if unknown."""
     known = number(row.get("chance")) if metric == "accuracy" else None
-    task = {k.removeprefix(_TASK): _plain(v) for k, v in row.items() if k.startswith(_TASK) and v is not None}
+    task = task_of(row)
     if known is not None or "name" not in task:
         return known
     try:
@@ -220,9 +220,10 @@ def _chance(row: Mapping[str, Any], metric: str) -> float | None:
         return None
 
 
-def _plain(given: Any) -> Any:
-    """A value of a config; lists are stored as JSON."""
-    return json.loads(given) if isinstance(given, str) and given[:1] in ("[", "{") else given
+def task_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The name and the options of a trial's task; lists are stored as JSON."""
+    given = {k.removeprefix(_TASK): v for k, v in row.items() if k.startswith(_TASK) and v is not None}
+    return {k: json.loads(v) if isinstance(v, str) and v[:1] in ("[", "{") else v for k, v in given.items()}
 
 
 def _n_problems(rows: Sequence[Mapping[str, Any]], split: str) -> int:
