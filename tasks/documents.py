@@ -44,8 +44,9 @@ class Library(NamedTuple):
         """Tokens of each document in a prompt, about."""
         return [count(f"Document 999:\n{document}\n\n") for document in self.documents]
 
-    def prompt(self, number: int, room: int, count: Callable[[str], int], sizes: list[int]) -> str:
-        """The prompt of a question: its own documents and as many others as there is room for, in random order.
+    def prompt(self, number: int, room: int, count: Callable[[str], int], sizes: list[int]) -> tuple[str, int]:
+        """The prompt of a question, and its tokens: its own documents and as many others as there is room for, in
+        random order.
 
         The others are those of the same source first, then any. What is drawn depends on the number of the question.
 
@@ -71,8 +72,8 @@ class Library(NamedTuple):
             order = np.array(chosen)[random.fold(key, np.array(chosen, dtype=np.uint64)).argsort()]
             texts = [f"Document {place}:\n{self.documents[i]}" for place, i in enumerate(order.tolist(), 1)]
             prompt = _BEFORE + "\n\n".join(texts) + _BEHIND.format(asked.text)
-            if count(prompt) <= room or len(chosen) == len(asked.own):
-                return prompt
+            if (n := count(prompt)) <= room or len(chosen) == len(asked.own):
+                return prompt, n
             chosen.pop()
 
 

@@ -79,19 +79,20 @@ def names_labels(answer: str, target: str, question: str, labels: tuple[str, ...
     return _targets(target) == {label for label in labels if label in sentence and label not in question.lower()}
 
 
-def read_questions(path: str, kind: str | None) -> list[Question]:
+def read_questions(path: str, text: str, kind: str | None) -> list[Question]:
     """The questions of a file: one JSON object a line, or a JSON array of them; of BABILong also a table (CSV), or
     stories as bAbI has them, in numbered lines.
 
     Args:
         path: the file.
+        text: of the file.
         kind: which of BABILong's questions it asks; None for RULER's form.
 
     Raises:
-        UsageError: the file cannot be read, holds no question, or something is not as it should be, with its line.
+        UsageError: the file holds no question, or something is not as it should be, with its line.
     """
     questions = []
-    for line, record in _records(path, kind):
+    for line, record in _records(path, text, kind):
         if not isinstance(record, dict):
             raise at_line(path, line, f"a JSON object should be here, not {str(record)[:20]!r}")
         questions.append(_ruler(path, line, record) if kind is None else _babilong(path, line, record, kind))
@@ -100,9 +101,8 @@ def read_questions(path: str, kind: str | None) -> list[Question]:
     return questions
 
 
-def _records(path: str, kind: str | None) -> Iterator[tuple[int, Any]]:
+def _records(path: str, text: str, kind: str | None) -> Iterator[tuple[int, Any]]:
     """What a file holds, with the lines where it begins."""
-    text = read_text(path)
     first = text.lstrip()[:1]
     if first not in ("[", "{", ""):
         yield from _others(path, text, kind)
@@ -270,18 +270,18 @@ class QuestionRows:
         """Args: file and test file, length of the rows, tokens, which of BABILong's questions, an answer's text, and
         whether one of several references is enough."""
         self._writing, self._seq_len, self._kind, self._any_of = writing, seq_len, kind, any_of
-        self._shelves: list[list[Row]] = []
-        for path in files:
-            if path is not None:
-                self._shelves.append(self._encoded(path, self._questions(path), write))
+        paths = [path for path in files if path is not None]
+        read = {path: self._encoded(path, self._questions(path), write) for path in dict.fromkeys(paths)}
+        self._shelves = [read[path] for path in paths]
         main, *tested = (np.array([row.key for row in shelf], dtype=np.uint64) for shelf in self._shelves)
         self._split = Shelves(files[0], main, tested[0] if tested else None)
         self._by_key = {row.key: row.question for shelf in self._shelves for row in shelf}
 
     def _questions(self, path: str) -> list[Question]:
-        library = read_library(path, read_text(path)) if self._kind is None else None
+        text = read_text(path)
+        library = read_library(path, text) if self._kind is None else None
         if library is None:
-            return read_questions(path, self._kind)
+            return read_questions(path, text, self._kind)
         if not self._any_of:
             told = "whose answers are alternatives: set task=qa_1 or task=qa_2, or task.references=any"
             raise UsageError(f"{path} is a file of SQuAD or HotpotQA, {told}.")
@@ -292,9 +292,9 @@ class QuestionRows:
         sizes, found = library.sizes(count), []
         for number, asked in enumerate(library.questions):
             answer = len(self._writing.answer(f" {asked.references[0]}"))
-            prompt = library.prompt(number, self._seq_len - answer, count, sizes)
-            if (n := count(prompt) + answer) > self._seq_len:
-                told = f"{n} tokens with its own documents alone, more than seq_len={self._seq_len}"
+            prompt, size = library.prompt(number, self._seq_len - answer, count, sizes)
+            if size + answer > self._seq_len:
+                told = f"{size + answer} tokens with its own documents alone, more than seq_len={self._seq_len}"
                 raise UsageError(f"{path}: question {number + 1} has {told}.")
             first = min((at for r in asked.references if (at := prompt.find(r)) >= 0), default=0)
             found.append(Question(number + 1, prompt, asked.text, asked.references, first / len(prompt)))
