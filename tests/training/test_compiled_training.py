@@ -117,9 +117,12 @@ def test_what_cannot_be_compiled_is_refused_in_one_line(recipe, tmp_path, monkey
     refused("train.cuda_graphs=true replays what train.compile=true compiles: set both", cuda_graphs=True)
     told = "train.cuda_graphs=true needs a GPU of NVIDIA, and the device is cpu"
     refused(told, cuda_graphs=True, compile=True, device="cpu")
-    assert not (tmp_path / "runs").exists()
+    with monkeypatch.context() as patched:
+        patched.setenv("CXX", str(tmp_path / "none"))
+        refused("train.compile=true needs a C.. compiler: install", compile=True, device="cpu")
     open_to_all = tmp_path / "graphs"
     open_to_all.mkdir()
     open_to_all.chmod(0o777)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(open_to_all))
     refused("train.compile=true has no folder for what it compiles: others may write to", compile=True)
+    assert not (tmp_path / "runs").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,27 @@ from zoo.core.errors import UsageError
 from zoo.models.ends import Ends
 from zoo.ops import native
 from zoo.protocol import Mixer
+from zoo.training.machine import choose_device
+from zoo.training.train_options import TrainConfig
+
+
+def check_compilation(config: TrainConfig) -> None:
+    """Refuse a compilation that this machine cannot do, and choose the folder for what it makes.
+
+    Raises:
+        UsageError: no GPU for CUDA graphs, no compiler, or no folder to which nobody else may write.
+    """
+    if not config.compile:
+        return
+    kind = choose_device(config.device).type
+    if config.cuda_graphs and kind != "cuda":
+        raise UsageError(f"train.cuda_graphs=true needs a GPU of NVIDIA, and the device is {kind}: leave it out.")
+    if kind == "cpu" and native.compiler() is None and shutil.which("cl") is None:
+        raise UsageError("train.compile=true needs a C++ compiler: install g++ or clang, or name one in CXX.")
+    try:
+        native.compiled_graphs()
+    except (native.Unavailable, OSError) as error:
+        raise UsageError(f"train.compile=true has no folder for what it compiles: {error}.") from None
 
 
 def compile_layers(model: Ends, loss: Callable[[], Tensor], *, cuda_graphs: bool = False) -> float:
@@ -24,14 +46,7 @@ def compile_layers(model: Ends, loss: Callable[[], Tensor], *, cuda_graphs: bool
         model: whose layers are compiled where they stand.
         loss: runs the model on inputs of the shapes of training.
         cuda_graphs: replay the graphs of a GPU without launching their kernels one by one.
-
-    Raises:
-        UsageError: others may write to the folder of what is compiled.
     """
-    try:
-        native.compiled_graphs()
-    except (native.Unavailable, OSError) as error:
-        raise UsageError(f"train.compile=true has no folder for what it compiles: {error}.") from None
     started, random = time.perf_counter(), torch.get_rng_state()
     backbone = model.backbone
     whole = not model.recompute or model.config.recursion is not None
@@ -48,4 +63,4 @@ def compile_layers(model: Ends, loss: Callable[[], Tensor], *, cuda_graphs: bool
     return time.perf_counter() - started
 
 
-__all__ = ["compile_layers"]
+__all__ = ["check_compilation", "compile_layers"]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from zoo.core.errors import RunError, UsageError
 from zoo.training.callbacks import Callback
 from zoo.training.child import COMMAND
+from zoo.training.compiling import check_compilation
 from zoo.training.failures import LostProcess, tell_launcher
 from zoo.training.joining import launched, several
 from zoo.training.launching import check_processes, run_processes
@@ -115,6 +116,7 @@ def train_recipe(
         return Launched(0, [summary(result)])
     for experiment in experiments.values():
         parts = experiment.build()
+        check_compilation(experiment.train)
         check_shared(processes or 1, experiment.train, parts.objective, parts.model)
     if len(experiments) == 1 and processes is not None:
         chosen = ["--variant", name] if (name := next(iter(experiments))) else []

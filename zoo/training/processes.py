@@ -238,14 +238,12 @@ def join() -> Group:
 
 
 def check_shared(size: int, config: TrainConfig, objective: Objective, model: ModelConfig) -> None:
-    """Refuse a training that this number of processes cannot share, or this machine's device not run.
+    """Refuse a training that this number of processes cannot share.
 
     Raises:
-        UsageError: the batch or the experts do not divide, the objective reads a batch whole, there are too few
-            GPUs, or none for CUDA graphs.
+        UsageError: the batch or the experts do not divide, the objective reads a batch whole, or there are too few
+            GPUs.
     """
-    if config.cuda_graphs and (kind := choose_device(config.device).type) != "cuda":
-        raise UsageError(f"train.cuda_graphs=true needs a GPU of NVIDIA, and the device is {kind}: leave it out.")
     if size == 1:
         for option in ("sequence_processes", "expert_parallel"):
             if (n := getattr(config, option)) > 1:

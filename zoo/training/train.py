@@ -15,6 +15,7 @@ from zoo.models.ends import Ends
 from zoo.tasks.protocol import Task
 from zoo.training import checkpoints, imports, machine
 from zoo.training.callbacks import Callback, Callbacks
+from zoo.training.compiling import check_compilation
 from zoo.training.fit import Parts
 from zoo.training.given import described
 from zoo.training.init import as_init
@@ -88,6 +89,7 @@ def train(
         if parts.objective.trains and chosen.init is None:
             part = parts.objective.trains.removesuffix(".")
             raise UsageError(f"This objective trains {part} alone, in a model that is trained: init=RUN names it.")
+        check_compilation(chosen.train)
         check_shared(group.size, chosen.train, parts.objective, parts.model)
         if resume and fresh:
             raise UsageError("--resume goes on from a run and --fresh deletes it: give one of them.")
